@@ -1,0 +1,61 @@
+"""Efficient vision backbones with counts, latencies and exports that can be trusted.
+
+The names below are the public API. They are imported when first used, so that `import zoo` costs
+next to nothing and listing models needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "list_models": "zoo.registry",
+    "model_info": "zoo.registry",
+    "register": "zoo.registry",
+    "create_model": "zoo.factory",
+    "load_weights": "zoo.weights",
+    "reparameterize": "zoo.reparam",
+    "count": "zoo.profiling.count",
+    "measure": "zoo.profiling.latency",
+    "compare": "zoo.profiling.latency",
+    "export": "zoo.exporters",
+    "ZooError": "zoo.errors",
+    "UnknownModel": "zoo.errors",
+    "BadWeights": "zoo.errors",
+    "BadInput": "zoo.errors",
+    "UncountedOperator": "zoo.errors",
+    "NotExportable": "zoo.errors",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+if TYPE_CHECKING:
+    from zoo.errors import BadInput as BadInput
+    from zoo.errors import BadWeights as BadWeights
+    from zoo.errors import NotExportable as NotExportable
+    from zoo.errors import UncountedOperator as UncountedOperator
+    from zoo.errors import UnknownModel as UnknownModel
+    from zoo.errors import ZooError as ZooError
+    from zoo.exporters import export as export
+    from zoo.factory import create_model as create_model
+    from zoo.profiling.count import count as count
+    from zoo.profiling.latency import compare as compare
+    from zoo.profiling.latency import measure as measure
+    from zoo.registry import list_models as list_models
+    from zoo.registry import model_info as model_info
+    from zoo.registry import register as register
+    from zoo.reparam import reparameterize as reparameterize
+    from zoo.weights import load_weights as load_weights
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

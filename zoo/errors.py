@@ -1,0 +1,25 @@
+"""The errors that a user can cause: each message is one line, names the value and the way out."""
+
+
+class ZooError(ValueError):
+    """Base of every error that a user of the package can cause; the entry points print it as one line."""
+
+
+class UnknownModel(ZooError):
+    """No model of that name is registered."""
+
+
+class BadWeights(ZooError):
+    """A checkpoint that cannot be read, is not a set of weights, or belongs to another model."""
+
+
+class BadInput(ZooError):
+    """An argument, a file or a folder that cannot work."""
+
+
+class UncountedOperator(ZooError):
+    """The counter met an operator that has no rule."""
+
+
+class NotExportable(ZooError):
+    """The model cannot be exported to the asked format, or its artefact computes something else."""

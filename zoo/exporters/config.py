@@ -1,0 +1,10 @@
+"""The keys of the group `export`."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ExportConfig:
+    """How an artefact is made."""
+
+    out: str = "artefacts"
