@@ -2,7 +2,7 @@
 
 
 class ZooError(ValueError):
-    """Base of every error that a user of the package can cause; the entry points print it as one line."""
+    """Base of all errors that a user can cause; the entry points print it as one line."""
 
 
 class UnknownModel(ZooError):

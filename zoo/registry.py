@@ -1,8 +1,8 @@
 """Name -> specification of a model, without importing a single model.
 
 The facts of a family (`zoo/facts/<family>.yaml`) name its variants, so listing models and reading
-their facts needs neither torch nor the model's module. `zoo/models/<family>.py` is imported when one
-of its variants is built; it calls `register` once for each of them.
+their facts needs neither torch nor the model's module. `zoo/models/<family>.py` is imported when
+one of its variants is built; it calls `register` once for each of them.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from zoo.errors import UnknownModel
 _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # What a family file says once for all of its variants; a variant may say any of them differently.
-_SHARED = ("task", "paper", "code", "input", "capabilities", "reports")
+_SHARED = ("task", "paper", "code", "input", "num_classes", "capabilities")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class ModelSpec:
     @property
     def task(self) -> str:
         return self.facts["task"]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the published model tells apart."""
+        return self.facts.get("num_classes", 1000)
 
     @property
     def capabilities(self) -> dict[str, Any]:

@@ -1,0 +1,266 @@
+"""The contract of every model, written once.
+
+A family builds `stem`, `stages`, `norm` and `head` and says the channels and the stride of each
+stage. From these `Backbone` derives what timm's users expect of a model: `forward_features`,
+`forward_head`, `forward_intermediates`, `reset_classifier`, `feature_info`, `group_matcher` ...
+Maps are B C H W throughout.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.blocks.heads import ClassifierHead
+from zoo.errors import BadInput
+from zoo.keys import KeyStyle
+
+
+class Stage(nn.Module):
+    """An optional change of size and width, then blocks that keep both.
+
+    Args:
+        blocks: Applied in order, each from B C H W to B C H W.
+        downsample: Applied before them; none where the first block (or nothing) changes the size.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None = None):
+        super().__init__()
+        self.downsample = downsample if downsample is not None else nn.Identity()
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            for block in self.blocks:
+                x = checkpoint(block, x, use_reentrant=False)
+            return x
+        return self.blocks(x)
+
+
+class Backbone(nn.Module):
+    """A stem, stages, a norm and a head, under timm's contract.
+
+    Args:
+        stem: From B in_chans H W to the input of the first stage.
+        stages: Applied in order.
+        norm: What closes the trunk: a norm, or a last convolution.
+        head: Pooling and classifier.
+        channels: Channels that each stage gives.
+        strides: Size of the input over that of each stage's output.
+        in_chans: Channels of the image.
+        output_stride: Where the model stops shrinking its maps, if it dilates instead: its levels
+            stay those of `strides`, their reductions do not go beyond.
+    """
+
+    key_styles: ClassVar[tuple[KeyStyle, ...]] = ()
+    output_fmt: ClassVar[str] = "NCHW"
+
+    def __init__(
+        self,
+        *,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        norm: nn.Module,
+        head: ClassifierHead,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        in_chans: int,
+        output_stride: int | None = None,
+    ):
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.Sequential(*stages)
+        self.norm = norm
+        self.head = head
+        self.in_chans = in_chans
+        self.num_classes = head.num_classes
+        self.num_features = self.head_hidden_size = head.num_features
+        self.feature_info = feature_levels(channels, strides, output_stride)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images B in_chans H W -> the last map B num_features H/s W/s, normalised."""
+        return self.norm(self.stages(self.stem(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False):
+        """The last map -> logits B num_classes, or what the classifier sees if `pre_logits`."""
+        return self.head(x, pre_logits)
+
+    def forward(self, x: Tensor):
+        return self.forward_head(self.forward_features(x))
+
+    @torch.jit.ignore
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the last map and those of chosen levels of `feature_info`.
+
+        Args:
+            x: Images, B in_chans H W.
+            indices: Levels to return; a number n means the last n, none means all.
+            norm: Apply `self.norm` to a map of the last stage.
+            stop_early: Do not compute stages that no chosen level needs.
+            output_fmt: Only `"NCHW"`.
+            intermediates_only: Return the list alone.
+
+        Raises:
+            BadInput: A level that there is not, or another format.
+        """
+        if output_fmt != "NCHW":
+            raise BadInput(f"output_fmt={output_fmt!r}: maps are given as 'NCHW' only")
+        levels = take_levels(len(self.feature_info), indices)
+        wanted = [self.feature_info[level]["stage"] for level in levels]
+        stages = list(self.stages)
+        if stop_early or intermediates_only:
+            stages = stages[: max(wanted) + 1]
+        x, maps = self.stem(x), {}
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            maps[i] = x
+        last = len(self.stages) - 1
+        normed = self.norm(x) if len(stages) == last + 1 else x
+        if norm and last in maps:
+            maps[last] = normed
+        intermediates = [maps[i] for i in wanted]
+        return intermediates if intermediates_only else (normed, intermediates)
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
+        """Return the classifying layer, or the tuple of them where there are two."""
+        layers = tuple(getattr(self.head, name) for name in self.head.classifiers())
+        return layers[0] if len(layers) == 1 else layers
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh classifier for `num_classes` in (0: none), and another pooling if given."""
+        self.head.reset(num_classes, global_pool)
+        self.num_classes = num_classes
+
+    @torch.jit.ignore
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """While training, return the logits of both classifiers as a pair.
+
+        Raises:
+            BadInput: The model has one classifier.
+        """
+        if not hasattr(self.head, "distilled_training"):
+            raise BadInput(f"{type(self).__name__} has one classifier; nothing to distil into")
+        self.head.distilled_training = enable
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of blocks while training, and compute the rest again backwards."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Return how parameters fall into layers, for a learning rate by depth (timm's form)."""
+        blocks = [
+            (r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.downsample", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^norm", (99999,)),
+        ]
+        return {"stem": r"^stem", "blocks": blocks[:1] + blocks[2:] if coarse else blocks}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of tables and scales that weight decay should leave alone."""
+        return {
+            f"{path}.{name}" if path else name
+            for path, module in self.named_modules()
+            for name in getattr(module, "no_decay", ())
+        }
+
+    def classifier_names(self) -> tuple[str, ...]:
+        """Return the dotted names of the classifying layers."""
+        return tuple(f"head.{name}" for name in self.head.classifiers())
+
+    def first_conv_name(self) -> str:
+        """Return the dotted name of the convolution that reads the image."""
+        return next(
+            name
+            for name, module in self.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Conv3d)
+        )
+
+
+def feature_levels(
+    channels: Sequence[int], strides: Sequence[int], output_stride: int | None = None
+) -> list[dict]:
+    """Return the levels of a pyramid: the last stage of each stride, in timm's form."""
+    return [
+        {
+            "num_chs": channels[i],
+            "reduction": min(strides[i], output_stride or strides[i]),
+            "module": f"stages.{i}",
+            "stage": i,
+        }
+        for i in range(len(strides))
+        if i + 1 == len(strides) or strides[i + 1] != strides[i]
+    ]
+
+
+def take_levels(count: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Return the chosen levels as numbers from 0; none means all, a number n the last n."""
+    if indices is None:
+        return list(range(count))
+    if isinstance(indices, int):
+        if not 0 < indices <= count:
+            raise BadInput(f"out_indices={indices}: the last 1 to {count} levels can be taken")
+        return list(range(count - indices, count))
+    levels = [count + i if i < 0 else i for i in indices]
+    if not levels or not all(0 <= level < count for level in levels):
+        raise BadInput(
+            f"out_indices={list(indices)}: the model has {count} levels, 0 to {count - 1}"
+        )
+    return levels
+
+
+class FeatureExtractor(nn.Module):
+    """A model cut down to a pyramid of maps: what `create_model(..., features_only=True)` returns.
+
+    Parameters keep the names they have in the whole model. `forward` returns a list of maps,
+    B C H W, one for each chosen level.
+
+    Args:
+        model: The whole model; its modules are shared, not copied.
+        out_indices: Levels of `model.feature_info`; none means all.
+    """
+
+    def __init__(self, model: Backbone, out_indices: int | Sequence[int] | None = None):
+        super().__init__()
+        from timm.models import FeatureInfo
+
+        levels = take_levels(len(model.feature_info), out_indices)
+        self.taken = [int(model.feature_info[level]["stage"]) for level in levels]
+        self.stem = model.stem
+        self.stages = model.stages[: max(self.taken) + 1]
+        self.feature_info = FeatureInfo(model.feature_info, levels)
+        self.key_styles = model.key_styles
+        self.in_chans = model.in_chans
+        self.output_fmt = model.output_fmt
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        maps: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.taken:
+                maps.append(x)
+        return maps
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of blocks while training, and compute the rest again backwards."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable

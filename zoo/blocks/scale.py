@@ -1,0 +1,22 @@
+"""Layer scale."""
+
+import torch
+from torch import Tensor, nn
+
+
+class LayerScale(nn.Module):
+    """Multiply each channel by a learnt factor that starts small (CaiT, arXiv 2103.17239, eq. 7).
+
+    Args:
+        channels: How many channels there are.
+        init: Value that every factor starts with.
+        spatial: Channels are axis 1 of B C H W; otherwise the last axis.
+    """
+
+    def __init__(self, channels: int, *, init: float = 1e-5, spatial: bool = False):
+        super().__init__()
+        self.spatial = spatial
+        self.gamma = nn.Parameter(torch.full((channels,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.gamma[:, None, None] if self.spatial else self.gamma)

@@ -1,0 +1,212 @@
+"""What one execution of an operator costs: the rules behind `zoo.count`.
+
+Three quantities, for an operator as the tracer of PyTorch records it (`aten::...`):
+
+* MACs: multiply-accumulates of convolutions, matrix products and attention, and nothing else;
+* elementwise FLOPs: arithmetic on single elements, norms, softmax, pooling, resizing;
+* activations: elements that an operator with MACs writes.
+
+FLOPs are 2 x MACs + elementwise FLOPs. An operator that is in no table is an error, never a zero.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from fvcore.nn import jit_handles as fvcore
+from fvcore.nn.jit_handles import get_shape
+
+Rule = Callable[[list[Any], list[Any]], Counter]
+
+
+def macs(count: int, outputs: list[Any], name: str) -> Counter:
+    """Return the cost of an operator with `count` multiply-accumulates."""
+    return Counter({f"macs:{name}": int(count), f"activations:{name}": numel(outputs[0])})
+
+
+def elementwise(count: float, name: str) -> Counter:
+    """Return the cost of an operator with `count` elementwise FLOPs."""
+    return Counter({f"elementwise:{name}": int(count)})
+
+
+def numel(value: Any) -> int:
+    """Return how many elements a traced tensor has."""
+    return math.prod(get_shape(value) or [0])
+
+
+def _from_fvcore(handle: Callable, name: str) -> Rule:
+    def rule(inputs: list[Any], outputs: list[Any]) -> Counter:
+        count = handle(inputs, outputs)
+        return macs(sum(count.values()) if isinstance(count, Counter) else count, outputs, name)
+
+    return rule
+
+
+def _matmul(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """(..., n, k) x (..., k, m), broadcast, vectors allowed: k for each element of the result."""
+    return macs(numel(outputs[0]) * get_shape(inputs[0])[-1], outputs, "matmul")
+
+
+def _baddbmm(inputs: list[Any], outputs: list[Any]) -> Counter:
+    return macs(numel(outputs[0]) * get_shape(inputs[1])[-1], outputs, "matmul")
+
+
+def _einsum(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """The sizes of all letters multiplied, for two operands; a contraction pair by pair beyond."""
+    equation = inputs[0].toIValue().replace(" ", "")
+    shapes = [get_shape(node) for node in inputs[1].node().inputs()]
+    operands = equation.split("->")[0].split(",")
+    if "." in equation or len(operands) > 2:
+        raise NotImplementedError(f"einsum {equation!r}: only two operands without '...'")
+    sizes = {
+        letter: size
+        for names, shape in zip(operands, shapes, strict=True)
+        for letter, size in zip(names, shape, strict=True)
+    }
+    if len(operands) == 1:
+        return Counter()
+    return macs(math.prod(sizes.values()), outputs, "einsum")
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """Both matrix products; softmax, scale and mask count as written out, so that a fused and a
+    written-out attention cost the same."""
+    query, key, value = (get_shape(node) for node in inputs[:3])
+    pairs = math.prod(query[:-1]) * key[-2]
+    cost = macs(pairs * (query[-1] + value[-1]), outputs, "attention")
+    mask = inputs[3].node().mustBeNone() if inputs[3].node().kind() == "prim::Constant" else False
+    per_pair = SOFTMAX + (0 if mask else 1)
+    cost["activations:attention"] += pairs
+    return cost + elementwise(pairs * per_pair + math.prod(query), "attention")
+
+
+def _per_output(flops: float, name: str) -> Rule:
+    return lambda inputs, outputs: elementwise(flops * numel(outputs[0]), name)
+
+
+def _per_input(flops: float, name: str) -> Rule:
+    return lambda inputs, outputs: elementwise(flops * numel(inputs[0]), name)
+
+
+def _norm(flops: float, affine: int, name: str) -> Rule:
+    """`flops` an element, and 2 more where input number `affine` gives a weight."""
+
+    def rule(inputs: list[Any], outputs: list[Any]) -> Counter:
+        has_affine = get_shape(inputs[affine]) is not None
+        return elementwise((flops + 2 * has_affine) * numel(inputs[0]), name)
+
+    return rule
+
+
+def _window_pool(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """One operation for each element of each window."""
+    dims = len(get_shape(inputs[0])) - 2
+    return elementwise(numel(outputs[0]) * math.prod(_ints(inputs[1], dims)), "pool")
+
+
+def _ints(value: Any, count: int) -> list[int]:
+    """Return the whole numbers of a traced list; one number stands for all `count` of them."""
+    if value.node().kind() == "prim::ListConstruct":
+        numbers = [int(item.toIValue()) for item in value.node().inputs()]
+    else:
+        numbers = list(value.toIValue())
+    return numbers * count if len(numbers) == 1 else numbers
+
+
+SOFTMAX = 5  # maximum, difference, exponential, sum, quotient
+
+_MACS: dict[str, Rule] = {
+    "aten::_convolution": _from_fvcore(fvcore.conv_flop_jit, "conv"),
+    "aten::linear": _from_fvcore(fvcore.linear_flop_jit, "linear"),
+    "aten::addmm": _from_fvcore(fvcore.addmm_flop_jit, "linear"),
+    "aten::bmm": _from_fvcore(fvcore.bmm_flop_jit, "matmul"),
+    "aten::mm": _matmul,
+    "aten::mv": _matmul,
+    "aten::dot": _matmul,
+    "aten::matmul": _matmul,
+    "aten::baddbmm": _baddbmm,
+    "aten::einsum": _einsum,
+    "aten::scaled_dot_product_attention": _attention,
+}
+
+_COMPOSITE: dict[str, Rule] = {
+    "aten::softmax": _per_output(SOFTMAX, "softmax"),
+    "aten::log_softmax": _per_output(SOFTMAX, "softmax"),
+    "aten::batch_norm": _per_output(2, "batch_norm"),  # its fixed form: scale and shift
+    "aten::layer_norm": _norm(5, 2, "layer_norm"),  # mean 1, variance 2, normalise 2
+    "aten::group_norm": _norm(5, 2, "group_norm"),
+    "aten::instance_norm": _norm(5, 1, "instance_norm"),
+    "aten::rms_norm": _norm(3, 2, "rms_norm"),
+    "aten::linalg_vector_norm": _per_input(2, "vector_norm"),
+    "aten::norm": _per_input(2, "vector_norm"),
+    "aten::avg_pool1d": _window_pool,
+    "aten::avg_pool2d": _window_pool,
+    "aten::avg_pool3d": _window_pool,
+    "aten::max_pool1d": _window_pool,
+    "aten::max_pool2d": _window_pool,
+    "aten::max_pool3d": _window_pool,
+    "aten::adaptive_avg_pool1d": _per_input(1, "pool"),
+    "aten::adaptive_avg_pool2d": _per_input(1, "pool"),
+    "aten::adaptive_max_pool2d": _per_input(1, "pool"),
+    "aten::upsample_bilinear2d": _per_output(8, "resize"),  # four taps
+    "aten::upsample_bicubic2d": _per_output(32, "resize"),  # sixteen taps
+    "aten::grid_sampler": _per_output(8, "resize"),
+    "aten::var": _per_input(3, "reduce"),
+    "aten::std": _per_input(3, "reduce"),
+    "aten::var_mean": _per_input(3, "reduce"),
+    "aten::lerp": _per_output(3, "arithmetic"),
+    "aten::addcmul": _per_output(2, "arithmetic"),
+    "aten::glu": _per_output(2, "activation"),
+}
+
+# One operation an element of the input.
+_REDUCTIONS = (
+    "sum mean amax amin max min prod cumsum cumprod logsumexp argmax argmin any all topk sort"
+).split()
+
+# One operation an element of the output, whatever the function takes inside.
+_ARITHMETIC = (
+    "add sub rsub mul div floor_divide remainder fmod pow square sqrt rsqrt reciprocal exp exp2 "
+    "expm1 log log2 log1p sin cos tan tanh atan2 erf abs neg sign floor ceil round maximum minimum "
+    "clamp clamp_min clamp_max where masked_fill bitwise_and bitwise_or bitwise_not logical_and "
+    "logical_or logical_not eq ne lt le gt ge __and__ __or__ sigmoid"
+).split()
+_ACTIVATIONS = (
+    "relu relu6 hardtanh gelu silu mish elu selu celu leaky_relu prelu softplus hardswish "
+    "hardsigmoid hardshrink softsign log_sigmoid"
+).split()
+
+# Nothing is computed: views, copies, constants, sizes, look-ups by a given index.
+FREE = frozenset(
+    f"aten::{name}"
+    for name in (
+        "Int ScalarImplicit FloatImplicit IntImplicit Bool Float size numel arange linspace zeros "
+        "ones full empty new_zeros new_ones new_full new_empty zeros_like ones_like full_like "
+        "empty_like scalar_tensor tensor lift_fresh eye tril triu meshgrid tril_indices "
+        "contiguous clone copy detach alias to type_as view view_as reshape flatten unflatten "
+        "expand expand_as repeat repeat_interleave tile permute transpose movedim swapaxes t mT "
+        "numpy_T squeeze unsqueeze select slice narrow split split_with_sizes tensor_split chunk "
+        "unbind cat concat stack hstack vstack pad constant_pad_nd reflection_pad1d "
+        "reflection_pad2d replication_pad2d roll flip rot90 unfold im2col col2im as_strided "
+        "pixel_shuffle pixel_unshuffle channel_shuffle gather index index_select index_put take "
+        "take_along_dim embedding scatter masked_select nonzero one_hot diagonal diag_embed "
+        "upsample_nearest1d upsample_nearest2d dropout feature_dropout dropout_ "
+        "is_floating_point dim _shape_as_tensor broadcast_tensors broadcast_to real imag "
+        "view_as_real view_as_complex complex fill bernoulli rand randn rand_like randn_like"
+    ).split()
+)
+
+
+def _free(inputs: list[Any], outputs: list[Any]) -> Counter:
+    return Counter()
+
+
+def all_rules() -> dict[str, Rule]:
+    """Return the rule of every known operator; forms that write in place cost the same."""
+    rules: dict[str, Rule] = {**dict.fromkeys(FREE, _free), **_MACS, **_COMPOSITE}
+    rules |= {f"aten::{name}": _per_input(1, "reduce") for name in _REDUCTIONS}
+    rules |= {f"aten::{name}": _per_output(1, "arithmetic") for name in _ARITHMETIC}
+    rules |= {f"aten::{name}": _per_output(1, "activation") for name in _ACTIVATIONS}
+    in_place = {f"{name}_": rule for name, rule in rules.items() if not name.endswith("_")}
+    return {**in_place, **rules}

@@ -1,0 +1,98 @@
+"""Every model of the package as one of timm's: `timm.create_model("zoo_<name>")`.
+
+    import zoo.timm_bridge
+    timm.create_model("zoo_efficientformer_l1", features_only=True)
+
+Whatever builds encoders through timm (segmentation_models_pytorch, detectors, Hugging Face) takes
+our models by these names. The prefix keeps them apart from timm's own.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from timm.models import generate_default_cfgs, register_model
+from torch import nn
+
+from zoo import registry
+from zoo.factory import create_model
+
+PREFIX = "zoo_"
+
+# What timm's factory passes on besides the arguments of a model, and what becomes of it: weights
+# and their description come from our facts; pyramids are made one way (zoo.backbone).
+_TIMM_ONLY = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "feature_cls", "feature_cfg")
+
+default_cfgs: dict[str, Any] = {}
+
+
+def bridged_name(name: str) -> str:
+    """Return the name that timm knows a model by."""
+    return PREFIX + name
+
+
+@functools.cache
+def _traits(family: str) -> dict[str, Any]:
+    """What the variants of a family have in common, read off the smallest (built without memory)."""
+    (name,) = registry.list_models(family=family, smallest_of_family=True)
+    with torch.device("meta"):
+        model = registry.get_builder(name)()
+    return {
+        "stride": model.feature_info[-1]["reduction"],
+        "first_conv": model.first_conv_name(),
+        "classifier": model.classifier_names(),
+    }
+
+
+def _default_cfg(spec: registry.ModelSpec) -> dict[str, Any]:
+    """Return timm's description of a model."""
+    traits, wanted = dict(_traits(spec.family)), spec.facts["input"]
+    _, height, width = wanted["size"]
+    stride = traits.pop("stride")
+    return {
+        **traits,
+        "input_size": tuple(wanted["size"]),
+        "pool_size": (-(-height // stride), -(-width // stride)),
+        "num_classes": spec.num_classes,
+        "mean": tuple(wanted["mean"]),
+        "std": tuple(wanted["std"]),
+        "interpolation": wanted["interpolation"],
+        "crop_pct": wanted["crop_pct"],
+        "fixed_input_size": not spec.capabilities.get("dynamic_size", False),
+        "license": spec.facts["code"]["licence"],
+        "paper_ids": f"arXiv:{spec.facts['paper']['arxiv']}",
+        "paper_name": spec.facts["paper"]["title"],
+        "origin_url": spec.facts["code"]["url"],
+    }
+
+
+def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
+    def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        for key in _TIMM_ONLY:
+            kwargs.pop(key, None)
+        model = create_model(spec.name, pretrained, **kwargs)
+        cfg = default_cfgs[build.__name__].default.to_dict()
+        model.pretrained_cfg = model.default_cfg = {**cfg, "architecture": build.__name__}
+        return model
+
+    build.__name__ = build.__qualname__ = bridged_name(spec.name)
+    build.__module__ = __name__
+    return build
+
+
+def _register_all() -> None:
+    for name in registry.list_models(task="classification"):
+        spec = registry.get_spec(name)
+        known_as = bridged_name(name)
+        if timm.is_model(known_as):
+            raise ValueError(f"timm has a model {known_as!r} already; it would be overwritten")
+        default_cfgs.update(generate_default_cfgs({known_as: _default_cfg(spec)}))
+        build = _entry_point(spec)
+        setattr(sys.modules[__name__], known_as, build)
+        register_model(build)
+
+
+_register_all()
