@@ -92,7 +92,6 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor):
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
@@ -133,19 +132,16 @@ class Backbone(nn.Module):
         intermediates = [maps[i] for i in wanted]
         return intermediates if intermediates_only else (normed, intermediates)
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
         """Return the classifying layer, or the tuple of them where there are two."""
         layers = tuple(getattr(self.head, name) for name in self.head.classifiers())
         return layers[0] if len(layers) == 1 else layers
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh classifier for `num_classes` in (0: none), and another pooling if given."""
         self.head.reset(num_classes, global_pool)
         self.num_classes = num_classes
 
-    @torch.jit.ignore
     def set_distilled_training(self, enable: bool = True) -> None:
         """While training, return the logits of both classifiers as a pair.
 
@@ -154,15 +150,13 @@ class Backbone(nn.Module):
         """
         if not hasattr(self.head, "distilled_training"):
             raise BadInput(f"{type(self).__name__} has one classifier; nothing to distil into")
-        self.head.distilled_training = enable
+        self.head.__dict__["distilled_training"] = enable
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of blocks while training, and compute the rest again backwards."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.__dict__["grad_checkpointing"] = enable
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Return how parameters fall into layers, for a learning rate by depth (timm's form)."""
         blocks = [
@@ -172,7 +166,6 @@ class Backbone(nn.Module):
         ]
         return {"stem": r"^stem", "blocks": blocks[:1] + blocks[2:] if coarse else blocks}
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Return the names of tables and scales that weight decay should leave alone."""
         return {
@@ -245,7 +238,7 @@ class FeatureExtractor(nn.Module):
         self.taken = [int(model.feature_info[level]["stage"]) for level in levels]
         self.stem = model.stem
         self.stages = model.stages[: max(self.taken) + 1]
-        self.feature_info = FeatureInfo(model.feature_info, levels)
+        self.feature_info = FeatureInfo(model.feature_info, tuple(levels))
         self.key_styles = model.key_styles
         self.in_chans = model.in_chans
         self.output_fmt = model.output_fmt
@@ -259,8 +252,7 @@ class FeatureExtractor(nn.Module):
                 maps.append(x)
         return maps
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of blocks while training, and compute the rest again backwards."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.__dict__["grad_checkpointing"] = enable

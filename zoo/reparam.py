@@ -8,7 +8,7 @@ right before them, whoever wrote it.
 
 import copy
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from zoo.profiling.count import count
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_FOLDABLE = {
+_FOLDABLE: dict[type, type] = {
     nn.Conv1d: nn.BatchNorm1d,
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
@@ -42,8 +42,8 @@ def reparameterize(model: Model) -> Model:
             f"{training} is in train mode; call model.eval() first: batch norms fold only with "
             "their running statistics"
         )
-    fused = _fused(copy.deepcopy(model), {})
-    fused.reparameterized = True
+    fused = cast(Model, _fused(copy.deepcopy(model), {}))
+    fused.__dict__["reparameterized"] = True  # what `count` calls fused
     return fused
 
 
@@ -51,21 +51,24 @@ def _fused(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     """Replace the parts of `module` (a copy), then `module` itself; shared parts stay shared."""
     if id(module) in done:
         return done[id(module)]
-    for name, child in module._modules.items():
+    parts: dict[str, Any] = module._modules
+    for name, child in parts.items():
         if child is not None:
-            module._modules[name] = _fused(child, done)
+            parts[name] = _fused(child, done)
     if isinstance(module, nn.Sequential):
         _fold_pairs(module)
-    fuse = getattr(module, "fused", None)
-    done[id(module)] = fuse() if callable(fuse) else module
-    return done[id(module)]
+    fuse: Any = getattr(module, "fused", None)
+    replacement: Any = fuse() if callable(fuse) else module
+    done[id(module)] = replacement
+    return replacement
 
 
 def _fold_pairs(sequence: nn.Sequential) -> None:
-    names = list(sequence._modules)
+    names: list[str] = list(sequence._modules)
     for before, after in zip(names, names[1:], strict=False):
-        layer, norm = sequence._modules[before], sequence._modules[after]
-        foldable = _FOLDABLE.get(type(layer)) if layer is not None else None
+        layer: Any = sequence._modules[before]
+        norm: Any = sequence._modules[after]
+        foldable = _FOLDABLE.get(type(layer))
         if foldable is not None and type(norm) is foldable and norm.track_running_stats:
             sequence._modules[before] = fold_batch_norm(layer, norm)
             sequence._modules[after] = nn.Identity()

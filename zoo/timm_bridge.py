@@ -36,7 +36,7 @@ def bridged_name(name: str) -> str:
 
 @functools.cache
 def _traits(family: str) -> dict[str, Any]:
-    """What the variants of a family have in common, read off the smallest (built without memory)."""
+    """What the variants of a family have in common, read off the smallest."""
     (name,) = registry.list_models(family=family, smallest_of_family=True)
     with torch.device("meta"):
         model = registry.get_builder(name)()
@@ -75,7 +75,8 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
             kwargs.pop(key, None)
         model = create_model(spec.name, pretrained, **kwargs)
         cfg = default_cfgs[build.__name__].default.to_dict()
-        model.pretrained_cfg = model.default_cfg = {**cfg, "architecture": build.__name__}
+        cfg["architecture"] = build.__name__
+        model.__dict__.update(pretrained_cfg=cfg, default_cfg=cfg)
         return model
 
     build.__name__ = build.__qualname__ = bridged_name(spec.name)

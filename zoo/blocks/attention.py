@@ -101,6 +101,8 @@ class ConstantOffsetBias(nn.Module):
     def __init__(self, table: Tensor, grid: tuple[int, int]):
         super().__init__()
         self.grid = grid
+        self.table: Tensor
+        self.bias: Tensor
         self.register_buffer("table", table.clone())
         self.register_buffer("bias", offset_bias(table, grid, grid[0], grid[1]))
 

@@ -5,7 +5,7 @@ float64 and rounded once, so that a chain of folds loses no precision.
 """
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def rebuilt(module: Module, **changes: nn.Module | Tensor | None) -> Module:
     return copied
 
 
-def batch_norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def batch_norm_affine(norm: Any) -> tuple[Tensor, Tensor]:
     """Return scale and shift (float64, one a channel) of a batch norm with fixed statistics."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(f"{norm} keeps no running statistics: it has no fixed form to fold")
@@ -80,7 +80,7 @@ def fold_batch_norm(layer: Linear, norm: nn.Module) -> Linear:
     return scale_outputs(layer, *batch_norm_affine(norm))
 
 
-def split_affine(norm: nn.LayerNorm) -> tuple[nn.LayerNorm, Tensor, Tensor | None]:
+def split_affine(norm: nn.LayerNorm) -> tuple[nn.LayerNorm, Tensor, Tensor]:
     """Split a layer norm into one without affine part, and the scale and shift it had."""
     plain = rebuilt(norm, weight=None, bias=None)
     plain.elementwise_affine = False

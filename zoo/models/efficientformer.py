@@ -185,7 +185,8 @@ def _init(module: nn.Module) -> None:
     elif isinstance(module, ConvMlp):
         for layer in (module.fc1.conv, module.fc2.conv):
             nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _convert(state: State, model: EfficientFormer, *, block: str, scale: str) -> State:
@@ -202,7 +203,7 @@ def _convert(state: State, model: EfficientFormer, *, block: str, scale: str) ->
     rules = []
     for s, stage in enumerate(model.stages):
         flattened = 0
-        for j, ours in enumerate(stage.blocks):
+        for j, ours in enumerate(stage.get_submodule("blocks").children()):
             attends = isinstance(ours, AttentionBlock)
             flattened = flattened or int(attends)
             old = re.escape(block.format(s=s, j=j + flattened))

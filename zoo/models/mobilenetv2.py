@@ -135,8 +135,8 @@ _TORCHVISION_PARTS = {
 def _blocks(model: MobileNetV2):
     """Every block with its position: (stage, index in the stage, expands)."""
     for s, stage in enumerate(model.stages):
-        for j, block in enumerate(stage.blocks):
-            yield s, j, isinstance(block.expand, ConvNorm)
+        for j, block in enumerate(stage.get_submodule("blocks").children()):
+            yield s, j, isinstance(block.get_submodule("expand"), ConvNorm)
 
 
 def _block_rules(old: str, new: str, parts: dict[str, str]) -> list:

@@ -123,10 +123,11 @@ def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _analysis(model: nn.Module, example: torch.Tensor) -> FlopCountAnalysis:
-    analysis = FlopCountAnalysis(model, example).clear_op_handles()
-    analysis.set_op_handle(**all_rules())
+    analysis = FlopCountAnalysis(model, example)
+    analysis.clear_op_handles().set_op_handle(**all_rules())
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    return analysis.tracer_warnings("none")
+    analysis.tracer_warnings("none")
+    return analysis
 
 
 def _refuse_unknown(analysis: FlopCountAnalysis) -> None:

@@ -30,9 +30,17 @@ def elementwise(count: float, name: str) -> Counter:
     return Counter({f"elementwise:{name}": int(count)})
 
 
+def shape(value: Any) -> list[int]:
+    """Return the shape of a traced tensor."""
+    sizes = get_shape(value)
+    if sizes is None:
+        raise NotImplementedError(f"{value.node().kind()}: its shape was not recorded")
+    return sizes
+
+
 def numel(value: Any) -> int:
     """Return how many elements a traced tensor has."""
-    return math.prod(get_shape(value) or [0])
+    return math.prod(shape(value))
 
 
 def _from_fvcore(handle: Callable, name: str) -> Rule:
@@ -45,17 +53,17 @@ def _from_fvcore(handle: Callable, name: str) -> Rule:
 
 def _matmul(inputs: list[Any], outputs: list[Any]) -> Counter:
     """(..., n, k) x (..., k, m), broadcast, vectors allowed: k for each element of the result."""
-    return macs(numel(outputs[0]) * get_shape(inputs[0])[-1], outputs, "matmul")
+    return macs(numel(outputs[0]) * shape(inputs[0])[-1], outputs, "matmul")
 
 
 def _baddbmm(inputs: list[Any], outputs: list[Any]) -> Counter:
-    return macs(numel(outputs[0]) * get_shape(inputs[1])[-1], outputs, "matmul")
+    return macs(numel(outputs[0]) * shape(inputs[1])[-1], outputs, "matmul")
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> Counter:
     """The sizes of all letters multiplied, for two operands; a contraction pair by pair beyond."""
     equation = inputs[0].toIValue().replace(" ", "")
-    shapes = [get_shape(node) for node in inputs[1].node().inputs()]
+    shapes = [shape(node) for node in inputs[1].node().inputs()]
     operands = equation.split("->")[0].split(",")
     if "." in equation or len(operands) > 2:
         raise NotImplementedError(f"einsum {equation!r}: only two operands without '...'")
@@ -72,7 +80,7 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> Counter:
 def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
     """Both matrix products; softmax, scale and mask count as written out, so that a fused and a
     written-out attention cost the same."""
-    query, key, value = (get_shape(node) for node in inputs[:3])
+    query, key, value = (shape(node) for node in inputs[:3])
     pairs = math.prod(query[:-1]) * key[-2]
     cost = macs(pairs * (query[-1] + value[-1]), outputs, "attention")
     mask = inputs[3].node().mustBeNone() if inputs[3].node().kind() == "prim::Constant" else False
@@ -101,7 +109,7 @@ def _norm(flops: float, affine: int, name: str) -> Rule:
 
 def _window_pool(inputs: list[Any], outputs: list[Any]) -> Counter:
     """One operation for each element of each window."""
-    dims = len(get_shape(inputs[0])) - 2
+    dims = len(shape(inputs[0])) - 2
     return elementwise(numel(outputs[0]) * math.prod(_ints(inputs[1], dims)), "pool")
 
 

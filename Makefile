@@ -1,0 +1,33 @@
+# make demo: set up, train a model on real images, evaluate, count, time, export, compare
+# make test: set up, run the tests              make lint: what CI checks besides
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: demo test lint clean
+
+# Set up anew when what is to be installed has changed.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,data,dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	test -e $(DEMO)/checkpoints/best.ckpt || $(BIN)/python train.py model=efficientformer_l1 train.run_dir=$(DEMO)
+	$(BIN)/python eval.py weights=$(DEMO)
+	$(BIN)/python benchmark.py model=efficientformer_l1
+	$(BIN)/python export.py weights=$(DEMO) format=onnx export.out=$(DEMO)/export export.overwrite=true
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/codespell
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache

@@ -1,0 +1,107 @@
+"""A quick look without Hydra: `python -m zoo list | info | count`.
+
+`list` and `info` build no model and import no torch.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from zoo import registry
+from zoo.errors import ZooError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; an error is one line on stderr and exit code 1."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="list | info | count")
+
+    command = commands.add_parser("list", help="names of models, a line each")
+    command.add_argument("filter", nargs="*", help="globs, such as 'mobilenet*'")
+    command.add_argument("--family")
+    command.add_argument("--task")
+    command.add_argument("--pretrained", action="store_true", help="only with published weights")
+    command.add_argument("--long", action="store_true", help="with params, MACs and top-1")
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser("info", help="facts of a model: paper, figures, weights, licence")
+    command.add_argument("model")
+    command.set_defaults(run=_info)
+
+    command = commands.add_parser("count", help="params, MACs, FLOPs and activations of a model")
+    command.add_argument("model", help="a registered name, or timm/<name>")
+    command.add_argument("--size", type=int, nargs="+", help="image size: one number, or two")
+    command.add_argument("--depth", type=int, default=1, help="how deep to list modules")
+    command.add_argument("--fused", action="store_true", help="count the re-parameterised model")
+    command.set_defaults(run=_count)
+    return parser
+
+
+def _list(args: argparse.Namespace) -> None:
+    names = registry.list_models(
+        args.filter,
+        family=args.family,
+        task=args.task,
+        pretrained=True if args.pretrained else None,
+    )
+    if not names:
+        raise ZooError(f"no model fits {' '.join(args.filter) or 'these options'}")
+    for name in names:
+        print(_row(name) if args.long else name)
+
+
+def _row(name: str) -> str:
+    facts = registry.get_spec(name).facts
+    best = max((entry.get("top1", 0) for entry in facts.get("published", [])), default=0)
+    macs = next((e["macs_g"] for e in facts.get("published", []) if "macs_g" in e), None)
+    return (
+        f"{name:<32}{facts['params'] / 1e6:>9.2f} M"
+        + (f"{macs:>9.3f} GMACs" if macs else f"{'':>15}")
+        + (f"{best:>9.2f} top-1" if best else "")
+    )
+
+
+def _info(args: argparse.Namespace) -> None:
+    import yaml
+
+    print(
+        yaml.safe_dump(registry.model_info(args.model), sort_keys=False, allow_unicode=True), end=""
+    )
+
+
+def _count(args: argparse.Namespace) -> None:
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    from zoo.factory import create_model
+    from zoo.profiling.count import count
+    from zoo.reparam import reparameterize
+
+    model = create_model(args.model).eval()
+    if args.fused:
+        model = reparameterize(model)
+    wanted: Any = {} if args.model.startswith("timm/") else registry.get_spec(args.model).facts
+    channels, *size = wanted.get("input", {}).get("size", (3, 224, 224))
+    size = [*args.size, args.size[-1]][:2] if args.size else size
+    counts = count(model, (1, channels, *size))
+    form = "fused" if counts.fused else "unfused"
+    print(f"{args.model}, {form}, one image of {size[0]} x {size[1]}")
+    for name, row in counts.by_module(args.depth).items():
+        print(
+            f"{name or 'total':<24}{row['params']:>14,} params{row['macs']:>18,} MACs"
+            f"{row['flops']:>18,} FLOPs{row['activations']:>14,} activations"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
