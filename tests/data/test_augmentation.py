@@ -1,0 +1,94 @@
+"""Augmentations do what their keys say, and a key that would do nothing is refused."""
+
+import functools
+import pickle
+
+import pytest
+import torch
+
+from zoo.data import DataConfig, create_datamodule
+from zoo.data.dataset import own_randomness, seed_sample
+
+# Nothing random is left: the whole square image, neither flipped nor recoloured.
+STILL = {"image_size": 32, "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "color_jitter": 0.0}
+
+
+@pytest.fixture
+def prepared(picture):
+    """Give one augmented picture, C H W."""
+    return functools.partial(prepare, picture)
+
+
+def prepare(picture, number=1, mode="RGB", seed=0, **keys):
+    data = create_datamodule(DataConfig(**STILL | keys), batch_size=1)
+    out = torch.empty(data.shape)
+    with own_randomness():
+        seed_sample(seed)
+        data._train.into(out, picture(number, (32, 32), mode))
+    return out
+
+
+def test_flips(prepared):
+    plain = prepared()
+    assert torch.equal(prepared(hflip=1.0), plain.flip(2))
+    assert torch.equal(prepared(vflip=1.0), plain.flip(1))
+
+
+def test_digits_are_not_flipped_unless_asked():
+    data = create_datamodule(DataConfig(), batch_size=1)
+    assert data.config.hflip == 0
+    assert create_datamodule(DataConfig("folder"), batch_size=1).config.hflip == 0.5
+
+
+def test_crops_follow_scale_and_ratio(prepared):
+    assert not torch.equal(prepared(scale=[0.2, 0.3]), prepared())
+
+
+@pytest.mark.parametrize("jitter", [0.4, [0.4, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]])
+def test_colour_jitter(prepared, jitter):
+    assert not torch.equal(prepared(color_jitter=jitter), prepared())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_random_erasing_fills_with_the_mean(prepared, count):
+    erased = prepared(re_prob=1.0, re_count=count)
+    plain = prepared()
+    hit = (erased != plain).any(0)
+    assert 0.01 < hit.float().mean() < 0.5
+    assert (erased[:, hit] == 0).all(), "0 is the mean once normalised"
+
+
+def test_random_erasing_modes(prepared):
+    noisy = prepared(re_prob=1.0, re_mode="pixel")
+    one = prepared(re_prob=1.0, re_mode="rand")
+    hit = (noisy != prepared()).any(0)
+    assert noisy[:, hit].unique().numel() > 100
+    assert one[:, (one != prepared()).any(0)].unique().numel() == 3
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m0", "augmix-m3-w3", "original"])
+def test_policies_survive_many_draws_and_change_images(picture, prepared, policy, in_chans):
+    mode = "L" if in_chans == 1 else "RGB"
+    keys = STILL | {"auto_augment": policy, "in_chans": in_chans}
+    data = create_datamodule(DataConfig(**keys), batch_size=1)
+    pickle.dumps(data._train)  # what worker processes get where they are not forked
+    out, plain = torch.empty(data.shape), prepared(mode=mode, in_chans=in_chans)
+    changed = 0
+    with own_randomness():
+        for seed in range(300):
+            seed_sample(seed)
+            data._train.into(out, picture(1, (32, 32), mode))
+            changed += not torch.equal(out, plain)
+    assert changed > 100
+
+
+def test_train_interpolation_is_that_of_evaluation_unless_given(prepared):
+    def crop(**keys):
+        return prepared(scale=[0.3, 0.3], **keys)
+
+    assert torch.equal(crop(), crop(train_interpolation="bicubic"))
+    assert not torch.equal(crop(), crop(train_interpolation="nearest"))
+    assert torch.equal(crop(interpolation="nearest"), crop(train_interpolation="nearest"))
+    draws = [crop(train_interpolation="random", seed=seed) for seed in range(8)]
+    assert any(not torch.equal(draw, crop(seed=seed)) for seed, draw in enumerate(draws))

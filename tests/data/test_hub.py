@@ -1,0 +1,168 @@
+"""CIFAR and Hugging Face data sets, on files that the tests write."""
+
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets as tv
+
+from zoo.data import DataConfig, create_datamodule
+from zoo.errors import BadInput
+
+SMALL = {"image_size": 16, "num_workers": 0}
+
+
+def opened(batch_size=4, **keys):
+    data = create_datamodule(DataConfig(**SMALL | keys), batch_size=batch_size)
+    data.setup()
+    return data
+
+
+def refused(match, **keys):
+    with pytest.raises(BadInput, match=match) as hit:
+        opened(**keys)
+    assert "\n" not in str(hit.value)
+
+
+def put(path, content):
+    path.write_bytes(pickle.dumps(content))
+    return [path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """A folder with a CIFAR-10 of 12 + 6 images, in the files and form of the real one."""
+    home = tmp_path / tv.CIFAR10.base_folder
+    home.mkdir()
+    rng = np.random.default_rng(0)
+
+    def part(count):
+        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        return {"data": pixels, "labels": [i % 10 for i in range(count)]}
+
+    names = [f"kind {i}" for i in range(10)]
+    monkeypatch.setattr(tv.CIFAR10, "train_list", [put(home / "data_batch_1", part(12))])
+    monkeypatch.setattr(tv.CIFAR10, "test_list", [put(home / "test_batch", part(6))])
+    file, md5 = put(home / "batches.meta", {"label_names": names})
+    meta = {"filename": file, "key": "label_names", "md5": md5}
+    monkeypatch.setattr(tv.CIFAR10, "meta", meta)
+    return tmp_path
+
+
+def test_cifar10(cifar10):
+    data = opened(name="cifar10", root=str(cifar10))
+    assert (len(data.source("train")), len(data.source("val"))) == (12, 6)
+    assert data.num_classes == 10
+    assert data.class_names[3] == "kind 3"
+    images, labels = next(iter(data.val_dataloader()))
+    assert images.shape == (4, 3, 16, 16)
+    assert labels.tolist() == [0, 1, 2, 3]
+    data.prepare_data()  # nothing to fetch
+    with pytest.raises(BadInput, match="cifar10 has no split 'test'"):
+        data.eval_dataloader("test")
+
+
+def test_cifar_pixels_are_those_of_the_file(cifar10):
+    data = opened(name="cifar10", root=str(cifar10), image_size=32, mean=[0.0] * 3, std=[1.0] * 3)
+    raw = tv.CIFAR10(str(cifar10), train=False).data[:4]  # N H W C
+    images, _ = next(iter(data.val_dataloader()))
+    assert np.array_equal((images * 255).round().permute(0, 2, 3, 1).numpy(), raw)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_absent_cifar_asks_for_a_download(tmp_path, name):
+    refused(f"{name} is not in .*; data.download=true fetches it", name=name, root=str(tmp_path))
+
+
+def test_damaged_cifar_is_refused(cifar10):
+    (cifar10 / tv.CIFAR10.base_folder / "test_batch").write_bytes(b"cut")
+    refused("cifar10 is not in .*, or not complete", name="cifar10", root=str(cifar10))
+
+
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(tv.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
+    keys = {"name": "cifar10", "root": str(tmp_path), "download": True}
+    refused("cannot fetch cifar10 to", **keys)
+    with pytest.raises(BadInput, match="cannot fetch cifar10"):
+        create_datamodule(keys, batch_size=1).prepare_data()
+
+
+@pytest.fixture
+def hub(picture, tmp_path, monkeypatch):
+    """Write a Hugging Face data set as parquet files; gives the keys that open it."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets", reason="pip install 'zoo-vision[data]'")
+    datasets.disable_progress_bars()
+
+    def write(splits=("train", "validation"), names=("cat", "dog"), label="label", broken=()):
+        home = tmp_path / "set"
+        for s, split in enumerate(splits):
+            cells = []
+            for i in range(6):
+                file = tmp_path / "x.png"
+                picture(10 * s + i).save(file)
+                content = file.read_bytes()
+                cells.append({"bytes": content[:99] if i in broken else content, "path": None})
+            kind = datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64")
+            features = datasets.Features({"image": datasets.Image(), label: kind})
+            rows = {"image": cells, label: [i % 2 for i in range(6)]}
+            made = datasets.Dataset.from_dict(rows, features=features)
+            home.mkdir(exist_ok=True)
+            made.to_parquet(home / f"{split}-00000-of-00001.parquet")
+        return {"name": f"hfds/{home}", "root": str(tmp_path / "cache")}
+
+    return write
+
+
+def test_hugging_face_data(hub):
+    data = opened(**hub())
+    assert data.class_names == ["cat", "dog"]
+    images, labels = next(iter(data.val_dataloader()))
+    assert images.shape == (4, 3, 16, 16)
+    assert labels.tolist() == [0, 1, 0, 1]
+    assert len(list(data.train_dataloader())) == 1
+
+
+def test_hugging_face_data_is_what_was_written(hub, picture):
+    keys = {"mean": [0.0] * 3, "std": [1.0] * 3, "image_size": [30, 40], "crop_pct": 1.0}
+    images, _ = next(iter(opened(**hub(), **keys).val_dataloader()))
+    expected = torch.from_numpy(np.array(picture(10))).permute(2, 0, 1)
+    assert torch.equal((images[0] * 255).round().byte(), expected)
+
+
+def test_hugging_face_workers_and_held_out_share(hub):
+    keys = hub(splits=("train",), names=(), label="kind")
+    data = opened(
+        **keys | {"target_key": "kind", "val_split": 0.34, "num_workers": 2}, batch_size=2
+    )
+    assert data.num_classes == 2
+    assert data.class_names is None
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 3
+    assert len(list(data.train_dataloader())) == 1
+
+
+def test_hugging_face_mistakes(hub, tmp_path):
+    keys = hub()
+    refused(r"cannot open .*set\[test\]", **keys | {"val_split_name": "test"})
+    refused("has no column 'kind', or .*; there are image, label", **keys | {"target_key": "kind"})
+    refused("has no column 'img'", **keys | {"input_key": "img"})
+    refused("holds no class numbers", **keys | {"target_key": "image"})
+    refused("cannot open hfds/.*absent", name=f"hfds/{tmp_path / 'absent'}")
+
+
+def test_a_corrupt_row_is_named_or_left_out(hub, caplog):
+    keys = hub(broken=(2,))
+    with pytest.raises(BadInput, match=r"cannot read image row 2 of hfds/.*\[validation\]"):
+        list(opened(**keys).val_dataloader())
+    data = opened(**keys, skip_corrupt=True)
+    assert "1 of 6 images of val are corrupt and left out" in caplog.text
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 5
+
+
+@pytest.mark.parametrize("name", ["datasets", "webdataset"])
+def test_a_missing_extra_names_the_command(monkeypatch, tmp_path, name):
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    keys = {"name": "hfds/x"} if name == "datasets" else {"name": "wds/x", "num_classes": 2}
+    refused(f"needs the package {name}; pip install 'zoo-vision\\[data\\]'", **keys)

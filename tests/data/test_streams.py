@@ -1,0 +1,182 @@
+"""WebDataset shards that the tests write."""
+
+import functools
+import gc
+import io
+import json
+import tarfile
+
+import pytest
+import torch
+
+from zoo.data import DataConfig, create_datamodule
+from zoo.errors import BadInput
+
+pytest.importorskip("webdataset", reason="pip install 'zoo-vision[data]'")
+# webdataset leaves the shards it read to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+COUNT = 6  # samples of a shard
+
+
+def add(archive, name, content):
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def fill(picture, path, first, broken=(), label=lambda i: i % 2):
+    with tarfile.open(path, "w") as archive:
+        for i in range(first, first + COUNT):
+            buffer = io.BytesIO()
+            picture(i).save(buffer, "PNG")
+            content = buffer.getvalue()
+            add(archive, f"{i:04}.png", content[:99] if i in broken else content)
+            add(archive, f"{i:04}.cls", str(label(i)).encode())
+
+
+@pytest.fixture
+def write_shard(picture):
+    """Write one shard of samples from the number `first` on."""
+    return functools.partial(fill, picture)
+
+
+@pytest.fixture(autouse=True)
+def _close_shards():
+    yield
+    gc.collect()  # here, where the warnings above are expected
+
+
+@pytest.fixture
+def shards(tmp_path, write_shard):
+    """Four training shards of 6 samples, two for validation, and the file that lists them."""
+    splits = {}
+    for split, number in (("train", 4), ("val", 2)):
+        names = [f"{split}-{s}.tar" for s in range(number)]
+        for s, name in enumerate(names):
+            write_shard(tmp_path / name, 100 * (split == "val") + COUNT * s)
+        splits[split] = {
+            "name": split,
+            "num_samples": COUNT * number,
+            "filenames": names,
+            "shard_lengths": [COUNT] * number,
+        }
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+    return tmp_path
+
+
+def opened(root, batch_size=4, seed=0, **keys):
+    base = {"name": "wds/x", "root": str(root), "num_classes": 2, "image_size": 16}
+    keys = base | {"num_workers": 0} | keys
+    data = create_datamodule(DataConfig(**keys), batch_size=batch_size, seed=seed)
+    data.setup()
+    return data
+
+
+def refused(match, root, **keys):
+    with pytest.raises(BadInput, match=match) as hit:
+        opened(root, **keys)
+    assert "\n" not in str(hit.value)
+
+
+def epoch_of(data, epoch):
+    loader = data.train_dataloader()
+    loader.set_epoch(epoch)
+    return list(loader)
+
+
+def same(ours, theirs):
+    return len(ours) == len(theirs) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(ours, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_gives_every_sample_once(shards, workers):
+    batches = list(opened(shards, num_workers=workers).val_dataloader())
+    images = torch.cat([x for x, _ in batches])
+    assert images.shape == (2 * COUNT, 3, 16, 16)
+    assert images.unique(dim=0).shape[0] == 2 * COUNT
+    assert sum(y.sum().item() for _, y in batches) == COUNT
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_repeats_an_epoch_and_shuffles_the_next(shards, workers):
+    data = opened(shards, num_workers=workers)
+    first = epoch_of(data, 0)
+    assert len(first) == len(data.train_dataloader())
+    assert [len(y) for _, y in first] == [4] * len(first)
+    assert same(first, epoch_of(data, 0))
+    assert same(first, epoch_of(opened(shards, num_workers=workers), 0))
+    assert not same(first, epoch_of(data, 1))
+    assert not same(first, epoch_of(opened(shards, num_workers=workers, seed=1), 0))
+
+
+def test_an_epoch_resumes_in_the_middle(shards):
+    data = opened(shards)
+    whole = epoch_of(data, 3)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(3)  # as Lightning does
+    running = iter(loader)
+    next(running), next(running)
+    resumed = data.train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    resumed.set_epoch(3)
+    assert same(list(resumed), whole[2:])
+    resumed.set_epoch(4)
+    assert same(list(resumed), epoch_of(data, 4))
+
+
+def test_ranks_evaluate_every_sample_once(shards, monkeypatch):
+    seen = []
+    for rank in range(3):
+        monkeypatch.setattr("zoo.data.streams.rank_and_world", lambda r=rank: (r, 3))
+        seen += [x for x, _ in opened(shards).val_dataloader()]
+    assert torch.cat(seen).unique(dim=0).shape[0] == sum(map(len, seen)) == 2 * COUNT
+
+
+def test_shards_in_braces_need_no_list(shards):
+    (shards / "_info.json").unlink()
+    keys = {"train_split_name": "train-{0..3}.tar|24", "val_split_name": "val-{0..1}.tar|12"}
+    data = opened(shards, **keys)
+    assert len(epoch_of(data, 0)) == 6
+    refused("does not say how many samples", shards, **keys | {"val_split_name": "val-{0..1}.tar"})
+    missing = keys | {"train_split_name": "train-{0..7}.tar|24"}
+    refused("shard .*train-4.tar of split .* is not there", shards, **missing)
+
+
+def test_mistakes(shards, tmp_path):
+    refused("needs data.num_classes", shards, num_classes=None)
+    refused("data.root=.*absent does not exist", tmp_path / "absent")
+    refused("no split 'test': it needs an _info.json", shards, val_split_name="test")
+    refused("4 training shards cannot feed 5 loading processes", shards, num_workers=5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_label_out_of_range_is_named(shards, workers):
+    data = opened(shards, num_classes=1, num_workers=workers)
+    with pytest.raises(BadInput, match="label 1 in wds/x: data.num_classes=1 allows 0 to 0"):
+        list(data.val_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_sample_is_named_or_left_out(shards, write_shard, workers, caplog):
+    write_shard(shards / "val-1.tar", 106, broken=(108,))
+    data = opened(shards, num_workers=workers)
+    with pytest.raises(BadInput, match=r"cannot read sample '0108' of .*val-1.tar \(.+\)"):
+        list(data.val_dataloader())
+    skipping = opened(shards, num_workers=workers, skip_corrupt=True)
+    assert sum(len(y) for _, y in skipping.val_dataloader()) == 2 * COUNT - 1
+    if not workers:  # a worker process logs for itself
+        assert "left out: sample '0108'" in caplog.text
+        assert "1 samples are corrupt" in caplog.text
+
+
+def test_a_shard_cut_short_is_refused(shards):
+    whole = (shards / "val-0.tar").read_bytes()
+    (shards / "val-0.tar").write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(BadInput, match="cannot read sample .*val-0.tar"):
+        list(opened(shards).val_dataloader())

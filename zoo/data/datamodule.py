@@ -1,0 +1,173 @@
+"""The LightningDataModule of every data set, and the one function that makes it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning import LightningDataModule
+
+from zoo.data import catalogue, folders, hub, presets, samplers, transforms
+from zoo.data.dataset import ImageSet
+from zoo.data.loader import ImageLoader
+from zoo.data.sources import Source
+from zoo.data.streams import Stream, StreamLoader
+from zoo.errors import BadInput
+
+
+def create_datamodule(
+    cfg: Any,
+    *,
+    batch_size: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
+    seed: int = 0,
+    eval_batch_size: int | None = None,
+) -> "ImageData":
+    """Return the data that `cfg` describes; nothing is read before `setup`.
+
+    Args:
+        cfg: `DataConfig`, the `DictConfig` of one, or a dictionary of its keys.
+        batch_size: Images a process takes at each training step.
+        mean: The model's; used where `cfg` says null, one number a channel of values in 0..1.
+        std: The model's; used where `cfg` says null.
+        interpolation: The model's; used where `cfg` says null.
+        crop_pct: The model's; used where `cfg` says null.
+        seed: With epoch and index it decides order and augmentation.
+        eval_batch_size: Images a process takes at each evaluation step; None: `batch_size`.
+
+    Raises:
+        BadInput: An argument or a key of `cfg` that cannot work or has no effect.
+    """
+    model = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
+    resolved = presets.resolve(cfg, model)
+    for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+        if value is not None and value < 1:
+            raise BadInput(f"{name}={value} must be 1 or more")
+    return ImageData(resolved, batch_size, eval_batch_size or batch_size, seed)
+
+
+class ImageData(LightningDataModule):
+    """Loaders of one data set.
+
+    Attributes:
+        config: The configuration with every default filled in.
+        image_size: (height, width) in pixels.
+        in_chans: 1 or 3.
+        num_classes: How many classes the data has; known after `setup`.
+        class_names: Their names in order, or None; known after `setup`.
+    """
+
+    def __init__(self, config: Any, batch_size: int, eval_batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.image_size: tuple[int, int] = presets.size_of(config.image_size)
+        self.in_chans: int = config.in_chans
+        self.mean: list[float] = config.mean
+        self.std: list[float] = config.std
+        self.interpolation: str = config.interpolation
+        self.crop_pct: float = config.crop_pct
+        self.num_classes: int = 0
+        self.class_names: list[str] | None = None
+        self.streaming: bool = presets.family(config.name) == "wds"
+        self._sources: dict[str, Source] = {}
+        # Made here, so that a bad setting shows before data is read.
+        self._train = transforms.train_preparation(config)
+        self._eval = transforms.eval_preparation(config)
+
+    def prepare_data(self) -> None:
+        """Download what may be downloaded; Lightning calls this in one process of a machine."""
+        if self.config.name.startswith("cifar"):
+            hub.fetch_cifar(self.config)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what `stage` needs: train and val for `"fit"` and None, else only val.
+
+        Raises:
+            BadInput: Data is missing or inconsistent, or `batch_size` exceeds the training images.
+        """
+        if self.streaming:
+            self._setup_stream(stage)
+            return
+        if stage in (None, "fit"):
+            samplers.check_batch_size(self.batch_size, len(self.source("train")))
+        self.source("val")
+
+    def _setup_stream(self, stage: str | None) -> None:
+        if self.config.num_classes is None:
+            raise BadInput(f"data.name={self.config.name} needs data.num_classes")
+        self.num_classes = self.config.num_classes
+        if stage in (None, "fit"):
+            self.train_dataloader()  # shards that are not there show now
+        self.val_dataloader()
+
+    def source(self, split: str) -> Source:
+        """Return the images of a split, opened once.
+
+        Args:
+            split: `"train"`, `"val"`, or what the data itself calls one of its splits.
+
+        Raises:
+            BadInput: There is no such split, or its classes differ from those of another.
+        """
+        if split not in self._sources:
+            opened = catalogue.open_split(self.config, split)
+            if self._sources:
+                known = next(iter(self._sources.items()))
+                catalogue.check_same_classes(known, (split, opened))
+            self._sources[split] = opened
+            self.num_classes = max(self.num_classes, opened.num_classes)
+            self.class_names = folders.readable_names(opened.class_names)
+        return self._sources[split]
+
+    def train_dataloader(self) -> ImageLoader | StreamLoader:
+        """Return shuffled, augmented batches; what does not fill one is left for other epochs."""
+        if self.streaming:
+            size = self.batch_size
+            stream = Stream(self.config, self._train, self.shape, size, self.seed)
+            return StreamLoader(stream, "train", self.config.num_workers)
+        source = self.source("train")
+        data = ImageSet(source, self._train, self.shape, self.seed)
+        batches = samplers.TrainBatches(len(source), self.batch_size, self.seed)
+        return ImageLoader(data, batches, self.config.num_workers)
+
+    def val_dataloader(self) -> ImageLoader | StreamLoader:
+        """Return the validation images, each on exactly one rank."""
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> ImageLoader | StreamLoader:
+        """Return the validation images: `trainer.test` and `trainer.validate` see the same."""
+        return self.eval_dataloader("val")
+
+    def eval_dataloader(self, split: str = "val") -> ImageLoader | StreamLoader:
+        """Return a split without augmentation, in order, each image on exactly one rank.
+
+        Args:
+            split: `"train"`, `"val"`, or what the data itself calls one of its splits.
+        """
+        if self.streaming:
+            size = self.eval_batch_size
+            stream = Stream(self.config, self._eval, self.shape, size, None)
+            return StreamLoader(stream, split, self.config.num_workers)
+        source = self.source(split)
+        data = ImageSet(source, self._eval, self.shape, None)
+        batches = samplers.EvalBatches(len(source), self.eval_batch_size)
+        return ImageLoader(data, batches, self.config.num_workers)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a prepared image."""
+        return (self.in_chans, *self.image_size)
+
+    def eval_preprocessing(self) -> dict[str, Any]:
+        """Return what turns a picture into the model's input, in words that a manifest can keep."""
+        return {
+            "size": list(self.shape),
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }

@@ -1,0 +1,53 @@
+"""From a file to pixels: whatever the file holds becomes 8-bit RGB or grey."""
+
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from zoo.errors import BadInput
+
+MODES = {1: "L", 3: "RGB"}
+
+
+def read_image(source: str | IO[bytes], in_chans: int, name: str) -> Image.Image:
+    """Decode an image completely.
+
+    Args:
+        source: Path or open binary file.
+        in_chans: 1 for grey, 3 for colour.
+        name: What errors call it.
+
+    Raises:
+        BadInput: The file is not there, not an image, cut short or damaged.
+    """
+    try:
+        with Image.open(source) as image:
+            return convert(image, in_chans)
+    # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error, ... on damaged files.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "not an image"
+        elif isinstance(error, FileNotFoundError):
+            reason = "the file is not there"
+        raise BadInput(
+            f"cannot read image {name} ({reason}); "
+            "repair or remove it, or set data.skip_corrupt=true to leave such files out"
+        ) from error
+
+
+def convert(image: Image.Image, in_chans: int) -> Image.Image:
+    """Return `image` as 8-bit grey or RGB.
+
+    16-bit grey is scaled (Pillow's own conversion would clip it to white). Transparency is dropped,
+    as torchvision and timm do, so that published accuracies can be compared.
+    """
+    if image.mode.startswith("I"):  # I;16, I;16B ... and I, which is how some 16-bit files open
+        deep = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((deep.clip(0, 65535) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no defined white; save it with 8 or 16 bits")
+    elif image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(MODES[in_chans])

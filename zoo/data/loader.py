@@ -1,0 +1,65 @@
+"""A DataLoader whose batches are ready, whose errors are one line, and which can resume."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from zoo.data.dataset import Batch, Failure, ImageSet, as_is
+from zoo.data.samplers import EvalBatches, TrainBatches
+from zoo.errors import BadInput
+
+
+def unwrapped(batches: Iterable[Batch | Failure]) -> Iterator[Batch]:
+    """Give the batches; raise `BadInput` where a worker process hands over a failure."""
+    for batch in batches:
+        if isinstance(batch, Failure):
+            raise BadInput(batch.message)
+        yield batch
+
+
+class ImageLoader(DataLoader):
+    """Gives (images float32 B C H W, labels int64 B).
+
+    Its `state_dict` says how many batches of which epoch were handed out; Lightning stores it in
+    checkpoints and gives it back, and the epoch goes on with the batch after.
+    """
+
+    def __init__(self, data: ImageSet, batches: TrainBatches | EvalBatches, workers: int) -> None:
+        self.position = {"epoch": 0, "batch": 0}
+        super().__init__(
+            data,
+            batch_sampler=batches,  # type: ignore[arg-type]  # any iterable with a length will do
+            num_workers=workers,
+            collate_fn=as_is,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            # A generator of its own: by default every epoch draws from the global one.
+            generator=torch.Generator(),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives (Lightning does so by itself)."""
+        if isinstance(self.batch_sampler, TrainBatches):
+            self.batch_sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        order = self.batch_sampler
+        self.position = {
+            "epoch": getattr(order, "epoch", 0),
+            "batch": getattr(order, "start_batch", 0),
+        }
+        for batch in unwrapped(super().__iter__()):
+            self.position["batch"] += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch and how many of its batches were handed out."""
+        return dict(self.position)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next iteration continue where `state` was taken."""
+        if isinstance(self.batch_sampler, TrainBatches):
+            self.batch_sampler.set_epoch(state["epoch"])
+            self.batch_sampler.start_batch = state["batch"]

@@ -1,0 +1,257 @@
+"""What each data set gets where the configuration says null, and what it may be asked at all."""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo.data.config import DataConfig
+from zoo.errors import BadInput
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+# timm's defaults for training on ImageNet; bicubic and 7/8 are what most recipes evaluate with.
+PHOTOS: dict[str, Any] = {
+    "image_size": 224,
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "scale": [0.08, 1.0],
+    "ratio": [3 / 4, 4 / 3],
+    "hflip": 0.5,
+    "vflip": 0.0,
+    "color_jitter": 0.4,
+    "re_prob": 0.0,
+    "num_workers": 4,
+}
+# A digit that is mirrored or cropped by half is another digit or none.
+DIGITS = PHOTOS | {
+    "image_size": 64,
+    "crop_pct": 1.0,
+    "scale": [0.7, 1.0],
+    "ratio": [0.8, 1.25],
+    "hflip": 0.0,
+    "color_jitter": 0.0,
+    "num_workers": 0,
+}
+CIFAR = PHOTOS | {
+    "image_size": 32,
+    "crop_pct": 1.0,
+    "scale": [0.5, 1.0],
+    "color_jitter": 0.0,
+    "num_workers": 2,
+}
+FOLDERS = PHOTOS | {"train_split_name": "train", "val_split_name": "val"}
+HUGGING_FACE = PHOTOS | {
+    "train_split_name": "train",
+    "val_split_name": "validation",
+    "input_key": "image",
+    "target_key": "label",
+}
+SHARDS = FOLDERS | {"input_key": "jpg;jpeg;png;webp"}
+
+# What has an effect only for some data sets: asking others for it is an error.
+_FOLDER = {"root", "val_split", "train_split_name", "val_split_name", "cache", "skip_corrupt"}
+_HUB = _FOLDER | {"input_key", "target_key"}
+_STREAM = _HUB - {"val_split", "cache"} | {"num_classes"}
+_SPECIAL = _HUB | _STREAM | {"download"}
+
+SETS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "digits": (DIGITS, set()),
+    "folder": (FOLDERS, _FOLDER),
+    "imagenet": (FOLDERS, _FOLDER),
+    "cifar10": (CIFAR, {"root", "download"}),
+    "cifar100": (CIFAR, {"root", "download"}),
+    "hfds": (HUGGING_FACE, _HUB),
+    "wds": (SHARDS, _STREAM),
+}
+
+
+def family(name: str) -> str:
+    """Return the key of `SETS` that data set `name` belongs to: `hfds` for `hfds/<name>`.
+
+    Raises:
+        BadInput: There is no such data set.
+    """
+    prefix, slash, rest = name.partition("/")
+    if prefix in ("hfds", "wds"):
+        if slash and rest:
+            return prefix
+        raise BadInput(f"data.name={name!r} lacks the name; give {prefix}/<name>")
+    if name in SETS:
+        return name
+    near = difflib.get_close_matches(name, SETS, n=3)
+    raise BadInput(
+        f"no data set named {name!r}; "
+        + (f"did you mean {' or '.join(near)}? " if near else "")
+        + "there are digits, folder, imagenet, cifar10, cifar100, hfds/<name> and wds/<name>"
+    )
+
+
+def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
+    """Return the configuration with every null that has a default filled in.
+
+    What it returns resolves to itself, so that a run's stored configuration can be run again.
+
+    Args:
+        cfg: `DataConfig`, the `DictConfig` of one, or a dictionary of its keys.
+        model: What the model was made for (mean, std, interpolation, crop_pct); it stands behind
+            what `cfg` says and before what the data set would take.
+
+    Raises:
+        BadInput: An unknown key or data set, a value that cannot work, or one without an effect.
+    """
+    given = _typed(cfg)
+    defaults, takes = SETS[family(given.name)]
+    _refuse_idle(given, takes)
+    defaults = dict(defaults, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    defaults |= {key: value for key, value in (model or {}).items() if value is not None}
+    for key in ("mean", "std"):
+        defaults[key] = _for_channels(defaults[key], given.in_chans)
+    if _has_own_colours(given.auto_augment):
+        defaults["color_jitter"] = 0.0
+    if given.val_split is not None:
+        defaults.pop("val_split_name")
+    defaults["num_workers"] = min(defaults["num_workers"], _cpus())
+    values = dataclasses.asdict(given)
+    values |= {key: value for key, value in defaults.items() if values[key] is None}
+    if values["train_interpolation"] is None:
+        values["train_interpolation"] = values["interpolation"]
+    resolved = DataConfig(**values)
+    check(resolved)
+    resolved.image_size = list(size_of(resolved.image_size))
+    return resolved
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _has_own_colours(auto_augment: str | None) -> bool:
+    """Say whether timm leaves colour jitter out beside this policy."""
+    return bool(auto_augment) and "3a" not in str(auto_augment)
+
+
+def _typed(cfg: Any) -> DataConfig:
+    """Return `cfg` as a `DataConfig` whose values have the declared types."""
+    if dataclasses.is_dataclass(cfg):
+        cfg = dataclasses.asdict(cfg)  # type: ignore[arg-type]
+    cfg = OmegaConf.create(cfg)
+    if OmegaConf.is_missing(cfg, "name"):
+        raise BadInput("data.name is not set; data=hfds needs data.name=hfds/<name>")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(DataConfig), cfg)
+        return DataConfig(**OmegaConf.to_container(merged))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise BadInput(f"data.{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_idle(given: DataConfig, takes: set[str]) -> None:
+    plain = DataConfig()
+    for key in sorted(_SPECIAL - takes):
+        if getattr(given, key) != getattr(plain, key):
+            raise BadInput(
+                f"data.{key}={getattr(given, key)} has no effect for data.name={given.name}; "
+                "leave it out"
+            )
+    if _has_own_colours(given.auto_augment) and given.color_jitter:
+        raise BadInput(
+            f"data.color_jitter={given.color_jitter} has no effect beside "
+            f"data.auto_augment={given.auto_augment}; leave one of them out"
+        )
+    if given.val_split is not None and given.val_split_name is not None:
+        raise BadInput("data.val_split and data.val_split_name exclude each other; give one")
+    for key in ("re_mode", "re_count"):
+        if getattr(given, key) is not None and not given.re_prob:
+            raise BadInput(f"data.{key} has no effect without data.re_prob; set that above 0")
+
+
+def _for_channels(values: Any, in_chans: int) -> list[float]:
+    """One number a channel; where the model has another count of them, their average."""
+    numbers = [float(value) for value in values]
+    if in_chans < 1 or not numbers:  # `check` says what is wrong
+        return numbers
+    return numbers if len(numbers) == in_chans else [sum(numbers) / len(numbers)] * in_chans
+
+
+def size_of(image_size: Any) -> tuple[int, int]:
+    """Return (height, width).
+
+    Raises:
+        BadInput: Neither a positive whole number nor a pair of them.
+    """
+    pair = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
+    whole = all(isinstance(edge, int) and not isinstance(edge, bool) for edge in pair)
+    if len(pair) != 2 or not whole or min(pair) <= 0:
+        raise BadInput(
+            f"data.image_size={image_size!r} is neither a number of pixels above 0 nor a pair "
+            "[height, width] of them"
+        )
+    return pair[0], pair[1]
+
+
+def check(cfg: DataConfig) -> None:
+    """Raise `BadInput` for the first value of a resolved configuration that cannot work."""
+    if cfg.in_chans not in (1, 3):
+        raise BadInput(f"data.in_chans={cfg.in_chans}: images have 1 (grey) or 3 (colour) channels")
+    size_of(cfg.image_size)
+    for key in ("hflip", "vflip", "re_prob"):
+        _within(cfg, key, 0, 1)
+    _within(cfg, "crop_pct", 0, 1, low_open=True)
+    if cfg.val_split is not None and not 0 < cfg.val_split < 1:
+        raise BadInput(f"data.val_split={cfg.val_split} is not a share between 0 and 1, like 0.2")
+    _check_range(cfg, "scale", largest=1.0)
+    _check_range(cfg, "ratio", largest=float("inf"))
+    for key in ("mean", "std"):
+        values = getattr(cfg, key)
+        if len(values) != cfg.in_chans:
+            raise BadInput(f"data.{key}={values} has not one number for each of {cfg.in_chans}")
+    if min(cfg.std or []) <= 0:
+        raise BadInput(f"data.std={cfg.std} must be above 0")
+    if (cfg.num_workers or 0) < 0:
+        raise BadInput(f"data.num_workers={cfg.num_workers} must be 0 or more")
+    if cfg.num_classes is not None and cfg.num_classes < 1:
+        raise BadInput(f"data.num_classes={cfg.num_classes} must be 1 or more")
+    _check_choices(cfg)
+
+
+def _within(cfg: DataConfig, key: str, low: float, high: float, low_open: bool = False) -> None:
+    value = getattr(cfg, key)
+    if not low <= value <= high or (low_open and value == low):
+        raise BadInput(f"data.{key}={value} is not within {low} and {high}")
+
+
+def _check_range(cfg: DataConfig, key: str, largest: float) -> None:
+    value = getattr(cfg, key)
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= largest:
+        bound = " <= 1" if largest == 1 else ""
+        raise BadInput(f"data.{key}={value} is not a pair [low, high] with 0 < low <= high{bound}")
+
+
+def _check_choices(cfg: DataConfig) -> None:
+    modes = ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+    _one_of("interpolation", cfg.interpolation, modes)
+    _one_of("train_interpolation", cfg.train_interpolation, [*modes, "random"])
+    if cfg.re_mode is not None:
+        _one_of("re_mode", cfg.re_mode, ["const", "rand", "pixel"])
+    if cfg.re_count is not None and cfg.re_count < 1:
+        raise BadInput(f"data.re_count={cfg.re_count} must be 1 or more")
+    jitter = cfg.color_jitter
+    strengths = jitter if isinstance(jitter, list) else [jitter]
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in strengths)
+    if not numbers or min(strengths) < 0 or len(strengths) not in (1, 3, 4):
+        raise BadInput(
+            f"data.color_jitter={jitter!r} is neither one strength nor "
+            "[brightness, contrast, saturation(, hue)], each 0 or more"
+        )
+
+
+def _one_of(key: str, value: Any, choices: list[str]) -> None:
+    if value not in choices:
+        raise BadInput(f"data.{key}={value!r} is not one of {', '.join(choices)}")

@@ -1,0 +1,79 @@
+"""Looking at every image before training: to leave out corrupt ones, or to keep all in memory."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from zoo.data.samplers import rank_and_world
+from zoo.data.sources import Part, Source
+from zoo.errors import BadInput
+
+log = logging.getLogger("zoo.data")
+
+
+class _Look(Dataset):
+    """Gives what is wrong with image number i; an empty text for nothing."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            self.source.image(index)
+        except BadInput as error:
+            return str(error)
+        return ""
+
+
+def without_corrupt(source: Source, split: str, workers: int) -> Source:
+    """Return the images of `source` that can be read; warn of each other one, then of their number.
+
+    Every image is decoded once, by `workers` processes, so that the order of a run is known before
+    it starts.
+
+    Raises:
+        BadInput: A class has no image left.
+    """
+    found = list(_complaints(source, workers))
+    kept = [index for index, complaint in enumerate(found) if not complaint]
+    if len(kept) == len(source):
+        return source
+    if rank_and_world()[0] == 0:
+        for complaint in filter(None, found):
+            log.warning("left out: %s", complaint.split("; ")[0])
+        lost = len(source) - len(kept)
+        log.warning("%d of %d images of %s are corrupt and left out", lost, len(source), split)
+    part = Part.of(source, kept)
+    gone = sorted(set(source.labels) - set(part.labels))
+    if gone:
+        name = source.class_names[gone[0]] if source.class_names else gone[0]
+        raise BadInput(f"no image of class {name!r} in split {split} can be read")
+    return part
+
+
+def _complaints(source: Source, workers: int) -> Iterator[str]:
+    loader = DataLoader(
+        _Look(source),
+        batch_size=64,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    for texts in loader:
+        yield from texts
+
+
+def in_memory(source: Source) -> Source:
+    """Return `source` with every image decoded, at its own size: width x height x channels bytes.
+
+    Raises:
+        BadInput: An image cannot be read.
+    """
+    images: list[Image.Image] = [source.image(index) for index in range(len(source))]
+    return Source(source.labels, source.num_classes, source.class_names, images)
