@@ -25,6 +25,7 @@ _HOME = {
     "BadWeights": "zoo.errors",
     "BadInput": "zoo.errors",
     "UncountedOperator": "zoo.errors",
+    "MissingExtra": "zoo.errors",
     "NotExportable": "zoo.errors",
 }
 
@@ -33,6 +34,7 @@ __all__ = [*_HOME, "__version__"]
 if TYPE_CHECKING:
     from zoo.errors import BadInput as BadInput
     from zoo.errors import BadWeights as BadWeights
+    from zoo.errors import MissingExtra as MissingExtra
     from zoo.errors import NotExportable as NotExportable
     from zoo.errors import UncountedOperator as UncountedOperator
     from zoo.errors import UnknownModel as UnknownModel

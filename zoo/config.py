@@ -172,14 +172,25 @@ def check_names(cfg: DictConfig) -> None:
         registry.get_spec(cfg.model.name)
 
 
+def model_arguments(model: DictConfig) -> dict[str, Any]:
+    """Return the arguments of `zoo.create_model` that differ from their defaults, and the name."""
+    plain: Any = OmegaConf.to_container(model, resolve=True)
+    extra = plain.pop("kwargs")
+    unset = {entry.name: entry.default for entry in fields(ModelConfig)}
+    return {key: value for key, value in plain.items() if value != unset[key]} | extra
+
+
 def entry_point(run: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make `task(cfg)` the main function of a script: Hydra in front, one line for an error."""
 
     def wrap(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
-            check_names(cfg)
-            return task(cfg)
+            try:  # inside Hydra, which would print a traceback
+                check_names(cfg)
+                return task(cfg)
+            except ZooError as error:
+                sys.exit(f"error: {error}")
 
         def main() -> None:
             if sys.version_info >= (3, 14):
@@ -227,6 +238,8 @@ def _check_keys(run: str, overrides: list[str]) -> None:
         raise BadInput(f"unknown key {key!r} for {run}.py{hint}")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) == 1 and error.__cause__ is not None:  # Hydra says where, OmegaConf what
+        lines.append(_one_line(error.__cause__))
     return " ".join(lines[:2]) if lines else type(error).__name__

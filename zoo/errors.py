@@ -21,5 +21,9 @@ class UncountedOperator(ZooError):
     """The counter met an operator that has no rule."""
 
 
+class MissingExtra(ZooError):
+    """A package of an optional extra is not installed; the message gives the line that does it."""
+
+
 class NotExportable(ZooError):
     """The model cannot be exported to the asked format, or its artefact computes something else."""

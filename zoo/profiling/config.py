@@ -1,11 +1,21 @@
 """The keys of the group `profile`."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
 class ProfileConfig:
-    """What is measured, and where the records go."""
+    """What is measured, how long, and where the records go."""
 
-    runtimes: list[str] = field(default_factory=lambda: ["eager"])
+    runtimes: list[str] = field(default_factory=lambda: ["eager"])  # eager, compile, onnxruntime
     batch_sizes: list[int] = field(default_factory=lambda: [1])
+    image_sizes: list[Any] | None = None  # numbers or [height, width]; null: each model's own
+    fused: Any = "both"  # true: re-parameterised, false: as built, both: one row each
+    threads: int | None = None  # that share a call; null: as many as PyTorch uses
+    dtype: str = "float32"  # float32, bfloat16, float16
+    channels_last: bool = False  # images and weights as NHWC in memory
+    min_runs: int = 50  # calls that are kept at least
+    min_time: float = 1.0  # seconds measured at least, each
+    max_time: float = 15.0  # seconds measured at most, each; this bound wins
+    out: str | None = None  # a folder, to whose results are appended; null: a new one in runs/

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from zoo.errors import BadInput, UncountedOperator
-from zoo.profiling.rules import all_rules
+from zoo.profiling.rules import FlopCountAnalysis, all_rules
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def count(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Cou
         UncountedOperator: The model executes an operator that has no rule.
         BadInput: `input_size` is no shape, or the model cannot run on it.
     """
-    shape = tuple(input_size)
-    if len(shape) < 2 or not all(isinstance(side, int) and side > 0 for side in shape):
+    shape = tuple(input_size) if isinstance(input_size, Sequence) else ()
+    if len(shape) < 2 or not all(type(side) is int and side > 0 for side in shape):
         raise BadInput(f"input_size={input_size!r}: give a shape such as (1, 3, 224, 224)")
     first = next(model.parameters(), torch.empty(0))
     dtype = first.dtype if first.is_floating_point() else torch.float32
@@ -101,9 +100,9 @@ def count(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Cou
             analysis.total()
         except NotImplementedError as error:
             raise UncountedOperator(f"no rule for {error}") from error
-        except (RuntimeError, ValueError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise BadInput(f"the model cannot run on {shape}: {first_line}") from error
+        except Exception:
+            _run_once(model, example)  # the model's own trouble is the user's, any other is ours
+            raise
         _refuse_unknown(analysis)
         by_module = {name: analysis.by_operator(name) for name, _ in _modules(model)}
     params = {name: sum(p.numel() for p in module.parameters()) for name, module in _modules(model)}
@@ -116,6 +115,14 @@ def count(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Cou
         _by_module=by_module,
         _params=params,
     )
+
+
+def _run_once(model: nn.Module, example: torch.Tensor) -> None:
+    try:
+        model(example)
+    except Exception as error:  # whatever a model raises on what it cannot take
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"the model cannot run on {tuple(example.shape)}: {why}") from error
 
 
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -10,12 +10,19 @@ FLOPs are 2 x MACs + elementwise FLOPs. An operator that is in no table is an er
 """
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from fvcore.nn import jit_handles as fvcore
-from fvcore.nn.jit_handles import get_shape
+with warnings.catch_warnings():  # fvcore scripts a loss of its own when it is imported
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from fvcore.nn import FlopCountAnalysis as FlopCountAnalysis
+    from fvcore.nn import jit_handles as fvcore
+    from fvcore.nn.jit_handles import get_shape
+
+from zoo.ops.scan import cost
 
 Rule = Callable[[list[Any], list[Any]], Counter]
 
@@ -67,11 +74,10 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> Counter:
     operands = equation.split("->")[0].split(",")
     if "." in equation or len(operands) > 2:
         raise NotImplementedError(f"einsum {equation!r}: only two operands without '...'")
-    sizes = {
-        letter: size
-        for names, shape in zip(operands, shapes, strict=True)
-        for letter, size in zip(names, shape, strict=True)
-    }
+    sizes: dict[str, int] = {}
+    for letters, extents in zip(operands, shapes, strict=True):
+        for letter, size in zip(letters, extents, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))  # an axis of size 1 is spread
     if len(operands) == 1:
         return Counter()
     return macs(math.prod(sizes.values()), outputs, "einsum")
@@ -87,6 +93,11 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
     per_pair = SOFTMAX + (0 if mask else 1)
     cost["activations:attention"] += pairs
     return cost + elementwise(pairs * per_pair + math.prod(query), "attention")
+
+
+def _scan(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """The FLOPs of the field's convention, no MACs: zoo/ops/scan/cost.py says why."""
+    return elementwise(cost.flops(shape(inputs[0]), shape(inputs[2])), "scan")
 
 
 def _per_output(flops: float, name: str) -> Rule:
@@ -159,6 +170,8 @@ _COMPOSITE: dict[str, Rule] = {
     "aten::adaptive_max_pool2d": _per_input(1, "pool"),
     "aten::upsample_bilinear2d": _per_output(8, "resize"),  # four taps
     "aten::upsample_bicubic2d": _per_output(32, "resize"),  # sixteen taps
+    "aten::upsample_linear1d": _per_output(4, "resize"),  # two taps
+    "aten::upsample_trilinear3d": _per_output(16, "resize"),  # eight taps
     "aten::grid_sampler": _per_output(8, "resize"),
     "aten::var": _per_input(3, "reduce"),
     "aten::std": _per_input(3, "reduce"),
@@ -166,6 +179,7 @@ _COMPOSITE: dict[str, Rule] = {
     "aten::lerp": _per_output(3, "arithmetic"),
     "aten::addcmul": _per_output(2, "arithmetic"),
     "aten::glu": _per_output(2, "activation"),
+    "zoo::selective_scan": _scan,
 }
 
 # One operation an element of the input.

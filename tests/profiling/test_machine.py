@@ -1,0 +1,25 @@
+"""What a record says of the machine and the software."""
+
+import os
+import platform
+
+import torch
+
+from zoo.profiling.machine import describe_machine, summary, versions
+
+
+def test_the_machine_is_described_without_naming_it():
+    machine = describe_machine()
+    assert 1 <= machine["usable_cores"] <= machine["cores"] == os.cpu_count()
+    assert machine["architecture"] == platform.machine()
+    assert machine["isa"] == torch.backends.cpu.get_cpu_capability()
+    assert machine["cpu"] in summary()
+    assert platform.node() not in str(machine).split()
+
+
+def test_versions_of_what_is_installed():
+    found = versions("zoo", "torch")
+    assert list(found) == ["python", "zoo", "torch"]
+    assert found["python"] == platform.python_version()
+    assert found["torch"] == torch.__version__.split("+")[0]
+    assert "onnxruntime" in versions()

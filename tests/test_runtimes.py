@@ -1,0 +1,145 @@
+"""Every runtime computes what the model computes, and leaves the model alone."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from zoo import runtimes
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU())
+        self.drop = nn.Dropout(0.5)
+        nn.init.uniform_(self.body[1].running_var, 0.5, 2.0)
+
+    def forward(self, x):
+        y = self.body(x)
+        return self.drop(y.mean((2, 3))), y
+
+
+@pytest.fixture(scope="module")
+def model() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+BATCH = np.random.default_rng(1).standard_normal((2, 3, 12, 10), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "settings", "tolerance"),
+    [
+        ("eager", {}, 0),
+        ("eager", {"channels_last": True}, 1e-6),
+        ("eager", {"dtype": "bfloat16"}, 3e-2),
+        ("compile", {}, 1e-5),
+        ("onnxruntime", {}, 1e-5),
+    ],
+)
+def test_outputs_are_the_models(model, runtime, settings, tolerance):
+    threads = torch.get_num_threads()
+    loaded = runtimes.load(model, runtime, input_size=BATCH.shape, threads=1, **settings)
+    found = loaded(BATCH)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(BATCH))
+    assert [y.shape for y in found] == [(2, 4), (2, 4, 5, 4)]
+    for mine, its in zip(wanted, found, strict=True):
+        assert its.dtype == np.float32
+        np.testing.assert_allclose(its, mine.numpy(), rtol=0, atol=tolerance)
+    assert loaded.name == runtime
+    assert (loaded.threads, loaded.device, loaded.fused) == (1, "cpu", False)
+    assert loaded.dtype == settings.get("dtype", "float32")
+    assert loaded.layout == ("NHWC" if settings.get("channels_last") else "NCHW")
+    assert loaded.version
+    assert torch.get_num_threads() == threads
+
+
+def test_the_runtime_really_uses_its_threads(model):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(torch.get_num_threads())
+            return x
+
+    before = torch.get_num_threads()
+    runtimes.load(Spy(), threads=before + 1)(BATCH)
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_channels_last_reaches_the_model():
+    orders = []
+
+    class Spy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            pair = (x, self.conv.weight)
+            orders.extend(t.is_contiguous(memory_format=torch.channels_last) for t in pair)
+            return x
+
+    runtimes.load(Spy(), channels_last=True)(BATCH)
+    runtimes.load(Spy())(BATCH)
+    assert orders == [True, True, False, False]
+
+
+def test_a_model_in_training_mode_is_run_in_evaluation_mode(model):
+    training = Net().train()
+    training.load_state_dict(model.state_dict())
+    found, wanted = runtimes.load(training)(BATCH), runtimes.load(model)(BATCH)
+    for its, mine in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(its, mine)
+    assert training.training
+    assert training.drop.training
+    assert not training.body[1].num_batches_tracked
+
+
+def test_a_model_that_needs_no_change_is_not_copied(model):
+    assert runtimes.load(model).model is model
+    assert runtimes.load(model, dtype="float32").model is model
+    assert runtimes.load(model, dtype="float16").model is not model
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_a_model_keeps_its_own_type_where_none_is_asked():
+    assert runtimes.load(Net().eval().double()).dtype == "float64"
+
+
+@pytest.mark.parametrize(
+    ("source", "runtime", "said"),
+    [
+        ("model.onnx", "eager", "'eager' loads a model, not 'model.onnx'"),
+        ("model.pt", "onnxruntime", "loads a model or a .onnx file"),
+        ("absent.onnx", "onnxruntime", "no artefact at 'absent.onnx'"),
+    ],
+)
+def test_artefacts_that_cannot_be_loaded(source, runtime, said):
+    with pytest.raises(zoo.BadInput, match=said):
+        runtimes.load(source, runtime)
+
+
+def test_a_file_that_is_no_model(tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"this is no model")
+    with pytest.raises(zoo.BadInput, match="ONNX Runtime cannot load .*broken.onnx") as caught:
+        runtimes.load(broken, "onnxruntime")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, model):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
+    )
+    with pytest.raises(zoo.ZooError, match="runtime 'onnxruntime'.*pip install onnxruntime"):
+        runtimes.load(model, "onnxruntime")
+    runtimes.load(model, "eager")

@@ -1,0 +1,112 @@
+"""The file beside an artefact that says all that is needed to run it, and how it was checked."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import BadInput
+from zoo.inputs import KEYS, own_input
+
+NAME = "manifest.json"
+SCHEMA = "zoo.manifest/1"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, as far as it is known.
+
+    Attributes:
+        name: Its name for `zoo.create_model`.
+        args: The other arguments of `zoo.create_model`.
+        weights: The file that its weights were read from.
+        class_names: What each logit stands for, in order.
+        preprocessing: `size`, `mean`, `std`, `interpolation`, `crop_pct` that it was trained with;
+            what is missing is as published for `name`.
+    """
+
+    name: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    class_names: Sequence[str] | None = None
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+
+def describe_model(model: nn.Module, origin: Origin, fused: bool) -> dict[str, Any]:
+    """Return the entries of a manifest that tell of the model and its weights."""
+    file = origin.weights
+    return {
+        "model": {
+            "name": origin.name,
+            "args": origin.args,
+            "class": type(model).__name__,
+            "num_classes": getattr(model, "num_classes", None),
+            "fused": fused,
+        },
+        "weights": {
+            "file": None if file is None else file.name,
+            "sha256": None if file is None else sha256(file),
+            "state_sha256": state_sha256(model),
+        },
+        "class_names": None if origin.class_names is None else list(origin.class_names),
+    }
+
+
+def describe_input(
+    model: nn.Module, origin: Origin, name: str, input_size: Sequence[int], dynamic_batch: bool
+) -> dict[str, Any]:
+    """Return what has to be fed: name, shape, type, and how a picture becomes that."""
+    known = own_input(model, origin.name)
+    known |= {key: origin.preprocessing[key] for key in KEYS if key in origin.preprocessing}
+    batch, *rest = input_size
+    return {
+        "name": name,
+        "shape": ["batch" if dynamic_batch else batch, *rest],
+        "layout": "NCHW",
+        "dtype": "float32",
+        "channels": {1: "grey", 3: "RGB"}.get(rest[0]),
+        "range": [0.0, 1.0],  # of the values that mean and std belong to
+        "mean": known["mean"],
+        "std": known["std"],
+        "interpolation": known["interpolation"],
+        "crop_pct": known["crop_pct"],
+    }
+
+
+def check_classes(model: nn.Module, origin: Origin) -> None:
+    """Raise `BadInput` unless there is one class name for each logit, or none at all."""
+    count = getattr(model, "num_classes", None)
+    if origin.class_names is not None and count is not None and len(origin.class_names) != count:
+        raise BadInput(
+            f"{len(origin.class_names)} class names were given for a model with {count} classes"
+        )
+
+
+def write(content: dict[str, Any], file: Path) -> None:
+    """Write a manifest; the keys stand in the order in which they were given."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    text = json.dumps({"schema": SCHEMA, **content, "date": date}, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256(file: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def state_sha256(model: nn.Module) -> str:
+    """Return the sha256 of a state dict: names, types, shapes and bytes, in alphabetical order."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,157 @@
+"""Whether an artefact computes what the model computes.
+
+Errors are judged against the spread of the outputs, that is how much they differ from one image to
+the next. Against their magnitude, a model that answers every image with nearly the same logits
+(as a fresh one does) would pass whatever the artefact made of the image. Where the spread is so
+small that rounding alone could hide a fault, the result is "not proven": never "equal".
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import NotExportable
+from zoo.runtimes import Runtime
+
+TOLERANCE = 1e-3  # of the outputs' spread
+ROUNDING = 1e-5  # of their magnitude: what float32 may lose in a deep model
+LEAST_SPREAD = 1e-3  # of their magnitude: below it, nothing is proven
+SCALES = (0.3, 1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an artefact's outputs are from the model's.
+
+    Attributes:
+        proven: The outputs are equal within `allowed`, and differ enough between images to tell.
+        max_abs_error: The largest difference of any output.
+        max_rel_error: That, divided by the spread.
+        spread: Standard deviation of an output over the images, averaged over the outputs.
+        magnitude: The largest absolute output.
+        allowed: The largest difference that passes.
+        tolerance: `allowed` is this part of the spread, plus `rounding` of the magnitude.
+        rounding: See `tolerance`.
+        batch_sizes: Batches that were compared.
+        images: Images that were compared.
+    """
+
+    proven: bool
+    max_abs_error: float
+    max_rel_error: float | None
+    spread: float
+    magnitude: float
+    allowed: float
+    tolerance: float
+    rounding: float
+    batch_sizes: list[int]
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        images = f"{self.images} images in batches of {', '.join(map(str, self.batch_sizes))}"
+        if not self.proven:
+            return (
+                f"NOT PROVEN equal: the outputs hardly differ between images (spread "
+                f"{self.spread:.1e}, magnitude {self.magnitude:.1e}; largest error "
+                f"{self.max_abs_error:.1e}) on {images}; export with trained weights"
+            )
+        return (
+            f"equal: largest error {self.max_abs_error:.1e}, {self.max_rel_error:.1e} of the "
+            f"outputs' spread ({self.tolerance:.0e} allowed), on {images}"
+        )
+
+
+def agree(
+    reference: Runtime, artefact: Runtime, input_size: Sequence[int], batch_sizes: Sequence[int]
+) -> Agreement:
+    """Compare an artefact with the model it was made from.
+
+    Args:
+        reference: The model, in float32.
+        artefact: What was made of it, loaded.
+        input_size: C H W.
+        batch_sizes: Batches to feed; each is fed images of several kinds and scales.
+
+    Raises:
+        NotExportable: The outputs differ in number, shape or value, or are not finite.
+    """
+    wanted: list[list[np.ndarray]] = []
+    found: list[list[np.ndarray]] = []
+    images = 0
+    for batch in batches(input_size, batch_sizes):
+        wanted.append(reference(batch))
+        found.append(artefact(batch))
+        images += len(batch)
+        _check_shapes(wanted[-1], found[-1], len(batch))
+    worst: Agreement | None = None
+    for index in range(len(wanted[0])):
+        mine = np.concatenate([outputs[index] for outputs in wanted]).astype(np.float64)
+        its = np.concatenate([outputs[index] for outputs in found]).astype(np.float64)
+        result = _judge(mine, its, sorted(set(batch_sizes)), images)
+        if worst is None or (result.proven, -_severity(result)) < (worst.proven, -_severity(worst)):
+            worst = result
+    assert worst is not None, "a model without outputs"
+    return worst
+
+
+def batches(input_size: Sequence[int], batch_sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield random images, B C H W: noise and smooth gradients, each at several scales."""
+    generator = np.random.default_rng(0)
+    channels, height, width = input_size
+    rows = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    columns = np.linspace(-1, 1, width, dtype=np.float32)
+    for count in batch_sizes:
+        for scale in SCALES:
+            noise = generator.standard_normal((count, channels, height, width), dtype=np.float32)
+            slopes = generator.standard_normal((3, count, channels, 1, 1), dtype=np.float32)
+            smooth = slopes[0] + slopes[1] * rows + slopes[2] * columns
+            yield (scale * (noise + smooth)).astype(np.float32)
+
+
+def _judge(mine: np.ndarray, its: np.ndarray, batch_sizes: list[int], images: int) -> Agreement:
+    if not np.isfinite(mine).all():
+        raise NotExportable(
+            "the model's own outputs are not finite on random images; nothing to compare"
+        )
+    error = float(np.abs(its - mine).max()) if mine.size else 0.0
+    spread = float(mine.std(axis=0).mean()) if mine.size else 0.0
+    magnitude = float(np.abs(mine).max()) if mine.size else 0.0
+    allowed = TOLERANCE * spread + ROUNDING * magnitude
+    if not error <= allowed:  # also where the error is not a number
+        part = f", {error / spread:.1e} of their spread" if spread else ""
+        raise NotExportable(
+            f"the artefact computes something else: outputs differ by up to {error:.1e}{part} "
+            f"({allowed:.1e} is allowed)"
+        )
+    return Agreement(
+        proven=spread > LEAST_SPREAD * magnitude,
+        max_abs_error=error,
+        max_rel_error=error / spread if spread else None,
+        spread=spread,
+        magnitude=magnitude,
+        allowed=allowed,
+        tolerance=TOLERANCE,
+        rounding=ROUNDING,
+        batch_sizes=batch_sizes,
+        images=images,
+    )
+
+
+def _severity(result: Agreement) -> float:
+    return math.inf if result.max_rel_error is None else result.max_rel_error
+
+
+def _check_shapes(wanted: list[np.ndarray], found: list[np.ndarray], batch: int) -> None:
+    mine, its = [y.shape for y in wanted], [y.shape for y in found]
+    if mine != its:
+        raise NotExportable(
+            f"the artefact computes something else: at a batch of {batch} its outputs have the "
+            f"shapes {its}, the model's {mine}"
+        )

@@ -1,0 +1,202 @@
+"""Records of measurements: kept as JSON lines, mirrored as CSV, shown as one table."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from zoo.errors import BadInput
+
+Record = dict[str, Any]
+
+JSON_NAME = "results.jsonl"
+CSV_NAME = "results.csv"
+
+# What a table shows beside the figures if the records differ in it, and states once if not.
+_SETTINGS: dict[str, Callable[[Record], str]] = {
+    "image": lambda r: "x".join(map(str, r["input_size"][2:])),
+    "batch": lambda r: str(r["input_size"][0]),
+    "runtime": lambda r: r["runtime"],
+    "threads": lambda r: str(r["threads"]),
+    "dtype": lambda r: r["dtype"],
+    "layout": lambda r: r["layout"],
+}
+_LATENCY = ("p50 ms", "95 % interval", "p90", "p99", "min", "n")
+_MOVING = "*"  # marks a median that had not come to rest when warming up ran out of time
+
+
+class Results:
+    """A folder of records: `results.jsonl`, a line each as they come, and the same as CSV.
+
+    Records of earlier runs in that folder stay; every record says when and by what it was made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open or make `folder`.
+
+        Raises:
+            BadInput: It cannot be written, or holds something else under the name of the records.
+        """
+        self.folder = folder
+        self._made: list[Path] = []
+        try:
+            self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (JSON_NAME, CSV_NAME):
+                existed = (folder / name).exists()
+                (folder / name).open("a").close()
+                if not existed:
+                    (folder / name).unlink()
+        except OSError as error:
+            self.discard()
+            raise BadInput(
+                f"profile.out={str(folder)!r} cannot be written: {error.strerror or error}"
+            ) from error
+        self.before = len(read(folder / JSON_NAME)) if (folder / JSON_NAME).exists() else 0
+
+    def add(self, record: Record) -> None:
+        """Append one record; when this returns, it is on disk."""
+        with (self.folder / JSON_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Write all records of the folder as CSV; a folder that got none disappears again."""
+        if (self.folder / JSON_NAME).exists():
+            write_csv(read(self.folder / JSON_NAME), self.folder / CSV_NAME)
+        else:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the folders that were made and stayed empty."""
+        for path in self._made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def read(path: Path) -> list[Record]:
+    """Read records, a JSON object a line.
+
+    Raises:
+        BadInput: A line is none; the message says which.
+    """
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or "p50_ms" not in record:
+            raise BadInput(f"{path}, line {number} is not a record of a measurement; move it away")
+        records.append(record)
+    return records
+
+
+def write_csv(records: Sequence[Record], path: Path) -> None:
+    """Write records as CSV, what is nested under dotted names; the file is replaced as a whole."""
+    rows = [flatten(record) for record in records]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    draft = path.with_name(f".{path.name}.partial")
+    with draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    draft.replace(path)
+
+
+def flatten(record: Record, prefix: str = "") -> Record:
+    """Return `record` without nesting: `{"machine": {"cpu": ...}}` becomes `machine.cpu`."""
+    flat: Record = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            flat[prefix + key] = "x".join(map(str, value))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def table(records: Sequence[Record]) -> Table:
+    """Lay records out, one a row; `legend` says what is the same in all of them.
+
+    Args:
+        records: As they stand in the JSON lines; one that has `error` was not measured.
+    """
+    differing = [title for title in _SETTINGS if len(_values(records, title)) > 1]
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in ("model", "form", *differing):
+        shown.add_column(title, no_wrap=True)
+    for title in ("params", "MACs", "FLOPs", "activations", *_LATENCY):
+        shown.add_column(title, justify="right", no_wrap=True)
+    for record in records:
+        settings = [_SETTINGS[title](record) for title in differing]
+        form = fused_word(record["fused"])
+        shown.add_row(record["model"], form, *settings, *_counts(record), *_times(record))
+    return shown
+
+
+def legend(records: Sequence[Record]) -> list[str]:
+    """Return the lines that belong under `table`: settings that all share, versions, marks."""
+    shared = [
+        f"{title} {values[0]}"
+        for title in _SETTINGS
+        if title != "runtime" and len(values := _values(records, title)) == 1
+    ]
+    used = dict.fromkeys(f"{r['runtime']} {r['runtime_version']}".strip() for r in records)
+    lines = [", ".join([*used, *shared])]
+    if any(record.get("steady") is False for record in records):
+        lines.append(
+            f"{_MOVING} the median was still moving: the machine is busy, or max_time short"
+        )
+    return lines
+
+
+def _values(records: Sequence[Record], title: str) -> list[str]:
+    return list(dict.fromkeys(_SETTINGS[title](record) for record in records))
+
+
+def fused_word(fused: bool | None) -> str:
+    """Say in a word whether a model was re-parameterised."""
+    return {True: "fused", False: "unfused", None: "unknown"}[fused]
+
+
+def _counts(record: Record) -> list[str]:
+    if record.get("count_error"):
+        return [quantity(record["params"]), "uncounted", "uncounted", "uncounted"]
+    return [quantity(record[key]) for key in ("params", "macs", "flops", "activations")]
+
+
+def _times(record: Record) -> list[str]:
+    if "error" in record:
+        return ["failed", *[""] * (len(_LATENCY) - 1)]
+    low, high = record["low_ms"], record["high_ms"]
+    digits = 2 if record["p50_ms"] >= 1 else 4
+    interval = "" if low is None else f"{low:.{digits}f} - {high:.{digits}f}"
+    p50, p90, p99, least = (
+        f"{record[key]:.{digits}f}" for key in ("p50_ms", "p90_ms", "p99_ms", "min_ms")
+    )
+    return [
+        p50 + ("" if record["steady"] else _MOVING),
+        interval,
+        p90,
+        p99,
+        least,
+        str(record["n"]),
+    ]
+
+
+def quantity(value: int | None) -> str:
+    """Write a count with four digits and a unit: 12289928 as `12.29 M`."""
+    if value is None:
+        return "?"
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= size:
+            return f"{value / size:.{2 if value < 100 * size else 1}f} {unit}"
+    return str(value)
