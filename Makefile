@@ -11,14 +11,19 @@ DEMO := runs/demo
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,data,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,fast,data,dense,dev]'
 	touch $@
 
-demo: $(VENV)/installed
-	test -e $(DEMO)/checkpoints/best.ckpt || $(BIN)/python train.py model=efficientformer_l1 train.run_dir=$(DEMO)
-	$(BIN)/python eval.py weights=$(DEMO)
-	$(BIN)/python benchmark.py model=efficientformer_l1
-	$(BIN)/python export.py weights=$(DEMO) format=onnx export.out=$(DEMO)/export export.overwrite=true
+# The newest run; a demo that was trained once is evaluated, timed and exported again at once.
+$(DEMO)/trained: | $(VENV)/installed
+	$(BIN)/python train.py model=efficientformer_l1 train.out=$(DEMO)
+	touch $@
+
+demo: $(VENV)/installed $(DEMO)/trained
+	run=$$(ls -td $(DEMO)/*/ | head -n 1) && set -ex && \
+	$(BIN)/python eval.py weights=$$run && \
+	$(BIN)/python benchmark.py model=efficientformer_l1 && \
+	$(BIN)/python export.py weights=$$run format=onnx export.out=$${run}export export.overwrite=true
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

@@ -6,14 +6,13 @@ stage. From these `Backbone` derives what timm's users expect of a model: `forwa
 Maps are B C H W throughout.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.blocks.heads import ClassifierHead
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle
 
@@ -48,7 +47,8 @@ class Backbone(nn.Module):
         stem: From B in_chans H W to the input of the first stage.
         stages: Applied in order.
         norm: What closes the trunk: a norm, or a last convolution.
-        head: Pooling and classifier.
+        head: Pooling and classifier, a `ClassifierHead`, or one that offers the same methods and,
+            if its classifier does not see `num_features` channels, says `hidden_size`.
         channels: Channels that each stage gives.
         strides: Size of the input over that of each stage's output.
         in_chans: Channels of the image.
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         stem: nn.Module,
         stages: Sequence[nn.Module],
         norm: nn.Module,
-        head: ClassifierHead,
+        head: Any,
         channels: Sequence[int],
         strides: Sequence[int],
         in_chans: int,
@@ -78,7 +78,8 @@ class Backbone(nn.Module):
         self.head = head
         self.in_chans = in_chans
         self.num_classes = head.num_classes
-        self.num_features = self.head_hidden_size = head.num_features
+        self.num_features = head.num_features
+        self.head_hidden_size = getattr(head, "hidden_size", head.num_features)
         self.feature_info = feature_levels(channels, strides, output_stride)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class Backbone(nn.Module):
         """
         if output_fmt != "NCHW":
             raise BadInput(f"output_fmt={output_fmt!r}: maps are given as 'NCHW' only")
-        levels = take_levels(len(self.feature_info), indices)
+        levels = take_levels(len(self.feature_info), indices, "indices")
         wanted = [self.feature_info[level]["stage"] for level in levels]
         stages = list(self.stages)
         if stop_early or intermediates_only:
@@ -134,12 +135,15 @@ class Backbone(nn.Module):
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
         """Return the classifying layer, or the tuple of them where there are two."""
-        layers = tuple(getattr(self.head, name) for name in self.head.classifiers())
+        names = (name.partition(".")[0] for name in self.head.classifiers())
+        layers = tuple(self.head.get_submodule(name) for name in names)
         return layers[0] if len(layers) == 1 else layers
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh classifier for `num_classes` in (0: none), and another pooling if given."""
         self.head.reset(num_classes, global_pool)
+        first = next(self.stem.parameters())
+        self.head.to(first.device, first.dtype)
         self.num_classes = num_classes
 
     def set_distilled_training(self, enable: bool = True) -> None:
@@ -190,7 +194,11 @@ class Backbone(nn.Module):
 def feature_levels(
     channels: Sequence[int], strides: Sequence[int], output_stride: int | None = None
 ) -> list[dict]:
-    """Return the levels of a pyramid: the last stage of each stride, in timm's form."""
+    """Return the levels of a pyramid: the last stage of each stride, in timm's form.
+
+    Where all stages have one stride, each of them is a level, as in timm's isotropic models.
+    """
+    isotropic = len(set(strides)) == 1
     return [
         {
             "num_chs": channels[i],
@@ -199,24 +207,28 @@ def feature_levels(
             "stage": i,
         }
         for i in range(len(strides))
-        if i + 1 == len(strides) or strides[i + 1] != strides[i]
+        if isotropic or i + 1 == len(strides) or strides[i + 1] != strides[i]
     ]
 
 
-def take_levels(count: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Return the chosen levels as numbers from 0; none means all, a number n the last n."""
+def take_levels(
+    count: int, indices: int | Sequence[int] | None, name: str = "out_indices"
+) -> list[int]:
+    """Return the chosen levels as numbers from 0; none means all, a number n the last n.
+
+    Raises:
+        BadInput: A level that there is not, or no level at all; the message names the argument.
+    """
     if indices is None:
         return list(range(count))
     if isinstance(indices, int):
         if not 0 < indices <= count:
-            raise BadInput(f"out_indices={indices}: the last 1 to {count} levels can be taken")
+            raise BadInput(f"{name}={indices}: the last 1 to {count} levels can be taken")
         return list(range(count - indices, count))
-    levels = [count + i if i < 0 else i for i in indices]
-    if not levels or not all(0 <= level < count for level in levels):
-        raise BadInput(
-            f"out_indices={list(indices)}: the model has {count} levels, 0 to {count - 1}"
-        )
-    return levels
+    given = list(indices) if isinstance(indices, Iterable) else [indices]
+    if not given or not all(isinstance(i, int) and -count <= i < count for i in given):
+        raise BadInput(f"{name}={given}: the model has {count} levels, 0 to {count - 1}")
+    return [i % count for i in given]
 
 
 class FeatureExtractor(nn.Module):
@@ -227,7 +239,7 @@ class FeatureExtractor(nn.Module):
 
     Args:
         model: The whole model; its modules are shared, not copied.
-        out_indices: Levels of `model.feature_info`; none means all.
+        out_indices: Levels of `model.feature_info`, in the order wanted; none means all.
     """
 
     def __init__(self, model: Backbone, out_indices: int | Sequence[int] | None = None):
@@ -245,12 +257,12 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
-        maps: list[Tensor] = []
+        maps: dict[int, Tensor] = {}
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.taken:
-                maps.append(x)
-        return maps
+                maps[i] = x
+        return [maps[i] for i in self.taken]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of blocks while training, and compute the rest again backwards."""

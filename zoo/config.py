@@ -39,6 +39,7 @@ class ModelConfig:
     """The arguments of `zoo.create_model`."""
 
     name: str = MISSING
+    encoder: str | None = None  # the backbone of unet, fpn and the other decoders
     pretrained: bool = False
     checkpoint_path: str | None = None
     num_classes: int | None = None  # null: as many as the data has
@@ -167,9 +168,12 @@ def compose(run: str, overrides: list[str] | None = None) -> DictConfig:
 
 
 def check_names(cfg: DictConfig) -> None:
-    """Raise `UnknownModel` unless the model that `cfg` names exists."""
+    """Raise `UnknownModel` unless the model that `cfg` names exists, and its encoder."""
     if not OmegaConf.is_missing(cfg.model, "name") and not cfg.model.name.startswith("timm/"):
         registry.get_spec(cfg.model.name)
+    encoder = cfg.model.encoder
+    if encoder is not None and not encoder.startswith("timm/"):
+        registry.get_spec(encoder)
 
 
 def model_arguments(model: DictConfig) -> dict[str, Any]:

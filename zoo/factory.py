@@ -8,6 +8,7 @@ from torch import nn
 
 from zoo import registry
 from zoo.backbone import Backbone, FeatureExtractor
+from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput, BadWeights, UnknownModel
 from zoo.weights import converted, load_weights, read_state_dict
 
@@ -25,12 +26,13 @@ def create_model(
     out_indices: int | Sequence[int] | None = None,
     global_pool: str | None = None,
     checkpoint_path: str | None = None,
+    encoder: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a registered model, or any of timm's as `"timm/<name>"`.
+    """Build a registered model, any of timm's as `"timm/<name>"`, or a decoder on a backbone.
 
     Args:
-        name: A name of `zoo.list_models()`, or `"timm/..."`.
+        name: A name of `zoo.list_models()`, `"timm/..."`, or one of `zoo.registry.DECODERS`.
         pretrained: Load the first of the published checkpoints that facts give an address for. A
             classifier for another number of classes starts fresh; another number of image channels
             takes the published filters summed or repeated.
@@ -44,6 +46,7 @@ def create_model(
         out_indices: Levels of the pyramid; only with `features_only`.
         global_pool: `"avg"`, `"max"`, or `""` for none; by default as published.
         checkpoint_path: Weights to load in the end, in any published key style.
+        encoder: The backbone of a decoder, `"timm/..."` or ours; `pretrained` is about it then.
         **kwargs: What only this family takes.
 
     Raises:
@@ -61,6 +64,16 @@ def create_model(
     }
     arguments = {key: value for key, value in given.items() if value is not None}
     arguments |= {"in_chans": in_chans, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    _check_values(arguments)
+    if name in registry.DECODERS:
+        model = _with_decoder(name, encoder, pretrained, features_only, arguments)
+        if checkpoint_path is not None:
+            load_weights(model, checkpoint_path)
+        return model
+    if encoder is not None:
+        raise BadInput(
+            f"encoder={encoder} has no effect on {name}; it is for {', '.join(registry.DECODERS)}"
+        )
     if name.startswith("timm/"):
         return _from_timm(name, pretrained, features_only, out_indices, checkpoint_path, arguments)
     build = registry.get_builder(name)
@@ -75,13 +88,30 @@ def create_model(
     return model
 
 
+def _with_decoder(
+    name: str, encoder: str | None, pretrained: bool, features_only: bool, given: dict[str, Any]
+) -> nn.Module:
+    from zoo import decoders
+
+    given = {key: value for key, value in given.items() if key != "drop_rate" or value}
+    if given["drop_path_rate"] == 0:
+        del given["drop_path_rate"]
+    for key in ("img_size", "global_pool", "drop_rate"):
+        if key in given:
+            raise BadInput(f"{name} takes no argument {key!r}")
+    if features_only:
+        raise BadInput(f"features_only=True: {name} draws maps; take the features of its encoder")
+    given.setdefault("num_classes", None)
+    return decoders.create(name, encoder=encoder, pretrained=pretrained, **given)
+
+
 def _check_arguments(name: str, build: Any, arguments: dict[str, Any]) -> None:
-    _check_rates(arguments)
     taken = inspect.signature(build).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         return
-    for key in arguments:
-        if key in taken or arguments[key] in (0.0, None):
+    for key in [key for key in arguments if key not in taken]:
+        if key in ("drop_rate", "drop_path_rate") and arguments[key] == 0:
+            del arguments[key]
             continue
         if key == "img_size":
             raise BadInput(f"{name} has nothing that depends on img_size; feed images of any size")
@@ -89,13 +119,14 @@ def _check_arguments(name: str, build: Any, arguments: dict[str, Any]) -> None:
         raise BadInput(f"{name} takes no argument {key!r}; it takes {others}")
 
 
-def _check_rates(arguments: dict[str, Any]) -> None:
+def _check_values(arguments: dict[str, Any]) -> None:
     for key in ("drop_rate", "drop_path_rate"):
-        if not 0 <= arguments[key] < 1:
-            raise BadInput(f"{key}={arguments[key]}: must be at least 0 and less than 1")
+        rate = arguments[key]
+        if not isinstance(rate, int | float) or not 0 <= rate < 1:
+            raise BadInput(f"{key}={rate!r}: must be a number from 0, less than 1")
     for key, least in (("in_chans", 1), ("num_classes", 0)):
-        if key in arguments and not (isinstance(arguments[key], int) and arguments[key] >= least):
-            raise BadInput(f"{key}={arguments[key]!r}: must be a whole number from {least}")
+        if key in arguments:
+            whole_number(arguments[key], key, least)
 
 
 def _load_published(model: Backbone, name: str) -> None:

@@ -5,6 +5,7 @@ their facts needs neither torch nor the model's module. `zoo/models/<family>.py`
 one of its variants is built; it calls `register` once for each of them.
 """
 
+import copy
 import difflib
 import fnmatch
 import functools
@@ -22,6 +23,15 @@ _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # What a family file says once for all of its variants; a variant may say any of them differently.
 _SHARED = ("task", "paper", "code", "input", "num_classes", "capabilities")
+
+# Decoders of segmentation_models_pytorch (zoo.decoders): each takes any backbone as its encoder, so
+# there are no facts of them and `list_models` leaves them out.
+# fmt: off
+DECODERS = (
+    "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3",
+    "deeplabv3plus", "upernet", "segformer",
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -104,12 +114,12 @@ def register(
     Raises:
         ValueError: The name is taken, or nothing states the facts of the model.
     """
+    if facts is not None and name in _packaged():
+        raise ValueError(f"model {name!r} is one of the package's own; take another name")
     if name in _BUILDERS:
         other = _BUILDERS[name]
         raise ValueError(f"model {name!r} is registered twice: by {other!r} and by {build!r}")
     if facts is not None:
-        if name in _packaged():
-            raise ValueError(f"model {name!r} is one of the package's own; take another name")
         _OUTSIDE[name] = ModelSpec(name, family or name, {"task": "classification", **facts})
     elif name not in _packaged():
         raise ValueError(f"model {name!r} has no entry in zoo/facts; add one or pass `facts`")
@@ -117,7 +127,7 @@ def register(
 
 
 def get_spec(name: str) -> ModelSpec:
-    """Return the specification of `name`.
+    """Return the specification of `name`; that of a decoder says its task alone.
 
     Raises:
         UnknownModel: No such model; the message suggests the nearest names.
@@ -125,7 +135,9 @@ def get_spec(name: str) -> ModelSpec:
     specs = _specs()
     if name in specs:
         return specs[name]
-    near = difflib.get_close_matches(name, specs, n=3)
+    if name in DECODERS:
+        return ModelSpec(name, "decoders", {"task": "segmentation"})
+    near = difflib.get_close_matches(name, [*specs, *DECODERS], n=3)
     hint = (
         f"did you mean {' or '.join(near)}?"
         if near
@@ -140,6 +152,11 @@ def get_builder(name: str) -> Callable[..., Any]:
     if name not in _BUILDERS:
         importlib.import_module(f"zoo.models.{spec.family}")
     return _BUILDERS[name]
+
+
+def is_packaged(name: str) -> bool:
+    """Say whether `name` is one of the package's own, whose facts and contract are complete."""
+    return name in _packaged()
 
 
 def is_model(name: str) -> bool:
@@ -204,4 +221,4 @@ def model_info(name: str) -> dict[str, Any]:
         UnknownModel: No such model.
     """
     spec = get_spec(name)
-    return {"name": spec.name, "family": spec.family, **spec.facts}
+    return {"name": spec.name, "family": spec.family, **copy.deepcopy(spec.facts)}

@@ -13,19 +13,15 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.folding import fold_batch_norm
+from zoo.blocks.folding import fold_batch_norm, is_fixed_batch_norm
 from zoo.blocks.scale import LayerScale
 from zoo.errors import BadInput
 from zoo.profiling.count import count
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_FOLDABLE: dict[type, type] = {
-    nn.Conv1d: nn.BatchNorm1d,
-    nn.Conv2d: nn.BatchNorm2d,
-    nn.Conv3d: nn.BatchNorm3d,
-    nn.Linear: nn.BatchNorm1d,
-}
+# A linear layer is taken to work on B C, as the norm after it does; on B N C the norm is over N.
+_FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def reparameterize(model: Model) -> Model:
@@ -42,7 +38,7 @@ def reparameterize(model: Model) -> Model:
             f"{training} is in train mode; call model.eval() first: batch norms fold only with "
             "their running statistics"
         )
-    fused = cast(Model, _fused(copy.deepcopy(model), {}))
+    fused = cast(Model, _fused(copy.deepcopy(model), {}).eval())  # new parts start in train mode
     fused.__dict__["reparameterized"] = True  # what `count` calls fused
     return fused
 
@@ -55,7 +51,7 @@ def _fused(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     for name, child in parts.items():
         if child is not None:
             parts[name] = _fused(child, done)
-    if isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         _fold_pairs(module)
     fuse: Any = getattr(module, "fused", None)
     replacement: Any = fuse() if callable(fuse) else module
@@ -68,10 +64,17 @@ def _fold_pairs(sequence: nn.Sequential) -> None:
     for before, after in zip(names, names[1:], strict=False):
         layer: Any = sequence._modules[before]
         norm: Any = sequence._modules[after]
-        foldable = _FOLDABLE.get(type(layer))
-        if foldable is not None and type(norm) is foldable and norm.track_running_stats:
+        if _foldable(layer, norm):
             sequence._modules[before] = fold_batch_norm(layer, norm)
             sequence._modules[after] = nn.Identity()
+
+
+def _foldable(layer: Any, norm: Any) -> bool:
+    """Say whether `norm` reads just what `layer` writes and can be folded into it."""
+    if type(layer) not in _FOLDABLE or not is_fixed_batch_norm(norm):
+        return False
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (layer, norm))
+    return not hooked and norm.running_mean.numel() == layer.weight.shape[0]
 
 
 def shake(model: Model, seed: int = 0) -> Model:
@@ -97,7 +100,7 @@ def shake(model: Model, seed: int = 0) -> Model:
                     tensor.copy_(1 + 0.1 * draw(tensor))
                 elif tensor.ndim <= 1 or name in getattr(module, "no_decay", ()):
                     tensor.copy_(0.1 * draw(tensor))
-                elif name == "weight":
+                else:
                     tensor.copy_(draw(tensor) * (tensor.shape[0] / tensor.numel()) ** 0.5)
     return model
 

@@ -36,8 +36,8 @@ def bridged_name(name: str) -> str:
 
 @functools.cache
 def _traits(family: str) -> dict[str, Any]:
-    """What the variants of a family have in common, read off the smallest."""
-    (name,) = registry.list_models(family=family, smallest_of_family=True)
+    """What the variants of a family have in common, read off the first."""
+    name = next(filter(registry.is_packaged, registry.list_models(family=family)))
     with torch.device("meta"):
         model = registry.get_builder(name)()
     return {
@@ -85,7 +85,7 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
 
 
 def _register_all() -> None:
-    for name in registry.list_models(task="classification"):
+    for name in filter(registry.is_packaged, registry.list_models(task="classification")):
         spec = registry.get_spec(name)
         known_as = bridged_name(name)
         if timm.is_model(known_as):

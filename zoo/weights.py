@@ -6,15 +6,18 @@ A file is read as tensors or not at all: safetensors, or torch's format with `we
 import argparse
 import difflib
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from zoo.backbone import FeatureExtractor
@@ -48,9 +51,12 @@ def load_weights(
     Raises:
         BadWeights: The source cannot be read, or does not fit.
     """
-    state = read_state_dict(source, sha256) if not isinstance(source, Mapping) else unwrap(source)
-    named = source if not isinstance(source, Mapping) else "the given state dict"
-    state = converted(state, model)
+    named = "the given state dict" if isinstance(source, Mapping) else str(source)
+    if isinstance(source, str | os.PathLike):
+        source = read_checkpoint(source, sha256)
+    if not isinstance(source, Mapping):
+        raise BadWeights(f"source is a {type(source).__name__}; give a file, an address or tensors")
+    state = converted(unwrap(source, named, model.state_dict().keys()), model)
     wrong = misfits(state, model)
     if wrong and strict:
         shown = "; ".join(wrong[:4]) + (f"; {len(wrong) - 4} more" if len(wrong) > 4 else "")
@@ -170,44 +176,64 @@ def _harmless() -> list[Any]:
     return [argparse.Namespace, np._core.multiarray.scalar, np.dtype, *dtypes]  # type: ignore[attr-defined]
 
 
+# What torch says of a pickle that names a class or function it does not know to be harmless.
+_FOREIGN_CODE = (" GLOBAL ", "Can only create new object", "Trying to call", "Can only build")
+
+
 def _read_torch(path: Path) -> Any:
     import pickle
 
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about formats that are refused anyhow
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        what = str(error)
-        if "Unsupported global" in what or "weights_only" in what.split("\n")[0]:
+        if any(sign in str(error) for sign in _FOREIGN_CODE):
             raise BadWeights(
                 f"{path} holds more than weights (a pickle that would run code to be read); "
                 "save its state_dict() and load that"
             ) from error
         raise BadWeights(f"{path} is truncated or no checkpoint") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
+    except Exception as error:  # damaged bytes raise whatever they happen to mean
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadWeights(f"{path} is truncated or no checkpoint ({first})") from error
 
 
-def unwrap(content: Mapping[str, Any], named: str = "the given state dict") -> State:
+def unwrap(
+    content: Mapping[str, Any], named: str = "the given state dict", own: Set[str] = frozenset()
+) -> State:
     """Return the weights among what a checkpoint holds, without the prefixes of wrappers.
+
+    Args:
+        content: What the checkpoint holds.
+        named: What to call it in messages.
+        own: Names that the model to be filled has; prefixes that belong to them stay.
 
     Raises:
         BadWeights: There are no tensors.
     """
-    branch = next((key for key in _BRANCHES if isinstance(content.get(key), Mapping)), None)
-    if branch is not None:
-        return unwrap(content[branch], named)
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = _tensors(content)
+    state.pop("n_averaged", None)  # the counter of torch's AveragedModel
     if not state:
         held = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise BadWeights(f"{named} holds no weights, but {held}")
     stripped = True
-    while stripped:
+    while stripped and not own & state.keys():
         stripped = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
         if stripped:
             state = {key.removeprefix(stripped): value for key, value in state.items()}
     return state
+
+
+def _tensors(content: Mapping[str, Any]) -> State:
+    """Return the named tensors of `content`, or those of the first branch that holds any."""
+    branches = [content[key] for key in _BRANCHES if isinstance(content.get(key), Mapping)]
+    inside = next((found for branch in branches if (found := _tensors(branch))), None)
+    return inside or {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
 
 
 def local_file(source: str, sha256: str | None = None) -> Path:
@@ -228,14 +254,17 @@ def local_file(source: str, sha256: str | None = None) -> Path:
     # The address is part of the name, so that files of one name from two places stay apart.
     tag = hashlib.sha256(source.encode()).hexdigest()[:8]
     path = folder / f"zoo-{tag}-{Path(address.path).name or 'weights'}"
-    if not path.exists():
-        _download(source, path, sha256)
+    with FileLock(f"{path}.lock"):  # another process may be fetching it
+        if not path.exists():
+            _download(source, path, sha256)
     return path
 
 
 def _from_hub(name: str, sha256: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
+    if name.count("/") < 2 or not all(name.split("/", 2)):
+        raise BadWeights(f"hf:{name}: give hf:owner/name/file")
     owner, repository, file = name.split("/", 2)
     try:
         path = Path(hf_hub_download(f"{owner}/{repository}", file))
@@ -263,11 +292,12 @@ def _download(address: str, path: Path, sha256: str | None) -> None:
                 while chunk := reply.read(1 << 20):
                     file.write(chunk)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416 and done:  # the part was whole, or is of another file
             part.unlink()
             return _download(address, path, sha256)
         raise BadWeights(f"{address} cannot be fetched: {error.code} {error.reason}") from error
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise BadWeights(f"{address} cannot be fetched: {error}") from error
     if total and part.stat().st_size != total:
         raise BadWeights(

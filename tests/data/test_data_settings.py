@@ -100,14 +100,7 @@ def test_unknown_splits_of_digits_are_refused():
 
 @pytest.mark.parametrize(
     "keys",
-    [
-        {
-            "name": name
-            if name in ("digits", "folder", "imagenet") or name[0] == "c"
-            else name + "/x"
-        }
-        for name in SETS
-    ]
+    [{"name": name + "/x" if name in ("hfds", "wds") else name} for name in SETS]
     + [
         {"name": "folder", "val_split": 0.3},
         {"name": "folder", "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25},

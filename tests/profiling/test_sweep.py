@@ -58,7 +58,7 @@ def test_a_record_holds_counts_latency_and_circumstances(swept):
         assert row["machine"]["cpu"]
         assert row["versions"]["torch"]
         assert row["date"]
-        assert "pytest" in row["command"]
+        assert row["command"]
 
 
 def test_fused_and_unfused_stand_beside_each_other(swept):

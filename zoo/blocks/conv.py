@@ -2,7 +2,12 @@
 
 from torch import Tensor, nn
 
-from zoo.blocks.folding import fold_batch_norm, rebuilt, scale_outputs
+from zoo.blocks.folding import (
+    fold_batch_norm,
+    is_fixed_batch_norm,
+    rebuilt,
+    scale_outputs,
+)
 
 
 class ConvNorm(nn.Module):
@@ -50,7 +55,7 @@ class ConvNorm(nn.Module):
 
     def fused(self) -> "ConvNorm":
         """The norm in the convolution."""
-        if not isinstance(self.norm, nn.BatchNorm2d):
+        if not is_fixed_batch_norm(self.norm):
             return self
         return rebuilt(self, conv=fold_batch_norm(self.conv, self.norm), norm=nn.Identity())
 

@@ -9,8 +9,20 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
-Linear = TypeVar("Linear", nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+Linear = TypeVar(
+    "Linear",
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -26,10 +38,18 @@ def rebuilt(module: Module, **changes: nn.Module | Tensor | None) -> Module:
     return copied
 
 
+def is_fixed_batch_norm(module: nn.Module | None) -> bool:
+    """Say whether `module` is a batch norm with running statistics and nothing else.
+
+    Synchronised and frozen ones are; subclasses that do more (an activation, say) are not.
+    """
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+    return type(module) in kinds and getattr(module, "running_mean", None) is not None
+
+
 def batch_norm_affine(norm: Any) -> tuple[Tensor, Tensor]:
     """Return scale and shift (float64, one a channel) of a batch norm with fixed statistics."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError(f"{norm} keeps no running statistics: it has no fixed form to fold")
+    assert is_fixed_batch_norm(norm), norm
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double() * scale
     if norm.weight is not None:
@@ -43,12 +63,11 @@ def scale_outputs(layer: Linear, scale: Tensor, shift: Tensor | None = None) -> 
     """Absorb `scale * layer(x) + shift`, one value an output channel, into `layer`.
 
     Args:
-        layer: A linear layer or a convolution (not transposed).
+        layer: A linear layer or a convolution, also a transposed one.
         scale: One factor an output channel.
         shift: One summand an output channel, or none.
     """
     weight, scale = layer.weight.detach(), scale.detach().double()
-    per_row = scale.reshape(-1, *[1] * (weight.ndim - 1))
     bias = None
     if layer.bias is not None:
         bias = layer.bias.detach().double() * scale
@@ -56,23 +75,63 @@ def scale_outputs(layer: Linear, scale: Tensor, shift: Tensor | None = None) -> 
         bias = shift.detach().double() + (0 if bias is None else bias)
     return rebuilt(
         layer,
-        weight=(weight.double() * per_row).to(weight.dtype),
+        weight=(weight.double() * _along_outputs(layer, scale)).to(weight.dtype),
         bias=None if bias is None else bias.to(weight.dtype),
     )
 
 
-def affine_inputs(layer: nn.Linear, scale: Tensor, shift: Tensor | None = None) -> nn.Linear:
-    """Absorb `layer(scale * x + shift)`, one value an input feature, into `layer`."""
+def _along_outputs(layer: nn.Module, values: Tensor) -> Tensor:
+    """Shape values, one an output channel, so that they multiply the weight of `layer`."""
+    weight: Any = layer.weight
+    if not isinstance(layer, _TRANSPOSED):
+        return values.reshape(-1, *[1] * (weight.ndim - 1))
+    # in x out / groups: each input channel meets the output channels of its own group
+    rows = values.reshape(layer.groups, -1).repeat_interleave(len(weight) // layer.groups, dim=0)
+    return rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))
+
+
+def affine_inputs(layer: Linear, scale: Tensor, shift: Tensor | None = None) -> Linear:
+    """Absorb `layer(scale * x + shift)`, one value an input feature, into `layer`.
+
+    Args:
+        layer: A linear layer, or a 1x1 convolution of one group.
+        scale: One factor an input feature.
+        shift: One summand an input feature, or none.
+    """
     weight = layer.weight.detach().double()
     bias = None if layer.bias is None else layer.bias.detach().double()
     if shift is not None:
-        bias = weight @ shift.detach().double() + (0 if bias is None else bias)
+        bias = weight.flatten(1) @ shift.detach().double() + (0 if bias is None else bias)
+    per_column = scale.detach().double().reshape(-1, *[1] * (weight.ndim - 2))
     dtype = layer.weight.dtype
     return rebuilt(
         layer,
-        weight=(weight * scale.detach().double()).to(dtype),
+        weight=(weight * per_column).to(dtype),
         bias=None if bias is None else bias.to(dtype),
     )
+
+
+def merge_pointwise(layer: nn.ConvTranspose2d, pointwise: nn.Conv2d) -> nn.ConvTranspose2d:
+    """Return the transposed convolution that computes `pointwise(layer(x))`.
+
+    Args:
+        layer: Of one group.
+        pointwise: A 1x1 convolution of one group.
+    """
+    assert layer.groups == pointwise.groups == 1
+    assert pointwise.kernel_size == pointwise.stride == (1, 1)
+    mix = pointwise.weight.detach().double().flatten(1)  # out x middle
+    bias = torch.zeros(len(mix), dtype=mix.dtype, device=mix.device)
+    if layer.bias is not None:
+        bias = mix @ layer.bias.detach().double()
+    if pointwise.bias is not None:
+        bias = bias + pointwise.bias.detach().double()
+    weight, dtype = layer.weight.detach().double(), layer.weight.dtype
+    merged = rebuilt(
+        layer, weight=torch.einsum("imhw,om->iohw", weight, mix).to(dtype), bias=bias.to(dtype)
+    )
+    merged.out_channels = pointwise.out_channels
+    return merged
 
 
 def fold_batch_norm(layer: Linear, norm: nn.Module) -> Linear:
@@ -85,6 +144,16 @@ def split_affine(norm: nn.LayerNorm) -> tuple[nn.LayerNorm, Tensor, Tensor]:
     plain = rebuilt(norm, weight=None, bias=None)
     plain.elementwise_affine = False
     return plain, norm.weight, norm.bias
+
+
+def add_identity(conv: nn.Conv2d) -> nn.Conv2d:
+    """Absorb `x + conv(x)` into a convolution that keeps size and channels."""
+    kernel = conv.weight.detach().double().clone()
+    inputs = kernel.shape[1]  # channels of one group
+    middle = [side // 2 for side in kernel.shape[2:]]
+    for channel in range(kernel.shape[0]):
+        kernel[(channel, channel % inputs, *middle)] += 1
+    return rebuilt(conv, weight=kernel.to(conv.weight.dtype))
 
 
 def mean_of(layers: list[nn.Linear]) -> nn.Linear:

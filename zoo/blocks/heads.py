@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.folding import mean_of
+from zoo.blocks.folding import (
+    affine_inputs,
+    batch_norm_affine,
+    is_fixed_batch_norm,
+    mean_of,
+)
+from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput
 
 POOLS = ("avg", "max", "")
@@ -17,6 +23,29 @@ def check_pool(pool: str) -> str:
     return pool
 
 
+class NormLinear(nn.Module):
+    """A batch norm of the features, then a linear layer (LeViT, arXiv 2104.01136, section 4).
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(in_features)
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+    def fused(self) -> nn.Module:
+        """The norm in the linear layer."""
+        if not is_fixed_batch_norm(self.norm):
+            return self
+        return affine_inputs(self.linear, *batch_norm_affine(self.norm))
+
+
 class ClassifierHead(nn.Module):
     """Global pooling, dropout, one linear classifier.
 
@@ -25,24 +54,29 @@ class ClassifierHead(nn.Module):
         num_classes: Number of logits; 0 leaves the classifier out.
         pool: `"avg"`, `"max"`, or `""` for none (only without a classifier).
         drop_rate: Probability of the dropout before the classifier.
+        batch_norm: Put a batch norm in front of the linear layer.
     """
 
     def __init__(
-        self, num_features: int, num_classes: int, *, pool: str = "avg", drop_rate: float = 0.0
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        pool: str = "avg",
+        drop_rate: float = 0.0,
+        batch_norm: bool = False,
     ):
         super().__init__()
-        self.num_features, self.drop_rate = num_features, drop_rate
+        self.num_features, self.drop_rate, self.batch_norm = num_features, drop_rate, batch_norm
         self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool)
 
     def reset(self, num_classes: int, pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for `num_classes`, and the pooling if given."""
-        self.pool = check_pool(self.pool if pool is None else pool)
-        if num_classes < 0:
-            raise BadInput(f"num_classes={num_classes}: must not be negative")
-        if num_classes and not self.pool:
+        pool = check_pool(self.pool if pool is None else pool)
+        if whole_number(num_classes, "num_classes", 0) and not pool:
             raise BadInput(f"num_classes={num_classes} needs a global_pool; '' goes with 0 classes")
-        self.num_classes = num_classes
+        self.num_classes, self.pool = num_classes, pool
         self._make_classifiers()
 
     def _make_classifiers(self) -> None:
@@ -50,12 +84,13 @@ class ClassifierHead(nn.Module):
 
     def _classifier(self) -> nn.Module:
         if self.num_classes == 0:
-            return nn.Identity()
-        return nn.Linear(self.num_features, self.num_classes)
+            return nn.Identity().train(self.training)
+        layer = NormLinear if self.batch_norm else nn.Linear
+        return layer(self.num_features, self.num_classes).train(self.training)
 
     def classifiers(self) -> list[str]:
         """Names of the classifying layers."""
-        return ["fc"]
+        return ["fc.linear" if isinstance(self.fc, NormLinear) else "fc"]
 
     def pooled(self, x: Tensor) -> Tensor:
         """B C H W -> B C, or the map itself where there is no pooling."""
@@ -76,10 +111,8 @@ class DistilledHead(ClassifierHead):
     The output is their mean; while training with `distilled_training` it is the pair.
     """
 
-    def __init__(
-        self, num_features: int, num_classes: int, *, pool: str = "avg", drop_rate: float = 0.0
-    ):
-        super().__init__(num_features, num_classes, pool=pool, drop_rate=drop_rate)
+    def __init__(self, num_features: int, num_classes: int, **settings):
+        super().__init__(num_features, num_classes, **settings)
         self.distilled_training = False
 
     def _make_classifiers(self) -> None:
@@ -87,7 +120,8 @@ class DistilledHead(ClassifierHead):
         self.fc_dist = self._classifier()
 
     def classifiers(self) -> list[str]:
-        return ["fc", "fc_dist"]
+        names = super().classifiers()
+        return [name.replace("fc", fc, 1) for fc in ("fc", "fc_dist") for name in names]
 
     def forward(self, x: Tensor, pre_logits: bool = False):
         x = self.pooled(x)

@@ -1,8 +1,19 @@
 """Sizes of images and of the maps that a network makes of them."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from zoo.errors import BadInput
+
+
+def whole_number(value: Any, name: str, least: int) -> int:
+    """Return `value`, or raise `BadInput` if it is no whole number from `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise BadInput(f"{name}={value!r}: must be a whole number from {least}")
+    return value
 
 
 def pair(size: int | Sequence[int], name: str = "img_size") -> tuple[int, int]:
@@ -11,8 +22,8 @@ def pair(size: int | Sequence[int], name: str = "img_size") -> tuple[int, int]:
     Raises:
         BadInput: Not a positive whole number, nor two of them.
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise BadInput(f"{name}={size!r}: give a positive number of pixels, or [height, width]")
     return sides
 
@@ -21,3 +32,19 @@ def grid_size(size: int | Sequence[int], stride: int) -> tuple[int, int]:
     """Return the size of the map that an image has after `stride`, halved with rounding up."""
     height, width = pair(size)
     return -(-height // stride), -(-width // stride)
+
+
+def check_sides(x: Tensor, axes: int, multiple: int) -> None:
+    """Raise `BadInput` unless `x` is B C and `axes` sides that are multiples of `multiple`.
+
+    For symbolic tracing this is a leaf: whoever calls it says `torch.fx.wrap("check_sides")`.
+    """
+    if x.ndim != axes + 2:
+        raise BadInput(f"images of {x.ndim} axes: this model takes {axes + 2}, B C and the sides")
+    if torch.jit.is_tracing():  # a recorded size is no number to be looked at
+        return
+    for side in x.shape[2:]:
+        if side == 0 or side % multiple != 0:
+            raise BadInput(
+                f"images of {list(x.shape[2:])} pixels: every side must be a multiple of {multiple}"
+            )

@@ -11,9 +11,12 @@ from typing import Any
 class DataConfig:
     """Which images a run sees, and how they are prepared."""
 
-    name: str = "digits"  # digits, folder, imagenet, cifar10, cifar100, hfds/<name>, wds/<name>
+    # images with classes: digits, folder, imagenet, cifar10, cifar100, hfds/<name>, wds/<name>;
+    # with a class for each pixel: digits_segmentation, folder_segmentation, voc, oxford_pet;
+    # with the same image at twice the size: photos_superres
+    name: str = "digits"
     root: str | None = None  # folder of the data; for hfds/<name> the cache folder
-    download: bool = False  # fetch CIFAR where it is absent
+    download: bool = False  # fetch CIFAR, VOC or the Oxford pets where they are absent
     train_split_name: str | None = None  # folder or split to train on
     val_split_name: str | None = None  # folder or split to validate on
     val_split: float | None = (
@@ -21,7 +24,11 @@ class DataConfig:
     )
     input_key: str | None = None  # hfds, wds: column or file extension of the image
     target_key: str | None = None  # hfds, wds: column or field of the label
-    num_classes: int | None = None  # wds: a stream does not say how many there are
+    num_classes: int | None = None  # wds, folder_segmentation: they do not say how many there are
+    class_names: list[str] | None = None  # folder_segmentation: what the class numbers mean
+    palette: Any = None  # folder_segmentation: [[r, g, b], ...] of the classes in coloured masks
+    train_images: int | None = None  # digits_segmentation, photos_superres: made for each epoch
+    val_images: int | None = None  # digits_segmentation: made for validation
 
     image_size: Any = None  # one number for a square, or [height, width], in pixels
     in_chans: int = 3  # 3 (colour) or 1 (grey)

@@ -1,14 +1,13 @@
 """The LightningDataModule of every data set, and the one function that makes it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import LightningDataModule
 
 from zoo.data import catalogue, folders, hub, presets, samplers, transforms
 from zoo.data.dataset import ImageSet
 from zoo.data.loader import ImageLoader
-from zoo.data.sources import Source
 from zoo.data.streams import Stream, StreamLoader
 from zoo.errors import BadInput
 
@@ -44,19 +43,35 @@ def create_datamodule(
     for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
         if value is not None and value < 1:
             raise BadInput(f"{name}={value} must be 1 or more")
-    return ImageData(resolved, batch_size, eval_batch_size or batch_size, seed)
+    kind = _kind(presets.task(resolved.name))
+    return kind(resolved, batch_size, eval_batch_size or batch_size, seed)
+
+
+def _kind(task: str) -> "type[ImageData]":
+    if task == "segmentation":  # the others build on this module
+        from zoo.data.segmentation import SegmentationData
+
+        return SegmentationData
+    if task == "super-resolution":
+        from zoo.data.superres import SuperResolutionData
+
+        return SuperResolutionData
+    return ImageData
 
 
 class ImageData(LightningDataModule):
-    """Loaders of one data set.
+    """Loaders of one data set, whose images have a class each.
 
     Attributes:
+        task: What the images are for, in the words of the registry.
         config: The configuration with every default filled in.
         image_size: (height, width) in pixels.
         in_chans: 1 or 3.
         num_classes: How many classes the data has; known after `setup`.
         class_names: Their names in order, or None; known after `setup`.
     """
+
+    task: ClassVar[str] = "classification"
 
     def __init__(self, config: Any, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
@@ -73,10 +88,26 @@ class ImageData(LightningDataModule):
         self.num_classes: int = 0
         self.class_names: list[str] | None = None
         self.streaming: bool = presets.family(config.name) == "wds"
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, Any] = {}
         # Made here, so that a bad setting shows before data is read.
-        self._train = transforms.train_preparation(config)
-        self._eval = transforms.eval_preparation(config)
+        self._train, self._eval = self._preparations()
+
+    def _preparations(self) -> tuple[Any, Any]:
+        """Return what is done with images in training and in evaluation."""
+        return transforms.train_preparation(self.config), transforms.eval_preparation(self.config)
+
+    def _open(self, split: str) -> Any:
+        """Open a split, checked against those that are open."""
+        opened = catalogue.open_split(self.config, split)
+        if self._sources:
+            known = next(iter(self._sources.items()))
+            catalogue.check_same_classes(known, (split, opened))
+        self.class_names = folders.readable_names(opened.class_names)
+        return opened
+
+    def _images(self, source: Any, preparation: Any, seed: int | None) -> ImageSet:
+        """Return what gives the batches of `source`; `seed` is None where nothing is random."""
+        return ImageSet(source, preparation, self.shape, seed)
 
     def prepare_data(self) -> None:
         """Download what may be downloaded; Lightning calls this in one process of a machine."""
@@ -104,7 +135,7 @@ class ImageData(LightningDataModule):
             self.train_dataloader()  # shards that are not there show now
         self.val_dataloader()
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> Any:
         """Return the images of a split, opened once.
 
         Args:
@@ -114,13 +145,9 @@ class ImageData(LightningDataModule):
             BadInput: There is no such split, or its classes differ from those of another.
         """
         if split not in self._sources:
-            opened = catalogue.open_split(self.config, split)
-            if self._sources:
-                known = next(iter(self._sources.items()))
-                catalogue.check_same_classes(known, (split, opened))
+            opened = self._open(split)
             self._sources[split] = opened
             self.num_classes = max(self.num_classes, opened.num_classes)
-            self.class_names = folders.readable_names(opened.class_names)
         return self._sources[split]
 
     def train_dataloader(self) -> ImageLoader | StreamLoader:
@@ -130,7 +157,7 @@ class ImageData(LightningDataModule):
             stream = Stream(self.config, self._train, self.shape, size, self.seed)
             return StreamLoader(stream, "train", self.config.num_workers)
         source = self.source("train")
-        data = ImageSet(source, self._train, self.shape, self.seed)
+        data = self._images(source, self._train, self.seed)
         batches = samplers.TrainBatches(len(source), self.batch_size, self.seed)
         return ImageLoader(data, batches, self.config.num_workers)
 
@@ -153,7 +180,7 @@ class ImageData(LightningDataModule):
             stream = Stream(self.config, self._eval, self.shape, size, None)
             return StreamLoader(stream, split, self.config.num_workers)
         source = self.source(split)
-        data = ImageSet(source, self._eval, self.shape, None)
+        data = self._images(source, self._eval, None)
         batches = samplers.EvalBatches(len(source), self.eval_batch_size)
         return ImageLoader(data, batches, self.config.num_workers)
 
@@ -161,6 +188,11 @@ class ImageData(LightningDataModule):
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a prepared image."""
         return (self.in_chans, *self.image_size)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of what a model must make of an image: one logit a class; known after `setup`."""
+        return (self.num_classes,)
 
     def eval_preprocessing(self) -> dict[str, Any]:
         """Return what turns a picture into the model's input, in words that a manifest can keep."""

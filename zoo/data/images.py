@@ -26,15 +26,19 @@ def read_image(source: str | IO[bytes], in_chans: int, name: str) -> Image.Image
             return convert(image, in_chans)
     # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error, ... on damaged files.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image"
-        elif isinstance(error, FileNotFoundError):
-            reason = "the file is not there"
         raise BadInput(
-            f"cannot read image {name} ({reason}); "
+            f"cannot read image {name} ({reason(error)}); "
             "repair or remove it, or set data.skip_corrupt=true to leave such files out"
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """Say in words why Pillow could not read a file."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, FileNotFoundError):
+        return "the file is not there"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def convert(image: Image.Image, in_chans: int) -> Image.Image:

@@ -53,21 +53,67 @@ HUGGING_FACE = PHOTOS | {
     "target_key": "label",
 }
 SHARDS = FOLDERS | {"input_key": "jpg;jpeg;png;webp"}
+# Images with masks: the crop must keep enough of a scene to be understood.
+MASKED = FOLDERS | {"image_size": 256, "scale": [0.25, 1.0], "interpolation": "bilinear"}
+# Every scene is drawn at the size that is asked for, so nothing is cropped or resized.
+SCENES = MASKED | {
+    "image_size": 64,
+    "scale": [1.0, 1.0],
+    "ratio": [1.0, 1.0],
+    "hflip": 0.0,
+    "color_jitter": 0.1,
+    "num_workers": 0,
+    "train_images": 2000,
+    "val_images": 200,
+}
+# What is drawn is compared with the photograph itself: values stay within 0..1.
+SUPERRES = {
+    "image_size": 32,
+    "mean": [0.0, 0.0, 0.0],
+    "std": [1.0, 1.0, 1.0],
+    "hflip": 0.5,
+    "vflip": 0.5,
+    "num_workers": 0,
+    "train_images": 2000,
+}
 
 # What has an effect only for some data sets: asking others for it is an error.
-_FOLDER = {"root", "val_split", "train_split_name", "val_split_name", "cache", "skip_corrupt"}
+_RESIZED = {"scale", "ratio", "color_jitter", "interpolation"}
+_LABELLED = _RESIZED | {
+    "train_interpolation",
+    "crop_pct",
+    "auto_augment",
+    "re_prob",
+    "re_mode",
+    "re_count",
+}
+_SPLITS = {"root", "val_split", "train_split_name", "val_split_name", "skip_corrupt"}
+_FOLDER = _LABELLED | _SPLITS | {"cache"}
 _HUB = _FOLDER | {"input_key", "target_key"}
 _STREAM = _HUB - {"val_split", "cache"} | {"num_classes"}
-_SPECIAL = _HUB | _STREAM | {"download"}
+_MASKS = _RESIZED | _SPLITS | {"num_classes", "class_names", "palette"}
+_FETCHED = {"root", "download"}
+_MADE = {"train_images", "val_images"}
+_SPECIAL = _HUB | _MASKS | _FETCHED | _MADE
 
 SETS: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "digits": (DIGITS, set()),
+    "digits": (DIGITS, _LABELLED),
     "folder": (FOLDERS, _FOLDER),
     "imagenet": (FOLDERS, _FOLDER),
-    "cifar10": (CIFAR, {"root", "download"}),
-    "cifar100": (CIFAR, {"root", "download"}),
+    "cifar10": (CIFAR, _LABELLED | _FETCHED),
+    "cifar100": (CIFAR, _LABELLED | _FETCHED),
     "hfds": (HUGGING_FACE, _HUB),
     "wds": (SHARDS, _STREAM),
+    "digits_segmentation": (SCENES, _RESIZED | _MADE),
+    "folder_segmentation": (MASKED, _MASKS),
+    "voc": (MASKED, _RESIZED | _FETCHED | {"skip_corrupt"}),
+    "oxford_pet": (MASKED, _RESIZED | _FETCHED | {"skip_corrupt"}),
+    "photos_superres": (SUPERRES, {"train_images"}),
+}
+_NAMED = ("hfds", "wds")  # any number of sets: which one follows behind a slash
+_TASKS = {
+    "segmentation": ("digits_segmentation", "folder_segmentation", "voc", "oxford_pet"),
+    "super-resolution": ("photos_superres",),
 }
 
 
@@ -78,7 +124,7 @@ def family(name: str) -> str:
         BadInput: There is no such data set.
     """
     prefix, slash, rest = name.partition("/")
-    if prefix in ("hfds", "wds"):
+    if prefix in _NAMED:
         if slash and rest:
             return prefix
         raise BadInput(f"data.name={name!r} lacks the name; give {prefix}/<name>")
@@ -88,8 +134,14 @@ def family(name: str) -> str:
     raise BadInput(
         f"no data set named {name!r}; "
         + (f"did you mean {' or '.join(near)}? " if near else "")
-        + "there are digits, folder, imagenet, cifar10, cifar100, hfds/<name> and wds/<name>"
+        + "there are "
+        + ", ".join(f"{set_}/<name>" if set_ in _NAMED else set_ for set_ in SETS)
     )
+
+
+def task(name: str) -> str:
+    """Return what the images of data set `name` are for, in the registry's words."""
+    return next((task for task, sets in _TASKS.items() if name in sets), "classification")
 
 
 def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
@@ -108,7 +160,7 @@ def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
     given = _typed(cfg)
     defaults, takes = SETS[family(given.name)]
     _refuse_idle(given, takes)
-    defaults = dict(defaults, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    defaults = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | defaults
     defaults |= {key: value for key, value in (model or {}).items() if value is not None}
     for key in ("mean", "std"):
         defaults[key] = _for_channels(defaults[key], given.in_chans)
@@ -118,9 +170,9 @@ def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
         defaults.pop("val_split_name")
     defaults["num_workers"] = min(defaults["num_workers"], _cpus())
     values = dataclasses.asdict(given)
-    values |= {key: value for key, value in defaults.items() if values[key] is None}
-    if values["train_interpolation"] is None:
-        values["train_interpolation"] = values["interpolation"]
+    defaults["train_interpolation"] = values["interpolation"] or defaults.get("interpolation")
+    for key in defaults.keys() - (_SPECIAL - takes):
+        values[key] = defaults[key] if values[key] is None else values[key]
     resolved = DataConfig(**values)
     check(resolved)
     resolved.image_size = list(size_of(resolved.image_size))
@@ -204,6 +256,9 @@ def check(cfg: DataConfig) -> None:
     for key in ("hflip", "vflip", "re_prob"):
         _within(cfg, key, 0, 1)
     _within(cfg, "crop_pct", 0, 1, low_open=True)
+    for key in ("num_classes", "re_count", "train_images", "val_images"):
+        if getattr(cfg, key) is not None and getattr(cfg, key) < 1:
+            raise BadInput(f"data.{key}={getattr(cfg, key)} must be 1 or more")
     if cfg.val_split is not None and not 0 < cfg.val_split < 1:
         raise BadInput(f"data.val_split={cfg.val_split} is not a share between 0 and 1, like 0.2")
     _check_range(cfg, "scale", largest=1.0)
@@ -216,20 +271,18 @@ def check(cfg: DataConfig) -> None:
         raise BadInput(f"data.std={cfg.std} must be above 0")
     if (cfg.num_workers or 0) < 0:
         raise BadInput(f"data.num_workers={cfg.num_workers} must be 0 or more")
-    if cfg.num_classes is not None and cfg.num_classes < 1:
-        raise BadInput(f"data.num_classes={cfg.num_classes} must be 1 or more")
     _check_choices(cfg)
 
 
 def _within(cfg: DataConfig, key: str, low: float, high: float, low_open: bool = False) -> None:
     value = getattr(cfg, key)
-    if not low <= value <= high or (low_open and value == low):
+    if value is not None and (not low <= value <= high or (low_open and value == low)):
         raise BadInput(f"data.{key}={value} is not within {low} and {high}")
 
 
 def _check_range(cfg: DataConfig, key: str, largest: float) -> None:
     value = getattr(cfg, key)
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= largest:
+    if value is not None and (len(value) != 2 or not 0 < value[0] <= value[1] <= largest):
         bound = " <= 1" if largest == 1 else ""
         raise BadInput(f"data.{key}={value} is not a pair [low, high] with 0 < low <= high{bound}")
 
@@ -238,11 +291,8 @@ def _check_choices(cfg: DataConfig) -> None:
     modes = ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
     _one_of("interpolation", cfg.interpolation, modes)
     _one_of("train_interpolation", cfg.train_interpolation, [*modes, "random"])
-    if cfg.re_mode is not None:
-        _one_of("re_mode", cfg.re_mode, ["const", "rand", "pixel"])
-    if cfg.re_count is not None and cfg.re_count < 1:
-        raise BadInput(f"data.re_count={cfg.re_count} must be 1 or more")
-    jitter = cfg.color_jitter
+    _one_of("re_mode", cfg.re_mode, ["const", "rand", "pixel"])
+    jitter = 0.0 if cfg.color_jitter is None else cfg.color_jitter
     strengths = jitter if isinstance(jitter, list) else [jitter]
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in strengths)
     if not numbers or min(strengths) < 0 or len(strengths) not in (1, 3, 4):
@@ -253,5 +303,5 @@ def _check_choices(cfg: DataConfig) -> None:
 
 
 def _one_of(key: str, value: Any, choices: list[str]) -> None:
-    if value not in choices:
+    if value is not None and value not in choices:
         raise BadInput(f"data.{key}={value!r} is not one of {', '.join(choices)}")

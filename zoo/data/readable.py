@@ -1,7 +1,8 @@
 """Looking at every image before training: to leave out corrupt ones, or to keep all in memory."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,38 +18,30 @@ log = logging.getLogger("zoo.data")
 class _Look(Dataset):
     """Gives what is wrong with image number i; an empty text for nothing."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, read: Callable[[int], Any], count: int) -> None:
+        self.read = read
+        self.count = count
 
     def __len__(self) -> int:
-        return len(self.source)
+        return self.count
 
     def __getitem__(self, index: int) -> str:
         try:
-            self.source.image(index)
+            self.read(index)
         except BadInput as error:
             return str(error)
         return ""
 
 
 def without_corrupt(source: Source, split: str, workers: int) -> Source:
-    """Return the images of `source` that can be read; warn of each other one, then of their number.
-
-    Every image is decoded once, by `workers` processes, so that the order of a run is known before
-    it starts.
+    """Return the images of `source` that can be read.
 
     Raises:
         BadInput: A class has no image left.
     """
-    found = list(_complaints(source, workers))
-    kept = [index for index, complaint in enumerate(found) if not complaint]
+    kept = readable(source.image, len(source), split, workers)
     if len(kept) == len(source):
         return source
-    if rank_and_world()[0] == 0:
-        for complaint in filter(None, found):
-            log.warning("left out: %s", complaint.split("; ")[0])
-        lost = len(source) - len(kept)
-        log.warning("%d of %d images of %s are corrupt and left out", lost, len(source), split)
     part = Part.of(source, kept)
     gone = sorted(set(source.labels) - set(part.labels))
     if gone:
@@ -57,9 +50,32 @@ def without_corrupt(source: Source, split: str, workers: int) -> Source:
     return part
 
 
-def _complaints(source: Source, workers: int) -> Iterator[str]:
+def readable(read: Callable[[int], Any], count: int, split: str, workers: int) -> list[int]:
+    """Return which of `count` images can be read; warn of each other one, then of their number.
+
+    Every image is decoded once, by `workers` processes, so that the order of a run is known before
+    it starts.
+
+    Args:
+        read: Called with numbers below `count`; raises `BadInput` for a corrupt image.
+        count: How many there are.
+        split: What warnings call them together.
+        workers: Processes.
+    """
+    found = list(_complaints(read, count, workers))
+    kept = [index for index, complaint in enumerate(found) if not complaint]
+    if len(kept) < count and rank_and_world()[0] == 0:
+        for complaint in filter(None, found):
+            log.warning("left out: %s", complaint.split("; ")[0])
+        log.warning(
+            "%d of %d images of %s are corrupt and left out", count - len(kept), count, split
+        )
+    return kept
+
+
+def _complaints(read: Callable[[int], Any], count: int, workers: int) -> Iterator[str]:
     loader = DataLoader(
-        _Look(source),
+        _Look(read, count),
         batch_size=64,
         num_workers=workers,
         collate_fn=list,

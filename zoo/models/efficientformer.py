@@ -53,7 +53,8 @@ class PoolBlock(nn.Module):
     def fused(self) -> "PoolBlock":
         """The second layer scale in the MLP; the first stays: pooling minus identity is no
         convolution at the border, where fewer pixels are averaged."""
-        if not isinstance(self.scale2, LayerScale):
+        folded = isinstance(self.mlp.fc2.norm, nn.Identity)
+        if not isinstance(self.scale2, LayerScale) or not folded:
             return self
         mlp = rebuilt(self.mlp, fc2=self.mlp.fc2.scaled(self.scale2.gamma))
         return rebuilt(self, mlp=mlp, scale2=nn.Identity())
@@ -220,6 +221,11 @@ def _convert(state: State, model: EfficientFormer, *, block: str, scale: str) ->
             rules += [(rf"{old}\.", f"{new}.")]
     state = rename(state, rules)
     state = {key: value for key, value in state.items() if not key.endswith("attention_bias_idxs")}
+    return _resampled(state, model)
+
+
+def _resampled(state: State, model: EfficientFormer) -> State:
+    """Fit tables learnt at another image size to those of `model`; also for our own keys."""
     for name, module in model.named_modules():
         if isinstance(module, OffsetBias) and f"{name}.table" in state:
             state[f"{name}.table"] = resample_table(state[f"{name}.table"], module.grid)
@@ -261,6 +267,7 @@ def _from_original(state: State, model: EfficientFormer) -> State:
 EfficientFormer.key_styles = (
     KeyStyle("snap-research/EfficientFormer", "patch_embed.0.weight", _from_original),
     KeyStyle("timm", "stem.conv1.weight", _from_timm),
+    KeyStyle("zoo", "stem.0.conv.weight", _resampled),
 )
 
 # fmt: off

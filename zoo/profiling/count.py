@@ -86,12 +86,14 @@ def count(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Cou
 
     Raises:
         UncountedOperator: The model executes an operator that has no rule.
-        BadInput: `input_size` is no shape, or the model cannot run on it.
+        BadInput: `input_size` is no shape, or the model cannot run (on it).
     """
     shape = tuple(input_size) if isinstance(input_size, Sequence) else ()
     if len(shape) < 2 or not all(type(side) is int and side > 0 for side in shape):
         raise BadInput(f"input_size={input_size!r}: give a shape such as (1, 3, 224, 224)")
     first = next(model.parameters(), torch.empty(0))
+    if first.is_meta:
+        raise BadInput("the model is on the meta device and cannot run; give model.to_empty(...)")
     dtype = first.dtype if first.is_floating_point() else torch.float32
     example = torch.zeros(shape, dtype=dtype, device=first.device)
     with evaluation(model), torch.no_grad():

@@ -196,7 +196,7 @@ _ARITHMETIC = (
 ).split()
 _ACTIVATIONS = (
     "relu relu6 hardtanh gelu silu mish elu selu celu leaky_relu prelu softplus hardswish "
-    "hardsigmoid hardshrink softsign log_sigmoid"
+    "hardsigmoid hardshrink log_sigmoid"
 ).split()
 
 # Nothing is computed: views, copies, constants, sizes, look-ups by a given index.

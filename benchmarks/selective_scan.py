@@ -1,0 +1,157 @@
+"""Time and peak memory of every form of the selective scan, against the public definition.
+
+    python benchmarks/selective_scan.py                   # the shapes of four published models
+    python benchmarks/selective_scan.py --forms auto      # only what "auto" takes
+
+The baseline is what `selective_scan_ref` of state-spaces/mamba does, written anew: decays and inputs
+of all steps made at once, then a loop over the steps. Forms are timed in turn with it, in one
+process, so that the ratios hold on a busy machine. Memory is the growth of the process's peak.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.ops import backends, selective_scan
+from zoo.ops.scan import running
+
+SHAPES = (  # batch, channels, length, states, groups
+    (1, 384, 784, 16, 4),
+    (1, 448, 144, 1, 2),
+    (1, 640, 1024, 1, 2),
+    (1, 64, 4096, 16, 1),
+    (8, 384, 196, 16, 4),
+)
+
+
+def reference(u, delta, A, B, C, D, bias) -> Tensor:
+    """The public definition (state-spaces/mamba, selective_scan_ref), in our own words."""
+    per_group = u.shape[1] // B.shape[1]
+    delta = F.softplus(delta + bias[:, None])
+    B, C = (x.repeat_interleave(per_group, dim=1) for x in (B, C))
+    decays = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    inputs = torch.einsum("bdl,bdnl,bdl->bdln", delta, B, u)
+    state = u.new_zeros(*u.shape[:2], A.shape[1])
+    outputs = []
+    for step in range(u.shape[2]):
+        state = decays[:, :, step] * state + inputs[:, :, step]
+        outputs.append(torch.einsum("bdn,bdn->bd", state, C[..., step]))
+    return torch.stack(outputs, dim=2) + u * D[:, None]
+
+
+def make(batch: int, channels: int, length: int, states: int, groups: int) -> list[Tensor]:
+    """Return u, delta, A, B, C, D and bias with values like those of a trained model."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    A = -torch.arange(1.0, states + 1).repeat(channels, 1)
+    weights = [draw(batch, groups, states, length) for _ in range(2)]
+    sequences = [draw(batch, channels, length) for _ in range(2)]
+    return [*sequences, A, *weights, draw(channels), draw(channels) - 3]
+
+
+def form(name: str) -> Callable[..., Tensor]:
+    """Return a form as a function of the same arguments as `reference`."""
+    return lambda u, delta, A, B, C, D, bias: selective_scan(
+        u, delta, A, B, C, D, delta_bias=bias, backend=name
+    )
+
+
+def forward(function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    """One inference."""
+    with torch.no_grad():
+        function(*inputs)
+
+
+def both(function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    """One forward and backward pass."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    torch.autograd.grad(function(*inputs).sum(), inputs)
+
+
+def seconds(call: Callable[[], None]) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def ratio(run: Callable, function: Callable, inputs: list[Tensor], budget: float) -> float:
+    """Return how often `function` fits into the time of the baseline: the median over rounds."""
+    run(function, inputs)
+    ratios: list[float] = []
+    end = time.perf_counter() + budget
+    while len(ratios) < 3 or (time.perf_counter() < end and len(ratios) < 30):
+        slow = seconds(lambda: run(reference, inputs))
+        repeats = 5
+        fast = min(seconds(lambda: run(function, inputs)) for _ in range(repeats))
+        ratios.append(slow / fast)
+    return statistics.median(ratios)
+
+
+def peak(run: Callable, function: Callable, inputs: list[Tensor]) -> float:
+    """Return the growth of the process's peak memory in one call, in bytes."""
+    status = Path("/proc/self/status")
+    run(function, inputs)
+
+    def field(name: str) -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    before = field("VmRSS")
+    run(function, inputs)
+    return max(0, field("VmHWM") - before)
+
+
+def main() -> None:
+    """Print one line a shape and form, then the geometric means."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--forms", nargs="+", default=["auto", "two_level", "doubling", "sequential"]
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="for one figure")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    there = ", ".join(name for name, usable in backends().items() if usable)
+    print(f"{args.threads} threads; forms here: {there}; auto takes {running('cpu')}")
+    print(
+        f"{'B, D, L, N, G':<24}{'form':<12}{'forward':>10}{'both':>10}{'peak/(in+out)':>15}{'ref':>8}"
+    )
+    forwards: dict[str, list[float]] = {name: [] for name in args.forms}
+    boths: dict[str, list[float]] = {name: [] for name in args.forms}
+    for shape in SHAPES:
+        inputs = make(*shape)
+        size = 4 * (sum(x.numel() for x in inputs) + inputs[0].numel())
+        baseline = peak(forward, reference, inputs) / size
+        for name in args.forms:
+            forwards[name].append(ratio(forward, form(name), inputs, args.seconds))
+            boths[name].append(ratio(both, form(name), inputs, args.seconds))
+            memory = peak(forward, form(name), inputs) / size
+            print(
+                f"{shape!s:<24}{name:<12}{forwards[name][-1]:>9.1f}x{boths[name][-1]:>9.1f}x"
+                f"{memory:>15.2f}{baseline:>8.1f}",
+                flush=True,
+            )
+    for name in args.forms:
+        means = [math.exp(statistics.fmean(map(math.log, x[name]))) for x in (forwards, boths)]
+        least = min(forwards[name])
+        print(
+            f"{name}: geometric mean {means[0]:.1f}x forward (least {least:.1f}x), {means[1]:.1f}x both"
+        )
+
+
+if __name__ == "__main__":
+    main()

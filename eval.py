@@ -1,0 +1,17 @@
+"""Evaluate weights: `python eval.py weights=<run folder or file>`; keys: zoo/config.py, EvalRun."""
+
+from omegaconf import DictConfig
+
+from zoo.config import entry_point
+
+
+@entry_point("eval")
+def main(cfg: DictConfig) -> None:
+    """Evaluate as `cfg` says."""
+    from zoo.training.evaluate import evaluate
+
+    evaluate(cfg)
+
+
+if __name__ == "__main__":
+    main()

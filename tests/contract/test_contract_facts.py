@@ -1,0 +1,91 @@
+"""What facts say of every variant is what the model is; built without memory."""
+
+import functools
+
+import pytest
+import torch
+
+import zoo
+
+CAPABILITIES = {
+    *("features", "reparam", "dynamic_size", "onnx", "distilled", "output_stride"),
+    "patch",  # the stem cuts patches of this side and drops what is left of an image
+    *("script", "trace"),  # TorchScript and torch.fx, true unless stated otherwise
+}
+KNOWN_TASKS = {"classification", "segmentation", "super-resolution"}
+
+
+@functools.cache
+def on_meta(name, **kwargs):
+    with torch.device("meta"):
+        return zoo.create_model(name, **kwargs)
+
+
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_parameters_and_classes_are_those_of_the_facts(name):
+    facts = zoo.model_info(name)
+    model = on_meta(name)
+    assert sum(p.numel() for p in model.parameters()) == facts["params"]
+    assert model.num_classes == facts.get("num_classes", 1000)
+    assert [model.in_chans, *facts["input"]["size"][1:]] == facts["input"]["size"]
+
+
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_published_parameters_agree_or_the_facts_say_why_not(name):
+    facts = zoo.model_info(name)
+    assert facts["published"], "a model without a published figure proves nothing"
+    for row in facts["published"]:
+        assert row["source"].strip()
+        if "params_m" not in row:
+            continue
+        off = abs(facts["params"] / 1e6 / row["params_m"] - 1)
+        assert off < 0.01 or row.get("why", {}).get("params_m"), (
+            f"{row['source']}: off by {off:.1%}"
+        )
+
+
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_facts_are_complete(name):
+    facts = zoo.model_info(name)
+    assert facts["task"] in KNOWN_TASKS
+    assert {"title", "arxiv", "year"} <= facts["paper"].keys()
+    assert {"url", "commit", "licence"} <= facts["code"].keys()
+    assert {"size", "mean", "std", "interpolation", "crop_pct"} == facts["input"].keys()
+    assert facts["capabilities"].keys() <= CAPABILITIES, "a capability that no test knows"
+    styles = {style.name for style in on_meta(name).key_styles}
+    for entry in facts.get("weights", []):
+        assert {"tag", "keys"} <= entry.keys()
+        assert ("url" in entry) != ("page" in entry), "an address to fetch from, or a page"
+        assert entry["keys"] in styles, f"no conversion for keys of {entry['keys']}"
+        if "url" in entry:
+            assert entry["url"].startswith(("https:", "hf:"))
+            assert entry["licence"], "what is fetched without asking has a known licence"
+
+
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_capabilities_hold_both_ways(name):
+    stated = zoo.model_info(name)["capabilities"]
+    model = on_meta(name)
+    assert stated.get("distilled", False) == hasattr(model.head, "distilled_training")
+    assert stated.get("features", False) == (len(model.feature_info) > 1)
+    fuses = any(callable(getattr(module, "fused", None)) for module in model.modules())
+    assert stated.get("reparam", False) == fuses
+    if stated.get("output_stride", False):
+        assert on_meta(name, output_stride=16).feature_info[-1]["reduction"] == 16
+    else:
+        with pytest.raises(zoo.BadInput, match="output_stride"):
+            zoo.create_model(name, output_stride=16)
+
+
+@pytest.mark.parametrize("name", zoo.list_models(output_stride=True))
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_output_stride_dilates_instead_of_shrinking(name, output_stride):
+    model = on_meta(name, features_only=True, output_stride=output_stride)
+    size = (96, 160)
+    maps = model(torch.empty(1, 3, *size, device="meta"))
+    assert (
+        model.feature_info.channels() == on_meta(name, features_only=True).feature_info.channels()
+    )
+    for one, reduction in zip(maps, model.feature_info.reduction(), strict=True):
+        assert tuple(one.shape[2:]) == tuple(side // reduction for side in size)
+    assert model.feature_info.reduction()[-1] == output_stride

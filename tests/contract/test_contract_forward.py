@@ -1,0 +1,145 @@
+"""Logits: finite, of the promised shape at any size, the same for an image in any company."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from support import (
+    CLASSIFIERS,
+    PYRAMIDS,
+    SIZES,
+    SMALLEST,
+    difference,
+    fresh,
+    images,
+    shaken,
+    tensors,
+)
+
+import zoo
+
+TINY = ((1, 1), (7, 5), (31, 33))
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("size", SIZES)
+def test_logits_are_finite_and_depend_on_the_image(name, size):
+    model = shaken(name)
+    with torch.no_grad():
+        y = model(images(2, size))
+    assert y.shape == (2, model.num_classes)
+    assert y.isfinite().all()
+    assert (y[0] - y[1]).abs().mean() > 1e-3 * y.abs().mean()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SMALLEST if name in zoo.list_models(dynamic_size=True)]
+)
+@pytest.mark.parametrize("size", TINY)
+def test_the_smallest_images_work(name, size):
+    patch = zoo.model_info(name)["capabilities"].get("patch", 1)
+    if min(size) < patch:
+        with pytest.raises(zoo.BadInput, match=f"at least {patch} x {patch}"):
+            shaken(name)(images(2, size))
+        return
+    with torch.no_grad():
+        assert shaken(name)(images(2, size)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SMALLEST if name in zoo.list_models(dynamic_size=False)]
+)
+def test_a_size_that_cannot_work_is_said_to_be_that(name):
+    with pytest.raises(ValueError, match=r"97|130"):
+        shaken(name)(images(1, (97, 130)))
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_parameter_gets_a_gradient(name):
+    model = fresh(name, num_classes=42).train()
+    outputs = tensors(model(images(2, SIZES[1])))  # every map of several positions
+    assert outputs[0].shape[:2] == (2, 42)
+    sum(out.square().mean() for out in outputs).backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_evaluation_is_deterministic_and_changes_nothing(name):
+    model, x = fresh(name), images(2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        assert torch.equal(model(x), model(x))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_batch_equals_its_images_one_by_one(name):
+    model, x = shaken(name, torch.float64), images(3, (97, 130), dtype=torch.float64)
+    with torch.no_grad():
+        alone = torch.cat([model(x[i : i + 1]) for i in range(3)])
+        assert difference(alone, model(x)) < 1e-10
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("in_chans", [1, 4])
+def test_images_of_other_channels(name, in_chans):
+    model = shaken(name, in_chans=in_chans)
+    assert model.in_chans == in_chans
+    x = images(2, channels=in_chans)
+    with torch.no_grad():
+        y = model(x)
+        x[:, -1] += 1
+        assert not torch.allclose(model(x), y, rtol=1e-3), "the last channel is not read"
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_bf16_autocast_is_finite_and_close(name):
+    model, x = shaken(name), images(2)
+    with torch.no_grad():
+        want = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            have = model(x)
+    assert difference(have.float(), want) < 1.0
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_bf16_autocast_trains(name):
+    model = fresh(name).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = sum(out.float().square().mean() for out in tensors(model(images(2))))
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_compute_the_same_and_share_nothing(name, duplicate):
+    for kwargs in ({}, {"features_only": True}) if name in PYRAMIDS else ({},):
+        model, x = shaken(name, **kwargs), images(2)
+        twin = duplicate(model)
+        with torch.no_grad():
+            pairs = zip(tensors(model(x)), tensors(twin(x)), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+        ours = {p.data_ptr() for p in model.parameters()}
+        assert not ours & {p.data_ptr() for p in twin.parameters()}
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_channels_last_computes_the_same(name):
+    model, x = fresh(name), images(2)
+    with torch.no_grad():
+        want = model(x)
+        have = model.to(memory_format=torch.channels_last)(
+            x.contiguous(memory_format=torch.channels_last)
+        )
+    assert difference(have, want) < 1e-4
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_other_dtypes_and_the_wrong_number_of_channels(name):
+    with torch.no_grad():
+        assert shaken(name, torch.bfloat16)(images(2, dtype=torch.bfloat16)).isfinite().all()
+        with pytest.raises(RuntimeError):
+            shaken(name)(images(2, channels=5))

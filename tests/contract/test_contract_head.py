@@ -1,0 +1,140 @@
+"""The classifier: what it sees, how it is exchanged, what it drops."""
+
+import pytest
+import torch
+from support import CLASSIFIERS, difference, fresh, images, shaken
+from torch import nn
+
+import zoo
+from zoo.blocks.heads import POOLS
+
+DISTILLED = [name for name in CLASSIFIERS if name in zoo.list_models(distilled=True)]
+SINGLE = [name for name in CLASSIFIERS if name not in DISTILLED]
+
+
+def layers(model):
+    classifier = model.get_classifier()
+    return classifier if isinstance(classifier, tuple) else (classifier,)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_forward_is_features_then_head(name):
+    model, x = shaken(name), images(2, (97, 130))
+    with torch.no_grad():
+        features = model.forward_features(x)
+        pre_logits = model.forward_head(features, pre_logits=True)
+        assert features.shape[:2] == (2, model.num_features)
+        assert pre_logits.shape == (2, model.head_hidden_size)
+        assert torch.equal(model.forward_head(features), model(x))
+        by_hand = torch.stack([layer(pre_logits) for layer in layers(model)]).mean(0)
+        assert difference(by_hand, model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers_and_first_convolution_are_where_the_names_say(name):
+    model = shaken(name)
+    named = dict(model.named_modules())
+    for path, layer in zip(model.classifier_names(), layers(model), strict=True):
+        assert named[path] is layer
+        assert layer.out_features == model.num_classes
+        assert layer.in_features == model.head_hidden_size
+    assert named[model.first_conv_name()].weight.shape[1] == model.in_chans
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_reset_gives_a_fresh_classifier_or_none(name):
+    model, x = fresh(name), images(2)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        pre_logits = model.forward_head(features, pre_logits=True)
+        model.reset_classifier(7)
+        assert (model.num_classes, model(x).shape) == (7, (2, 7))
+        assert all(layer.out_features == 7 for layer in layers(model))
+        model.reset_classifier(0)
+        assert model.num_classes == 0
+        assert all(isinstance(layer, nn.Identity) for layer in layers(model))
+        assert torch.equal(model(x), pre_logits)
+        model.reset_classifier(0, "")
+        assert torch.equal(model(x), features)
+        model.reset_classifier(3, "max")
+        assert model(x).shape == (2, 3)
+        assert torch.equal(model.forward_head(features, pre_logits=True), features.amax((2, 3)))
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_reset_keeps_mode_dtype_and_device(name):
+    model = fresh(name, torch.float64)
+    model.reset_classifier(7)
+    assert not any(module.training for module in model.modules())
+    assert model(images(1, dtype=torch.float64)).dtype == torch.float64
+    zoo.reparameterize(model)
+    model.train().reset_classifier(5)
+    assert all(module.training for module in model.modules())
+    assert next(layers(model)[0].parameters()).requires_grad
+    with torch.device("meta"):
+        there = zoo.create_model(name)
+    there.reset_classifier(5)
+    assert layers(there)[0].weight.is_meta
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("arguments", [(-1,), (2.5,), ("7",), (None,), (7, ""), (7, "mean")])
+def test_a_refused_reset_leaves_the_model_as_it_was(name, arguments):
+    model, x = fresh(name), images(1)
+    with torch.no_grad():
+        before = model(x)
+        with pytest.raises(zoo.BadInput, match="num_classes|global_pool"):
+            model.reset_classifier(*arguments)
+        assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_built_without_a_classifier(name):
+    x = images(2)
+    with torch.no_grad():
+        whole = fresh(name)
+        features = whole.forward_features(x)
+        for pool in POOLS:
+            model = zoo.create_model(name, num_classes=0, global_pool=pool).eval()
+            zoo.load_weights(model, whole.state_dict(), strict=False)
+            want = {"avg": features.mean((2, 3)), "max": features.amax((2, 3)), "": features}[pool]
+            assert torch.allclose(model(x), want)
+            assert not [key for key in model.state_dict() if key.startswith("head.")]
+    with pytest.raises(zoo.BadInput, match="global_pool"):
+        zoo.create_model(name, num_classes=5, global_pool="")
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_dropout_drops_while_training_only(name):
+    model = fresh(name, drop_rate=0.5)
+    ones = torch.ones(4, model.num_features, 2, 2)
+    assert torch.equal(model.forward_head(ones, pre_logits=True), ones.mean((2, 3)))
+    torch.manual_seed(0)
+    kept = (model.train().forward_head(ones, pre_logits=True) > 0).float().mean().item()
+    assert kept == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_a_distilled_model_gives_the_pair_when_asked_in_training(name):
+    model, x = fresh(name), images(2)
+    heads = layers(model)
+    assert len(heads) == 2
+    with torch.no_grad():
+        mean = model(x)
+        model.set_distilled_training(True)
+        assert torch.equal(model(x), mean), "in evaluation the mean, whatever is set"
+        model.train()
+        torch.manual_seed(0)
+        pair = model(x)
+        model.set_distilled_training(False)
+        torch.manual_seed(0)
+        single = model(x)
+    assert isinstance(pair, tuple)
+    assert not torch.allclose(*pair)
+    assert difference(single, (pair[0] + pair[1]) / 2) < 1e-5
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_single_head_cannot_be_distilled_into(name):
+    with pytest.raises(zoo.BadInput, match="one classifier"):
+        shaken(name).set_distilled_training(True)

@@ -1,0 +1,96 @@
+"""What turns a model into a program: scripting, tracing, compiling, exporting; outputs equal."""
+
+import pytest
+import torch
+from support import PYRAMIDS, SMALLEST, difference, fresh, images, shaken, takes, tensors
+
+import zoo
+
+FORMS = [(name, False) for name in SMALLEST] + [(name, True) for name in PYRAMIDS]
+SIZES = ((64, 64), (97, 130))
+
+
+def able(name, way) -> bool:
+    return zoo.model_info(name)["capabilities"].get(way, True)
+
+
+def equal(have, want) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(tensors(have), tensors(want), strict=True))
+
+
+@pytest.mark.usefixtures("quiet_script")
+@pytest.mark.parametrize(("name", "features_only"), FORMS)
+def test_script(name, features_only, tmp_path):
+    model = shaken(name, features_only=features_only)
+    if not able(name, "script"):
+        with pytest.raises(Exception, match="."):
+            torch.jit.script(model)
+        return
+    scripted = torch.jit.script(model)
+    torch.jit.save(scripted, tmp_path / "model.pt")
+    again = torch.jit.load(tmp_path / "model.pt")
+    with torch.no_grad():
+        for size in SIZES:
+            x = images(2, size)
+            want = model(x)
+            assert difference(scripted(x), want) < 1e-4
+            assert difference(again(x), want) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "features_only"), FORMS)
+def test_symbolic_trace(name, features_only):
+    model = shaken(name, features_only=features_only)
+    if not able(name, "trace"):
+        with pytest.raises(Exception, match="."):
+            torch.fx.symbolic_trace(model)
+        return
+    traced = torch.fx.symbolic_trace(model)
+    with torch.no_grad():
+        for size in SIZES:
+            assert equal(traced(images(2, size)), model(images(2, size)))
+
+
+@pytest.mark.parametrize("name", [name for name in SMALLEST if able(name, "trace")])
+def test_symbolic_trace_trains(name):
+    kwargs = {"drop_path_rate": 0.1} if takes(name, "drop_path_rate") else {}
+    traced = torch.fx.symbolic_trace(fresh(name, **kwargs).train())
+    sum(out.square().mean() for out in tensors(traced(images(2)))).backward()
+    assert all(p.grad is not None for p in traced.parameters())
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_compile_in_one_graph_for_any_size(name):
+    torch.compiler.reset()
+    model = shaken(name)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    with torch.no_grad():
+        for batch, size in ((2, (64, 64)), (3, (96, 128))):
+            assert difference(compiled(images(batch, size)), model(images(batch, size))) < 1e-5
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(("name", "features_only"), FORMS)
+def test_export(name, features_only):
+    model, x = shaken(name, features_only=features_only), images(2)
+    program = torch.export.export(
+        model, (x,), strict=True, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)
+    )
+    with torch.no_grad():
+        assert difference(program.module()(x), model(x)) < 1e-5
+        x = images(5)
+        assert difference(program.module()(x), model(x)) < 1e-5
+
+
+@pytest.mark.usefixtures("quiet_script")
+@pytest.mark.parametrize(
+    "name", [name for name in SMALLEST if name in zoo.list_models(reparam=True)]
+)
+def test_fused_models_are_programs_too(name):
+    model, x = zoo.reparameterize(shaken(name)), images(2)
+    with torch.no_grad():
+        want = model(x)
+        if able(name, "script"):
+            assert difference(torch.jit.script(model)(x), want) < 1e-4
+        if able(name, "trace"):
+            assert equal(torch.fx.symbolic_trace(model)(x), want)
+        assert difference(torch.export.export(model, (x,), strict=True).module()(x), want) < 1e-5

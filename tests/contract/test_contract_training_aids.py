@@ -1,0 +1,147 @@
+"""What training asks of a model: checkpointing, stochastic depth, layers, what not to decay."""
+
+import re
+
+import pytest
+import timm.optim
+import torch
+from support import PYRAMIDS, SMALLEST, fresh, images, shaken, takes
+
+import zoo
+from zoo.blocks.drop import DropPath
+
+
+def gradients(model, x):
+    torch.manual_seed(0)
+    model.zero_grad(set_to_none=True)
+    output = model(x)
+    output = output if isinstance(output, list) else [output]
+    sum(out.square().mean() for out in output).backward()
+    return output, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "features_only"),
+    [(name, False) for name in SMALLEST] + [(name, True) for name in PYRAMIDS],
+)
+def test_checkpointing_changes_memory_only(name, features_only):
+    kwargs = {"features_only": features_only}
+    kwargs |= {"drop_path_rate": 0.3} if takes(name, "drop_path_rate") else {}
+    model, x = fresh(name, torch.float64, **kwargs).train(), images(4, dtype=torch.float64)
+    want, plain = gradients(model, x)
+    model.set_grad_checkpointing(True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (saved.append(t.numel()), t)[1], lambda t: t
+    ):
+        have, again = gradients(model, x)
+    assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
+    for key, grad in plain.items():
+        torch.testing.assert_close(again[key], grad, rtol=1e-9, atol=1e-12)
+    assert sum(saved) < saved_without(model, x) / 2
+    model.set_grad_checkpointing(False)
+    assert not any(getattr(module, "grad_checkpointing", False) for module in model.modules())
+
+
+def saved_without(model, x) -> int:
+    """Count the elements that a plain forward pass keeps for the backward pass."""
+    model.set_grad_checkpointing(False)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (saved.append(t.numel()), t)[1], lambda t: t
+    ):
+        model(x)
+    model.set_grad_checkpointing(True)
+    return sum(saved)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALLEST if takes(name, "drop_path_rate")])
+def test_drop_path_grows_over_the_depth_and_drops_in_training_only(name):
+    model, x = fresh(name, torch.float64, drop_path_rate=0.4), images(4, dtype=torch.float64)
+    rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
+    assert rates[0] == 0
+    assert max(rates) == pytest.approx(0.4)
+    assert rates == sorted(rates)
+    plain = fresh(name, torch.float64)
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model(x), plain(x)), "evaluation drops nothing"
+        for module in model.modules():
+            if isinstance(module, DropPath):
+                module.train()
+        torch.manual_seed(0)
+        assert not torch.allclose(model(x), model(x))
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_parameter_is_in_a_layer_of_its_depth(name, coarse):
+    model = shaken(name)
+    matcher = model.group_matcher(coarse=coarse)
+    patterns = [matcher["stem"], *(pattern for pattern, _ in matcher["blocks"]), r"^head\."]
+    unmatched = [
+        n for n, _ in model.named_parameters() if not any(re.match(p, n) for p in patterns)
+    ]
+    assert not unmatched
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_layer_decay_slows_the_early_layers(name):
+    model = fresh(name)
+    groups = timm.optim.param_groups_layer_decay(
+        model,
+        weight_decay=0.05,
+        no_weight_decay_list=model.no_weight_decay(),
+        layer_decay=0.5,
+    )
+    scale, decay = {}, {}
+    names = {id(p): n for n, p in model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            scale[names[id(parameter)]] = group["lr_scale"]
+            decay[names[id(parameter)]] = group["weight_decay"]
+    assert scale.keys() == set(names.values()), "each parameter once"
+    assert all(scale[f"{head}.weight"] == 1.0 for head in model.classifier_names())
+    depth = [scale[n] for n in scale if n.startswith(("stem.", "stages."))]
+    assert min(depth) == scale[f"{model.first_conv_name()}.weight"]
+    blocks = sum(len(stage.blocks) for stage in model.stages)
+    assert len(set(scale.values())) >= blocks, "a layer for each block"
+    assert max(depth) < 1.0
+    for spared in model.no_weight_decay():
+        assert decay[spared] == 0
+    assert decay[f"{model.first_conv_name()}.weight"] == 0.05
+    optimizer = timm.optim.create_optimizer_v2(model, "adamw", lr=1e-3, layer_decay=0.9)
+    model.train()(images(2)).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_names_spared_from_decay_exist(name):
+    model = shaken(name)
+    assert model.no_weight_decay() <= dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"drop_rate": 1.0},
+        {"drop_rate": float("nan")},
+        {"drop_path_rate": -0.1},
+        {"drop_path_rate": "0.1"},
+        {"drop_path_rate": None},
+        {"in_chans": 0},
+        {"in_chans": "3"},
+        {"in_chans": True},
+        {"num_classes": -1},
+        {"num_classes": 2.0},
+        {"global_pool": "AVG"},
+        {"global_pool": 3},
+        {"no_such_argument": 0},
+        {"no_such_argument": None, "other": False},
+    ],
+)
+def test_values_that_cannot_work_name_the_argument(name, wrong):
+    with pytest.raises(zoo.BadInput, match=list(wrong)[-1]) as caught:
+        zoo.create_model(name, **wrong)
+    assert "\n" not in str(caught.value)

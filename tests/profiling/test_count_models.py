@@ -1,0 +1,50 @@
+"""Whole models: a second counter, the published figures, both within one percent or explained."""
+
+import pytest
+import torch
+from support import SMALLEST
+from torch.utils.flop_counter import FlopCounterMode
+
+import zoo
+
+# Peers of four kinds; PyTorch's own counter knows matrix products, convolutions and attention.
+PEERS = [
+    f"timm/{name}"
+    for name in ("vit_tiny_patch16_224", "mobilenetv4_conv_small", "fastvit_t8", "repvit_m0_9")
+]
+
+
+def macs_of_pytorch(model, size) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(size))
+    counted = counter.get_flop_counts()["Global"]  # our own operators have no MACs
+    return sum(flops for op, flops in counted.items() if not str(op).startswith("zoo")) // 2
+
+
+@pytest.mark.parametrize("name", [*SMALLEST, *PEERS])
+def test_the_counter_of_pytorch_agrees(name):
+    model = zoo.create_model(name).eval()
+    size = (1, 3, 224, 224)
+    assert zoo.count(model, size).macs == pytest.approx(macs_of_pytorch(model, size), rel=0.01)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_counter_of_pytorch_agrees_on_fused_models(name):
+    model = zoo.reparameterize(zoo.create_model(name).eval())
+    size = (1, 3, 64, 64)
+    assert zoo.count(model, size).macs == pytest.approx(macs_of_pytorch(model, size), rel=0.01)
+
+
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_published_macs_agree_or_the_facts_say_why_not(name):
+    facts = zoo.model_info(name)
+    rows = [row for row in facts["published"] if "macs_g" in row]
+    assert rows, "no published figure to compare with"
+    with torch.device("meta"):
+        model = zoo.create_model(name)
+    model = model.to_empty(device="cpu")  # what the values are does not matter
+    found = zoo.count(model, (1, *facts["input"]["size"])).macs / 1e9
+    for row in rows:
+        if row.get("why", {}).get("macs_g"):
+            continue
+        assert found == pytest.approx(row["macs_g"], rel=0.01), row["source"]

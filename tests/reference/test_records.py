@@ -1,0 +1,185 @@
+"""Our models compute what the public implementations compute, from the same weights.
+
+A record in `records/` was made by running a public model in float64 with weights drawn from the
+names of its parameters; it holds digests of the outputs and the norm of every gradient. Here the
+same weights go through `zoo.load_weights`, as a published file would.
+"""
+
+import functools
+import json
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import tensors
+
+import zoo
+from zoo.weights import converted
+
+RECORDS = {file.stem: file for file in sorted((Path(__file__).parent / "records").glob("*.json"))}
+
+# Relative to the spread of what is compared; records hold seven digits of single values.
+TOLERANCE = 2e-6
+DIGITS = 1e-7
+
+
+def draw(name: str, shape) -> np.ndarray:
+    """Normal values that depend on the name alone (the stream of RandomState is frozen)."""
+    seed = zlib.crc32(name.encode())
+    return np.asarray(np.random.RandomState(seed).randn(*shape))  # noqa: NPY002
+
+
+def weight(name: str, shape) -> np.ndarray:
+    """What the rule of the records makes of a float tensor of that name and shape."""
+    values = draw(name, shape)
+    if name.endswith("running_var"):
+        return 0.5 + abs(values) / 2
+    if len(shape) <= 1 or values.size == 1:
+        return 0.1 * values + name.endswith("weight")
+    return values * math.sqrt(shape[0] / values.size)
+
+
+def public_state(record) -> dict[str, torch.Tensor]:
+    """The weights by their public names; counters are 0, index tables are the model's own."""
+    state = {}
+    for name, shape, dtype in record["state"]:
+        if "float" in dtype:
+            factor = record.get("fill_factor", {}).get(name, 1.0)
+            state[name] = torch.from_numpy(weight(name, shape) * factor)
+        elif name.endswith("num_batches_tracked"):
+            state[name] = torch.zeros(shape, dtype=torch.int64)
+    return state
+
+
+def against_noise(seed: int, values: torch.Tensor) -> torch.Tensor:
+    """The product with normal noise, over the root of the number of values."""
+    noise = np.random.RandomState(seed).randn(values.numel())  # noqa: NPY002
+    return (values.flatten() * torch.from_numpy(noise)).sum() / math.sqrt(values.numel())
+
+
+def compare_output(have: torch.Tensor, want: dict) -> list[str]:
+    """Say how an output differs from its digest."""
+    if list(have.shape) != want["shape"]:
+        return [f"shape {list(have.shape)}, expected {want['shape']}"]
+    have = have.detach()
+    found = {
+        "mean": have.mean(),
+        "std": have.std(correction=0),
+        "probe": against_noise(0, have),
+    }
+    wrong = [
+        f"{what} {value.item():.9g}, expected {want[what]:.9g}"
+        for what, value in found.items()
+        if not abs(value.item() - want[what]) <= TOLERANCE * want["std"]
+    ]
+    first = (have.flatten()[:16] - torch.tensor(want["first"], dtype=have.dtype)).abs().max().item()
+    if not first <= TOLERANCE * want["std"] + DIGITS:
+        wrong.append(f"first values off by {first:.1e}")
+    return wrong
+
+
+def run(record, state):
+    """Build our model, load `state`, and return it with its outputs for the record's input."""
+    model = zoo.create_model(record["model"], **record["kwargs"]).double()
+    zoo.load_weights(model, state)
+    return model, tensors(model.eval()(torch.from_numpy(draw("input", record["input"]))))
+
+
+def compare_outputs(outputs, record) -> list[str]:
+    """Say how outputs, and the difference of those of two images, differ from the record."""
+    if len(outputs) != len(record["outputs"]):
+        return [f"{len(outputs)} outputs, expected {len(record['outputs'])}"]
+    wrong = [
+        f"output {i}: {line}"
+        for i, (have, want) in enumerate(zip(outputs, record["outputs"], strict=True))
+        for line in compare_output(have, want)
+    ]
+    if "contrast" in record:
+        want = record["contrast"]
+        have = outputs[0][0] - outputs[0][1]
+        for what, value in (("std", have.std(correction=0)), ("probe", against_noise(0, have))):
+            if not abs(value.item() - want[what]) <= 1e-5 * want["std"]:
+                wrong.append(f"image 0 minus image 1: {what} {value:.9g}, not {want[what]:.9g}")
+    return wrong
+
+
+def compare_gradients(model, outputs, state, record) -> list[str]:
+    """Say which gradients differ from the record, parameter by parameter."""
+    sum(against_noise(1, out) for out in outputs).backward()
+    ours = dict(model.named_parameters())
+    public = {tensor.data_ptr(): name for name, tensor in state.items()}
+    named = {public[tensor.data_ptr()]: key for key, tensor in converted(state, model).items()}
+    wrong = []
+    for name, want in record["grad_norm"].items():
+        grad = ours[named[name]].grad
+        have = 0.0 if grad is None else grad.norm().item()
+        if not abs(have - (want or 0.0)) <= 1e-5 * (want or 0.0) + 1e-12:
+            wrong.append(f"gradient of {name}: {have:.9g}, expected {want:.9g}")
+    return wrong
+
+
+@functools.cache
+def read(name):
+    record = json.loads(RECORDS[name].read_text())
+    return record, public_state(record)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_record_is_met(name):
+    record, state = read(name)
+    model, outputs = run(record, state)
+    assert sum(p.numel() for p in model.parameters()) == record["params"]
+    assert compare_outputs(outputs, record) == []
+    assert compare_gradients(model, outputs, state, record) == []
+
+
+def first_pair(state):
+    """Two convolution weights of equal shape."""
+    seen = {}
+    for name, tensor in state.items():
+        if tensor.ndim == 4 and tuple(tensor.shape) in seen:
+            return seen[tuple(tensor.shape)], name
+        seen[tuple(tensor.shape)] = name
+    raise AssertionError("no two weights of one shape")
+
+
+@pytest.mark.parametrize("mistake", ["one value", "swapped", "other epsilon", "batch mixed"])
+def test_the_check_fails_on_a_wrong_model(mistake, monkeypatch):
+    record, state = read("efficientformer_l1_timm")
+    state = dict(state)
+    if mistake == "one value":
+        name = next(name for name, tensor in state.items() if tensor.ndim == 4)
+        state[name] = state[name].clone()
+        state[name].view(-1)[0] += 0.01
+    elif mistake == "swapped":
+        a, b = first_pair(state)
+        state[a], state[b] = state[b], state[a]
+    elif mistake == "other epsilon":
+        build = zoo.factory.create_model
+
+        def off(*args, **kwargs):
+            model = build(*args, **kwargs)
+            model.stages[1].blocks[0].mlp.fc1.norm.eps = 1e-3
+            return model
+
+        monkeypatch.setattr(zoo, "create_model", off)
+    outputs = run(record, state)[1]
+    if mistake == "batch mixed":
+        outputs = [outputs[0].roll(1, 0)]
+    assert compare_outputs(outputs, record) != []
+
+
+def test_the_gradient_check_fails_on_a_dead_parameter():
+    record, state = read("efficientformer_l1_timm")
+    model, outputs = run(record, state)
+    model.head.fc.weight.requires_grad_(False)
+    outputs = tensors(model(torch.from_numpy(draw("input", record["input"]))))
+    assert any("head.weight" in line for line in compare_gradients(model, outputs, state, record))
+
+
+def test_every_registered_family_has_a_record():
+    proven = {zoo.model_info(read(name)[0]["model"])["family"] for name in RECORDS}
+    assert proven >= {zoo.model_info(name)["family"] for name in zoo.list_models()}

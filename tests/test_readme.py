@@ -1,0 +1,67 @@
+"""The README's commands and Python lines are there to be typed: they must be right."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import zoo
+
+README = Path(__file__).parents[1] / "README.md"
+TEXT = README.read_text(encoding="utf-8") if README.exists() else ""
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = [
+    line.strip()
+    for language, code in BLOCKS
+    if language in ("bash", "sh", "")
+    for line in code.splitlines()
+    if line.strip() and not line.strip().startswith("#")
+]
+
+
+def test_it_opens_with_what_this_is_and_two_commands():
+    assert TEXT.startswith("# ")
+    assert "make demo" in TEXT
+    assert "make test" in TEXT
+    assert TEXT.index("make demo") < TEXT.index("python train.py")
+    for script in ("train", "eval", "benchmark", "export"):
+        assert any(f"{script}.py" in command for command in COMMANDS), script
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_uses_public_names_and_known_models(code):
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "zoo"
+        ):
+            assert node.attr in zoo.__all__, f"zoo.{node.attr}"
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "create_model"
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            name = node.args[0].value.removeprefix("zoo_")  # timm's name of ours
+            assert zoo.registry.is_model(name) or name.startswith("timm/"), name
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ")])
+def test_commands_name_scripts_and_models_that_exist(command):
+    words = shlex.split(command, comments=True)
+    target = words[1]
+    assert target == "-m" or (README.parent / target).is_file(), target
+    for word in words[2:]:
+        key, _, value = word.partition("=")
+        if key == "model" and "*" not in value and not value.startswith(("timm/", "<")):
+            assert zoo.registry.is_model(value), value
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:|#)([^)#]+)", TEXT))
+def test_links_lead_somewhere(link):
+    assert (README.parent / link).exists(), link

@@ -1,0 +1,339 @@
+"""Fusing: the same function with nothing left to fold, and the model as it was before."""
+
+import copy
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from support import PYRAMIDS, SMALLEST, difference, fresh, images, shaken
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+import zoo
+import zoo.timm_bridge  # noqa: F401 -- the names "tu-zoo_..." of segmentation_models_pytorch
+from zoo.blocks.conv import ConvNorm
+from zoo.blocks.folding import is_fixed_batch_norm
+from zoo.blocks.heads import ClassifierHead
+from zoo.blocks.scale import LayerScale
+from zoo.reparam import FuseReport, report, shake
+
+NAMES = [name for name in SMALLEST if name in zoo.list_models(reparam=True)]
+SIZES = ((64, 64), (97, 130))
+
+# Layer scales that stay, and why. What is not folded and could be is a failure of the test below.
+KEPT_SCALES = {
+    "efficientformer": {
+        "scale1 of PoolBlock": "average pooling minus identity is no convolution at the border, "
+        "where fewer pixels are averaged"
+    }
+}
+# Layer norms that keep their affine part, and why.
+KEPT_NORMS = {
+    "norm of ScanBlock": "two branches read it, one by a convolution that pads with zeros",
+    "norm of AtrousScan": "a gate multiplies it before the projection",
+    "norm of BidirectionalScan": "a gate multiplies it before the projection",
+}
+
+
+def family(name):
+    return zoo.model_info(name)["family"]
+
+
+@pytest.mark.parametrize(
+    ("name", "features_only"),
+    [(name, False) for name in NAMES] + [(name, True) for name in NAMES if name in PYRAMIDS],
+)
+@pytest.mark.parametrize("size", SIZES)
+def test_outputs_stay(name, size, features_only):
+    model = shaken(name, torch.float64, features_only=features_only)
+    x = images(2, size, dtype=torch.float64)
+    with torch.no_grad():
+        assert difference(zoo.reparameterize(model)(x), model(x)) < 1e-9
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_fusing_in_float32_loses_no_more_than_float32_itself(name, size):
+    model, x = shaken(name), images(2, size)
+    exact = copy.deepcopy(model).double()
+    with torch.no_grad():
+        want = exact(x.double())
+        unfused = difference(model(x).double(), want)
+        fused = difference(zoo.reparameterize(model)(x).double(), want)
+    assert unfused < 1e-3
+    assert fused < max(1e-5, 2 * unfused)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_door_gives_the_same(name):
+    model, x = shaken(name, torch.float64), images(2, dtype=torch.float64)
+    fused = zoo.reparameterize(model)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        # An affine norm before the classifier may go into it: the head's outputs count then.
+        assert difference(fused.forward_head(fused.forward_features(x)), model(x)) < 1e-9
+        assert difference(fused.forward_features(x), features) < 1e-9
+        last, maps = fused.forward_intermediates(x)
+        want_last, want_maps = model.forward_intermediates(x)
+        assert difference([last, *maps], [want_last, *want_maps]) < 1e-9
+        pair = (m.forward_head(features, pre_logits=True) for m in (fused, model))
+        assert difference(*pair) < 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_foldable_is_left(name):
+    fused = zoo.reparameterize(shaken(name))
+    assert not [n for n, m in fused.named_modules() if is_fixed_batch_norm(m)]
+    assert type(fused.head) is ClassifierHead, "one classifier"
+    allowed = KEPT_SCALES.get(family(name), {})
+    parents = dict(fused.named_modules())
+    for path, module in fused.named_modules():
+        if isinstance(module, LayerScale):
+            parent, _, attribute = path.rpartition(".")
+            assert f"{attribute} of {type(parents[parent]).__name__}" in allowed
+        if isinstance(module, nn.LayerNorm) and path.startswith("stages."):
+            parent, _, attribute = path.rpartition(".")
+            kept = f"{attribute} of {type(parents[parent]).__name__}" in KEPT_NORMS
+            assert kept or module.weight is None, f"{path}: its affine goes into the next layer"
+    assert fused.get_classifier().out_features == fused.num_classes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_itself_is_left_alone(name):
+    model, x = fresh(name), images(2)
+    before = copy.deepcopy(model.state_dict())
+    addresses = {t.data_ptr() for t in model.state_dict().values()}
+    with torch.no_grad():
+        want = model(x)
+        fused = zoo.reparameterize(model)
+        assert not addresses & {t.data_ptr() for t in fused.state_dict().values() if t.numel()}
+        for parameter in fused.parameters():
+            parameter.zero_()
+        assert torch.equal(model(x), want)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], value) for key, value in after.items())
+    assert not hasattr(model, "reparameterized")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fusing_twice_changes_nothing(name):
+    once = zoo.reparameterize(shaken(name))
+    twice = zoo.reparameterize(once)
+    a, b = once.state_dict(), twice.state_dict()
+    assert list(a) == list(b)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert str(once) == str(twice)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_train_mode_is_refused(name):
+    model = fresh(name)
+    with pytest.raises(zoo.BadInput, match=r"the model is in train mode; call model\.eval\(\)"):
+        zoo.reparameterize(model.train())
+    model.eval()
+    model.stages[0].blocks[0].train()
+    with pytest.raises(zoo.BadInput, match=r"^stages\.0\.blocks\.0 is in train mode"):
+        zoo.reparameterize(model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_report_agrees_with_the_counts(name):
+    size = (1, 3, 64, 64)
+    model = shaken(name)
+    fused = zoo.reparameterize(model)
+    found = report(model, fused, (2, 3, 64, 64))
+    counts = zoo.count(model, size), zoo.count(fused, size)
+    assert isinstance(found, FuseReport)
+    assert (counts[0].fused, counts[1].fused) == (False, True)
+    assert found.params == tuple(c.params for c in counts)
+    assert found.macs == tuple(c.macs for c in counts)
+    assert found.flops == tuple(c.flops for c in counts)
+    for before, after in (found.layers, found.params, found.flops):
+        assert after < before
+    assert found.macs[1] <= found.macs[0]
+    assert 0 < found.error < 1e-9
+    text = str(found)
+    assert f"{found.macs[0]:,}" in text
+    assert f"{found.params[1]:,}" in text
+
+
+def test_report_refuses_to_compare_nothing():
+    class Constant(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x)) * 0 + 1
+
+    model = Constant(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    with pytest.raises(zoo.BadInput, match="do not depend on the image"):
+        report(model, zoo.reparameterize(model), (2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["efficientformer_l1", "mobilenetv2_035"])
+def test_inside_somebody_elses_model(name):
+    model = smp.create_model("unet", f"tu-zoo_{name}", encoder_weights=None, classes=2).eval()
+    shake(model.double())
+    fused, x = zoo.reparameterize(model), images(2, dtype=torch.float64)
+    with torch.no_grad():
+        assert difference(fused(x), model(x)) < 1e-9
+    assert not [m for m in fused.encoder.modules() if is_fixed_batch_norm(m)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_weights_travel_as_a_state_dict(name):
+    first = zoo.reparameterize(shaken(name))
+    second = zoo.reparameterize(zoo.create_model(name).eval())
+    second.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        assert torch.equal(second(images(2)), first(images(2)))
+
+
+# --- plain layers, whoever wrote them ---------------------------------------------------------
+
+PAIRS = {
+    "conv": (nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), (2, 4, 7, 7)),
+    "no bias": (nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), (2, 4, 7, 7)),
+    "grouped": (nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8), (2, 4, 7, 7)),
+    "depthwise, dilated": (
+        nn.Conv2d(4, 4, 3, groups=4, dilation=2),
+        nn.BatchNorm2d(4),
+        (2, 4, 9, 9),
+    ),
+    "reflected": (
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.BatchNorm2d(4),
+        (2, 4, 5, 5),
+    ),
+    "not affine": (nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, affine=False), (2, 4, 7, 7)),
+    "large epsilon": (nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, eps=0.1), (2, 4, 7, 7)),
+    "1d": (nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), (2, 4, 7)),
+    "3d": (nn.Conv3d(4, 6, 3), nn.BatchNorm3d(6), (2, 4, 5, 5, 5)),
+    "linear": (nn.Linear(4, 6), nn.BatchNorm1d(6), (2, 4)),
+    "linear, no bias": (nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), (2, 4)),
+    "synchronised": (nn.Conv2d(4, 6, 3), nn.SyncBatchNorm(6), (2, 4, 7, 7)),
+    "frozen": (nn.Conv2d(4, 6, 3), FrozenBatchNorm2d(6), (2, 4, 7, 7)),
+}
+
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_pair_in_a_sequence_becomes_one_layer(kind):
+    layer, norm, shape = PAIRS[kind]
+    model = shake(nn.Sequential(layer, norm, nn.ReLU()).double()).eval()
+    fused, x = zoo.reparameterize(model), noise(*shape)
+    assert [type(m) for m in fused] == [type(layer), nn.Identity, nn.ReLU]
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+class Reordered(nn.Sequential):
+    def forward(self, x):
+        return self[1](self[0](x).relu())
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda module, args, output: 2 * output)
+    return layer
+
+
+ALONE = {
+    "transposed": nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.BatchNorm2d(6)),
+    "no statistics": nn.Sequential(
+        nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, track_running_stats=False)
+    ),
+    "activation between": nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.BatchNorm2d(6)),
+    "norm first": nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3)),
+    "group norm": nn.Sequential(nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6)),
+    "another forward": Reordered(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)),
+    "a hook between": nn.Sequential(hooked(nn.Conv2d(4, 6, 3)), nn.BatchNorm2d(6)),
+    "weight norm": nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)), nn.BatchNorm2d(6)
+    ),
+    "a list": nn.ModuleList([nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)]),
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_what_cannot_be_folded_is_left_alone(kind):
+    model = shake(copy.deepcopy(ALONE[kind]).double()).eval()
+    fused, x = zoo.reparameterize(model), noise(2, 4, 7, 7)
+    assert str(fused) == str(model)
+    if not isinstance(model, nn.ModuleList):
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x), model(x), rtol=0, atol=0)
+
+
+def test_a_linear_layer_on_tokens_keeps_the_norm_over_positions():
+    model = shake(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5)).double()).eval()
+    fused, x = zoo.reparameterize(model), noise(2, 5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x))
+
+
+def test_shared_layers_and_norms_are_folded_where_they_stand():
+    conv, norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    model = nn.Sequential(conv, norm, nn.ReLU(), conv, nn.BatchNorm2d(4), nn.ReLU(), norm)
+    shake(model.double()).eval()
+    fused, x = zoo.reparameterize(model), noise(2, 4, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_one_module_in_two_places_stays_one():
+    block = ConvNorm(4, 4, kernel_size=3, act=nn.ReLU)
+    model = shake(nn.ModuleDict({"a": block, "b": nn.Sequential(block, block)}).double()).eval()
+    fused = zoo.reparameterize(model)
+    assert fused["a"] is fused["b"][0] is fused["b"][1]
+    with torch.no_grad():
+        x = noise(2, 4, 5, 5)
+        torch.testing.assert_close(fused["b"](x), model["b"](x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("freeze", [nn.SyncBatchNorm.convert_sync_batchnorm, "timm"])
+def test_models_with_other_batch_norms(freeze):
+    if freeze == "timm":
+        from timm.layers import freeze_batch_norm_2d as freeze
+    model = freeze(fresh("efficientformer_l1", torch.float64)).eval()
+    fused, x = zoo.reparameterize(model), images(2, dtype=torch.float64)
+    with torch.no_grad():
+        assert difference(fused(x), model(x)) < 1e-9
+    assert not [m for m in fused.modules() if is_fixed_batch_norm(m)]
+
+
+def test_a_block_whose_norm_has_no_statistics_stays_whole():
+    model = zoo.create_model("efficientformer_l1")
+    for module in model.modules():
+        if isinstance(module, ConvNorm):
+            module.norm = nn.BatchNorm2d(module.conv.out_channels, track_running_stats=False)
+    shake(model.double()).eval()
+    fused, x = zoo.reparameterize(model), images(2, dtype=torch.float64)
+    with torch.no_grad():
+        assert difference(fused(x), model(x)) < 1e-9
+
+
+def test_half_precision_stays_half():
+    model = fresh("mobilenetv2_035", torch.bfloat16)
+    assert {p.dtype for p in zoo.reparameterize(model).parameters()} == {torch.bfloat16}
+
+
+def test_models_of_timm_are_fused_where_they_are_plain():
+    model = shake(zoo.create_model("timm/mobileone_s0").double()).eval()
+    fused, x = zoo.reparameterize(model), images(2, dtype=torch.float64)
+    with torch.no_grad():
+        assert difference(fused(x), model(x)) < 1e-9
+
+
+def test_shaking_makes_what_a_fresh_model_hides_visible():
+    model = shaken("efficientformer_l1")
+    for module in model.modules():
+        if isinstance(module, LayerScale):
+            assert 0.3 < module.gamma.abs().mean() < 0.7
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_var.std() > 0.1
+    assert model.stages[3].blocks[3].attention.bias.table.std() > 0.05
+    again, other = (shake(zoo.create_model("efficientformer_l1"), seed) for seed in (0, 1))
+    same = model.state_dict()
+    assert all(torch.equal(same[key], value) for key, value in again.state_dict().items())
+    assert not torch.equal(same["stem.0.conv.weight"], other.state_dict()["stem.0.conv.weight"])

@@ -1,0 +1,82 @@
+"""Every classifier as timm's: by a prefixed name, with timm's description, files and data."""
+
+import pytest
+import timm
+import torch
+from support import CLASSIFIERS, difference, images, shaken
+
+import zoo
+from zoo import timm_bridge
+
+
+def test_every_classifier_is_there_and_nothing_of_timm_is_overwritten():
+    ours = [f"zoo_{name}" for name in zoo.list_models(task="classification")]
+    assert set(timm.list_models("zoo_*")) == set(ours)
+    assert not set(ours) & set(timm.list_models(exclude_filters="zoo_*"))
+    assert type(timm.create_model("efficientformer_l1")).__module__.startswith("timm.")
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_it_is_the_same_model(name):
+    ours = shaken(name)
+    theirs = timm.create_model(f"zoo_{name}").eval()
+    assert type(theirs) is type(ours)
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        assert torch.equal(theirs(images(2)), ours(images(2)))
+
+
+@pytest.mark.parametrize("name", zoo.list_models(task="classification"))
+def test_the_description_says_what_the_facts_say(name):
+    cfg = timm.get_pretrained_cfg(f"zoo_{name}")
+    facts = zoo.model_info(name)
+    assert list(cfg.input_size) == facts["input"]["size"]
+    assert cfg.num_classes == facts.get("num_classes", 1000)
+    assert (list(cfg.mean), list(cfg.std)) == (facts["input"]["mean"], facts["input"]["std"])
+    assert (cfg.crop_pct, cfg.interpolation) == (
+        facts["input"]["crop_pct"],
+        facts["input"]["interpolation"],
+    )
+    with torch.device("meta"):
+        model = zoo.create_model(name)
+        features = model.forward_features(torch.empty(1, *cfg.input_size))
+    assert tuple(features.shape[2:]) == cfg.pool_size
+    assert (cfg.first_conv, cfg.classifier) == (model.first_conv_name(), model.classifier_names())
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_timm_prepares_the_data_for_it(name):
+    model = timm.create_model(f"zoo_{name}", in_chans=3)
+    config = timm.data.resolve_model_data_config(model)
+    facts = zoo.model_info(name)["input"]
+    assert list(config["input_size"]) == facts["size"]
+    assert config["interpolation"] == facts["interpolation"]
+    assert model.default_cfg["architecture"] == f"zoo_{name}"
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_arguments_and_checkpoints_of_timm(name, tmp_path):
+    model = timm.create_model(
+        f"zoo_{name}", num_classes=5, in_chans=1, drop_rate=0.1, drop_path_rate=0.1
+    )
+    assert model.eval()(images(1, channels=1)).shape == (1, 5)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "file.pth")
+    again = timm.create_model(
+        f"zoo_{name}", num_classes=5, in_chans=1, checkpoint_path=str(tmp_path / "file.pth")
+    )
+    with torch.no_grad():
+        x = images(2, channels=1)
+        assert difference(again.eval()(x), model(x)) == 0
+    pyramid = timm.create_model(f"zoo_{name}", features_only=True, out_indices=(0, 1))
+    assert len(pyramid(images(2))) == 2
+
+
+def test_mistakes_stay_ours():
+    with pytest.raises(zoo.BadInput, match="drop_rate=2"):
+        timm.create_model("zoo_mobilenetv2_035", drop_rate=2)
+    with pytest.raises(zoo.BadWeights, match="no published weights"):
+        timm.create_model("zoo_mobilenetv2_035", pretrained=True)
+
+
+def test_names_have_the_prefix():
+    assert timm_bridge.bridged_name("x") == "zoo_x"

@@ -1,0 +1,63 @@
+"""Runs that several tests look at, on a tiny model and few batches."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zoo.config import compose
+from zoo.training.fit import train
+
+TINY = [
+    "model=mobilenetv2_035",
+    "model.drop_rate=0.2",
+    "data.image_size=32",
+    "train.batch_size=8",
+    "train.accumulate=2",
+    "train.limit_train_batches=5",
+    "train.limit_val_batches=2",
+    "train.epochs=4",
+    "train.warmup_epochs=0.5",
+    "train.mixup=0.2",
+    "train.cutmix=0.5",
+    "train.label_smoothing=0.1",
+    "train.clip_grad=1",
+    "train.ema_decay=0.9",
+    "train.loggers=[csv]",
+    "train.log_every=1",
+]
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny work: threads only wait for each other
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_run(*overrides: str) -> Path:
+    """Train the tiny model and return its run folder."""
+    given = [*TINY, *overrides]
+    return train(compose("train", given), given)
+
+
+def resume_run(folder: Path, *overrides: str) -> Path:
+    """Go on with a run, as `python train.py train.resume=...` does."""
+    given = [f"train.resume={folder}", *overrides]
+    return train(compose("train", given), given)
+
+
+def checkpoint_of(folder: Path, which: str = "last") -> dict[str, Any]:
+    """Read a checkpoint as anybody would: nothing but tensors and plain values."""
+    return torch.load(folder / "checkpoints" / f"{which}.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="package")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four epochs without a break."""
+    return tiny_run(f"train.out={tmp_path_factory.mktemp('whole')}")

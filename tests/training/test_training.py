@@ -1,0 +1,279 @@
+"""What a run computes and what it leaves behind."""
+
+import copy
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+import zoo
+from zoo.config import compose
+from zoo.errors import BadInput, ZooError
+from zoo.training import loop
+from zoo.training.fit import train
+from zoo.training.losses import Distillation
+
+from .conftest import TINY, checkpoint_of, tiny_run
+
+
+def test_what_lies_in_a_run_folder(whole_run: Path) -> None:
+    assert whole_run.name.split("_")[2:-1] == ["mobilenetv2", "035"]
+    names = {file.name for file in whole_run.iterdir()}
+    assert names == {"checkpoints", "config.yaml", "metrics.csv", "train.log", "versions.yaml"}
+    assert {file.name for file in (whole_run / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+    }
+    saved = OmegaConf.load(whole_run / "config.yaml")
+    assert saved.train.batch_size == 8
+    assert saved.train.precision == "32"
+    versions = yaml.safe_load((whole_run / "versions.yaml").read_text())
+    assert versions["torch"] == torch.__version__.split("+")[0]
+    with (whole_run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["update"] for row in rows] == ["3", "6", "9", "12"]  # 5 batches, 2 an update
+    assert {"train/loss", "lr", "images_per_s", "val/loss", "val/top1", "val/top5"} <= set(rows[0])
+    log = (whole_run / "train.log").read_text()
+    assert "epoch 4/4: loss" in log
+
+
+def test_a_checkpoint_says_all_that_evaluation_needs(whole_run: Path) -> None:
+    content = checkpoint_of(whole_run)
+    assert content["format"] == "zoo.checkpoint/1"
+    assert content["data"]["class_names"] == [str(digit) for digit in range(10)]
+    assert content["data"]["preprocessing"]["size"] == [3, 32, 32]
+    model = zoo.create_model(**content["model"])
+    assert model.num_classes == 10
+    zoo.load_weights(model, whole_run / "checkpoints" / "last.ckpt")
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, content["state_dict_ema"][key]), key
+    model.load_state_dict(content["state_dict"])
+    different = [
+        key
+        for key, value in content["state_dict"].items()
+        if not torch.equal(value, content["state_dict_ema"][key])
+    ]
+    assert len(different) > 50, "the averaged weights are others"
+
+
+def test_best_is_the_epoch_with_the_highest_accuracy(whole_run: Path) -> None:
+    with (whole_run / "metrics.csv").open() as file:
+        top1 = [float(row["val/top1"]) for row in csv.DictReader(file)]
+    best = checkpoint_of(whole_run, "best")
+    assert best["progress"]["epoch"] == top1.index(max(top1)) + 1
+    assert best["metrics"]["val/top1"] == max(top1)
+    assert best["progress"]["best"] == max(top1)
+
+
+def test_accumulating_is_a_larger_batch(tmp_path: Path) -> None:
+    """Of a model without batch statistics; SGD's update is the gradient."""
+    common = [
+        "model=timm/test_vit",
+        "model.img_size=32",
+        "data.image_size=32",
+        "train.optimizer=momentum",
+        "+train.optimizer_args.momentum=0",
+        "train.weight_decay=0",
+        "train.scheduler=constant",
+        "train.lr_scale=none",
+        "train.warmup_epochs=0",
+        "train.epochs=1",
+        "train.limit_val_batches=1",
+        "train.loggers=[]",
+        f"train.out={tmp_path}",
+    ]
+
+    def trained(*overrides: str) -> dict[str, torch.Tensor]:
+        given = [*common, *overrides]
+        return checkpoint_of(train(compose("train", given), given))["state_dict"]
+
+    one = trained("train.batch_size=8", "train.limit_train_batches=1", "train.lr=1")
+    two = trained(
+        "train.batch_size=4", "train.accumulate=2", "train.limit_train_batches=2", "train.lr=1"
+    )
+    start = trained("train.batch_size=8", "train.limit_train_batches=1", "train.lr=1e-30")
+    for key, value in one.items():
+        step = (value - start[key]).abs().max()
+        torch.testing.assert_close(two[key], value, rtol=0, atol=float(1e-4 * step + 1e-7))
+    assert max((one[key] - start[key]).abs().max() for key in one) > 1e-3
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.Loop._update
+
+    def poisoned(self: loop.Loop) -> None:
+        if self.place.update == 4:
+            next(iter(self.parts.net.parameters())).grad.fill_(float("nan"))
+        original(self)
+
+    monkeypatch.setattr(loop.Loop, "_update", poisoned)
+    with pytest.raises(ZooError, match=r"loss is nan in epoch 2, by update 6; .*last\.ckpt"):
+        tiny_run(f"train.out={tmp_path}", "train.clip_grad=null")
+    (folder,) = tmp_path.iterdir()
+    kept = checkpoint_of(folder)
+    assert kept["progress"]["epoch"] == 1
+    assert all(v.isfinite().all() for v in kept["state_dict"].values())
+
+
+def test_nan_of_the_very_last_update_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.Loop._update
+
+    def poisoned(self: loop.Loop) -> None:
+        original(self)
+        if self.place.update == 5:
+            next(iter(self.parts.net.parameters())).data.fill_(float("nan"))
+
+    monkeypatch.setattr(loop.Loop, "_update", poisoned)
+    with pytest.raises(ZooError, match="weights are not finite in epoch 2"):
+        tiny_run(f"train.out={tmp_path}")
+    (folder,) = tmp_path.iterdir()
+    assert checkpoint_of(folder)["progress"]["epoch"] == 1
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_distillation_runs_with_a_trained_teacher(
+    kind: str, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EfficientFormer's two heads, taught by the tiny run; the teacher does not move."""
+    seen: list[Distillation] = []
+    original = Distillation.forward
+
+    def watched(self: Distillation, outputs, targets, images):
+        assert isinstance(outputs, tuple), "both heads are supervised"
+        if not seen:
+            seen.extend([self, copy.deepcopy(self)])
+        return original(self, outputs, targets, images)
+
+    monkeypatch.setattr(Distillation, "forward", watched)
+    tiny_run(
+        "model=efficientformer_l1",
+        "model.drop_rate=0",
+        f"train.out={tmp_path}",
+        f"train.distill={kind}",
+        "train.distill_teacher=mobilenetv2_035",
+        f"train.distill_teacher_weights={whole_run}",
+        "train.epochs=1",
+        "train.limit_train_batches=2",
+    )
+    now, then = (d.teacher.state_dict() for d in seen)
+    assert all(torch.equal(now[key], then[key]) for key in now)
+
+
+def test_bf16_compute_keeps_the_weights_in_32_bit(tmp_path: Path) -> None:
+    folder = tiny_run(
+        f"train.out={tmp_path}", "train.precision=bf16", "train.epochs=1", "train.layer_decay=0.8"
+    )
+    content = checkpoint_of(folder)
+    assert {v.dtype for v in content["state_dict"].values() if v.is_floating_point()} == {
+        torch.float32
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs=-1", r"train\.epochs=-1 cannot work; it must be at least 1"),
+        ("train.lr=-0.1", r"train\.lr=-0\.1 cannot work"),
+        ("train.lr=nan", r"train\.lr=nan cannot work"),
+        ("train.precision=8", r"train\.precision='8' is not known.*bf16"),
+        ("train.batch_size=0", r"train\.batch_size=0 cannot work"),
+        ("train.batch_size=2000", r"batch_size=2000.*1437 training images"),
+        ("train.accumulate=100", r"train\.accumulate=100 is more than the 5 batches"),
+        ("train.label_smoothing=1", "below 1"),
+        ("train.mixup_off_epoch=-1", "0 or more"),
+        ("train.warmup_epochs=9", "is longer than"),
+        ("train.stop_at_epoch=9", "is after the last"),
+        ("train.clip_mode=gradient", "norm, value"),
+        ("train.loggers=[wandb]", "csv, tensorboard"),
+        ("train.devices=none", "auto or a number"),
+        ("train.accelerator=cuda", r"train\.accelerator=cuda"),
+        ("train.sync_bn=true", r"train\.sync_bn"),
+        ("train.distill_tau=2", r"train\.distill_tau=2\.0 has no effect without"),
+        ("train.distill=hard", r"needs train\.distill_teacher"),
+        ("model.num_classes=7", r"model\.num_classes=7 disagrees with the data, which has 10"),
+        ("model.in_chans=4", r"model\.in_chans=4 disagrees with the data"),
+        ("train.out=pyproject.toml/x", r"train\.out=.*is not a folder"),
+        ("train.loss=cross", r"train\.loss='cross' is not known"),
+        ("train.freeze=[bogus]", "'bogus' names no module"),
+    ],
+)
+def test_bad_input_writes_nothing(
+    override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if override == "train.accelerator=cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has it")
+    given = [*TINY, override]
+    if not override.startswith("train.out"):
+        given.append(f"train.out={tmp_path / 'runs'}")
+    with pytest.raises(BadInput, match=message) as error:
+        train(compose("train", given), given)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["model=timm/vit_tiny_patch16_224", "data.image_size=32"],
+        ["model=mobilenetv2_035", "model.global_pool=''", "data.image_size=64"],
+    ],
+)
+def test_sizes_and_heads_that_cannot_work(given: list[str], tmp_path: Path) -> None:
+    given = [*given, f"train.out={tmp_path / 'runs'}"]
+    with pytest.raises(
+        BadInput, match=r"data\.image_size=32x32 cannot work with timm|num_classes=10 needs"
+    ):
+        train(compose("train", given), given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mixing_keys_without_mixing_are_refused() -> None:
+    for override in (
+        "train.mixup_prob=0.5",
+        "train.mixup_switch_prob=0.1",
+        "train.ema_warmup=false",
+    ):
+        with pytest.raises(BadInput, match="has no effect without"):
+            train(compose("train", [override]), [override])
+
+
+def test_freed_memory_is_kept_and_used_again() -> None:
+    """After the first step, page faults fall by far: what `keep_freed_memory` is for."""
+    code = """
+import resource, sys, numpy
+from zoo.training.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def step():
+    tensors = [numpy.ones(1 << 19) for _ in range(16)]
+for _ in range(2): step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4): step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only glibc can be told")
+
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True)
+        return int(done.stdout)
+
+    assert faults("keep") < 0.2 * faults("plain")
+
+
+def test_data_without_a_class_an_image_is_refused(tmp_path: Path) -> None:
+    given = ["data.name=digits_segmentation", f"train.out={tmp_path / 'runs'}"]
+    with pytest.raises(
+        BadInput, match="made for classification, data.name=digits_segmentation for segmentation"
+    ):
+        train(compose("train", given), given)

@@ -1,0 +1,32 @@
+"""The residual connection as a module."""
+
+from torch import Tensor, nn
+
+from zoo.blocks.conv import ConvNorm
+from zoo.blocks.folding import add_identity, rebuilt
+
+
+class Residual(nn.Module):
+    """x + m(x).
+
+    Args:
+        inner: The branch m; it keeps the shape.
+    """
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+    def fused(self) -> nn.Module:
+        """The sum in the centre tap, where the branch is one linear convolution."""
+        branch = self.inner
+        linear = (
+            isinstance(branch, ConvNorm)
+            and isinstance(branch.norm, nn.Identity)
+            and isinstance(branch.act, nn.Identity)
+            and branch.conv.stride == (1, 1)
+        )
+        return rebuilt(branch, conv=add_identity(branch.conv)) if linear else self

@@ -1,0 +1,160 @@
+"""Selective scans over maps: several sequences through the pixels, one scan for all of them.
+
+VMamba (arXiv 2401.10166, section 4) names them SS2D. The state-space part with its projections is
+`DirectionalScan`; how a map becomes sequences and back is the model's.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.ops import selective_scan
+
+torch.fx.wrap("selective_scan")  # a leaf for symbolic tracing: it looks at shapes
+
+
+class Decay(nn.Module):
+    """A = -exp(log): the decay rates of a state space, kept as logarithms.
+
+    Args:
+        channels: Channels.
+        states: States of a channel.
+        ramp: Start at the rates 1, 2 ... `states`; otherwise all at 1.
+    """
+
+    no_decay = ("log",)
+
+    def __init__(self, channels: int, states: int, *, ramp: bool):
+        super().__init__()
+        rates = torch.arange(1.0, states + 1) if ramp else torch.ones(states)
+        self.log = nn.Parameter(rates.log().repeat(channels, 1))
+
+    def forward(self) -> Tensor:
+        return -torch.exp(self.log)
+
+    def fused(self) -> nn.Module:
+        """The rates as a constant."""
+        return ConstantDecay(self.forward().detach())
+
+
+class ConstantDecay(nn.Module):
+    """`Decay` for inference.
+
+    Args:
+        rates: A, channels x states.
+    """
+
+    rates: Tensor
+
+    def __init__(self, rates: Tensor):
+        super().__init__()
+        self.register_buffer("rates", rates)
+
+    def forward(self) -> Tensor:
+        return self.rates
+
+
+class DirectionalScan(nn.Module):
+    """K sequences of the same channels, each with its own step, input and output projections.
+
+    The result is in single precision at least: its size has no bound but the norm that follows.
+
+    Args:
+        channels: Channels of every sequence.
+        directions: K, the number of sequences.
+        states: N, states of a channel.
+        rank: Width that the step sizes pass through.
+        init: `"mamba"`: decays 1..N, steps of 1e-3 to 1e-1, as Mamba-1. `"uniform"`: decays 1,
+            step weights and biases uniform in [0, 0.1), as VMamba's "v2".
+    """
+
+    no_decay = ("skip",)
+
+    def __init__(
+        self, channels: int, *, directions: int, states: int, rank: int, init: str = "mamba"
+    ):
+        super().__init__()
+        self.rank, self.states = rank, states
+        self.scan_backend = "auto"
+        self.x_proj = nn.Parameter(torch.empty(directions, rank + 2 * states, channels))
+        self.dt_proj = nn.Parameter(torch.empty(directions, channels, rank))
+        self.dt_bias = nn.Parameter(torch.empty(directions, channels))
+        self.decay = Decay(directions * channels, states, ramp=init == "mamba")
+        self.skip = nn.Parameter(torch.ones(directions * channels))
+        for weight in self.x_proj.data:
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        if init == "uniform":
+            nn.init.uniform_(self.dt_proj, 0, 0.1)
+            nn.init.uniform_(self.dt_bias, 0, 0.1)
+        else:
+            nn.init.uniform_(self.dt_proj, -(rank**-0.5), rank**-0.5)
+            init_step_bias(self.dt_bias)
+
+    # B batch, K sequences, D channels, L steps, R rank, N states
+    def forward(self, x_BKDL: Tensor) -> Tensor:
+        projected = self.x_proj @ x_BKDL
+        dt_BKRL, B_BKNL, C_BKNL = projected.split([self.rank, self.states, self.states], dim=2)
+        delta_BKDL = self.dt_proj @ dt_BKRL
+        y = selective_scan(
+            x_BKDL.flatten(1, 2).to(torch.promote_types(x_BKDL.dtype, torch.float32)),
+            delta_BKDL.flatten(1, 2),
+            self.decay(),
+            B_BKNL,
+            C_BKNL,
+            self.skip,
+            delta_bias=self.dt_bias.flatten(),
+            backend=self.scan_backend,
+        )
+        return y.view_as(x_BKDL)
+
+
+def init_step_bias(
+    bias: Tensor, low: float = 1e-3, high: float = 1e-1, least: float = 1e-4
+) -> None:
+    """Fill `bias` so that softplus of it is log-uniform between `low` and `high` (Mamba-1)."""
+    with torch.no_grad():
+        step = torch.exp(torch.rand_like(bias) * math.log(high / low) + math.log(low))
+        step = step.clamp(min=least)
+        bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+
+
+def both_ways(x: Tensor) -> Tensor:
+    """B D H W -> B 2 D L: row by row, and the same backwards."""
+    rows = x.flatten(2)
+    return torch.stack([rows, rows.flip(-1)], dim=1)
+
+
+def merge_both_ways(y: Tensor, height: int, width: int) -> Tensor:
+    """B 2 D L -> B D H W: the sum of both, each at its own pixels of its own image."""
+    return (y[:, 0] + y[:, 1].flip(-1)).unflatten(-1, (height, width))
+
+
+def atrous(x: Tensor) -> Tensor:
+    """B D H W -> B 4 D L: every second pixel of every second row, four ways (EfficientVMamba).
+
+    Sequences over odd rows run column by column, those over even rows row by row (arXiv 2403.09977,
+    section 3.2, and the public code). An odd side is completed with zeros on the right or below.
+    """
+    x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    even, odd = x[:, :, 0::2], x[:, :, 1::2]  # rows
+    return torch.stack(
+        [
+            even[..., 0::2].flatten(2),
+            odd[..., 0::2].transpose(2, 3).flatten(2),
+            even[..., 1::2].flatten(2),
+            odd[..., 1::2].transpose(2, 3).flatten(2),
+        ],
+        dim=1,
+    )
+
+
+def merge_atrous(y: Tensor, height: int, width: int) -> Tensor:
+    """B 4 D L -> B D H W: every value at the one pixel it was read at."""
+    h, w = (height + 1) // 2, (width + 1) // 2
+    rows = [y[:, 0].unflatten(-1, (h, w)), y[:, 2].unflatten(-1, (h, w))]
+    columns = [y[:, k].unflatten(-1, (w, h)).transpose(2, 3) for k in (1, 3)]
+    even, odd = torch.stack(rows, -1), torch.stack(columns, -1)  # B D h w 2
+    merged = torch.stack([even.flatten(3), odd.flatten(3)], dim=3).flatten(2, 3)  # B D 2h 2w
+    return merged[:, :, :height, :width]

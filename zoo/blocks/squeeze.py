@@ -1,0 +1,23 @@
+"""Squeeze and excitation."""
+
+from torch import Tensor, nn
+
+
+class SqueezeExcite(nn.Module):
+    """Weight each channel by a gate computed from the mean of all (arXiv 1709.01507, eq. 2 to 4).
+
+    Args:
+        channels: Channels of input and output.
+        hidden: Width between the two layers of the gate.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.act = nn.ReLU()
+        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True))))
+        return x * self.gate(gate)

@@ -1,0 +1,198 @@
+"""Any backbone as the encoder of a network that draws maps: `create_model("unet", encoder=...)`.
+
+The decoders are those of segmentation_models_pytorch (extra `dense`), under its names and with its
+parameter names; backbones reach it through `zoo.timm_bridge`.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo import registry
+from zoo.blocks.sizes import whole_number
+from zoo.errors import BadInput
+
+# Decoders that want the last maps larger than usual.
+DILATED = ("deeplabv3", "deeplabv3plus", "pan")
+# Strides that every decoder can work with: each level half the size of the one before.
+LADDERS = ([2, 4, 8, 16, 32], [4, 8, 16, 32])
+
+
+class EncoderDecoder(nn.Module):
+    """An encoder that gives a pyramid of maps, a decoder that draws them together, a head.
+
+    Args:
+        net: A network of segmentation_models_pytorch.
+        num_classes: Logits of a position.
+        in_chans: Channels of the image.
+    """
+
+    def __init__(self, net: Any, *, num_classes: int, in_chans: int):
+        super().__init__()
+        self.encoder = net.encoder
+        self.decoder = net.decoder
+        self.segmentation_head = net.segmentation_head
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.size_multiple = int(net.encoder.output_stride)
+        self.any_size = not net.requires_divisible_input_shape
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images B in_chans H W -> the decoder's map.
+
+        Raises:
+            BadInput: A size that the decoder cannot work with.
+        """
+        if not self.any_size:
+            check_sides(x, self.size_multiple)
+        return self.decoder(self.encoder(x))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """The decoder's map -> logits B num_classes H W, at the size of the images."""
+        return self.segmentation_head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """Return the classifying layer."""
+        return self.segmentation_head[0]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh classifying layer for `num_classes` in."""
+        old = self.segmentation_head[0]
+        self.segmentation_head[0] = nn.Conv2d(
+            old.in_channels,
+            whole_number(num_classes, "num_classes", 1),
+            old.kernel_size,
+            padding=old.padding,
+        ).to(old.weight)
+        self.num_classes = num_classes
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of tables and scales that weight decay should leave alone."""
+        named = getattr(self.encoder.model, "no_weight_decay", set)
+        return {f"encoder.model.{name}" for name in named()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of the encoder's blocks while training."""
+        self.encoder.model.set_grad_checkpointing(enable)
+
+
+def create(
+    name: str,
+    *,
+    encoder: str | None,
+    pretrained: bool,
+    num_classes: int | None,
+    in_chans: int,
+    **kwargs: Any,
+) -> EncoderDecoder:
+    """Build the decoder `name` on top of a backbone.
+
+    Args:
+        name: One of `zoo.registry.DECODERS`.
+        encoder: A backbone that classifies: a name of `zoo.list_models()`, or `"timm/<name>"`.
+        pretrained: Load the backbone's published weights.
+        num_classes: Logits of a position.
+        in_chans: Channels of the image.
+        **kwargs: What segmentation_models_pytorch takes for this decoder.
+
+    Raises:
+        BadInput: The package is missing, an argument is wrong or absent, or the backbone's strides
+            are not those that decoders need.
+        UnknownModel: No such backbone.
+    """
+    if importlib.util.find_spec("segmentation_models_pytorch") is None:
+        raise BadInput(
+            f"{name} needs the package segmentation-models-pytorch; pip install 'zoo-vision[dense]'"
+        )
+    if encoder is None:
+        raise BadInput(
+            f"{name} needs an encoder: name a backbone with encoder=... (in a configuration"
+            " model.encoder=...), such as mobilenetv2_100"
+        )
+    _check_strides(name, encoder)
+    _check_dilation(name, encoder)
+    import segmentation_models_pytorch as smp
+
+    import zoo.timm_bridge  # noqa: F401  # makes our backbones known to timm, and so to smp
+
+    classes = 1 if num_classes is None else whole_number(num_classes, "num_classes", 1)
+    bare = encoder.removeprefix("timm/") if encoder.startswith("timm/") else f"zoo_{encoder}"
+    try:
+        net = smp.create_model(
+            name,
+            f"tu-{bare}",
+            encoder_weights="imagenet" if pretrained else None,
+            in_channels=in_chans,
+            classes=classes,
+            **kwargs,
+        )
+    except BadInput:
+        raise
+    except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{name} with encoder={encoder} cannot be built: {first}") from error
+    return EncoderDecoder(net, num_classes=classes, in_chans=in_chans)
+
+
+def _check_strides(name: str, encoder: str) -> None:
+    """Raise `BadInput` unless `encoder` gives maps at strides that decoders can work with."""
+    strides = strides_of(encoder)
+    if strides not in LADDERS:
+        raise BadInput(
+            f"encoder={encoder} gives maps at strides {', '.join(map(str, strides))}; {name} needs"
+            " 4, 8, 16, 32 (or 2 as well): take a backbone that has these"
+        )
+
+
+def _check_dilation(name: str, encoder: str) -> None:
+    """Raise `BadInput` if the decoder wants dilation that `encoder` does not offer."""
+    ours = not encoder.startswith("timm/")
+    if (
+        name in DILATED
+        and ours
+        and not registry.get_spec(encoder).capabilities.get("output_stride")
+    ):
+        can = ", ".join(registry.list_models(output_stride=True, smallest_of_family=True))
+        raise BadInput(
+            f"{name} needs an encoder that can dilate instead of shrinking its maps, which"
+            f" encoder={encoder} cannot; {can} can"
+        )
+
+
+def strides_of(encoder: str) -> list[int]:
+    """Return the strides of a backbone's maps; it is built without memory.
+
+    Raises:
+        BadInput: It is no backbone that classifies, or gives no pyramid of maps.
+        UnknownModel: There is no such model.
+    """
+    from zoo.factory import create_model
+
+    if not encoder.startswith("timm/"):
+        task = registry.get_spec(encoder).task
+        if task != "classification":
+            raise BadInput(f"encoder={encoder} is made for {task}; take one for classification")
+    try:
+        with torch.device("meta"):
+            model: Any = create_model(encoder, features_only=True)
+    except RuntimeError as error:  # timm: some of its models have no pyramid
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"encoder={encoder} gives no pyramid of maps: {first}") from error
+    reductions: Sequence[int] = model.feature_info.reduction()
+    return list(reductions)
+
+
+def check_sides(x: Tensor, multiple: int) -> None:
+    """Raise `BadInput` unless both sides of images are multiples of `multiple`."""
+    if x.shape[2] % multiple != 0 or x.shape[3] % multiple != 0:
+        raise BadInput(
+            f"images of {list(x.shape[2:])} pixels: every side must be a multiple of {multiple}"
+        )
+
+
+torch.fx.wrap("check_sides")  # a leaf for symbolic tracing: it looks at shapes

@@ -1,0 +1,369 @@
+"""LightM-UNet: a U-Net whose encoder scans its maps with Mamba blocks, in two or three dimensions.
+
+Paper: Liao et al., "LightM-UNet: Mamba Assists in Lightweight UNet for Medical Image Segmentation"
+       (arXiv 2403.05246), fig. 1 and 2.
+Code:  github.com/MrBlankness/LightM-UNet @ 6b72e27ba70c, Apache-2.0
+       (lightm-unet/nnunetv2/nets/LightMUNet.py).
+Here:  the code, not the paper: one scan row by row and not a VSS module with four, 5.01 M
+       parameters and not the 1.09 M of the paper. Neither MONAI nor a CUDA extension is needed.
+       `drop_path_rate` is ours; 0, its default, is the public model.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.backbone import Backbone, Stage, take_levels
+from zoo.blocks import ndim
+from zoo.blocks.drop import DropPath, linear_rates
+from zoo.blocks.folding import affine_inputs, rebuilt, split_affine
+from zoo.blocks.mamba import Mamba
+from zoo.blocks.scale import LayerScale
+from zoo.blocks.separable import SeparableConv
+from zoo.blocks.sizes import check_sides, whole_number
+from zoo.errors import BadInput
+from zoo.keys import KeyStyle, State, rename
+from zoo.registry import register
+
+torch.fx.wrap("check_sides")  # a leaf for symbolic tracing: it looks at shapes
+
+GROUPS = 8  # of every group norm
+
+
+class Stem(nn.Module):
+    """A separable convolution and dropout; refuses images that the model cannot halve and join.
+
+    Args:
+        in_channels: Channels of the image.
+        out_channels: Channels of the map, which has the size of the image.
+        drop_rate: Probability of dropping a channel.
+        axes: Spatial axes of the image.
+        multiple: What every side must be a multiple of.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, drop_rate: float, axes: int, multiple: int
+    ):
+        super().__init__()
+        self.axes, self.multiple = axes, multiple
+        self.conv = SeparableConv(in_channels, out_channels, axes=axes)
+        self.drop = ndim.channel_dropout(axes, drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_sides(x, self.axes, self.multiple)
+        return self.drop(self.conv(x))
+
+
+class MambaLayer(nn.Module):
+    """Mamba over the positions of a map in row-major order, then a projection (fig. 2).
+
+    The same norm, with the same weights, stands before and after the Mamba block; the residual
+    takes the tokens that are not normalised, times one learnt factor.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(in_channels)
+        self.mamba = Mamba(in_channels)
+        self.scale = LayerScale(1, init=1.0)
+        self.proj = nn.Linear(in_channels, out_channels)
+
+    # B batch, C channels, L positions
+    def forward(self, x: Tensor) -> Tensor:
+        x_BLC = x.flatten(2).transpose(1, 2)
+        y_BLC = self.mamba(self.norm(x_BLC)) + self.scale(x_BLC)
+        return self.proj(self.norm(y_BLC)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def fused(self) -> "MambaLayer":
+        """The affine part of the norm in what follows it, once in either place."""
+        if not self.norm.elementwise_affine:
+            return self
+        norm, *affine = split_affine(self.norm)
+        return rebuilt(
+            self,
+            norm=norm,
+            mamba=self.mamba.after_affine(*affine),
+            proj=affine_inputs(self.proj, *affine),
+        )
+
+
+class EncoderBlock(nn.Module):
+    """Twice norm, activation and Mamba layer, with a residual (the public ResMambaBlock).
+
+    Args:
+        channels: Channels of input and output.
+        drop_path: Probability of leaving the branch out while training.
+    """
+
+    def __init__(self, channels: int, *, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(GROUPS, channels)
+        self.mixer1 = MambaLayer(channels, channels)
+        self.norm2 = nn.GroupNorm(GROUPS, channels)
+        self.mixer2 = MambaLayer(channels, channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mixer1(F.relu(self.norm1(x)))
+        y = self.mixer2(F.relu(self.norm2(y)))
+        return x + self.drop_path(y)
+
+
+class DecoderBlock(nn.Module):
+    """A separable convolution with a scaled residual; a norm closes it (the public ResUpBlock).
+
+    Args:
+        channels: Channels of input and output.
+        axes: Spatial axes of the maps.
+    """
+
+    def __init__(self, channels: int, *, axes: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(GROUPS, channels)
+        self.conv = SeparableConv(channels, channels, axes=axes)
+        self.scale = LayerScale(1, init=1.0, spatial=True)
+        self.norm2 = nn.GroupNorm(GROUPS, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(F.relu(self.norm1(x))) + self.scale(x)
+        return F.relu(self.norm2(y))
+
+
+class DecoderStage(nn.Module):
+    """Half the channels, twice the size, plus the encoder's map of that size, then blocks.
+
+    Args:
+        in_channels: Channels of the smaller map.
+        depth: Blocks.
+        axes: Spatial axes of the maps.
+    """
+
+    def __init__(self, in_channels: int, depth: int, *, axes: int):
+        super().__init__()
+        channels = in_channels // 2
+        self.reduce = ndim.conv(axes, in_channels, channels, bias=False)
+        self.resize = ndim.upsample(axes, 2)
+        self.blocks = nn.Sequential(*[DecoderBlock(channels, axes=axes) for _ in range(depth)])
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.blocks(self.resize(self.reduce(x)) + skip)
+
+
+class MapHead(nn.Module):
+    """Logits for each position: norm, activation, separable 1x1 convolution with biases.
+
+    Args:
+        num_features: Channels of the map.
+        num_classes: Logits of a position; 0 leaves the convolution out.
+        axes: Spatial axes of the maps.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, *, axes: int):
+        super().__init__()
+        self.num_features, self.axes = num_features, axes
+        self.norm = nn.GroupNorm(GROUPS, num_features)
+        self.reset(num_classes)
+
+    def reset(self, num_classes: int, pool: str | None = None) -> None:
+        """Replace the convolution by a fresh one for `num_classes`."""
+        if pool:
+            raise BadInput(f"global_pool={pool!r}: a model that draws maps does not pool them")
+        self.num_classes = whole_number(num_classes, "num_classes", 0)
+        fc = (
+            SeparableConv(self.num_features, num_classes, kernel_size=1, bias=True, axes=self.axes)
+            if num_classes
+            else nn.Identity()
+        )
+        self.fc = fc.train(self.training)
+
+    def classifiers(self) -> list[str]:
+        """Names of the classifying layers."""
+        return ["fc.pointwise" if isinstance(self.fc, SeparableConv) else "fc"]
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = F.relu(self.norm(x))
+        return x if pre_logits else self.fc(x)
+
+
+class LightMUNet(Backbone):
+    """An encoder of Mamba layers, a decoder of separable convolutions, skips that are added.
+
+    Sides of images must be multiples of 2 to the power of the number of decoder stages, 8 as
+    published. `forward_features` gives the decoder's map at the size of the image; the levels of
+    `features_only` and `forward_intermediates` are the encoder's.
+
+    Args:
+        spatial_dims: 2 for images, 3 for volumes (B C D H W).
+        init_filters: Channels of the first level, a multiple of 8; each level has twice as many.
+        blocks_down: Encoder blocks of each level.
+        blocks_up: Decoder blocks of each level but the deepest, from the deepest up.
+        num_classes: Logits of a position; 0 leaves the last convolution out.
+        in_chans: Channels of the image.
+        drop_rate: Dropout of whole channels after the stem.
+        drop_path_rate: Stochastic depth of the last encoder block; it grows linearly from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        spatial_dims: int = 2,
+        init_filters: int = 32,
+        blocks_down: Sequence[int] = (1, 2, 2, 4),
+        blocks_up: Sequence[int] = (1, 1, 1),
+        num_classes: int = 2,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ):
+        axes = ndim.check_axes(spatial_dims)
+        depths, depths_up = _check_depths(blocks_down, blocks_up)
+        if whole_number(init_filters, "init_filters", GROUPS) % GROUPS:
+            raise BadInput(f"init_filters={init_filters}: must be a multiple of {GROUPS}")
+        dims = [init_filters * 2**i for i in range(len(depths))]
+        stages = []
+        for i, rates in enumerate(linear_rates(drop_path_rate, depths)):
+            blocks = [EncoderBlock(dims[i], drop_path=rate) for rate in rates]
+            stages.append(Stage(blocks, _downsample(dims[i - 1], axes) if i else None))
+        multiple = 2 ** len(depths_up)
+        super().__init__(
+            stem=Stem(in_chans, init_filters, drop_rate=drop_rate, axes=axes, multiple=multiple),
+            stages=stages,
+            norm=nn.Identity(),
+            head=MapHead(init_filters, num_classes, axes=axes),
+            channels=dims,
+            strides=[2**i for i in range(len(dims))],
+            in_chans=in_chans,
+        )
+        self.decoder = nn.ModuleList(
+            DecoderStage(width, depth, axes=axes)
+            for width, depth in zip(dims[:0:-1], depths_up, strict=True)
+        )
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images B in_chans H W -> the decoder's map, B num_features H W.
+
+        Raises:
+            BadInput: A size that cannot be halved and doubled back; the message says which can.
+        """
+        x = self.stem(x)
+        maps: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return self.decode(maps)
+
+    def decode(self, maps: list[Tensor]) -> Tensor:
+        """Draw the encoder's maps together, from the smallest to the size of the image."""
+        x = maps[-1]
+        for i, stage in enumerate(self.decoder):
+            x = stage(x, maps[len(maps) - 2 - i])
+        return x
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """As `Backbone.forward_intermediates`, of the encoder.
+
+        The map that comes with them is the decoder's; the deepest computed if `stop_early`.
+        """
+        options: dict[str, Any] = {"norm": norm, "output_fmt": output_fmt}
+        if intermediates_only or stop_early:
+            options |= {"stop_early": stop_early, "intermediates_only": intermediates_only}
+            return super().forward_intermediates(x, indices, **options)
+        levels = take_levels(len(self.feature_info), indices, "indices")
+        _, maps = super().forward_intermediates(x, None, **options)
+        return self.decode(maps), [maps[level] for level in levels]
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Return how parameters fall into layers; the decoder is the last before the head."""
+        matcher = super().group_matcher(coarse)
+        matcher["blocks"] += [(r"^decoder", (99999,))]
+        return matcher
+
+
+def _check_depths(
+    blocks_down: Sequence[int], blocks_up: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    for name, depths in (("blocks_down", blocks_down), ("blocks_up", blocks_up)):
+        if not isinstance(depths, Sequence) or isinstance(depths, str) or not depths:
+            raise BadInput(f"{name}={depths!r}: give the number of blocks of each level, a list")
+        for depth in depths:
+            whole_number(depth, name, 1)
+    if len(blocks_up) != len(blocks_down) - 1:
+        raise BadInput(
+            f"blocks_up={list(blocks_up)!r}: {len(blocks_down)} levels in blocks_down need "
+            f"{len(blocks_down) - 1} on the way up"
+        )
+    return list(blocks_down), list(blocks_up)
+
+
+def _downsample(channels: int, axes: int) -> nn.Module:
+    """Twice the channels at the old size, then half the size."""
+    mixer = MambaLayer(channels, 2 * channels)
+    return nn.Sequential(OrderedDict(mixer=mixer, pool=ndim.max_pool(axes, 2)))
+
+
+def _from_original(state: State, model: LightMUNet) -> State:
+    layer = [
+        (r"\.skip_scale$", ".scale.gamma"),
+        (r"\.mamba\.conv1d\.", ".mamba.conv."),
+        (r"\.mamba\.x_proj\.weight$", ".mamba.scan.x_proj"),
+        (r"\.mamba\.dt_proj\.weight$", ".mamba.scan.dt_proj"),
+        (r"\.mamba\.dt_proj\.bias$", ".mamba.scan.dt_bias"),
+        (r"\.mamba\.A_log$", ".mamba.scan.decay.log"),
+        (r"\.mamba\.D$", ".mamba.scan.skip"),
+        (r"\.conv\.0\.conv\.", ".conv.depthwise."),
+        (r"\.conv\.1\.conv\.", ".conv.pointwise."),
+    ]
+    rules = [
+        (r"convInit\.0\.conv\.", "stem.conv.depthwise."),
+        (r"convInit\.1\.conv\.", "stem.conv.pointwise."),
+        (r"down_layers\.(\d+)\.0\.0\.", r"stages.\1.downsample.mixer."),
+        (
+            r"down_layers\.(\d+)\.(\d+)\.conv(\d)\.",
+            lambda fit: f"stages.{fit[1]}.blocks.{int(fit[2]) - 1}.mixer{fit[3]}.",
+        ),
+        (
+            r"down_layers\.(\d+)\.(\d+)\.",
+            lambda fit: f"stages.{fit[1]}.blocks.{int(fit[2]) - 1}.",
+        ),
+        (r"up_samples\.(\d+)\.0\.conv\.", r"decoder.\1.reduce."),
+        (r"up_layers\.(\d+)\.(\d+)\.", r"decoder.\1.blocks.\2."),
+        (r"conv_final\.0\.", "head.norm."),
+        (r"conv_final\.2\.0\.conv\.", "head.fc.depthwise."),
+        (r"conv_final\.2\.1\.conv\.", "head.fc.pointwise."),
+    ]
+    state = rename(rename(state, rules), [(rf"(.+){old}", rf"\1{new}") for old, new in layer])
+    one_direction = ("scan.x_proj", "scan.dt_proj", "scan.dt_bias")
+    return {k: v.unsqueeze(0) if k.endswith(one_direction) else v for k, v in state.items()}
+
+
+LightMUNet.key_styles = (
+    KeyStyle("MrBlankness/LightM-UNet", "convInit.0.conv.weight", _from_original),
+)
+
+# fmt: off
+VARIANTS = {
+    "lightm_unet_2d":   dict(spatial_dims=2, init_filters=32, in_chans=3, num_classes=2),
+    "lightm_unet_3d":   dict(spatial_dims=3, init_filters=32, in_chans=1, num_classes=3),
+    "lightm_unet_3d_8": dict(spatial_dims=3, init_filters=8,  in_chans=1, num_classes=2),
+}
+# fmt: on
+
+for _name, _arguments in VARIANTS.items():
+    register(_name, partial(LightMUNet, **_arguments))

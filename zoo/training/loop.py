@@ -1,0 +1,367 @@
+"""The loop: epochs of updates, validation, checkpoints; it can stop and go on at any update.
+
+What is random in a step (mixing, dropout, stochastic depth) is drawn from generators seeded with
+(seed, batch, rank) just before it, so a checkpoint needs no generator's state.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from zoo.data.datamodule import ImageData
+from zoo.data.samplers import mix
+from zoo.errors import ZooError
+from zoo.training import checkpoint
+from zoo.training.interrupt import Interrupt
+from zoo.training.losses import Distillation
+from zoo.training.mixing import Mixing
+from zoo.training.records import Bar, Records
+from zoo.training.tasks import Result, get_task
+
+
+class Diverged(ZooError):
+    """The loss or the weights are no longer finite."""
+
+
+class Interrupted(Exception):
+    """A signal asked to stop; the last checkpoint is where to go on."""
+
+
+@dataclass
+class Place:
+    """Where a run is.
+
+    Attributes:
+        epoch: Epochs done, validated.
+        batch: Batches done of the epoch after.
+        update: Updates done.
+        world_size: Processes.
+        loss_sums: Of the losses of those `batch` batches, one for each process.
+        best: The best score of a validation, and `best_epoch` (from 1) where it was reached.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    update: int = 0
+    world_size: int = 1
+    loss_sums: list[float] = field(default_factory=list)
+    best: float = -1.0
+    best_epoch: int = 0
+
+
+@dataclass
+class Parts:
+    """What `Loop` works on; all but `data` already on the device.
+
+    Attributes:
+        net: The model; its weights are what is saved.
+        forward: `net`, wrapped for several processes and mixed precision.
+        frozen_norms: Batch norms of `net` that stay in eval mode.
+        ema: Averages the weights of `net`, or None.
+        about: Goes into checkpoints as it is: model, data, config, versions.
+    """
+
+    data: ImageData
+    net: nn.Module
+    forward: Callable[[Tensor], Any]
+    optimizer: Optimizer
+    scheduler: Any
+    criterion: nn.Module
+    mixing: Mixing | None
+    ema: ModelEmaV3 | None
+    frozen_norms: list[nn.Module]
+    about: dict[str, Any]
+
+
+class Loop:
+    """Trains `parts` from `place` on."""
+
+    def __init__(
+        self, fabric: Fabric, parts: Parts, train: Any, folder: Path | None, logger: logging.Logger
+    ):
+        """Take everything that a run needs.
+
+        Args:
+            fabric: Devices, precision, processes.
+            parts: What to train.
+            train: The group `train` of the configuration.
+            folder: The run folder; None on all processes but the first.
+            logger: For messages.
+        """
+        self.fabric, self.parts, self.train, self.folder, self.log = (
+            fabric,
+            parts,
+            train,
+            folder,
+            logger,
+        )
+        self.loader = parts.data.train_dataloader()
+        self.batches = min(len(self.loader), train.limit_train_batches or len(self.loader))
+        self.updates_per_epoch = -(-self.batches // train.accumulate)
+        self.place = Place(world_size=fabric.world_size)
+        self.metrics: dict[str, float] = {}
+        self.task = get_task(parts.data.task)
+        self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self._loss_sum = torch.zeros((), device=fabric.device)
+        self._interrupt = Interrupt()
+        second_order = getattr(parts.optimizer, "is_second_order", False)  # timm's AdaHessian
+        self._backward_args: dict[str, Any] = {"create_graph": True} if second_order else {}
+
+    @property
+    def precision(self) -> Any:
+        """The plugin that holds the gradient scaler of fp16."""
+        return self.fabric.strategy.precision
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.parts.net.load_state_dict(content["state_dict"])
+        if self.parts.ema is not None:
+            self.parts.ema.module.load_state_dict(content["state_dict_ema"])
+        self.parts.optimizer.load_state_dict(content["optimizer"])
+        self.precision.load_state_dict(content["scaler"])
+        self.place = Place(**content["progress"])
+        self.metrics = dict(content["metrics"])
+        if self.place.loss_sums:
+            self._loss_sum.fill_(self.place.loss_sums[self.fabric.global_rank])
+
+    def run(self, records: Records, bar: Bar, interrupt: Interrupt) -> dict[str, float]:
+        """Train up to the last epoch; return the metrics of its validation.
+
+        Raises:
+            Diverged: NaN or infinity; no checkpoint of it is kept.
+            Interrupted: A signal came; where to go on is saved.
+        """
+        self._records, self._bar, self._interrupt = records, bar, interrupt
+        while self.place.epoch < (self.train.stop_at_epoch or self.train.epochs):
+            start, first = time.perf_counter(), self.place.batch
+            self._train_epoch()
+            seconds = time.perf_counter() - start
+            images = (self.batches - first) * self.train.batch_size * self.fabric.world_size
+            found = self._validate()
+            self._end_epoch(found, images / seconds)
+        return self.metrics
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def _train_epoch(self) -> None:
+        place, accumulate = self.place, self.train.accumulate
+        self._enter_train_mode()
+        if place.batch == self.batches:
+            return
+        self.loader.load_state_dict({"epoch": place.epoch, "batch": place.batch})
+        clock, counted = time.perf_counter(), place.batch
+        for index, (images, targets) in enumerate(self.loader, start=place.batch):
+            group = index // accumulate * accumulate
+            size = min(accumulate, self.batches - group)
+            last = index + 1 == group + size
+            loss = self._forward_backward(index, images, targets, size, last)
+            if not last:
+                continue
+            self._update()
+            place.batch, place.update = index + 1, place.update + 1
+            ended = place.batch == self.batches
+            if ended or place.update % self.train.log_every == 0:
+                now = time.perf_counter()
+                images_done = (place.batch - counted) * len(images) * self.fabric.world_size
+                self._look(loss, images_done / (now - clock))
+                clock, counted = now, place.batch
+            else:
+                self._show()
+            self._stop_if_asked()
+            if ended:
+                break
+
+    def _enter_train_mode(self) -> None:
+        self.parts.net.train()
+        self.parts.criterion.train()
+        for norm in self.parts.frozen_norms:
+            norm.eval()
+        mixing, off = self.parts.mixing, self.train.mixup_off_epoch
+        if mixing is not None and off and self.place.epoch >= off:
+            mixing.off()
+
+    def _forward_backward(
+        self, index: int, images: Tensor, targets: Tensor, size: int, last: bool
+    ) -> Tensor:
+        """Add the gradients of one batch, one of `size` of an update; return its loss."""
+        parts, fabric = self.parts, self.fabric
+        step = self.place.epoch * self.batches + index
+        seed_step(self.train.seed, step, fabric.global_rank)
+        images = images.to(fabric.device, non_blocking=True, memory_format=self.layout)
+        targets = targets.to(fabric.device, non_blocking=True)
+        if parts.mixing is not None:
+            images, targets = parts.mixing(images, targets)
+        with fabric.no_backward_sync(parts.forward, enabled=not last):  # type: ignore[arg-type]
+            outputs = parts.forward(images)
+            with fabric.autocast():
+                if isinstance(parts.criterion, Distillation):
+                    loss = parts.criterion(outputs, targets, images)
+                else:
+                    loss = parts.criterion(outputs, targets)
+            fabric.backward(loss / size, **self._backward_args)
+        loss = loss.detach().float()
+        self._loss_sum += loss
+        return loss
+
+    def _update(self) -> None:
+        parts, train = self.parts, self.train
+        if train.clip_grad is not None:
+            self.precision.unscale_gradients(parts.optimizer)
+            trained = [p for p in parts.net.parameters() if p.grad is not None]
+            dispatch_clip_grad(trained, train.clip_grad, mode=train.clip_mode)
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+        if parts.scheduler is not None:
+            parts.scheduler.step_update(self.place.update + 1)
+        if parts.ema is not None:
+            parts.ema.update(parts.net, self.place.update + 1)
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    def _look(self, loss: Tensor, rate: float) -> None:
+        """Fetch the loss, stop if it is no number, tell it."""
+        seen = torch.stack([loss, self._loss_sum])
+        if self.fabric.world_size > 1:
+            seen = self.fabric.all_reduce(seen, reduce_op="mean")
+        latest, total = seen.tolist()  # type: ignore[union-attr]
+        if not np.isfinite(total):
+            raise Diverged(self._diverged(f"the loss is {latest if latest != latest else total}"))
+        lr = self.parts.optimizer.param_groups[0]["lr"]
+        self._bar.values(latest, lr, rate)
+        self._show()
+        self._records.step(
+            self.place.update, {"train/loss": latest, "train/lr": lr, "train/images_per_s": rate}
+        )
+
+    def _show(self) -> None:
+        place = self.place
+        done = place.epoch * self.batches + place.batch
+        self._bar.show(f"epoch {place.epoch + 1}/{self.train.epochs}", done)
+
+    def _diverged(self, what: str) -> str:
+        kept = "none was written yet"
+        if self.folder is not None and (last := self.folder / "checkpoints/last.ckpt").exists():
+            kept = str(last)
+        epoch = self.place.epoch + (self.place.batch > 0)
+        return (
+            f"{what} in epoch {epoch}, by update {self.place.update}; stopped (last"
+            f" good checkpoint: {kept}). Try a lower train.lr, train.clip_grad=1 or"
+            " train.precision=32"
+        )
+
+    def _stop_if_asked(self) -> None:
+        """After an update: if any process was signalled, save and raise `Interrupted`."""
+        asked = self._interrupt.signal is not None
+        if self.fabric.world_size > 1:
+            if self.place.update % self.train.log_every and self.place.batch < self.batches:
+                return  # asking the others costs time
+            asked = self.fabric.strategy.reduce_boolean_decision(asked, all=False)  # type: ignore[attr-defined]
+        if asked:
+            self._save()
+            raise Interrupted
+
+    def _stop_while_validating(self) -> None:
+        if self._interrupt.signal is not None and self.fabric.world_size == 1:
+            self._save()
+            raise Interrupted
+
+    # -- validation and checkpoints ---------------------------------------------------------------
+
+    @property
+    def judged(self) -> nn.Module:
+        """The weights that count: the averaged ones if there are any."""
+        return self.parts.net if self.parts.ema is None else self.parts.ema.module
+
+    def _judge(self, images: Tensor) -> Tensor:
+        with self.fabric.autocast():
+            return self.judged.eval()(images)
+
+    def _validate(self) -> Result:
+        # Every process has normed its own batches; all judge and save what the first has.
+        self._agree()
+        return self.task.validate(
+            self._judge,
+            self.parts.data.val_dataloader(),
+            self.parts.data,
+            self.fabric.device,
+            limit=self.train.limit_val_batches,
+            after_batch=self._stop_while_validating,
+            memory_format=self.layout,
+        )
+
+    def _agree(self) -> None:
+        if self.fabric.world_size > 1:
+            distribute_bn(self.parts.net, self.fabric.world_size, reduce=False)
+            if self.parts.ema is not None:
+                distribute_bn(self.parts.ema.module, self.fabric.world_size, reduce=False)
+
+    def _end_epoch(self, found: Result, rate: float) -> None:
+        place = self.place
+        total = self._loss_sum
+        if self.fabric.world_size > 1:
+            total = self.fabric.all_reduce(total, reduce_op="mean")
+        train_loss = float(total) / self.batches  # type: ignore[arg-type]
+        self.metrics = found.metrics()
+        self._loss_sum.zero_()
+        place.epoch, place.batch = place.epoch + 1, 0
+        better = found.score > place.best
+        if better:
+            place.best, place.best_epoch = found.score, place.epoch
+        self._save(best=better)
+        if better and self.folder is not None:
+            self.task.draw(self.folder, self._judge, self.parts.data, self.fabric.device)
+        lr = self.parts.optimizer.param_groups[0]["lr"]
+        row = {"train/loss": train_loss, "lr": lr, "images_per_s": round(rate, 1), **self.metrics}
+        self._records.epoch(place.epoch, place.update, row)
+        self.log.info(
+            f"epoch {place.epoch}/{self.train.epochs}: loss {train_loss:.4f}, lr {lr:.2e},"
+            f" {rate:.0f} images/s; validation ({found.images} images): {found.words()}"
+            + (" (best)" if better else "")
+        )
+
+    def _save(self, best: bool = False) -> None:
+        """Write `last.ckpt`, and with `best` also `best.ckpt`."""
+        content = self._content()
+        weights = [*content["state_dict"].values(), *content.get("state_dict_ema", {}).values()]
+        if not checkpoint.all_finite(weights):
+            raise Diverged(self._diverged("weights are not finite"))
+        if self.folder is not None:
+            last = self.folder / "checkpoints" / "last.ckpt"
+            checkpoint.save(content, last)
+            if best:
+                checkpoint.duplicate(last, last.with_name("best.ckpt"))
+        self.fabric.barrier()
+
+    def _content(self) -> dict[str, Any]:
+        parts = self.parts
+        sums = self.fabric.all_gather(self._loss_sum) if self.place.batch else torch.zeros(0)
+        self.place.loss_sums = sums.flatten().tolist()  # type: ignore[union-attr]
+        averaged = {} if parts.ema is None else {"state_dict_ema": parts.ema.module.state_dict()}
+        return {
+            **parts.about,
+            "state_dict": parts.net.state_dict(),
+            **averaged,
+            "metrics": self.metrics,
+            "progress": asdict(self.place),
+            "optimizer": parts.optimizer.state_dict(),
+            "scaler": self.precision.state_dict(),
+        }
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed every generator that a training step may draw from."""
+    number = mix(seed, step, rank)
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)  # noqa: NPY002  # timm's Mixup draws from the global one
+    random.seed(number)

@@ -1,0 +1,65 @@
+"""The folder of a run: where it may be made, its name, what lies in it besides checkpoints."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import secrets
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from zoo.errors import BadInput
+
+_PACKAGES = ("zoo-vision", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy")
+
+
+def check_writable(folder: str | Path, key: str) -> None:
+    """Raise `BadInput` unless files can be made in `folder`; nothing is written.
+
+    Args:
+        folder: Need not exist yet.
+        key: The configuration's key that names it, for the message.
+    """
+    place = Path(folder).expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise BadInput(f"{key}={folder}: {place} is not a folder; name another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise BadInput(f"{key}={folder}: {place} is not writable; name another place")
+
+
+def create(out: str | Path, model: str) -> Path:
+    """Make a new folder `<out>/<date>_<time>_<model>_<suffix>` and return its path.
+
+    Raises:
+        BadInput: It cannot be made.
+    """
+    now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    name = f"{now}_{model.replace('/', '-')}_{secrets.token_hex(2)}"
+    folder = Path(out).expanduser() / name
+    try:
+        (folder / "checkpoints").mkdir(parents=True)
+    except OSError as error:
+        raise BadInput(f"train.out={out}: {folder} cannot be made ({error.strerror})") from error
+    return folder
+
+
+def describe(folder: Path, cfg: DictConfig) -> None:
+    """Write the full configuration of the run and the versions it runs with."""
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    lines = [f"{name}: {version}\n" for name, version in versions().items()]
+    (folder / "versions.yaml").write_text("".join(lines), encoding="utf-8")
+
+
+def versions() -> dict[str, Any]:
+    """Return what computes: Python, the platform, the packages that matter."""
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
