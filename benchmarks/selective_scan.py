@@ -3,8 +3,8 @@
     python benchmarks/selective_scan.py                   # the shapes of four published models
     python benchmarks/selective_scan.py --forms auto      # only what "auto" takes
 
-The baseline is what `selective_scan_ref` of state-spaces/mamba does, written anew: decays and inputs
-of all steps made at once, then a loop over the steps. Forms are timed in turn with it, in one
+The baseline is what `selective_scan_ref` of state-spaces/mamba does, written anew: decays and
+inputs of all steps made at once, then a loop over the steps. Forms are timed in turn with it, in one
 process, so that the ratios hold on a busy machine. Memory is the growth of the process's peak.
 """
 
@@ -128,28 +128,30 @@ def main() -> None:
     there = ", ".join(name for name, usable in backends().items() if usable)
     print(f"{args.threads} threads; forms here: {there}; auto takes {running('cpu')}")
     print(
-        f"{'B, D, L, N, G':<24}{'form':<12}{'forward':>10}{'both':>10}{'peak/(in+out)':>15}{'ref':>8}"
+        f"{'B, D, L, N, G':<24}{'form':<12}{'forward':>10}{'both':>10}"
+        f"{'peak/(in+out)':>15}{'ref':>8}"
     )
     forwards: dict[str, list[float]] = {name: [] for name in args.forms}
-    boths: dict[str, list[float]] = {name: [] for name in args.forms}
+    trainings: dict[str, list[float]] = {name: [] for name in args.forms}
     for shape in SHAPES:
         inputs = make(*shape)
         size = 4 * (sum(x.numel() for x in inputs) + inputs[0].numel())
         baseline = peak(forward, reference, inputs) / size
         for name in args.forms:
             forwards[name].append(ratio(forward, form(name), inputs, args.seconds))
-            boths[name].append(ratio(both, form(name), inputs, args.seconds))
+            trainings[name].append(ratio(both, form(name), inputs, args.seconds))
             memory = peak(forward, form(name), inputs) / size
             print(
-                f"{shape!s:<24}{name:<12}{forwards[name][-1]:>9.1f}x{boths[name][-1]:>9.1f}x"
+                f"{shape!s:<24}{name:<12}{forwards[name][-1]:>9.1f}x{trainings[name][-1]:>9.1f}x"
                 f"{memory:>15.2f}{baseline:>8.1f}",
                 flush=True,
             )
     for name in args.forms:
-        means = [math.exp(statistics.fmean(map(math.log, x[name]))) for x in (forwards, boths)]
+        means = [math.exp(statistics.fmean(map(math.log, x[name]))) for x in (forwards, trainings)]
         least = min(forwards[name])
         print(
-            f"{name}: geometric mean {means[0]:.1f}x forward (least {least:.1f}x), {means[1]:.1f}x both"
+            f"{name}: geometric mean {means[0]:.1f}x forward (least {least:.1f}x),"
+            f" {means[1]:.1f}x both"
         )
 
 

@@ -141,7 +141,16 @@ def _set_up() -> None:
     Plugins.instance().register(RegistrySource)
     store = ConfigStore.instance()
     for name, schema in RUNS.items():
-        store.store(name=f"{name}_schema", node=schema)
+        store.store(name=f"{name}_schema", node=_open_dictionaries(OmegaConf.structured(schema)))
+
+
+def _open_dictionaries(cfg: DictConfig) -> DictConfig:
+    """Let the dictionaries of a schema take new keys: `model.kwargs.depth=2`, not with a plus."""
+    for group in cfg.values():
+        for key in group if isinstance(group, DictConfig) else ():
+            if isinstance(group._get_node(key), DictConfig):
+                OmegaConf.set_struct(group[key], False)
+    return cfg
 
 
 def compose(run: str, overrides: list[str] | None = None) -> DictConfig:

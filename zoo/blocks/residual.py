@@ -23,10 +23,8 @@ class Residual(nn.Module):
     def fused(self) -> nn.Module:
         """The sum in the centre tap, where the branch is one linear convolution."""
         branch = self.inner
-        linear = (
-            isinstance(branch, ConvNorm)
-            and isinstance(branch.norm, nn.Identity)
-            and isinstance(branch.act, nn.Identity)
-            and branch.conv.stride == (1, 1)
-        )
-        return rebuilt(branch, conv=add_identity(branch.conv)) if linear else self
+        if not isinstance(branch, ConvNorm) or branch.conv.stride != (1, 1):
+            return self
+        if not isinstance(branch.norm, nn.Identity) or not isinstance(branch.act, nn.Identity):
+            return self
+        return rebuilt(branch, conv=add_identity(branch.conv))

@@ -1,5 +1,7 @@
 """The depthwise separable convolution."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from zoo.blocks import ndim
@@ -37,7 +39,8 @@ class SeparableConv(nn.Module):
 
     def fused(self) -> nn.Module:
         """Where the filters are 1x1, they scale and shift channels: one 1x1 convolution."""
-        filters = self.depthwise
+        filters: Any = self.depthwise
+        pointwise: Any = self.pointwise
         if any(side != 1 for side in filters.kernel_size):
             return self
-        return affine_inputs(self.pointwise, filters.weight.flatten(), filters.bias)
+        return affine_inputs(pointwise, filters.weight.flatten(), filters.bias)

@@ -286,7 +286,7 @@ class LightMUNet(Backbone):
             options |= {"stop_early": stop_early, "intermediates_only": intermediates_only}
             return super().forward_intermediates(x, indices, **options)
         levels = take_levels(len(self.feature_info), indices, "indices")
-        _, maps = super().forward_intermediates(x, None, **options)
+        maps: Any = super().forward_intermediates(x, None, **options)[1]
         return self.decode(maps), [maps[level] for level in levels]
 
     def group_matcher(self, coarse: bool = False) -> dict:

@@ -1,5 +1,7 @@
 """Selective scan (S6): one function, one meaning, several forms."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -65,7 +67,7 @@ def _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend) -> Te
     wide = torch.promote_types(u.dtype, torch.float32)
     skip = u.new_zeros(u.shape[1]) if D is None else D
     bias = u.new_zeros(u.shape[1]) if delta_bias is None else delta_bias
-    inputs = [x.to(wide) for x in (u, delta, A, B, C, skip, bias)]
+    inputs: Any = [x.to(wide) for x in (u, delta, A, B, C, skip, bias)]
     if backend in plain.FORMS:
         y = plain.around(plain.FORMS[backend], *inputs, delta_softplus)
     else:

@@ -29,12 +29,14 @@ _EXACT: Any = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 _kernel = njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
 
 
-@intrinsic
-def _float_of_bits(context: Any, bits: Any) -> Any:
+def _float_of_bits_rule(context: Any, bits: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+_float_of_bits: Any = intrinsic(_float_of_bits_rule)
 
 
 _LOW, _HIGH = np.float32(-87.3), np.float32(88.0)
