@@ -4,8 +4,9 @@
     python benchmarks/selective_scan.py --forms auto      # only what "auto" takes
 
 The baseline is what `selective_scan_ref` of state-spaces/mamba does, written anew: decays and
-inputs of all steps made at once, then a loop over the steps. Forms are timed in turn with it, in one
-process, so that the ratios hold on a busy machine. Memory is the growth of the process's peak.
+inputs of all steps made at once, then a loop over the steps. Forms are timed in turn with it, in
+one process, so that the ratios hold on a busy machine. Memory is the growth of the process's
+peak.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -151,8 +152,6 @@ def test_psnr_and_ssim_beside_bicubic():
 
 
 def test_the_baseline_is_the_better_of_both_kernels_and_that_of_image_programs():
-    import numpy as np
-
     data = crops()
     small, targets = next(iter(data.val_dataloader()))
     ours = super_resolution.bicubic(small)
@@ -186,7 +185,8 @@ def test_a_picture_shows_labels_beside_predictions(tmp_path):
     labels[:, :, :3] = 255
     args = (torch.rand(3, 1, 20, 20), labels, labels * 0, ["a", "b"])
     pictures.draw_labels(tmp_path / "one.png", *args)
-    pixels = torch.from_numpy(__import__("numpy").array(Image.open(tmp_path / "one.png")))[..., :3]
+    with Image.open(tmp_path / "one.png") as picture:
+        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).float()
     color = (pictures.class_colors(2)[1] * 255).round()
     near = (pixels - color).abs().max(dim=-1).values < 3
     columns = near.sum(dim=0).nonzero()
@@ -200,7 +200,8 @@ def test_a_picture_shows_labels_beside_predictions(tmp_path):
 
 def test_a_run_records_what_its_task_measures(finished):
     task, folder = finished
-    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
     names = {
         "segmentation": {"val/mean_iou", "val/pixel_accuracy", "val/loss"},
         "super-resolution": {f"val/{name}" for name in super_resolution.NAMES} | {"val/loss"},
@@ -215,7 +216,8 @@ def test_a_run_records_what_its_task_measures(finished):
     assert {"segmentation": "best mean IoU 0.", "super-resolution": "best PSNR "}[task] in log
     assert {"segmentation": "11 classes", "super-resolution": "3 channels at twice"}[task] in log
     assert ("bicubic" in log) == (task == "super-resolution")
-    assert Image.open(folder / "predictions.png").size[0] > 300
+    with Image.open(folder / "predictions.png") as picture:
+        assert picture.size[0] > 300
 
 
 def test_resuming_is_exact(finished, tmp_path):

@@ -71,7 +71,7 @@ def _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend) -> Te
     if backend in plain.FORMS:
         y = plain.around(plain.FORMS[backend], *inputs, delta_softplus)
     else:
-        y = operator.selective_scan_op(*inputs, delta_softplus, backend)
+        y = torch.ops.zoo.selective_scan(*inputs, delta_softplus, backend)
     if z is not None:
         y = y * torch.nn.functional.silu(z.to(wide))
     return y.to(u.dtype)
