@@ -162,7 +162,9 @@ def test_the_baseline_is_the_better_of_both_kernels_and_that_of_image_programs()
         for image in small
     ]
     theirs = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in pillow]) / 255
-    assert (ours.clamp(0, 1) - theirs).abs().max() < 2 / 255
+    difference = (ours.clamp(0, 1) - theirs).abs()  # Pillow rounds twice, once for each axis
+    assert difference.max() < 3 / 255
+    assert difference.mean() < 0.5 / 255
     sharper = F.interpolate(small, scale_factor=2, mode="bicubic")
     assert F.mse_loss(ours, targets) < F.mse_loss(sharper, targets)
 

@@ -113,8 +113,8 @@ def _init(module: nn.Module) -> None:
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
     elif isinstance(module, nn.Linear):
-        bound = 1 / math.sqrt(module.out_features)
-        nn.init.uniform_(module.weight, -bound, bound)
+        # As torchvision; timm's bound of 1 / sqrt(classes) makes large logits of few classes.
+        nn.init.normal_(module.weight, std=0.01)
         nn.init.zeros_(module.bias)
 
 

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics import MetricCollection, SumMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
@@ -93,7 +93,7 @@ class Segmentation(DenseTask):
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Labelling:
         judges = _judges(data.num_classes).to(device)
-        loss, count = MeanMetric(nan_strategy="disable").to(device), SumMetric().to(device)
+        loss, pixels, count = (SumMetric(nan_strategy="disable").to(device) for _ in range(3))
         cross_entropy = dense_losses.PixelCrossEntropy()
         for images, labels in itertools.islice(batches, limit):
             images = images.to(device, non_blocking=True, memory_format=memory_format)
@@ -101,7 +101,8 @@ class Segmentation(DenseTask):
             logits = model(images).float()
             counted = (labels != IGNORE).sum()
             judges.update(logits.argmax(dim=1), labels)
-            loss.update(cross_entropy(logits, labels), weight=counted)
+            loss.update(cross_entropy(logits, labels) * counted)
+            pixels.update(counted)
             count.update(len(images))
             after_batch()
         found = judges.compute()
@@ -109,7 +110,7 @@ class Segmentation(DenseTask):
             images=int(count.compute()),
             mean_iou=float(found["mean_iou"]),
             accuracy=float(found["accuracy"]),
-            loss=float(loss.compute()),
+            loss=float(loss.compute() / pixels.compute()),
             ious=found["ious"].cpu(),
             confusion=found["confusion"].cpu(),
         )

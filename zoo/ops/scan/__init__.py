@@ -69,7 +69,7 @@ def _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend) -> Te
     bias = u.new_zeros(u.shape[1]) if delta_bias is None else delta_bias
     inputs: Any = [x.to(wide) for x in (u, delta, A, B, C, skip, bias)]
     if backend in plain.FORMS:
-        y = plain.around(plain.FORMS[backend], *inputs, delta_softplus)
+        y = plain.around(plain.FORMS[backend], *inputs, soft=delta_softplus)
     else:
         y = torch.ops.zoo.selective_scan(*inputs, delta_softplus, backend)
     if z is not None:
