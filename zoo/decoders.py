@@ -73,8 +73,11 @@ class EncoderDecoder(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of tables and scales that weight decay should leave alone."""
-        named = getattr(self.encoder.model, "no_weight_decay", set)
-        return {f"encoder.model.{name}" for name in named()}
+        return {
+            f"{path}.{name}"
+            for path, module in self.named_modules()
+            for name in getattr(module, "no_decay", ())
+        }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of the encoder's blocks while training."""

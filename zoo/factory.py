@@ -70,13 +70,13 @@ def create_model(
         if checkpoint_path is not None:
             load_weights(model, checkpoint_path)
         return model
+    build = None if name.startswith("timm/") else registry.get_builder(name)
     if encoder is not None:
         raise BadInput(
             f"encoder={encoder} has no effect on {name}; it is for {', '.join(registry.DECODERS)}"
         )
-    if name.startswith("timm/"):
+    if build is None:
         return _from_timm(name, pretrained, features_only, out_indices, checkpoint_path, arguments)
-    build = registry.get_builder(name)
     _check_arguments(name, build, arguments)
     model = build(**arguments)
     if pretrained:

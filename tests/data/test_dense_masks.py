@@ -112,7 +112,7 @@ def sixteen_bits(numbers):
         (coloured, {"palette": COLOURS}),
         (coloured, {"palette": COLOURS, "class_names": ["a", "b", "c"], "num_classes": 3}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),  # no addresses: workers compare ids
 )
 def test_numbers_and_colours_say_the_same(write_masks, save, keys):
     data = opened(write_masks(save=save), **keys)

@@ -151,9 +151,9 @@ def test_psnr_and_ssim_beside_bicubic():
     assert perfect.ssim == pytest.approx(1)
 
 
-def test_the_baseline_is_the_better_of_both_kernels_and_that_of_image_programs():
-    data = crops()
-    small, targets = next(iter(data.val_dataloader()))
+def test_the_baseline_is_the_kernel_of_image_programs():
+    torch.manual_seed(0)
+    small = torch.randint(80, 170, (4, 3, 60, 60)) / 255  # Pillow clips between both axes
     ours = super_resolution.bicubic(small)
     pillow = [
         Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).resize(
@@ -165,8 +165,8 @@ def test_the_baseline_is_the_better_of_both_kernels_and_that_of_image_programs()
     difference = (ours.clamp(0, 1) - theirs).abs()  # Pillow rounds twice, once for each axis
     assert difference.max() < 3 / 255
     assert difference.mean() < 0.5 / 255
-    sharper = F.interpolate(small, scale_factor=2, mode="bicubic")
-    assert F.mse_loss(ours, targets) < F.mse_loss(sharper, targets)
+    other = F.interpolate(small, scale_factor=2, mode="bicubic").clamp(0, 1)
+    assert (other - theirs).abs().mean() > 4 * difference.mean(), "the check tells kernels apart"
 
 
 # -- pictures -------------------------------------------------------------------------------------

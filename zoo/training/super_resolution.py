@@ -150,8 +150,8 @@ class SuperResolution(DenseTask):
 def bicubic(images: Tensor) -> Tensor:
     """Enlarge images of values 0..1 to twice their size, as image programs do.
 
-    The kernel is Keys' with a = -0.5, which PyTorch takes where it is asked for antialiasing (that
-    changes nothing else when images grow); its other one, a = -0.75, comes out worse.
+    The kernel is Keys' with a = -0.5, as in the literature; PyTorch takes it where it is asked for
+    antialiasing (which changes nothing else when images grow) and a = -0.75 otherwise.
     """
     return F.interpolate(images, scale_factor=2, mode="bicubic", antialias=True)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.ops.threads import share_out
 
-WORTH_A_THREAD = 1 << 18  # pixels; handing work over takes as long as a tenth of that
+WORTH_A_THREAD = 1 << 20  # pixels, a fifth of a millisecond; a thread may take as long to wake up
 
 _kernel = njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
 
