@@ -135,8 +135,7 @@ class Backbone(nn.Module):
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
         """Return the classifying layer, or the tuple of them where there are two."""
-        names = (name.partition(".")[0] for name in self.head.classifiers())
-        layers = tuple(self.head.get_submodule(name) for name in names)
+        layers = tuple(self.head.get_submodule(name) for name in self.head.classifiers())
         return layers[0] if len(layers) == 1 else layers
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

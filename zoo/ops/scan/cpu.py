@@ -8,9 +8,6 @@ results do not depend on how many there are.
 """
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
+
+from zoo.ops.threads import share_out
 
 LANES = 16  # channels side by side
 TILE = 64  # steps whose inputs are gathered at a time, and whose states the backward pass keeps
@@ -276,25 +275,6 @@ def _backward(first_unit, last_unit, dy, u, raw, A, B, C, D, bias, soft, du, dra
                 dA[batch, first + j, n] = grad_a[n, j]
 
 
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="selective_scan")
-
-
-if hasattr(os, "register_at_fork"):  # threads do not live on in a forked process
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _share_out(kernel: Any, units: int, arguments: tuple) -> None:
-    """Run `kernel` over all units, on as many threads as PyTorch uses."""
-    threads = max(1, min(torch.get_num_threads(), units))
-    cuts = [units * i // threads for i in range(threads + 1)]
-    others = [_pool().submit(kernel, cuts[i], cuts[i + 1], *arguments) for i in range(1, threads)]
-    kernel(cuts[0], cuts[1], *arguments)
-    for other in others:
-        other.result()
-
-
 def _arrays(tensors: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
     return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
 
@@ -312,7 +292,7 @@ def forward(
     """Return y (B, D, L); all tensors of one floating type, on the CPU."""
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     inputs = _arrays((u, delta, A, B.transpose(2, 3), C.transpose(2, 3), D, bias))
-    _share_out(_forward, _units(u, B)[1], (*inputs, soft, y.numpy()))
+    share_out(_forward, _units(u, B)[1], (*inputs, soft, y.numpy()))
     return y
 
 
@@ -335,7 +315,7 @@ def backward(
     dA, dD = u.new_empty(batch, channels, states), u.new_empty(batch, channels)
     dB, dC = (u.new_empty(batch, groups, blocks, length, states) for _ in range(2))
     inputs = _arrays((dy, u, delta, A, B.transpose(2, 3), C.transpose(2, 3), D, bias))
-    _share_out(
+    share_out(
         _backward,
         units,
         (*inputs, soft, *(x.numpy() for x in (du, ddelta, dA, dB, dC, dD))),

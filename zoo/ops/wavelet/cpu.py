@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.ops.threads import share_out
 
-WORTH_A_THREAD = 1 << 20  # pixels, a fifth of a millisecond; a thread may take as long to wake up
+WORTH_A_THREAD = 1 << 19  # pixels, a quarter of a millisecond; waking a thread may take as long
 
 _kernel = njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
 

@@ -1,0 +1,108 @@
+"""The kernels for GPUs: by Triton's interpreter on any machine, on a GPU where there is one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scan_cases import SMALL, Case, definition, relative_error
+
+import zoo.ops
+from zoo.ops.scan import operator, tiled
+
+pytestmark = pytest.mark.skipif(not operator.installed("triton"), reason="Triton is not installed")
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+# The interpreter works element by element in Python: few and small, but each branch once.
+INTERPRETED = [
+    Case(1, 4, 1, 3, groups=2),
+    Case(2, 3, 18, 2),
+    Case(1, 10, 35, 5, groups=2, soft=False),
+]
+NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+
+
+def tensors(case, dtype=torch.float64):
+    inputs = case.inputs(dtype)
+    return [inputs[name] for name in NAMES]
+
+
+def compare(gpu, case, dtype, device, limit):
+    """Hold forward and backward against the definition and against the form without compiler."""
+    inputs = case.inputs()
+    given = [inputs[name].to(dtype).to(device) for name in NAMES]
+    y = gpu.forward(*given, case.soft)
+    assert y.dtype == dtype
+    assert relative_error(y.cpu(), definition(inputs, case.soft)) < limit
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    have = gpu.backward(dy.to(dtype).to(device), *given, case.soft)
+    want = tiled.backward(dy, *tensors(case), case.soft)
+    for name, a, b in zip(NAMES, have, want, strict=True):
+        assert relative_error(a.cpu(), b) < 4 * limit, name
+    again = gpu.backward(dy.to(dtype).to(device), *given, case.soft)
+    assert all(torch.equal(a, b) for a, b in zip(have, again, strict=True))
+
+
+def interpreted():
+    """Run in a process of its own: Triton reads the switch when it is imported."""
+    from zoo.ops.scan import gpu
+
+    for case in INTERPRETED:
+        compare(gpu, case, torch.float64, "cpu", 1e-12)
+    compare(gpu, INTERPRETED[1], torch.float32, "cpu", 3e-6)
+    gpu.ELEMENTS = 64  # several blocks of channels in a part, several parts in a group
+    gpu.PROGRAMS = 4
+    compare(gpu, Case(1, 14, 5, 2, groups=2), torch.float64, "cpu", 1e-12)
+    empty = [x[:0] if x.ndim > 2 else x for x in tensors(INTERPRETED[1])]
+    assert gpu.forward(*empty, True).shape == (0, 3, 18)
+    assert gpu.backward(empty[0], *empty, True)[2].abs().sum() == 0
+
+
+def test_kernels_by_the_interpreter(python):
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]]),
+    }
+    code = "import test_selective_scan_triton as t; t.interpreted()"
+    result = subprocess.run(
+        [*python, "-c", code], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("case", [*SMALL, Case(2, 70, 1000, 16, groups=2)], ids=str)
+def test_kernels_on_a_gpu(case, dtype):
+    from zoo.ops.scan import gpu
+
+    if not (case.D and case.bias):
+        case = Case(case.batch, case.channels, case.length, case.states, case.groups)
+    compare(gpu, case, dtype, "cuda", 1e-11 if dtype == torch.float64 else 1e-5)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_models_take_the_kernels_on_a_gpu(dtype):
+    assert zoo.ops.scan.running("cuda") == "triton"
+    inputs = {k: v.cuda() for k, v in Case(2, 70, 200, 16, groups=2, z=True).inputs(dtype).items()}
+    with torch.autocast("cuda", torch.bfloat16):
+        have = zoo.ops.selective_scan(**inputs)
+    want = zoo.ops.selective_scan(**inputs, backend="multi_level")
+    assert have.dtype == dtype
+    assert relative_error(have.cpu(), want.cpu()) < {torch.float32: 1e-5}.get(dtype, 1e-2)
+
+
+@on_gpu
+def test_a_model_trains_on_a_gpu_as_on_the_cpu():
+    model = zoo.create_model("lightm_unet_2d", init_filters=8).eval()
+    x = torch.randn(2, 3, 32, 40)
+    want = model(x)
+    model.cuda()
+    have = model(x.cuda())
+    assert relative_error(have.cpu(), want) < 1e-3
+    have.square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -1,0 +1,246 @@
+"""The selective scan on a GPU, by Triton: forward and backward, in tiles of steps.
+
+A program works on a block of channels of one group. In a tile of steps the recurrence is a parallel
+prefix over pairs (decay, input), of which only products of decays are formed; the state goes on to
+the next tile. The backward pass keeps the state before each tile, computes those inside again, and
+runs the adjoint from the last tile to the first. Sums over channels (the gradients of B and C) are
+first taken inside a program, in a fixed order: results do not change from run to run.
+"""
+
+# Kernels are compiled by Triton, which gives indexing and calls another meaning.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+STEPS = 16  # of a tile
+ELEMENTS = 2048  # of a tile, T x D x N: what fits the registers of four warps beside its like
+PROGRAMS = 512  # enough for a large GPU; more would only make the partial sums larger
+
+
+# Letters: T steps of a tile, D channels of a block, N states (a power of two; those beyond the true
+# number are masked: their decay is 1, their input 0).
+
+
+@triton.jit
+def _chain(decay, value, next_decay, next_value):
+    """Two stretches of the recurrence, one after the other."""
+    return decay * next_decay, next_decay * value + next_value
+
+
+@triton.jit
+def _softplus(x):
+    """log(1 + exp x) without loss where exp x is small: log(w) t / (w - 1), w = 1 + t rounded."""
+    t = tl.exp(-tl.abs(x))
+    w = 1 + t
+    small = tl.where(w == 1, t, tl.log(w) * (t / tl.where(w == 1, 1.0, w - 1)).to(x.dtype))
+    return 0.5 * (x + tl.abs(x)) + small  # not max(x, 0), which could hide what is no number
+
+
+@triton.jit
+def _steps(delta_ptr, bias, rows, at, valid, soft: tl.constexpr):
+    """Load raw steps and return the sizes T D; 0 where there is no step to take."""
+    x = tl.load(delta_ptr + rows + at, mask=valid, other=0.0) + bias
+    if soft:
+        x = _softplus(x)
+    return tl.where(valid, x, 0.0).to(bias.dtype)
+
+
+@triton.jit
+def _block(group, block, width, D: tl.constexpr):
+    """Return the channels of a block, and which of them exist."""
+    inside = block * D + tl.arange(0, D)
+    return group * width + inside, inside < width
+
+
+@triton.jit
+def _forward(
+    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, skip_ptr, bias_ptr,
+    y_ptr, before_ptr,
+    groups, width, length, states,
+    soft: tl.constexpr, keep: tl.constexpr, T: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Write y (B D L), or, if `keep`, the state before each tile (B, tiles, D, N)."""
+    batch = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(width, D)
+    group = tl.program_id(1) // blocks
+    d, some = _block(group, tl.program_id(1) % blocks, width, D)
+    channels = groups * width
+    n = tl.arange(0, N)
+    of_state = some[:, None] & (n < states)[None, :]
+    A = tl.load(A_ptr + d[:, None] * states + n[None, :], mask=of_state, other=0.0)  # D N
+    bias = tl.load(bias_ptr + d, mask=some, other=0.0)[None, :]
+    skip = tl.load(skip_ptr + d, mask=some, other=0.0)[None, :]
+    rows = ((batch * channels + d) * length)[None, :]
+    weights = (((batch * groups + group) * states + n) * length)[None, :]
+    tiles = tl.cdiv(length, T)
+    t = tl.arange(0, T)
+    h = tl.zeros((D, N), dtype=A.dtype)
+    for tile in range(tiles):
+        at = (tile * T + t)[:, None]
+        valid = (at < length) & some[None, :]
+        if keep:
+            place = ((batch * tiles + tile) * channels + d) * states
+            tl.store(before_ptr + place[:, None] + n[None, :], h, mask=of_state)
+        step = _steps(delta_ptr, bias, rows, at, valid, soft)
+        u = tl.load(u_ptr + rows + at, mask=valid, other=0.0)
+        there = (at < length) & (n < states)[None, :]
+        B = tl.load(B_ptr + weights + at, mask=there, other=0.0)  # T N
+        decay = tl.exp(step[:, :, None] * A[None, :, :])
+        given = (step * u)[:, :, None] * B[:, None, :]
+        through, inside = tl.associative_scan((decay, given), 0, _chain)
+        now = inside + through * h[None, :, :]
+        if not keep:
+            C = tl.load(C_ptr + weights + at, mask=there, other=0.0)
+            y = tl.sum(now * C[:, None, :], 2) + skip * u
+            tl.store(y_ptr + rows + at, y, mask=valid)
+        h = tl.sum(tl.where((t == T - 1)[:, None, None], now, 0.0), 0)
+
+
+@triton.jit
+def _backward(
+    dy_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, skip_ptr, bias_ptr, before_ptr,
+    du_ptr, ddelta_ptr, dA_ptr, dB_ptr, dC_ptr, dskip_ptr,
+    groups, width, length, states, parts,
+    soft: tl.constexpr, T: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients: du, ddelta (B D L), dA (B D N), dskip (B D), dB, dC (B G parts N L)."""
+    batch = tl.program_id(0).to(tl.int64)
+    group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
+    channels = groups * width
+    n = tl.arange(0, N)
+    t = tl.arange(0, T)
+    first = (t == 0)[:, None, None]
+    weights = (((batch * groups + group) * states + n) * length)[None, :]
+    sums = ((((batch * groups + group) * parts + part) * states + n) * length)[None, :]
+    tiles = tl.cdiv(length, T)
+    for block in range(part, tl.cdiv(width, D), parts):
+        d, some = _block(group, block, width, D)
+        of_state = some[:, None] & (n < states)[None, :]
+        A = tl.load(A_ptr + d[:, None] * states + n[None, :], mask=of_state, other=0.0)
+        bias = tl.load(bias_ptr + d, mask=some, other=0.0)[None, :]
+        skip = tl.load(skip_ptr + d, mask=some, other=0.0)[None, :]
+        rows = ((batch * channels + d) * length)[None, :]
+        dA = tl.zeros((D, N), dtype=A.dtype)
+        dskip = tl.zeros((D,), dtype=A.dtype)
+        after = tl.zeros((D, N), dtype=A.dtype)  # the adjoint of the first step of the next tile
+        for back in range(tiles):
+            tile = tiles - 1 - back
+            at = (tile * T + t)[:, None]
+            valid = (at < length) & some[None, :]
+            there = (at < length) & (n < states)[None, :]
+            place = ((batch * tiles + tile) * channels + d) * states
+            h = tl.load(before_ptr + place[:, None] + n[None, :], mask=of_state, other=0.0)
+            # The states before each step: those of the tile, moved on by one.
+            past = valid & (t > 0)[:, None]
+            step = _steps(delta_ptr, bias, rows, at - 1, past, soft)
+            given = step * tl.load(u_ptr + rows + at - 1, mask=past, other=0.0)
+            B = tl.load(B_ptr + weights + at - 1, mask=there & (t > 0)[:, None], other=0.0)
+            decay = tl.exp(step[:, :, None] * A[None, :, :])
+            through, inside = tl.associative_scan(
+                (decay, given[:, :, None] * B[:, None, :]), 0, _chain
+            )
+            before = inside + through * h[None, :, :]
+            # The adjoint: lam[at] = C[at] dy[at] + a[at+1] lam[at+1].
+            coming = (at + 1 < length) & some[None, :]
+            step = _steps(delta_ptr, bias, rows, at + 1, coming, soft)
+            decay = tl.exp(step[:, :, None] * A[None, :, :])
+            dy = tl.load(dy_ptr + rows + at, mask=valid, other=0.0)
+            C = tl.load(C_ptr + weights + at, mask=there, other=0.0)
+            through, inside = tl.associative_scan(
+                (decay, dy[:, :, None] * C[:, None, :]), 0, _chain, reverse=True
+            )
+            lam = inside + through * after[None, :, :]
+            after = tl.sum(tl.where(first, lam, 0.0), 0)
+            # Their products.
+            step = _steps(delta_ptr, bias, rows, at, valid, soft)
+            u = tl.load(u_ptr + rows + at, mask=valid, other=0.0)
+            B = tl.load(B_ptr + weights + at, mask=there, other=0.0)
+            before = tl.exp(step[:, :, None] * A[None, :, :]) * before  # a[at] h[at-1]
+            now = before + (step * u)[:, :, None] * B[:, None, :]
+            dA += tl.sum(lam * before * step[:, :, None], 0)
+            dskip += tl.sum(u * dy, 0)
+            dB = tl.sum(lam * (step * u)[:, :, None], 1)
+            dC = tl.sum(now * dy[:, :, None], 1)
+            dB += tl.load(dB_ptr + sums + at, mask=there, other=0.0)
+            dC += tl.load(dC_ptr + sums + at, mask=there, other=0.0)
+            tl.store(dB_ptr + sums + at, dB, mask=there)
+            tl.store(dC_ptr + sums + at, dC, mask=there)
+            by_input = tl.sum(lam * B[:, None, :], 2)
+            dstep = tl.sum(lam * before * A[None, :, :], 2) + by_input * u
+            if soft:
+                x = tl.load(delta_ptr + rows + at, mask=valid, other=0.0) + bias
+                dstep = dstep / (1 + tl.exp(-x))
+            tl.store(ddelta_ptr + rows + at, dstep, mask=valid)
+            tl.store(du_ptr + rows + at, step * by_input + skip * dy, mask=valid)
+        tl.store(
+            dA_ptr + ((batch * channels + d) * states)[:, None] + n[None, :], dA, mask=of_state
+        )
+        tl.store(dskip_ptr + batch * channels + d, dskip, mask=some)
+
+
+def _tile(width: int, states: int) -> dict[str, int]:
+    """Return the sizes of a tile: D channels of the `width` of a group, N states."""
+    n = triton.next_power_of_2(states)
+    d = max(1, min(triton.next_power_of_2(width), ELEMENTS // (STEPS * n)))
+    return {"T": STEPS, "D": d, "N": n}
+
+
+def _run_forward(tensors: tuple[Tensor, ...], soft: bool, keep: bool) -> Tensor:
+    """Return y; if `keep`, the state before each tile instead, B tiles D N."""
+    u, _, A, B = tensors[:4]
+    batch, channels, length = u.shape
+    groups, states = B.shape[1], A.shape[1]
+    width = channels // groups
+    tile = _tile(width, states)
+    shape = (batch, -(-length // STEPS), channels, states) if keep else u.shape
+    out = u.new_empty(shape)
+    if batch:
+        grid = (batch, groups * -(-width // tile["D"]))
+        sizes = (groups, width, length, states)
+        _forward[grid](*tensors, out, out, *sizes, soft=soft, keep=keep, **tile)
+    return out
+
+
+def forward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, soft: bool
+) -> Tensor:
+    """Return y (B, D, L); all tensors of one floating type, on the GPU."""
+    tensors = tuple(x.contiguous() for x in (u, delta, A, B, C, D, bias))
+    return _run_forward(tensors, soft, keep=False)
+
+
+def backward(
+    dy: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    bias: Tensor,
+    soft: bool,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of u, delta, A, B, C, D and bias."""
+    tensors = tuple(x.contiguous() for x in (u, delta, A, B, C, D, bias))
+    batch, channels, length = u.shape
+    groups, states = B.shape[1], A.shape[1]
+    width = channels // groups
+    tile = _tile(width, states)
+    parts = max(1, min(-(-width // tile["D"]), PROGRAMS // max(1, batch * groups)))
+    du, ddelta = (x.new_empty(x.shape) for x in (u, u))
+    dA, dD = u.new_empty(batch, channels, states), u.new_empty(batch, channels)
+    dB, dC = (u.new_zeros(batch, groups, parts, states, length) for _ in range(2))
+    if batch:
+        before = _run_forward(tensors, soft, keep=True)
+        _backward[(batch, groups * parts)](
+            dy.contiguous(),
+            *tensors,
+            before,
+            *(du, ddelta, dA, dB, dC, dD),
+            *(groups, width, length, states, parts),
+            soft=soft,
+            **tile,
+        )
+    return du, ddelta, dA.sum(0), dB.sum(2), dC.sum(2), dD.sum(0), ddelta.sum((0, 2))
