@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from zoo.config import compose
-from zoo.data import DataConfig, create_datamodule
+from zoo.data import DataConfig, create_datamodule, readable
 from zoo.errors import BadInput
 
 COLOURS = [[0, 0, 0], [200, 10, 10], [0, 0, 255]]
@@ -223,10 +223,10 @@ def remove(path):
     return lambda root: (root / path).unlink()
 
 
-def truncate(path):
+def truncate(path, keep=40):
     def cut(root):
         file = root / path
-        file.write_bytes(file.read_bytes()[:40])
+        file.write_bytes(file.read_bytes()[:keep])
 
     return cut
 
@@ -265,11 +265,11 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("harm", "message"), BROKEN, ids=[m for _, m in BROKEN])
-def test_what_is_wrong_with_files_is_named(write_masks, harm, message):
+def test_what_is_wrong_with_files_is_named_before_any_is_used(write_masks, harm, message):
     root = write_masks()
     harm(root)
     with pytest.raises(BadInput, match=message) as hit:
-        list(opened(root).val_dataloader())
+        opened(root)
     assert "\n" not in str(hit.value)
 
 
@@ -277,7 +277,31 @@ def test_a_strange_colour_is_named(write_masks):
     root = write_masks(save=coloured)
     put("val/masks/0.png", np.full((27, 36, 3), 9))(root)
     with pytest.raises(BadInput, match=r"0.png has the colour \[9, 9, 9\], which data.palette lac"):
-        list(opened(root, palette=COLOURS).val_dataloader())
+        opened(root, palette=COLOURS)
+
+
+def test_an_image_that_is_cut_short_behind_its_header_is_named_when_it_is_used(write_masks):
+    root = write_masks()
+    truncate("val/images/1.jpg", keep=700)(root)
+    with pytest.raises(BadInput, match=r"cannot read image .*val/images/1.jpg \("):
+        list(opened(root).val_dataloader())
+
+
+def test_masks_of_a_held_out_part_are_looked_at(write_masks):
+    root = write_masks(splits=("",))
+    for i in range(4):
+        put(f"masks/{i}.png", np.full((27, 36), 3))(root)
+    with pytest.raises(BadInput, match=r"masks/\d.png has the number 3; 3 classes allow 0 to 2"):
+        opened(root, val_split=0.5)
+
+
+def test_processes_look_at_many_masks(write_masks, monkeypatch):
+    monkeypatch.setattr(readable, "FEW", 3)
+    root = write_masks()
+    put("val/masks/2.png", np.full((27, 36), 9))(root)
+    put("val/masks/3.png", np.full((27, 36), 8))(root)
+    with pytest.raises(BadInput, match="2.png has the number 9"):
+        opened(root, num_workers=1)
 
 
 def test_flat_folders_ask_for_a_share(write_masks):
@@ -427,7 +451,7 @@ def test_missing_files_of_a_public_set_are_named(tmp_path, picture):
     write_voc(tmp_path, picture)
     (tmp_path / "VOCdevkit/VOC2012/SegmentationClass/c.png").unlink()
     with pytest.raises(BadInput, match=r"cannot read mask .*c.png \(the file is not there\)"):
-        list(public("voc", tmp_path).val_dataloader())
+        public("voc", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,27 @@ def read_image(source: str | IO[bytes], in_chans: int, name: str) -> Image.Image
             return convert(image, in_chans)
     # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error, ... on damaged files.
     except Exception as error:
-        raise BadInput(
-            f"cannot read image {name} ({reason(error)}); "
-            "repair or remove it, or set data.skip_corrupt=true to leave such files out"
-        ) from error
+        raise _unreadable(name, error) from error
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Return (width, height) in pixels, as the header says; nothing is decoded.
+
+    Raises:
+        BadInput: The file is not there or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> BadInput:
+    return BadInput(
+        f"cannot read image {name} ({reason(error)}); "
+        "repair or remove it, or set data.skip_corrupt=true to leave such files out"
+    )
 
 
 def reason(error: Exception) -> str:

@@ -27,13 +27,18 @@ _MASK_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".gif")
 def open_masks(cfg: DataConfig, split: str) -> pairs.Pairs:
     """Return a split of `folder_segmentation`, `voc` or `oxford_pet`.
 
+    Every mask is read, so that what is wrong with one shows before training starts.
+
     Raises:
         BadInput: The data is not there, is not what `cfg` says, or has no such split.
     """
     openers = {"folder_segmentation": _folder, "voc": _voc, "oxford_pet": _pets}
     source: Any = openers[cfg.name](cfg, split)
-    if cfg.skip_corrupt:
-        kept = readable.readable(source.pair, len(source), split, cfg.num_workers or 0)
+    workers = cfg.num_workers or 0
+    if not cfg.skip_corrupt:
+        readable.check(source.check, len(source), workers)
+    else:
+        kept = readable.readable(source.pair, len(source), split, workers)
         if not kept:
             raise BadInput(f"no image of split {split} can be read")
         source = pairs.PairPart(source, kept)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from zoo.data.images import read_image, reason
+from zoo.data.images import image_size, read_image, reason
 from zoo.data.sources import SPLIT_SEED
 from zoo.errors import BadInput
 
@@ -67,13 +67,25 @@ class FilePairs:
         """
         image = read_image(self.images[index], self.in_chans, self.images[index])
         mask = self._mask(self.masks[index])
-        if mask.size != image.size:
-            sizes = [f"{width} x {height}" for width, height in (mask.size, image.size)]
+        self._check_sizes(index, mask.size, image.size)
+        return image, mask
+
+    def check(self, index: int) -> None:
+        """Look at mask number `index` whole, and at its image as far as the header goes.
+
+        Raises:
+            BadInput: What `pair` would raise, but for images that are damaged behind their header.
+        """
+        mask = self._mask(self.masks[index])
+        self._check_sizes(index, mask.size, image_size(self.images[index]))
+
+    def _check_sizes(self, index: int, mask: tuple[int, int], image: tuple[int, int]) -> None:
+        if mask != image:
+            sizes = [f"{width} x {height}" for width, height in (mask, image)]
             raise BadInput(
                 f"mask {self.masks[index]} has {sizes[0]} pixels, its image {self.images[index]}"
                 f" {sizes[1]}; they must agree"
             )
-        return image, mask
 
     def _mask(self, path: str) -> Image.Image:
         pixels = _decoded(path, coloured=self.palette is not None)
@@ -126,6 +138,10 @@ class PairPart:
     def pair(self, index: int) -> tuple[Image.Image, Image.Image]:
         """Return an image and its mask."""
         return self.whole.pair(self.indices[index])
+
+    def check(self, index: int) -> None:
+        """Raise `BadInput` if a mask, or an image's header, cannot be used."""
+        self.whole.check(self.indices[index])
 
 
 def held_out(whole: Pairs, share: float) -> tuple[PairPart, PairPart]:

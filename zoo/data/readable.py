@@ -1,4 +1,4 @@
-"""Looking at every image before training: to leave out corrupt ones, or to keep all in memory."""
+"""Looking at every image before training: to refuse or leave out bad ones, or to keep all."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from zoo.data.samplers import rank_and_world
 from zoo.data.sources import Part, Source
 from zoo.errors import BadInput
+
+FEW = 500  # files; starting processes for less takes longer than looking
 
 log = logging.getLogger("zoo.data")
 
@@ -71,6 +73,22 @@ def readable(read: Callable[[int], Any], count: int, split: str, workers: int) -
             "%d of %d images of %s are corrupt and left out", count - len(kept), count, split
         )
     return kept
+
+
+def check(read: Callable[[int], Any], count: int, workers: int) -> None:
+    """Call `read` with every number below `count`.
+
+    Args:
+        read: Raises `BadInput` for what cannot be used.
+        count: How many there are.
+        workers: Processes.
+
+    Raises:
+        BadInput: The first that `read` raises, by number.
+    """
+    for complaint in _complaints(read, count, workers if count > FEW else 0):
+        if complaint:
+            raise BadInput(complaint)
 
 
 def _complaints(read: Callable[[int], Any], count: int, workers: int) -> Iterator[str]:
