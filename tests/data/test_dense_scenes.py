@@ -85,7 +85,10 @@ def test_masks_show_where_digits_are_painted():
     assert 0.6 < seen[0] / seen.sum() < 0.9
 
 
-@pytest.mark.parametrize("size", [32, 64, 128, [48, 96]])
+COUNTS = {(32, 32): (2, 2), (64, 64): (5, 9), (48, 96): (6, 10), (128, 128): (20, 36)}
+
+
+@pytest.mark.parametrize("size", COUNTS)
 def test_scenes_hold_several_digits_that_hardly_overlap(size, monkeypatch):
     boxes = []
     place = scenes._place
@@ -97,15 +100,17 @@ def test_scenes_hold_several_digits_that_hardly_overlap(size, monkeypatch):
         return found
 
     monkeypatch.setattr(scenes, "_place", watch)
-    source = made(image_size=size).source("train")
+    source = made(image_size=list(size)).source("train")
     counts = []
     for index in range(20):
         before = len(boxes)
         image, _ = source.pair(index)
         counts.append(len(boxes) - before)
         assert image.size == (source.size[1], source.size[0])
-    assert min(counts) >= 2
-    assert np.mean(counts) >= 2
+    fewest, most = scenes.digits_in(size)
+    assert (fewest, most) == COUNTS[size]
+    assert fewest <= min(counts) <= fewest + (most - fewest) // 4
+    assert most - (most - fewest) // 4 <= max(counts) <= most
     overlaps = [scenes._overlap(box, other) for taken, box in boxes for other in taken]
     assert 0 < max(overlaps) <= scenes.OVERLAP
 

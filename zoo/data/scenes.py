@@ -6,9 +6,10 @@ as for `digits`), the photographs its two sample images: those of training show 
 training split on the left parts of the photographs, those of validation the other digits on the
 right parts. No pixel that is validated on was seen in training.
 
-A scene of 64 x 64 pixels has five to nine digits, larger ones more; they are resized to squares of
-12 to 20 pixels before what is empty around them is cut away. Each is painted in one bright colour,
-and the photograph is darkened, so that ink is brighter than what lies under it. Of the boxes
+A scene of 64 x 64 pixels has five to nine digits, one of another size as many for its area (20 to 36
+in 128 x 128 pixels), but at least two; one that finds no place is left out. They are resized to
+squares of 12 to 20 pixels before what is empty around them is cut away. Each is painted in one
+bright colour, and the photograph is darkened, so that ink is brighter than what lies under it. Of the boxes
 around two digits at most a fifth is shared; where their ink meets, the later digit lies on top. A
 pixel belongs to a digit where at least half of it is ink.
 """
@@ -80,8 +81,8 @@ class Scenes:
         scene = np.asarray(_crop(area, self.size, rng)) * (DARKENED / 255)
         numbers = np.zeros(self.size, np.uint8)
         boxes: list[Box] = []
-        fewest, most = (round(n * self.size[0] * self.size[1] / 64**2) for n in DIGITS)
-        for _ in range(rng.integers(max(2, fewest), max(2, most) + 1)):
+        fewest, most = digits_in(self.size)
+        for _ in range(rng.integers(fewest, most + 1)):
             chosen = int(rng.integers(len(self.digits)))
             side = int(rng.integers(SIDES[0], SIDES[1] + 1))
             ink = _ink(self.digits.image(chosen), side)
@@ -94,6 +95,12 @@ class Scenes:
             numbers[where][ink >= 0.5] = self.digits.labels[chosen] + 1
         image = Image.fromarray(np.round(scene * 255).astype(np.uint8))
         return image.convert(MODES[self.in_chans]), Image.fromarray(numbers)
+
+
+def digits_in(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the fewest and the most digits of a scene of (height, width) pixels."""
+    fewest, most = (max(2, round(n * size[0] * size[1] / 64**2)) for n in DIGITS)
+    return fewest, most
 
 
 def open_scenes(cfg: Any, split: str) -> Scenes:
