@@ -1,5 +1,6 @@
 """Runs that several tests look at, on a tiny model and few batches."""
 
+import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,40 @@ def resume_run(folder: Path, *overrides: str) -> Path:
 def checkpoint_of(folder: Path, which: str = "last") -> dict[str, Any]:
     """Read a checkpoint as anybody would: nothing but tensors and plain values."""
     return torch.load(folder / "checkpoints" / f"{which}.ckpt", weights_only=True)
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    """Assert that nested values are equal, bit for bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{index}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Weights, averaged weights, optimizer, metrics, place: everything but the configuration."""
+    for which in ("last", "best"):
+        ours, theirs = checkpoint_of(a, which), checkpoint_of(b, which)
+        assert {"state_dict", "state_dict_ema", "optimizer", "metrics", "progress"} <= set(ours)
+        for key in ours.keys() - {"config"}:
+            assert_equal(ours[key], theirs[key], f"{which}:{key}")
+    assert rows_of(a) == rows_of(b)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    """Rows of `metrics.csv`, without what depends on the clock."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: row[key] for key in row if key != "images_per_s"} for row in rows]
 
 
 @pytest.fixture(scope="package")

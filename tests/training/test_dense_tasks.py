@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,12 +15,12 @@ from torch.nn import functional as F
 from zoo.config import compose
 from zoo.data import create_datamodule
 from zoo.errors import BadInput
-from zoo.training import pictures, super_resolution
+from zoo.training import loop, pictures, super_resolution
 from zoo.training.evaluate import evaluate
 from zoo.training.fit import train
 from zoo.training.tasks import get_task
 
-from .conftest import checkpoint_of, resume_run
+from .conftest import assert_same_run, checkpoint_of, resume_run
 
 COMMON = [
     "train.batch_size=4",
@@ -26,6 +28,8 @@ COMMON = [
     "train.loggers=[csv]",
     "train.log_every=1",
     "train.epochs=2",
+    "train.ema_decay=0.5",
+    "train.ema_warmup=false",
 ]
 SEGMENTATION = [
     *("model=lightm_unet_2d", "model.kwargs.init_filters=8"),
@@ -222,12 +226,31 @@ def test_a_run_records_what_its_task_measures(finished):
         assert picture.size[0] > 300
 
 
-def test_resuming_is_exact(finished, tmp_path):
+def test_two_epochs_with_a_break_are_two_epochs(finished, tmp_path):
     task, whole = finished
     half = run(tmp_path, *TASKS[task], "train.stop_at_epoch=1")
     resume_run(half)
-    ours, theirs = (checkpoint_of(folder)["state_dict"] for folder in (half, whole))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert_same_run(whole, half)
+
+
+def test_interrupted_in_an_epoch_and_continued_is_exact(finished, tmp_path, monkeypatch):
+    task, whole = finished
+    update = loop.Loop._update
+
+    def signalled(self):
+        update(self)
+        if self.place.update == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop.Loop, "_update", signalled)
+    with pytest.raises(SystemExit):
+        run(tmp_path, *TASKS[task])
+    monkeypatch.undo()
+    (folder,) = tmp_path.iterdir()
+    place = checkpoint_of(folder)["progress"]
+    assert (place["epoch"], place["batch"]) == (1, 1)
+    resume_run(folder)
+    assert_same_run(whole, folder)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -1,6 +1,5 @@
 """A run that was stopped and continued equals one that was not, bit for bit."""
 
-import csv
 import os
 import re
 import shutil
@@ -18,41 +17,9 @@ from zoo.errors import BadInput, BadWeights
 from zoo.training import loop
 from zoo.training.fit import train
 
-from .conftest import TINY, checkpoint_of, resume_run, tiny_run
+from .conftest import TINY, assert_same_run, checkpoint_of, resume_run, rows_of, tiny_run
 
 ROOT = Path(__file__).parents[2]
-
-
-def assert_equal(a: Any, b: Any, where: str = "") -> None:
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{index}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """Weights, averaged weights, optimizer, metrics, place: everything but the configuration."""
-    for which in ("last", "best"):
-        ours, theirs = checkpoint_of(a, which), checkpoint_of(b, which)
-        assert {"state_dict", "state_dict_ema", "optimizer", "metrics", "progress"} <= set(ours)
-        for key in ours.keys() - {"config"}:
-            assert_equal(ours[key], theirs[key], f"{which}:{key}")
-    assert rows_of(a) == rows_of(b)
-
-
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{key: row[key] for key in row if key != "images_per_s"} for row in rows]
 
 
 def test_two_and_two_epochs_are_four(whole_run: Path, tmp_path: Path) -> None:
