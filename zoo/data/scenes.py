@@ -6,12 +6,12 @@ as for `digits`), the photographs its two sample images: those of training show 
 training split on the left parts of the photographs, those of validation the other digits on the
 right parts. No pixel that is validated on was seen in training.
 
-A scene of 64 x 64 pixels has five to nine digits, one of another size as many for its area (20 to 36
-in 128 x 128 pixels), but at least two; one that finds no place is left out. They are resized to
+A scene of 64 x 64 pixels has five to nine digits, one of another size as many for its area (20 to
+36 in 128 x 128 pixels), but at least two; one that finds no place is left out. They are resized to
 squares of 12 to 20 pixels before what is empty around them is cut away. Each is painted in one
-bright colour, and the photograph is darkened, so that ink is brighter than what lies under it. Of the boxes
-around two digits at most a fifth is shared; where their ink meets, the later digit lies on top. A
-pixel belongs to a digit where at least half of it is ink.
+bright colour, and the photograph is darkened, so that ink is brighter than what lies under it. Of
+the boxes around two digits at most a fifth is shared; where their ink meets, the later digit lies
+on top. A pixel belongs to a digit where at least half of it is ink.
 """
 
 from collections.abc import Sequence
