@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.blocks import ndim
-from zoo.blocks.folding import affine_inputs
+from zoo.blocks.folding import affine_inputs, fold_batch_norm, is_fixed_batch_norm, rebuilt
 
 
 class SeparableConv(nn.Module):
@@ -15,6 +15,7 @@ class SeparableConv(nn.Module):
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel_size: Of the filters; odd.
+        stride: Step of the filters.
         bias: Whether both convolutions have a bias.
         axes: Spatial axes of the maps.
     """
@@ -25,12 +26,19 @@ class SeparableConv(nn.Module):
         out_channels: int,
         *,
         kernel_size: int = 3,
+        stride: int = 1,
         bias: bool = False,
         axes: int = 2,
     ):
         super().__init__()
         self.depthwise = ndim.conv(
-            axes, in_channels, in_channels, kernel_size, groups=in_channels, bias=bias
+            axes,
+            in_channels,
+            in_channels,
+            kernel_size,
+            stride=stride,
+            groups=in_channels,
+            bias=bias,
         )
         self.pointwise = ndim.conv(axes, in_channels, out_channels, bias=bias)
 
@@ -41,6 +49,43 @@ class SeparableConv(nn.Module):
         """Where the filters are 1x1, they scale and shift channels: one 1x1 convolution."""
         filters: Any = self.depthwise
         pointwise: Any = self.pointwise
-        if any(side != 1 for side in filters.kernel_size):
+        if any(side != 1 for side in (*filters.kernel_size, *filters.stride)):
             return self
         return affine_inputs(pointwise, filters.weight.flatten(), filters.bias)
+
+
+class SeparableConvNorm(nn.Module):
+    """A separable convolution of maps, a batch norm after both its parts, an activation.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Of the filters; odd.
+        stride: Step of the filters.
+        act: Class of the activation; none leaves the block linear.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        act: type[nn.Module] | None = None,
+    ):
+        super().__init__()
+        self.conv = SeparableConv(in_channels, out_channels, kernel_size=kernel_size, stride=stride)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = act() if act is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+    def fused(self) -> nn.Module:
+        """The norm in the 1x1 convolution."""
+        if not is_fixed_batch_norm(self.norm) or not isinstance(self.conv, SeparableConv):
+            return self
+        pointwise: Any = self.conv.pointwise
+        conv = rebuilt(self.conv, pointwise=fold_batch_norm(pointwise, self.norm))
+        return rebuilt(self, conv=conv, norm=nn.Identity())

@@ -1,0 +1,50 @@
+"""Max-pooling that halves a map, odd sizes rounded down."""
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import BadInput
+
+
+def check_halving(height: int, width: int, least: int) -> None:
+    """Raise `BadInput` if half of a side, rounded down, is nothing; `least` is for the message."""
+    if height < 2 or width < 2:
+        raise BadInput(
+            f"a map of {height} x {width} cannot be halved: images of at least {least} x {least} "
+            "are needed"
+        )
+
+
+torch.fx.wrap("check_halving")
+
+
+class HalvingPool(nn.Module):
+    """The maximum of windows two apart: B C H W -> B C H // 2 W // 2.
+
+    Args:
+        kernel_size: Side of a window: 2, or 3 (the last window of an even side is cut off then).
+        least: Smallest side of an image that the whole network takes, for the message of an error.
+
+    Raises:
+        BadInput: In `forward`, if a side of the map is less than 2.
+    """
+
+    def __init__(self, kernel_size: int, least: int):
+        super().__init__()
+        assert kernel_size in (2, 3)
+        self.least = least
+        self.pool = nn.MaxPool2d(kernel_size, 2, ceil_mode=kernel_size == 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_halving(x.shape[2], x.shape[3], self.least)
+        return self.pool(x)
+
+
+def least_side(stride: int, halvings: int) -> int:
+    """Return the smallest image that survives: divided by `stride`, rounded up, then halved.
+
+    Args:
+        stride: Size of the image over that of the first map that is halved.
+        halvings: How often that map is halved, rounding down.
+    """
+    return stride * (2**halvings - 1) + 1
