@@ -3,7 +3,8 @@
 A family builds `stem`, `stages`, `norm` and `head` and says the channels and the stride of each
 stage. From these `Backbone` derives what timm's users expect of a model: `forward_features`,
 `forward_head`, `forward_intermediates`, `reset_classifier`, `feature_info`, `group_matcher` ...
-Maps are B C H W throughout.
+Maps are B C H W throughout. Stages of models with a class token pass on tokens, B N C; levels are
+maps without it, and the last map of these models is the row of all tokens, B C 1 N.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.blocks.tokens import to_map, to_row
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle
+
+torch.fx.wrap("to_map")
 
 
 class Stage(nn.Module):
@@ -54,6 +58,10 @@ class Backbone(nn.Module):
         in_chans: Channels of the image.
         output_stride: Where the model stops shrinking its maps, if it dilates instead: its levels
             stay those of `strides`, their reductions do not go beyond.
+        num_prefix_tokens: Tokens before those of the positions (class tokens); where there are
+            any, the last stage gives tokens, and those before it tokens or maps.
+        grid_margin: Pixels beyond a side that still make a token: a side of s pixels has
+            (s + margin) // stride of them. Only for tokens.
     """
 
     key_styles: ClassVar[tuple[KeyStyle, ...]] = ()
@@ -70,6 +78,8 @@ class Backbone(nn.Module):
         strides: Sequence[int],
         in_chans: int,
         output_stride: int | None = None,
+        num_prefix_tokens: int = 0,
+        grid_margin: int = 0,
     ):
         super().__init__()
         self.stem = stem
@@ -77,14 +87,22 @@ class Backbone(nn.Module):
         self.norm = norm
         self.head = head
         self.in_chans = in_chans
+        self.strides = list(strides)
+        self.num_prefix_tokens, self.grid_margin = num_prefix_tokens, grid_margin
         self.num_classes = head.num_classes
         self.num_features = head.num_features
         self.head_hidden_size = getattr(head, "hidden_size", head.num_features)
         self.feature_info = feature_levels(channels, strides, output_stride)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images B in_chans H W -> the last map B num_features H/s W/s, normalised."""
-        return self.norm(self.stages(self.stem(x)))
+        """Images B in_chans H W -> the last map B num_features H/s W/s, normalised.
+
+        With a class token: all tokens as a row, B num_features 1 N, the class token first.
+        """
+        return self._close(self.stages(self.stem(x)))
+
+    def _close(self, x: Tensor) -> Tensor:
+        return self.norm(to_row(x) if self.num_prefix_tokens else x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False):
         """The last map -> logits B num_classes, or what the classifier sees if `pre_logits`."""
@@ -122,16 +140,26 @@ class Backbone(nn.Module):
         stages = list(self.stages)
         if stop_early or intermediates_only:
             stages = stages[: max(wanted) + 1]
+        height, width = x.shape[2:]
         x, maps = self.stem(x), {}
         for i, stage in enumerate(stages):
             x = stage(x)
-            maps[i] = x
+            maps[i] = self._level(x, i, height, width)
         last = len(self.stages) - 1
-        normed = self.norm(x) if len(stages) == last + 1 else x
+        normed = self._close(x) if len(stages) == last + 1 else maps[len(stages) - 1]
         if norm and last in maps:
-            maps[last] = normed
+            maps[last] = self.norm(maps[last]) if self.num_prefix_tokens else normed
         intermediates = [maps[i] for i in wanted]
         return intermediates if intermediates_only else (normed, intermediates)
+
+    def _level(self, x: Tensor, stage: int, height: int, width: int) -> Tensor:
+        """Return what a stage made of an image of that size as a map."""
+        if not self.num_prefix_tokens:
+            return x
+        rows, columns = (
+            (side + self.grid_margin) // self.strides[stage] for side in (height, width)
+        )
+        return to_map(x, rows, columns)
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
         """Return the classifying layer, or the tuple of them where there are two."""
@@ -253,14 +281,20 @@ class FeatureExtractor(nn.Module):
         self.key_styles = model.key_styles
         self.in_chans = model.in_chans
         self.output_fmt = model.output_fmt
+        self.strides = model.strides
+        self.num_prefix_tokens, self.grid_margin = model.num_prefix_tokens, model.grid_margin
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        height, width = x.shape[2] + self.grid_margin, x.shape[3] + self.grid_margin
         x = self.stem(x)
         maps: dict[int, Tensor] = {}
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.taken:
                 maps[i] = x
+                if self.num_prefix_tokens:
+                    stride = self.strides[i]
+                    maps[i] = to_map(x, height // stride, width // stride)
         return [maps[i] for i in self.taken]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

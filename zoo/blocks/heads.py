@@ -15,12 +15,23 @@ from zoo.errors import BadInput
 POOLS = ("avg", "max", "")
 
 
-def check_pool(pool: str) -> str:
-    """Return `pool`, or raise `BadInput` if there is no such pooling."""
-    if pool not in POOLS:
-        names = ", ".join(repr(name) for name in POOLS)
+def check_pool(pool: str, pools: tuple[str, ...] = POOLS) -> str:
+    """Return `pool`, or raise `BadInput` if it is none of `pools`."""
+    if pool not in pools:
+        names = ", ".join(repr(name) for name in pools)
         raise BadInput(f"global_pool={pool!r}: there are {names} (the last: none)")
     return pool
+
+
+def pool_map(x: Tensor, pool: str) -> Tensor:
+    """B C H W -> B C by `"avg"`, `"max"` or `"token"` (the first position), or the map itself."""
+    if pool == "avg":
+        x = x.mean((2, 3))
+    elif pool == "max":
+        x = x.amax((2, 3))
+    elif pool == "token":
+        x = x[:, :, 0, 0]
+    return x
 
 
 class NormLinear(nn.Module):
@@ -57,6 +68,8 @@ class ClassifierHead(nn.Module):
         batch_norm: Put a batch norm in front of the linear layer.
     """
 
+    pools = POOLS
+
     def __init__(
         self,
         num_features: int,
@@ -73,7 +86,7 @@ class ClassifierHead(nn.Module):
 
     def reset(self, num_classes: int, pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for `num_classes`, and the pooling if given."""
-        pool = check_pool(self.pool if pool is None else pool)
+        pool = check_pool(self.pool if pool is None else pool, self.pools)
         if whole_number(num_classes, "num_classes", 0) and not pool:
             raise BadInput(f"num_classes={num_classes} needs a global_pool; '' goes with 0 classes")
         self.num_classes, self.pool = num_classes, pool
@@ -94,15 +107,45 @@ class ClassifierHead(nn.Module):
 
     def pooled(self, x: Tensor) -> Tensor:
         """B C H W -> B C, or the map itself where there is no pooling."""
-        if self.pool == "avg":
-            x = x.mean((2, 3))
-        elif self.pool == "max":
-            x = x.amax((2, 3))
-        return self.drop(x)
+        return self.drop(pool_map(x, self.pool))
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.pooled(x)
         return x if pre_logits else self.fc(x)
+
+
+class TokenHead(ClassifierHead):
+    """A classifier on the class token, for models whose last map is a row of tokens, B C 1 N.
+
+    `"token"` takes the first of them; the other poolings take all.
+    """
+
+    pools = ("token", *POOLS)
+
+
+class SequenceHead(ClassifierHead):
+    """A classifier on a weighted mean of all positions (sequence pooling, arXiv 2104.05704, 3.2).
+
+    `"attention"` learns to weight them: softmax over positions of a linear layer's output.
+    """
+
+    pools = ("attention", *POOLS)
+
+    def _make_classifiers(self) -> None:
+        super()._make_classifiers()
+        learnt = self.pool == "attention"
+        if not learnt:
+            self.attention_pool: nn.Module = nn.Identity()
+        elif not isinstance(getattr(self, "attention_pool", None), nn.Linear):
+            self.attention_pool = nn.Linear(self.num_features, 1).train(self.training)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """B C H W -> B C, or the map itself where there is no pooling."""
+        if self.pool != "attention":
+            return self.drop(pool_map(x, self.pool))
+        x_BNC = x.flatten(2).transpose(1, 2)
+        weights_B1N = self.attention_pool(x_BNC).transpose(1, 2).softmax(dim=-1)
+        return self.drop((weights_B1N @ x_BNC).squeeze(1))
 
 
 class DistilledHead(ClassifierHead):
