@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from zoo.blocks.conv import ConvNorm
+from zoo.blocks.folding import affine_inputs, rebuilt, scale_outputs
 
 
 class Mlp(nn.Module):
@@ -21,6 +22,14 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
+
+    def after_affine(self, scale: Tensor, shift: Tensor) -> "Mlp":
+        """Return an MLP that computes from x what this one does from `scale * x + shift`."""
+        return rebuilt(self, fc1=affine_inputs(self.fc1, scale, shift))
+
+    def scaled(self, scale: Tensor) -> "Mlp":
+        """Return an MLP that computes `scale * y`."""
+        return rebuilt(self, fc2=scale_outputs(self.fc2, scale))
 
 
 class ConvMlp(nn.Module):

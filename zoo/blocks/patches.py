@@ -1,8 +1,11 @@
 """Cutting an image into patches."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from zoo.blocks.sizes import pair
 from zoo.errors import BadInput
 
 
@@ -13,6 +16,18 @@ def check_patch(height: int, width: int, patch: int) -> None:
 
 
 torch.fx.wrap("check_patch")
+
+
+def whole_patches(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
+    """Return height and width of `img_size`, which holds a whole patch.
+
+    Raises:
+        BadInput: It does not, or is no size.
+    """
+    height, width = pair(img_size)
+    if height < patch or width < patch:
+        raise BadInput(f"img_size={img_size!r}: at least {patch} x {patch} pixels are needed")
+    return height, width
 
 
 class PatchEmbed(nn.Module):

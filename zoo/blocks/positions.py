@@ -1,0 +1,117 @@
+"""Tables of positions: a vector for each place of a grid, added to the tokens."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def resampled_table(
+    table: Tensor,
+    grid: tuple[int, int],
+    height: int,
+    width: int,
+    mode: str = "bilinear",
+    antialias: bool = False,
+) -> Tensor:
+    """Return a table of positions for a grid of another size, read as an image.
+
+    Entries before those of the grid (of a class token) keep their values.
+
+    Args:
+        table: 1 x (entries before + grid height * grid width) x C.
+        grid: Height and width that the table was made for.
+        height: Height of the grid at hand.
+        width: Width of the grid at hand.
+        mode: `"bilinear"` or `"bicubic"`, corners of pixels aligned (not their centres).
+        antialias: Blur before making the table smaller.
+
+    Returns:
+        1 x (entries before + height * width) x C.
+    """
+    if height == grid[0] and width == grid[1]:
+        return table
+    before = table.shape[1] - grid[0] * grid[1]
+    image = table[:, before:].transpose(1, 2).unflatten(2, (grid[0], grid[1]))
+    image = F.interpolate(
+        image, [height, width], mode=mode, align_corners=False, antialias=antialias
+    )
+    return torch.cat([table[:, :before], image.flatten(2).transpose(1, 2)], dim=1)
+
+
+torch.fx.wrap("resampled_table")  # a leaf for symbolic tracing: its branch depends on the size
+
+
+def sinusoid(positions: int, channels: int) -> Tensor:
+    """Sines and cosines of geometric wavelengths (arXiv 1706.03762, section 3.5).
+
+    Returns:
+        1 x positions x channels; channel 2i is sin(p / 10000^(2i/C)), channel 2i+1 its cosine.
+    """
+    pair = torch.arange(channels, dtype=torch.float64) // 2
+    position = torch.arange(positions, dtype=torch.float64)
+    angle = position[:, None] / 10000 ** (2 * pair / channels)
+    odd = torch.arange(channels) % 2 == 1
+    return torch.where(odd, angle.cos(), angle.sin()).to(torch.get_default_dtype())[None]
+
+
+class PositionTable(nn.Module):
+    """A table of positions for a grid, resampled for grids of other sizes.
+
+    Args:
+        channels: Width of the tokens.
+        grid: Size of the grid that the table is made for.
+        prefix: Entries before those of the grid, for a class token.
+        fixed: Sines and cosines that are not trained; otherwise learnt.
+        std: Spread of the initial values of a learnt table.
+        mode: `"bilinear"` or `"bicubic"` resampling.
+        antialias: Blur before making the table smaller.
+    """
+
+    no_decay = ("table",)
+
+    def __init__(
+        self,
+        channels: int,
+        grid: tuple[int, int],
+        *,
+        prefix: int = 0,
+        fixed: bool = False,
+        std: float = 0.02,
+        mode: str = "bilinear",
+        antialias: bool = False,
+    ):
+        super().__init__()
+        self.grid, self.mode, self.antialias = grid, mode, antialias
+        entries = prefix + grid[0] * grid[1]
+        if fixed:
+            self.table = nn.Parameter(sinusoid(entries, channels), requires_grad=False)
+        else:
+            self.table = nn.Parameter(torch.empty(1, entries, channels))
+            nn.init.trunc_normal_(self.table, std=std)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """Return 1 x (prefix + height * width) x C."""
+        return resampled_table(self.table, self.grid, height, width, self.mode, self.antialias)
+
+
+def fit_tables(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Resample the tables of `state`, learnt on square grids of another size, to those of `model`.
+
+    Tables that cannot be of a square grid stay as they are.
+    """
+    state = dict(state)
+    for name, module in model.named_modules():
+        key = f"{name}.table"
+        if not isinstance(module, PositionTable) or key not in state:
+            continue
+        prefix = module.table.shape[1] - module.grid[0] * module.grid[1]
+        places = state[key].shape[1] - prefix
+        side = math.isqrt(max(places, 0))
+        if state[key].shape != module.table.shape and side * side == places:
+            state[key] = resampled_table(
+                state[key], (side, side), *module.grid, module.mode, module.antialias
+            )
+    return state

@@ -1,0 +1,237 @@
+"""PVT (v1): a pyramid of transformer stages whose keys and values are taken from smaller maps.
+
+Paper: Wang et al., "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without
+       Convolutions" (arXiv 2102.12122), sizes of table 1, attention of fig. 4 and eq. 1 to 3.
+Code:  github.com/whai362/PVT @ 57e2dfaa5a46, classification/pvt.py (Apache-2.0).
+Here:  position tables are resampled where the grid differs from theirs; the public code compares
+       numbers of tokens, and fails or takes a table as it is where two of them happen to agree.
+       Levels are those of the classifier: the last stage attends to its class token, too (the
+       public dense code leaves the class token out).
+"""
+
+import re
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from zoo.backbone import Backbone, Stage
+from zoo.blocks.drop import linear_rates
+from zoo.blocks.folding import affine_inputs, rebuilt, scale_outputs, split_affine
+from zoo.blocks.heads import TokenHead
+from zoo.blocks.mlp import Mlp
+from zoo.blocks.norm import LayerNorm2d
+from zoo.blocks.patches import PatchEmbed, check_patch, whole_patches
+from zoo.blocks.positions import PositionTable, fit_tables
+from zoo.blocks.tokens import ClassToken, to_map, to_tokens
+from zoo.blocks.transformer import CrossAttention, SplitSelfAttention, TransformerBlock
+from zoo.keys import KeyStyle, State, rename
+from zoo.registry import register
+
+HEADS = (1, 2, 5, 8)
+MLP_RATIOS = (8, 8, 4, 4)
+REDUCTIONS = (8, 4, 2, 1)
+DIMS = (64, 128, 320, 512)
+
+
+torch.fx.wrap("check_patch")
+torch.fx.wrap("to_map")
+
+
+class Embedding(nn.Module):
+    """Patches that do not overlap, a norm, and a vector for each position (section 3.2).
+
+    Args:
+        in_channels: Channels of the map or image.
+        out_channels: Channels of the output.
+        patch: Side of a patch.
+        grid: Size of the output that the position table is made for.
+        class_token: Put one in front and give tokens B N C; otherwise a map B C H W.
+        least: Least side of the input that the whole model can work on.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        patch: int,
+        *,
+        grid: tuple[int, int],
+        class_token: bool = False,
+        least: int = 1,
+    ):
+        super().__init__()
+        self.least = least
+        self.patches = PatchEmbed(in_channels, out_channels, patch)
+        self.norm = nn.LayerNorm(out_channels)
+        self.class_token = ClassToken(out_channels) if class_token else nn.Identity()
+        self.position = PositionTable(out_channels, grid, prefix=int(class_token))
+        self.has_token = class_token
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_patch(x.shape[2], x.shape[3], self.least)
+        x = self.patches(x)
+        height, width = x.shape[2], x.shape[3]
+        x = self.class_token(self.norm(to_tokens(x))) + self.position(height, width)
+        return x if self.has_token else to_map(x, height, width)
+
+
+class ReducedAttention(nn.Module):
+    """Attention to a map made smaller by patches of its own (SRA, eq. 1 to 3), on B H W C.
+
+    Args:
+        channels: Channels of input and output.
+        num_heads: Number of heads.
+        reduction: Side of the patches.
+    """
+
+    def __init__(self, channels: int, num_heads: int, reduction: int):
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, channels, reduction, reduction)
+        self.norm = nn.LayerNorm(channels)
+        self.attention = CrossAttention(channels, num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context_BMC = self.norm(to_tokens(self.reduce(x.permute(0, 3, 1, 2))))
+        return self.attention(x.flatten(1, 2), context_BMC).view(x.shape)
+
+    def after_affine(self, scale: Tensor, shift: Tensor) -> "ReducedAttention":
+        """Return attention that computes from x what this one does from `scale * x + shift`."""
+        # Patches are not padded, so that the shift is the same for each of them.
+        weight = self.reduce.weight.detach().double()
+        bias = weight.sum((2, 3)) @ shift.detach().double()
+        reduce = scale_outputs(self.reduce, torch.ones_like(bias), bias)
+        weight = weight * scale.detach().double()[:, None, None]
+        reduce = rebuilt(reduce, weight=weight.to(self.reduce.weight.dtype))
+        q = affine_inputs(self.attention.q, scale, shift)
+        return rebuilt(self, reduce=reduce, attention=rebuilt(self.attention, q=q))
+
+    def fused(self) -> "ReducedAttention":
+        """The norm's affine part in the keys and values."""
+        if self.norm.weight is None:
+            return self
+        norm, *affine = split_affine(self.norm)
+        kv = affine_inputs(self.attention.kv, *affine)
+        return rebuilt(self, norm=norm, attention=rebuilt(self.attention, kv=kv))
+
+
+class PVT(Backbone):
+    """Four stages at strides 4, 8, 16 and 32; the last one has a class token (fig. 3).
+
+    Args:
+        depths: Blocks of each stage.
+        dims: Channels of each stage.
+        heads: Heads of each stage.
+        num_classes: Number of logits; 0 leaves the classifier out.
+        in_chans: Channels of the image.
+        img_size: Size in pixels that the position tables are made for; others are resampled.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        global_pool: `"token"`, `"avg"`, `"max"` or `""`.
+    """
+
+    def __init__(
+        self,
+        *,
+        depths: tuple[int, ...],
+        dims: tuple[int, ...] = DIMS,
+        heads: tuple[int, ...] = HEADS,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 224,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        global_pool: str = "token",
+    ):
+        strides, stages, embeddings = (4, 8, 16, 32), [], []
+        height, width = whole_patches(img_size, strides[-1])
+        for i, rates in enumerate(linear_rates(drop_path_rate, depths)):
+            embeddings.append(
+                Embedding(
+                    dims[i - 1] if i else in_chans,
+                    dims[i],
+                    2 if i else 4,
+                    grid=(height // strides[i], width // strides[i]),
+                    class_token=i == 3,
+                    least=1 if i else strides[-1],
+                )
+            )
+            blocks = [
+                _block(dims[i], heads[i], MLP_RATIOS[i], REDUCTIONS[i], drop_path=rate)
+                for rate in rates
+            ]
+            stages.append(Stage(blocks, embeddings[i] if i else None))
+        super().__init__(
+            stem=embeddings[0],
+            stages=stages,
+            norm=LayerNorm2d(dims[-1], eps=1e-6),
+            head=TokenHead(dims[-1], num_classes, pool=global_pool, drop_rate=drop_rate),
+            channels=dims,
+            strides=strides,
+            in_chans=in_chans,
+            num_prefix_tokens=1,
+        )
+        self.apply(_init)
+
+
+def _block(
+    channels: int, num_heads: int, mlp_ratio: int, reduction: int, *, drop_path: float
+) -> TransformerBlock:
+    mixer: nn.Module = (
+        ReducedAttention(channels, num_heads, reduction)
+        if reduction > 1
+        else SplitSelfAttention(channels, num_heads)
+    )
+    mlp = Mlp(channels, mlp_ratio * channels)
+    return TransformerBlock(channels, mixer, mlp, drop_path=drop_path, maps=reduction > 1)
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _from_original(state: State, model: PVT) -> State:
+    def stage(fit: re.Match) -> str:
+        return f"stages.{int(fit[1]) - 1}.blocks.{fit[2]}."
+
+    def embedding(fit: re.Match) -> str:
+        number = int(fit[1]) - 1
+        return f"stages.{number}.downsample." if number else "stem."
+
+    state = rename(
+        state,
+        [
+            (r"pos_embed(\d)$", lambda fit: f"{embedding(fit)}position.table"),
+            (r"cls_token$", "stages.3.downsample.class_token.token"),
+            (r"patch_embed(\d)\.proj\.", lambda fit: f"{embedding(fit)}patches.project."),
+            (r"patch_embed(\d)\.norm\.", lambda fit: f"{embedding(fit)}norm."),
+            (r"block(\d)\.(\d+)\.attn\.sr\.", lambda fit: f"{stage(fit)}mixer.reduce."),
+            (r"block(\d)\.(\d+)\.attn\.norm\.", lambda fit: f"{stage(fit)}mixer.norm."),
+            (r"block4\.(\d+)\.attn\.", r"stages.3.blocks.\1.mixer."),
+            (r"block(\d)\.(\d+)\.attn\.", lambda fit: f"{stage(fit)}mixer.attention."),
+            (r"block(\d)\.(\d+)\.", stage),
+            (r"head\.", "head.fc."),
+        ],
+    )
+    return fit_tables(state, model)
+
+
+PVT.key_styles = (
+    KeyStyle("whai362/PVT", "patch_embed1.proj.weight", _from_original),
+    KeyStyle("zoo", "stem.patches.project.weight", fit_tables),
+)
+
+# fmt: off
+VARIANTS = {
+    "pvt_tiny":    dict(depths=(2,  2,  2, 2)),
+    "pvt_small":   dict(depths=(3,  4,  6, 3)),
+    "pvt_medium":  dict(depths=(3,  4, 18, 3)),
+    "pvt_large":   dict(depths=(3,  8, 27, 3)),
+    "pvt_huge_v2": dict(depths=(3, 10, 60, 3), dims=(128, 256, 512, 768), heads=(2, 4, 8, 12)),
+}
+# fmt: on
+
+for _name, _arguments in VARIANTS.items():
+    register(_name, partial(PVT, **_arguments))
