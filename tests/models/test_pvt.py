@@ -19,8 +19,8 @@ def test_public_names_become_ours(wrapper):
     model = zoo.create_model("pvt_tiny")
     assert zoo.load_weights(model, wrapped(state)[wrapper]) == []
     own = model.state_dict()
-    assert torch.equal(own["stem.position.table"], state["pos_embed1"])
-    assert torch.equal(own["stages.3.downsample.class_token.token"], state["cls_token"])
+    assert torch.equal(own["stem.positions.position.table"], state["pos_embed1"])
+    assert torch.equal(own["stages.3.downsample.positions.class_token.token"], state["cls_token"])
     assert torch.equal(
         own["stages.1.blocks.1.mixer.reduce.weight"], state["block2.1.attn.sr.weight"]
     )
@@ -42,7 +42,7 @@ def test_tables_are_resampled_once_as_they_would_be_each_time(img_size):
         model = zoo.create_model("pvt_tiny", img_size=img_size).double().eval()
         zoo.load_weights(model, state)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        assert model.stem.position.grid == (height // 4, width // 4)
+        assert model.stem.positions.position.grid == (height // 4, width // 4)
         x = images(2, (height, width), dtype=torch.float64)
         with torch.no_grad():
             assert difference(model(x), native(x)) < 1e-9

@@ -7,6 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.blocks.tokens import to_map, to_tokens
+
+torch.fx.wrap("to_map")
+
 
 def resampled_table(
     table: Tensor,
@@ -115,3 +119,23 @@ def fit_tables(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
                 state[key], (side, side), *module.grid, module.mode, module.antialias
             )
     return state
+
+
+class Positions(nn.Module):
+    """Add a table of positions to a map, after putting a class token in front if there is one.
+
+    Args:
+        table: The table; with a class token it has an entry for it (`prefix=1`).
+        class_token: Put in front of the tokens; the output is B 1+N C then, otherwise B C H W.
+    """
+
+    def __init__(self, table: PositionTable, class_token: nn.Module | None = None):
+        super().__init__()
+        self.position = table
+        self.class_token = class_token if class_token is not None else nn.Identity()
+        self.gives_tokens = class_token is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        x = self.class_token(to_tokens(x)) + self.position(height, width)
+        return x if self.gives_tokens else to_map(x, height, width)

@@ -5,7 +5,7 @@ Tokens are B N C, or B H W C where a part needs to know the grid. A part that of
 `scale * x + shift`, absorbs the affine part of the norm in front of it when the block is fused.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +142,9 @@ class TransformerBlock(nn.Module):
         maps: The input is B C H W, and the parts are given B H W C (views of it); otherwise B N C.
     """
 
+    # Norms, and the parts that read nothing but their output.
+    absorbing: ClassVar[tuple[tuple[str, str], ...]] = (("norm1", "mixer"), ("norm2", "mlp"))
+
     def __init__(
         self,
         channels: int,
@@ -170,7 +173,7 @@ class TransformerBlock(nn.Module):
     def fused(self) -> "TransformerBlock":
         """The norms' affine parts in the parts after them that can take them."""
         fused = self
-        for norm_name, part_name in (("norm1", "mixer"), ("norm2", "mlp")):
+        for norm_name, part_name in self.absorbing:
             norm: Any = getattr(self, norm_name)
             part: Any = getattr(self, part_name)
             if norm.weight is not None and hasattr(part, "after_affine"):

@@ -22,8 +22,8 @@ from zoo.blocks.heads import TokenHead
 from zoo.blocks.mlp import Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import PatchEmbed, check_patch, whole_patches
-from zoo.blocks.positions import PositionTable, fit_tables
-from zoo.blocks.tokens import ClassToken, to_map, to_tokens
+from zoo.blocks.positions import Positions, PositionTable, fit_tables
+from zoo.blocks.tokens import ClassToken, to_tokens
 from zoo.blocks.transformer import CrossAttention, SplitSelfAttention, TransformerBlock
 from zoo.keys import KeyStyle, State, rename
 from zoo.registry import register
@@ -35,7 +35,6 @@ DIMS = (64, 128, 320, 512)
 
 
 torch.fx.wrap("check_patch")
-torch.fx.wrap("to_map")
 
 
 class Embedding(nn.Module):
@@ -63,17 +62,15 @@ class Embedding(nn.Module):
         super().__init__()
         self.least = least
         self.patches = PatchEmbed(in_channels, out_channels, patch)
-        self.norm = nn.LayerNorm(out_channels)
-        self.class_token = ClassToken(out_channels) if class_token else nn.Identity()
-        self.position = PositionTable(out_channels, grid, prefix=int(class_token))
-        self.has_token = class_token
+        self.norm = LayerNorm2d(out_channels)
+        self.positions = Positions(
+            PositionTable(out_channels, grid, prefix=int(class_token)),
+            ClassToken(out_channels) if class_token else None,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         check_patch(x.shape[2], x.shape[3], self.least)
-        x = self.patches(x)
-        height, width = x.shape[2], x.shape[3]
-        x = self.class_token(self.norm(to_tokens(x))) + self.position(height, width)
-        return x if self.has_token else to_map(x, height, width)
+        return self.positions(self.norm(self.patches(x)))
 
 
 class ReducedAttention(nn.Module):
@@ -203,8 +200,8 @@ def _from_original(state: State, model: PVT) -> State:
     state = rename(
         state,
         [
-            (r"pos_embed(\d)$", lambda fit: f"{embedding(fit)}position.table"),
-            (r"cls_token$", "stages.3.downsample.class_token.token"),
+            (r"pos_embed(\d)$", lambda fit: f"{embedding(fit)}positions.position.table"),
+            (r"cls_token$", "stages.3.downsample.positions.class_token.token"),
             (r"patch_embed(\d)\.proj\.", lambda fit: f"{embedding(fit)}patches.project."),
             (r"patch_embed(\d)\.norm\.", lambda fit: f"{embedding(fit)}norm."),
             (r"block(\d)\.(\d+)\.attn\.sr\.", lambda fit: f"{stage(fit)}mixer.reduce."),
