@@ -5,15 +5,18 @@
 
 The baseline is what `selective_scan_ref` of state-spaces/mamba does, written anew: decays and
 inputs of all steps made at once, then a loop over the steps. Forms are timed in turn with it, in
-one process, so that the ratios hold on a busy machine. Memory is the growth of the process's
-peak.
+one process, so that the ratios hold on a busy machine; both are the least of as many calls. Memory
+is the growth of the process's peak over what it held before the call, inputs included.
 """
 
 import argparse
+import ctypes
 import math
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -92,17 +95,18 @@ def ratio(run: Callable, function: Callable, inputs: list[Tensor], budget: float
     ratios: list[float] = []
     end = time.perf_counter() + budget
     while len(ratios) < 3 or (time.perf_counter() < end and len(ratios) < 30):
-        slow = seconds(lambda: run(reference, inputs))
-        repeats = 5
-        fast = min(seconds(lambda: run(function, inputs)) for _ in range(repeats))
+        slow, fast = (
+            min(seconds(lambda: run(each, inputs)) for _ in range(3))  # noqa: B023
+            for each in (reference, function)
+        )
         ratios.append(slow / fast)
     return statistics.median(ratios)
 
 
-def peak(run: Callable, function: Callable, inputs: list[Tensor]) -> float:
-    """Return the growth of the process's peak memory in one call, in bytes."""
+def peak(function: Callable[..., Tensor], inputs: list[Tensor]) -> int:
+    """Return the growth of the process's peak memory in one inference, in bytes."""
     status = Path("/proc/self/status")
-    run(function, inputs)
+    forward(function, inputs)
 
     def field(name: str) -> int:
         line = next(line for line in status.read_text().splitlines() if line.startswith(name))
@@ -110,8 +114,25 @@ def peak(run: Callable, function: Callable, inputs: list[Tensor]) -> float:
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     before = field("VmRSS")
-    run(function, inputs)
+    forward(function, inputs)
     return max(0, field("VmHWM") - before)
+
+
+def memory(names: list[str]) -> list[list[float]]:
+    """Return peaks over the bytes of inputs and output: a list a shape, the baseline's last.
+
+    To be run in a process of its own: it makes the C library return every freed tensor to the
+    system, without which a peak would not show again, but which takes time.
+    """
+    mmap_threshold = -3  # of mallopt
+    ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 14)
+    table = []
+    for shape in SHAPES:
+        inputs = make(*shape)
+        size = 4 * (sum(x.numel() for x in inputs) + inputs[0].numel())
+        functions = [*(form(name) for name in names), reference]
+        table.append([peak(function, inputs) / size for function in functions])
+    return table
 
 
 def main() -> None:
@@ -132,19 +153,18 @@ def main() -> None:
         f"{'B, D, L, N, G':<24}{'form':<12}{'forward':>10}{'both':>10}"
         f"{'peak/(in+out)':>15}{'ref':>8}"
     )
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        peaks = pool.submit(memory, args.forms).result()
     forwards: dict[str, list[float]] = {name: [] for name in args.forms}
     trainings: dict[str, list[float]] = {name: [] for name in args.forms}
-    for shape in SHAPES:
+    for shape, (*growths, baseline) in zip(SHAPES, peaks, strict=True):
         inputs = make(*shape)
-        size = 4 * (sum(x.numel() for x in inputs) + inputs[0].numel())
-        baseline = peak(forward, reference, inputs) / size
-        for name in args.forms:
+        for name, growth in zip(args.forms, growths, strict=True):
             forwards[name].append(ratio(forward, form(name), inputs, args.seconds))
             trainings[name].append(ratio(both, form(name), inputs, args.seconds))
-            memory = peak(forward, form(name), inputs) / size
             print(
                 f"{shape!s:<24}{name:<12}{forwards[name][-1]:>9.1f}x{trainings[name][-1]:>9.1f}x"
-                f"{memory:>15.2f}{baseline:>8.1f}",
+                f"{growth:>15.2f}{baseline:>8.1f}",
                 flush=True,
             )
     for name in args.forms:

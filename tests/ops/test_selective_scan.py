@@ -273,7 +273,7 @@ def test_the_state_is_causal():
 def test_the_exponential_of_the_compiled_form():
     import numba
 
-    from zoo.ops.scan.cpu import exponential
+    from zoo.ops.lanes import exponential
 
     @numba.njit(error_model="numpy")
     def each(x, y):

@@ -1,108 +1,31 @@
 """The selective scan on a CPU, compiled by Numba: forward and backward in one pass each.
 
-Sixteen channels of one group are worked on side by side, so that every inner loop is over sixteen
-neighbours in memory and vectorises whatever the number of states is; the state stays in registers
-and first-level cache, and nothing of size B x D x L x N is ever made. Exponentials are polynomials:
-a call to the library's would not vectorise. Blocks of channels are shared out over threads; the
-results do not depend on how many there are.
+Sixteen channels of one group are worked on side by side, as the lanes of a vector, whatever the
+number of states is; a state stays in a register over a tile of steps, and nothing of size
+B x D x L x N is ever made. Exponentials are polynomials: a call to the library's would not
+vectorise. Blocks of channels are shared out over threads; the results do not depend on how many
+there are.
 """
 
-import math
 from typing import Any
 
 import numpy as np
-import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba import njit
 from torch import Tensor
 
+from zoo.ops.lanes import LANES, exponential, load, sigmoid, softplus, store, total, transpose
 from zoo.ops.threads import share_out
 
-LANES = 16  # channels side by side
 TILE = 64  # steps whose inputs are gathered at a time, and whose states the backward pass keeps
+WORTH_A_THREAD = 1 << 17  # updates of a state, some 30 microseconds: waking a thread takes as long
 
-# Products may be contracted; in the kernels the order of a sum is free too. What is no number stays
-# none, so that a diverged model is seen. Divisions do not check for zero: that would not vectorise.
-_EXACT: Any = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
-_kernel = njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
-
-
-def _float_of_bits_rule(context: Any, bits: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
-_float_of_bits: Any = intrinsic(_float_of_bits_rule)
-
-
-_LOW, _HIGH = np.float32(-87.3), np.float32(88.0)
-_LOG2E, _HALF, _ONE, _TWO = (np.float32(x) for x in (1.4426950408889634, 0.5, 1.0, 2.0))
-_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_E2, _E3, _E4, _E5, _E6, _E7 = (np.float32(1 / math.factorial(k)) for k in range(2, 8))
-_L3, _L5, _L7, _L9, _L11, _L13, _L15 = (np.float32(1 / k) for k in range(3, 16, 2))
-_SHIFT, _BIAS = np.int32(23), np.int32(127)
-
-
-def exponential(x: float) -> float:
-    """Return exp(x); in single precision within 2e-7, over the range where that is a number."""
-    return math.exp(x)
-
-
-@overload(exponential, inline="always", jit_options=_EXACT)
-def _exponential(x):
-    if x != types.float32:
-        return lambda x: math.exp(x)
-
-    def polynomial(x):
-        x = min(max(x, _LOW), _HIGH)
-        power = np.int32(x * _LOG2E + math.copysign(_HALF, x))  # to the nearest
-        whole = np.float32(power)
-        r = (x - whole * _LN2_HIGH) - whole * _LN2_LOW  # |r| <= ln 2 / 2
-        p = ((((_E7 * r + _E6) * r + _E5) * r + _E4) * r + _E3) * r + _E2
-        return (p * (r * r) + r + _ONE) * _float_of_bits((power + _BIAS) << _SHIFT)
-
-    return polynomial
-
-
-def softplus(x: float) -> float:
-    """Return log(1 + exp(x))."""
-    return x if x > 20 else math.log1p(math.exp(x))
-
-
-@overload(softplus, inline="always", jit_options=_EXACT)
-def _softplus(x):
-    if x != types.float32:
-        return lambda x: x if x > 20.0 else math.log1p(math.exp(x))
-
-    def series(x):
-        t = exponential(-abs(x))
-        s = t / (_TWO + t)  # log(1 + t) = 2 artanh(t / (2 + t))
-        q = s * s
-        p = ((((((_L15 * q + _L13) * q + _L11) * q + _L9) * q + _L7) * q + _L5) * q + _L3) * q
-        # not max(x, 0), which would make a number of what is none
-        return _HALF * (x + abs(x)) + _TWO * (s + s * p)
-
-    return series
-
-
-def sigmoid(x: float) -> float:
-    """Return 1 / (1 + exp(-x)), the derivative of softplus."""
-    return 1 / (1 + math.exp(-x))
-
-
-@overload(sigmoid, inline="always", jit_options=_EXACT)
-def _sigmoid(x):
-    if x != types.float32:
-        return lambda x: 1.0 / (1.0 + math.exp(-x))
-    return lambda x: _ONE / (_ONE + exponential(-x))
+# Products may be contracted, sums keep their order. Divisions do not check for zero.
+_kernel: Any = njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
 
 
 @_kernel
 def _place(unit, groups, blocks, width):
-    """Return batch, group, first channel and number of channels of a unit of work."""
+    """Return batch, group, block, first channel and number of channels of a unit of work."""
     batch, rest = divmod(unit, groups * blocks)
     group, block = divmod(rest, blocks)
     first = group * width + block * LANES
@@ -110,73 +33,115 @@ def _place(unit, groups, blocks, width):
 
 
 @_kernel
-def _gather(row, first, lanes, start, steps, tile):
-    """Lay `lanes` rows of `row` (D L) side by side: tile[t, j] = row[first + j, start + t]."""
-    for j in range(lanes):
-        for t in range(steps):
-            tile[t, j] = row[first + j, start + t]
+def _gather(rows, start, length, lanes, steps, tile, square):
+    """Lay `lanes` rows of flat `rows` side by side: tile[t, j] = rows[start + j length + t].
+
+    The lanes beyond the last row are 0.
+    """
+    whole = steps - steps % LANES
+    square[lanes * LANES :] = 0
+    for t in range(0, whole, LANES):
+        for j in range(lanes):
+            store(square, j * LANES, load(rows, start + j * length + t))
+        transpose(square, tile, t * LANES)
+    for t in range(whole, steps):
+        for j in range(lanes):
+            tile[t * LANES + j] = rows[start + j * length + t]
+        for j in range(lanes, LANES):
+            tile[t * LANES + j] = 0
 
 
 @_kernel
-def _scatter(tile, row, first, lanes, start, steps):
-    for j in range(lanes):
-        for t in range(steps):
-            row[first + j, start + t] = tile[t, j]
-
-
-@_kernel
-def _steps_of(raw, u, bias, soft, steps, delta, product):
-    """From the raw steps to delta and delta * u, for a tile."""
-    for t in range(steps):
+def _scatter(tile, rows, start, length, lanes, steps, square):
+    """Undo `_gather`."""
+    whole = steps - steps % LANES
+    for t in range(0, whole, LANES):
         for j in range(LANES):
-            x = raw[t, j] + bias[j]
-            if soft:
-                x = softplus(x)
-            delta[t, j] = x
-            product[t, j] = x * u[t, j]
+            store(square, j * LANES, load(tile, (t + j) * LANES))
+        transpose(square, square, 0)
+        for j in range(lanes):
+            store(rows, start + j * length + t, load(square, j * LANES))
+    for t in range(whole, steps):
+        for j in range(lanes):
+            rows[start + j * length + t] = tile[t * LANES + j]
 
 
 @_kernel
-def _forward(first_unit, last_unit, u, raw, A, B, C, D, bias, soft, y):
-    """y of the units from `first_unit` to before `last_unit`; B and C are B G L N."""
+def _channels(values, first, lanes, states, out):
+    """Lay the numbers of a block of channels side by side: out[n, j] = values[first + j, n]."""
+    out[:] = 0
+    for j in range(lanes):
+        for n in range(states):
+            out[n * LANES + j] = values[(first + j) * states + n]
+
+
+@_kernel
+def _steps_of(u, bias, soft, steps, delta, product):
+    """From the raw steps in `delta` to the steps, and to their products with u, for a tile."""
+    offset = load(bias, 0)
+    for p in range(0, steps * LANES, LANES):
+        x = load(delta, p) + offset
+        if soft:
+            x = softplus(x)
+        store(delta, p, x)
+        store(product, p, x * load(u, p))
+
+
+@_kernel
+def _weights(values, start, length, states, steps, tile):
+    """Copy the weights of all states over a tile of steps, so that they lie together."""
+    for n in range(states):
+        for t in range(steps):
+            tile[n * TILE + t] = values[start + n * length + t]
+
+
+@_kernel
+def _forward(first_unit, last_unit, u, raw, A, B, C, D, bias, soft, sizes, y):
+    """y of the units from `first_unit` to before `last_unit`; all arrays are flat."""
+    channels, length, groups, states = sizes
     dtype = u.dtype
-    states, groups, length = A.shape[1], B.shape[1], u.shape[2]
-    width = u.shape[1] // groups
+    width = channels // groups
     blocks = -(-width // LANES)
-    h = np.empty((states, LANES), dtype)
-    a = np.zeros((states, LANES), dtype)
-    bias_j = np.zeros(LANES, dtype)
-    u_t, raw_t, delta, product, out = np.zeros((5, TILE, LANES), dtype)
+    h, a = np.empty(states * LANES, dtype), np.empty(states * LANES, dtype)
+    b_t, c_t = np.empty(states * TILE, dtype), np.empty(states * TILE, dtype)
+    bias_j, skip = np.empty(LANES, dtype), np.empty(LANES, dtype)
+    u_t, delta = np.empty(TILE * LANES, dtype), np.empty(TILE * LANES, dtype)
+    product, out = np.empty(TILE * LANES, dtype), np.empty(TILE * LANES, dtype)
+    square = np.empty(LANES * LANES, dtype)
     for unit in range(first_unit, last_unit):
         batch, group, _, first, lanes = _place(unit, groups, blocks, width)
+        rows = (batch * channels + first) * length
+        weights = (batch * groups + group) * states * length
+        _channels(A, first, lanes, states, a)
+        _channels(bias, first, lanes, 1, bias_j)
+        _channels(D, first, lanes, 1, skip)
         h[:] = 0
-        for j in range(lanes):
-            bias_j[j] = bias[first + j]
-            for n in range(states):
-                a[n, j] = A[first + j, n]
         for start in range(0, length, TILE):
             steps = min(TILE, length - start)
-            _gather(u[batch], first, lanes, start, steps, u_t)
-            _gather(raw[batch], first, lanes, start, steps, raw_t)
-            _steps_of(raw_t, u_t, bias_j, soft, steps, delta, product)
-            out[:] = 0
-            for t in range(steps):
-                for n in range(states):
-                    b, c = B[batch, group, start + t, n], C[batch, group, start + t, n]
-                    for j in range(LANES):
-                        state = exponential(delta[t, j] * a[n, j]) * h[n, j] + product[t, j] * b
-                        h[n, j] = state
-                        out[t, j] += c * state
-            for j in range(lanes):
-                skip = D[first + j]
+            _gather(u, rows + start, length, lanes, steps, u_t, square)
+            _gather(raw, rows + start, length, lanes, steps, delta, square)
+            _steps_of(u_t, bias_j, soft, steps, delta, product)
+            _weights(B, weights + start, length, states, steps, b_t)
+            _weights(C, weights + start, length, states, steps, c_t)
+            passed = load(skip, 0)
+            for p in range(0, steps * LANES, LANES):
+                store(out, p, load(u_t, p) * passed)
+            for n in range(states):
+                rate, state = load(a, n * LANES), load(h, n * LANES)
                 for t in range(steps):
-                    out[t, j] += skip * u_t[t, j]
-            _scatter(out, y[batch], first, lanes, start, steps)
+                    p = t * LANES
+                    keep = exponential(load(delta, p) * rate)
+                    state = keep * state + load(product, p) * b_t[n * TILE + t]
+                    store(out, p, load(out, p) + state * c_t[n * TILE + t])
+                store(h, n * LANES, state)
+            _scatter(out, y, rows + start, length, lanes, steps, square)
 
 
 @_kernel
-def _backward(first_unit, last_unit, dy, u, raw, A, B, C, D, bias, soft, du, draw, dA, dB, dC, dD):
-    """Gradients of the units from `first_unit` to before `last_unit`.
+def _backward(
+    first_unit, last_unit, dy, u, raw, A, B, C, D, bias, soft, sizes, du, draw, dA, dB, dC, dD
+):
+    """Gradients of the units from `first_unit` to before `last_unit`; all arrays are flat.
 
     A first pass keeps the state before each tile. Then, from the last tile to the first, the states
     inside are computed again and the adjoint runs backwards:
@@ -185,114 +150,132 @@ def _backward(first_unit, last_unit, dy, u, raw, A, B, C, D, bias, soft, du, dra
 
     dB and dC are sums over the channels of a block, one slice a block; dA and dD over the steps.
     """
+    channels, length, groups, states = sizes
     dtype = u.dtype
-    states, groups, length = A.shape[1], B.shape[1], u.shape[2]
-    width = u.shape[1] // groups
+    width = channels // groups
     blocks, tiles = -(-width // LANES), -(-length // TILE)
-    before = np.empty((tiles, states, LANES), dtype)
-    inside = np.empty((TILE + 1, states, LANES), dtype)  # inside[t] is the state before step t
-    decay = np.empty((TILE, states, LANES), dtype)
-    h = np.empty((states, LANES), dtype)
-    lam = np.empty((states, LANES), dtype)
-    grad_a = np.empty((states, LANES), dtype)
-    a = np.zeros((states, LANES), dtype)
-    bias_j, grad_skip, skip = np.zeros((3, LANES), dtype)
-    u_t, raw_t, dy_t, delta, product, du_t, draw_t = np.zeros((7, TILE, LANES), dtype)
+    before = np.empty(tiles * states * LANES, dtype)
+    inside = np.empty((TILE + 1) * LANES, dtype)  # the states before each step of a tile
+    decay = np.empty(TILE * LANES, dtype)
+    h, a = np.empty(states * LANES, dtype), np.empty(states * LANES, dtype)
+    lam, grad_a = np.empty(states * LANES, dtype), np.empty(states * LANES, dtype)
+    b_t, c_t = np.empty(states * TILE, dtype), np.empty(states * TILE, dtype)
+    bias_j, skip = np.empty(LANES, dtype), np.empty(LANES, dtype)
+    u_t, delta = np.empty(TILE * LANES, dtype), np.empty(TILE * LANES, dtype)
+    raw_t, dy_t = np.empty(TILE * LANES, dtype), np.empty(TILE * LANES, dtype)
+    product, nothing = np.empty(TILE * LANES, dtype), np.zeros(LANES, dtype)
+    du_t, draw_t = np.empty(TILE * LANES, dtype), np.empty(TILE * LANES, dtype)
+    square = np.empty(LANES * LANES, dtype)
     for unit in range(first_unit, last_unit):
         batch, group, block, first, lanes = _place(unit, groups, blocks, width)
+        rows = (batch * channels + first) * length
+        weights = (batch * groups + group) * states * length
+        sums = ((batch * groups + group) * blocks + block) * states * length
+        _channels(A, first, lanes, states, a)
+        _channels(bias, first, lanes, 1, bias_j)
+        _channels(D, first, lanes, 1, skip)
         h[:] = 0
         lam[:] = 0
         grad_a[:] = 0
-        grad_skip[:] = 0
-        for j in range(lanes):
-            bias_j[j] = bias[first + j]
-            skip[j] = D[first + j]
-            for n in range(states):
-                a[n, j] = A[first + j, n]
-        if lanes < LANES:
-            dy_t[:] = 0
-        for tile in range(tiles):
-            before[tile] = h
-            start = tile * TILE
-            steps = min(TILE, length - start)
-            if tile == tiles - 1:
+        for start in range(0, length, TILE):
+            for i in range(states * LANES):
+                before[start // TILE * states * LANES + i] = h[i]
+            if start + TILE >= length:
                 break
-            _gather(u[batch], first, lanes, start, steps, u_t)
-            _gather(raw[batch], first, lanes, start, steps, raw_t)
-            _steps_of(raw_t, u_t, bias_j, soft, steps, delta, product)
-            for t in range(steps):
-                for n in range(states):
-                    b = B[batch, group, start + t, n]
-                    for j in range(LANES):
-                        h[n, j] = exponential(delta[t, j] * a[n, j]) * h[n, j] + product[t, j] * b
+            _gather(u, rows + start, length, lanes, TILE, u_t, square)
+            _gather(raw, rows + start, length, lanes, TILE, delta, square)
+            _steps_of(u_t, bias_j, soft, TILE, delta, product)
+            _weights(B, weights + start, length, states, TILE, b_t)
+            for n in range(states):
+                rate, state = load(a, n * LANES), load(h, n * LANES)
+                for t in range(TILE):
+                    p = t * LANES
+                    keep = exponential(load(delta, p) * rate)
+                    state = keep * state + load(product, p) * b_t[n * TILE + t]
+                store(h, n * LANES, state)
+        zeros = load(nothing, 0)
+        grad_skip = zeros
         for tile in range(tiles - 1, -1, -1):
             start = tile * TILE
             steps = min(TILE, length - start)
-            _gather(u[batch], first, lanes, start, steps, u_t)
-            _gather(raw[batch], first, lanes, start, steps, raw_t)
-            _gather(dy[batch], first, lanes, start, steps, dy_t)
-            _steps_of(raw_t, u_t, bias_j, soft, steps, delta, product)
-            inside[0] = before[tile]
-            for t in range(steps):
-                for n in range(states):
-                    b = B[batch, group, start + t, n]
-                    for j in range(LANES):
-                        keep = exponential(delta[t, j] * a[n, j])
-                        decay[t, n, j] = keep
-                        inside[t + 1, n, j] = keep * inside[t, n, j] + product[t, j] * b
-            for t in range(steps - 1, -1, -1):
-                du_t[t] = 0
-                draw_t[t] = 0
-                for n in range(states):
-                    b, c = B[batch, group, start + t, n], C[batch, group, start + t, n]
-                    sum_b = dtype.type(0)
-                    sum_c = dtype.type(0)
-                    for j in range(LANES):
-                        adjoint = lam[n, j] + c * dy_t[t, j]
-                        sum_b += adjoint * product[t, j]
-                        sum_c += inside[t + 1, n, j] * dy_t[t, j]
-                        du_t[t, j] += adjoint * b
-                        adjoint = adjoint * decay[t, n, j]
-                        lam[n, j] = adjoint
-                        past = adjoint * inside[t, n, j]
-                        draw_t[t, j] += past * a[n, j]
-                        grad_a[n, j] += past * delta[t, j]
-                    dB[batch, group, block, start + t, n] = sum_b
-                    dC[batch, group, block, start + t, n] = sum_c
-                for j in range(LANES):
-                    through_b = du_t[t, j]
-                    slope = draw_t[t, j] + through_b * u_t[t, j]
-                    if soft:
-                        slope *= sigmoid(raw_t[t, j] + bias_j[j])
-                    draw_t[t, j] = slope
-                    du_t[t, j] = delta[t, j] * through_b + skip[j] * dy_t[t, j]
-                    grad_skip[j] += u_t[t, j] * dy_t[t, j]
-            _scatter(du_t, du[batch], first, lanes, start, steps)
-            _scatter(draw_t, draw[batch], first, lanes, start, steps)
-        for j in range(lanes):
-            dD[batch, first + j] = grad_skip[j]
+            _gather(u, rows + start, length, lanes, steps, u_t, square)
+            _gather(raw, rows + start, length, lanes, steps, delta, square)
+            _gather(dy, rows + start, length, lanes, steps, dy_t, square)
+            raw_t[:] = delta
+            _steps_of(u_t, bias_j, soft, steps, delta, product)
+            _weights(B, weights + start, length, states, steps, b_t)
+            _weights(C, weights + start, length, states, steps, c_t)
+            du_t[:] = 0
+            draw_t[:] = 0
             for n in range(states):
-                dA[batch, first + j, n] = grad_a[n, j]
+                rate, state = load(a, n * LANES), load(before, (tile * states + n) * LANES)
+                store(inside, 0, state)
+                for t in range(steps):
+                    p = t * LANES
+                    keep = exponential(load(delta, p) * rate)
+                    state = keep * state + load(product, p) * b_t[n * TILE + t]
+                    store(decay, p, keep)
+                    store(inside, p + LANES, state)
+                adjoint, grad_rate = load(lam, n * LANES), load(grad_a, n * LANES)
+                for t in range(steps - 1, -1, -1):
+                    p = t * LANES
+                    slope = load(dy_t, p)
+                    adjoint = adjoint + slope * c_t[n * TILE + t]
+                    dB[sums + n * length + start + t] = total(adjoint * load(product, p))
+                    dC[sums + n * length + start + t] = total(load(inside, p + LANES) * slope)
+                    store(du_t, p, load(du_t, p) + adjoint * b_t[n * TILE + t])
+                    adjoint = adjoint * load(decay, p)
+                    past = adjoint * load(inside, p)
+                    store(draw_t, p, load(draw_t, p) + past * rate)
+                    grad_rate = grad_rate + past * load(delta, p)
+                store(lam, n * LANES, adjoint)
+                store(grad_a, n * LANES, grad_rate)
+            offset, passed = load(bias_j, 0), load(skip, 0)
+            for p in range(0, steps * LANES, LANES):
+                through, x, slope = load(du_t, p), load(u_t, p), load(dy_t, p)
+                change = load(draw_t, p) + through * x
+                if soft:
+                    change = change * sigmoid(load(raw_t, p) + offset)
+                store(draw_t, p, change)
+                store(du_t, p, load(delta, p) * through + passed * slope)
+                grad_skip = grad_skip + x * slope
+            _scatter(du_t, du, rows + start, length, lanes, steps, square)
+            _scatter(draw_t, draw, rows + start, length, lanes, steps, square)
+        store(skip, 0, grad_skip)
+        for j in range(lanes):
+            dD[batch * channels + first + j] = skip[j]
+            for n in range(states):
+                dA[(batch * channels + first + j) * states + n] = grad_a[n * LANES + j]
 
 
-def _arrays(tensors: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
-    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
+def _flat(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    return tuple(tensor.detach().contiguous().view(-1).numpy() for tensor in tensors)
 
 
-def _units(u: Tensor, B: Tensor) -> tuple[int, int]:
-    """Return the number of blocks of a group, and of all units of work."""
-    groups = B.shape[1]
-    blocks = -(-(u.shape[1] // groups) // LANES)
-    return blocks, u.shape[0] * groups * blocks
+def _share_out(kernel: Any, u: Tensor, B: Tensor, arguments: tuple[Any, ...]) -> None:
+    """Run a kernel over all blocks of channels."""
+    units = u.shape[0] * B.shape[1] * _blocks(u, B)
+    updates = LANES * u.shape[2] * B.shape[2]
+    share_out(kernel, units, arguments, least=-(-WORTH_A_THREAD // updates))
+
+
+def _sizes(u: Tensor, B: Tensor) -> tuple[int, int, int, int]:
+    """Return the numbers of channels, steps, groups and states."""
+    return u.shape[1], u.shape[2], B.shape[1], B.shape[2]
+
+
+def _blocks(u: Tensor, B: Tensor) -> int:
+    """Return the number of blocks of channels of a group."""
+    return -(-(u.shape[1] // B.shape[1]) // LANES)
 
 
 def forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, soft: bool
 ) -> Tensor:
     """Return y (B, D, L); all tensors of one floating type, on the CPU."""
-    y = torch.empty_like(u, memory_format=torch.contiguous_format)
-    inputs = _arrays((u, delta, A, B.transpose(2, 3), C.transpose(2, 3), D, bias))
-    share_out(_forward, _units(u, B)[1], (*inputs, soft, y.numpy()))
+    y = u.new_empty(u.shape)
+    inputs = _flat(u, delta, A, B, C, D, bias)
+    _share_out(_forward, u, B, (*inputs, soft, _sizes(u, B), *_flat(y)))
     return y
 
 
@@ -310,15 +293,10 @@ def backward(
     """Return the gradients of u, delta, A, B, C, D and bias."""
     batch, channels, length = u.shape
     groups, states = B.shape[1], B.shape[2]
-    blocks, units = _units(u, B)
-    du, ddelta = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta))
+    du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
     dA, dD = u.new_empty(batch, channels, states), u.new_empty(batch, channels)
-    dB, dC = (u.new_empty(batch, groups, blocks, length, states) for _ in range(2))
-    inputs = _arrays((dy, u, delta, A, B.transpose(2, 3), C.transpose(2, 3), D, bias))
-    share_out(
-        _backward,
-        units,
-        (*inputs, soft, *(x.numpy() for x in (du, ddelta, dA, dB, dC, dD))),
-    )
-    dB, dC = (x.sum(2).transpose(2, 3) for x in (dB, dC))
-    return du, ddelta, dA.sum(0), dB, dC, dD.sum(0), ddelta.sum((0, 2))
+    dB, dC = (u.new_empty(batch, groups, _blocks(u, B), states, length) for _ in range(2))
+    inputs = _flat(dy, u, delta, A, B, C, D, bias)
+    outputs = _flat(du, ddelta, dA, dB, dC, dD)
+    _share_out(_backward, u, B, (*inputs, soft, _sizes(u, B), *outputs))
+    return du, ddelta, dA.sum(0), dB.sum(2), dC.sum(2), dD.sum(0), ddelta.sum((0, 2))
