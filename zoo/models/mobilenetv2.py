@@ -18,7 +18,13 @@ from zoo.blocks.channels import round_channels
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import linear_rates
 from zoo.blocks.heads import ClassifierHead
-from zoo.blocks.inverted_residual import InvertedResidual
+from zoo.blocks.inverted_residual import (
+    InvertedResidual,
+    from_timm,
+    init_weights,
+    part_rules,
+    positions,
+)
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle, State, rename
 from zoo.registry import register
@@ -105,26 +111,9 @@ class MobileNetV2(Backbone):
             in_chans=in_chans,
             output_stride=output_stride,
         )
-        self.apply(_init)
+        self.apply(init_weights)
 
 
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-    elif isinstance(module, nn.Linear):
-        # As torchvision; timm's bound of 1 / sqrt(classes) makes large logits of few classes.
-        nn.init.normal_(module.weight, std=0.01)
-        nn.init.zeros_(module.bias)
-
-
-# In timm's blocks the same names mean other places where there is no expansion.
-_TIMM_PARTS = {
-    True: {"conv_pw": "expand.conv", "bn1": "expand.norm", "conv_dw": "filter.conv",
-           "bn2": "filter.norm", "conv_pwl": "project.conv", "bn3": "project.norm"},
-    False: {"conv_dw": "filter.conv", "bn1": "filter.norm", "conv_pw": "project.conv",
-            "bn2": "project.norm"},
-}  # fmt: skip
 _TORCHVISION_PARTS = {
     True: {"0.0": "expand.conv", "0.1": "expand.norm", "1.0": "filter.conv", "1.1": "filter.norm",
            "2": "project.conv", "3": "project.norm"},
@@ -132,29 +121,8 @@ _TORCHVISION_PARTS = {
 }  # fmt: skip
 
 
-def _blocks(model: MobileNetV2):
-    """Every block with its position: (stage, index in the stage, expands)."""
-    for s, stage in enumerate(model.stages):
-        for j, block in enumerate(stage.get_submodule("blocks").children()):
-            yield s, j, isinstance(block.get_submodule("expand"), ConvNorm)
-
-
-def _block_rules(old: str, new: str, parts: dict[str, str]) -> list:
-    old = old.replace(".", r"\.")
-    return [(rf"{old}\.{k.replace('.', chr(92) + '.')}\.", f"{new}.{v}.") for k, v in parts.items()]
-
-
 def _from_timm(state: State, model: MobileNetV2) -> State:
-    rules = [
-        (r"conv_stem\.", "stem.conv."),
-        (r"bn1\.", "stem.norm."),
-        (r"conv_head\.", "norm.conv."),
-        (r"bn2\.", "norm.norm."),
-        (r"classifier\.", "head.fc."),
-    ]
-    for s, j, expands in _blocks(model):
-        rules += _block_rules(f"blocks.{s}.{j}", f"stages.{s}.blocks.{j}", _TIMM_PARTS[expands])
-    return rename(state, rules)
+    return from_timm(state, model.stages)
 
 
 def _from_torchvision(state: State, model: MobileNetV2) -> State:
@@ -164,8 +132,8 @@ def _from_torchvision(state: State, model: MobileNetV2) -> State:
         (r"classifier\.1\.", "head.fc."),
     ]
     position = 0
-    for position, (s, j, expands) in enumerate(_blocks(model), start=1):
-        rules += _block_rules(
+    for position, (s, j, expands) in enumerate(positions(model.stages), start=1):
+        rules += part_rules(
             f"features.{position}.conv", f"stages.{s}.blocks.{j}", _TORCHVISION_PARTS[expands]
         )
     rules += [
