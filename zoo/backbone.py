@@ -140,7 +140,7 @@ class Backbone(nn.Module):
         stages = list(self.stages)
         if stop_early or intermediates_only:
             stages = stages[: max(wanted) + 1]
-        height, width = x.shape[2:]
+        height, width = x.shape[-2:]
         x, maps = self.stem(x), {}
         for i, stage in enumerate(stages):
             x = stage(x)
@@ -203,6 +203,7 @@ class Backbone(nn.Module):
             f"{path}.{name}" if path else name
             for path, module in self.named_modules()
             for name in getattr(module, "no_decay", ())
+            if getattr(module, name).requires_grad
         }
 
     def classifier_names(self) -> tuple[str, ...]:
@@ -285,7 +286,7 @@ class FeatureExtractor(nn.Module):
         self.num_prefix_tokens, self.grid_margin = model.num_prefix_tokens, model.grid_margin
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        height, width = x.shape[2] + self.grid_margin, x.shape[3] + self.grid_margin
+        height, width = x.shape[-2] + self.grid_margin, x.shape[-1] + self.grid_margin
         x = self.stem(x)
         maps: dict[int, Tensor] = {}
         for i, stage in enumerate(self.stages):
