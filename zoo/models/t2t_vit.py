@@ -1,0 +1,307 @@
+"""T2T-ViT: tokens of overlapping patches, made fewer step by step, then a slim ViT.
+
+Paper: Yuan et al., "Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet"
+       (arXiv 2101.11986), fig. 3 and 4, sizes of table 1.
+Code:  github.com/yitu-opensource/T2T-ViT @ 0f63dc9558f4 (Clear BSD: no patent grant).
+Here:  images of any size (the public code takes squares); the fixed table is resampled for them.
+       What is fixed (the table, the random features) is loaded from a checkpoint, never drawn anew.
+       `qk_scale` of the public factories with `pretrained` is not taken over: the checkpoints were
+       trained and are evaluated without it.
+"""
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.backbone import Backbone, Stage
+from zoo.blocks.drop import linear_rates
+from zoo.blocks.folding import affine_inputs, rebuilt, scale_outputs, split_affine
+from zoo.blocks.heads import TokenHead
+from zoo.blocks.mlp import Mlp
+from zoo.blocks.norm import LayerNorm2d
+from zoo.blocks.patches import check_patch, whole_patches
+from zoo.blocks.positions import Positions, PositionTable, fit_tables
+from zoo.blocks.tokens import ClassToken, to_map
+from zoo.blocks.transformer import SelfAttention, TransformerBlock, attend
+from zoo.keys import KeyStyle, State, rename
+from zoo.registry import register
+
+PATCH = 16  # pixels of a side for each of the last tokens
+# Patches of 7 every 4 pixels, padded by 2; then twice 3 every 2, padded by 1: (side + 13) // 16.
+MARGIN = 13
+TOKEN_DROP = 0.1  # in the performer while training, whatever drop_rate is (public code)
+
+
+# B batch, N tokens, C features of a token, M random features
+def feature_attention(k_BNC: Tensor, q_BNC: Tensor, v_BNC: Tensor, features_MC: Tensor) -> Tensor:
+    """Softmax attention estimated by positive random features, in time linear in N -> B N C.
+
+    Performers (arXiv 2009.14794, lemma 1) with the constant that the public code adds to the sum of
+    weights. In single precision at least, also under autocast: the features are exponentials.
+    """
+    if torch.jit.is_scripting():
+        return _feature_attention(k_BNC, q_BNC, v_BNC, features_MC)
+    else:  # a scripted function may hold Python of any kind in the branch that it never takes
+        kind = k_BNC.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return _feature_attention(k_BNC, q_BNC, v_BNC, features_MC)
+        return _feature_attention(k_BNC, q_BNC, v_BNC, features_MC)
+
+
+def _feature_attention(k: Tensor, q: Tensor, v: Tensor, features: Tensor) -> Tensor:
+    dtype, wide = v.dtype, torch.promote_types(v.dtype, torch.float32)
+    k, q, v, features = k.to(wide), q.to(wide), v.to(wide), features.to(wide)
+    k_BNM, q_BNM = _features(k, features), _features(q, features)
+    weights_BN1 = q_BNM @ k_BNM.sum(1).unsqueeze(-1)
+    return ((q_BNM @ (k_BNM.transpose(1, 2) @ v)) / (weights_BN1 + 1e-8)).to(dtype)
+
+
+def _features(x: Tensor, features: Tensor) -> Tensor:
+    half_square = x.square().sum(-1, keepdim=True) / 2
+    return torch.exp(x @ features.t() - half_square) / math.sqrt(features.shape[0])
+
+
+torch.fx.wrap("feature_attention")
+torch.fx.wrap("check_patch")
+torch.fx.wrap("to_map")
+
+
+class SplitAttention(nn.Module):
+    """Overlapping patches of a map, attention among them, values as the skip path (section 3.1).
+
+    Args:
+        in_channels: Channels of the map or image.
+        channels: Width of the tokens.
+        kernel_size: Side of a patch.
+        stride: Pixels from a patch to the next.
+        performer: Attention by random features; otherwise softmax.
+        least: Least side of the input that the whole model can work on.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        kernel_size: int,
+        stride: int,
+        performer: bool,
+        least: int = 1,
+    ):
+        super().__init__()
+        self.stride, self.padding, self.least = stride, kernel_size // 2 - (stride == 4), least
+        self.side, inputs = kernel_size, in_channels * kernel_size**2
+        self.scale = inputs**-0.5  # of the input's width, not of the heads' (public code)
+        self.norm = nn.LayerNorm(inputs)
+        # The weight of a convolution, but its patches are normalised first.
+        self.qkv = nn.Conv2d(in_channels, 3 * channels, kernel_size, bias=performer)
+        self.proj = nn.Linear(channels, channels)
+        self.drop = nn.Dropout(TOKEN_DROP if performer else 0.0)
+        self.register_parameter("features", None)
+        if performer:
+            count = channels // 2
+            draw = nn.init.orthogonal_(torch.empty(count, channels)) * math.sqrt(count)
+            self.features = nn.Parameter(draw, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_patch(x.shape[2], x.shape[3], self.least)
+        height = (x.shape[2] + 2 * self.padding - self.side) // self.stride + 1
+        width = (x.shape[3] + 2 * self.padding - self.side) // self.stride + 1
+        patches = F.unfold(x, self.side, padding=self.padding, stride=self.stride)
+        u_BNI = self.norm(patches.transpose(1, 2))
+        parts = F.linear(u_BNI, self.qkv.weight.flatten(1), self.qkv.bias).chunk(3, dim=-1)
+        v_BNC, features = parts[2], self.features
+        if features is not None:
+            y_BNC = feature_attention(parts[0], parts[1], v_BNC, features)  # keys come first
+        else:
+            y_BNC = attend(parts[0], parts[1], v_BNC, 1, self.scale)
+        return to_map(v_BNC + self.drop(self.proj(y_BNC)), height, width)
+
+    def fused(self) -> "SplitAttention":
+        """The norm's affine part in the layer after it, and the scale of softmax in the queries."""
+        if self.norm.weight is None:
+            return self
+        norm, scale, shift = split_affine(self.norm)
+        flat = nn.Linear(1, 1, bias=False)
+        flat = rebuilt(flat, weight=self.qkv.weight.flatten(1), bias=self.qkv.bias)
+        flat = affine_inputs(flat, scale, shift)
+        if self.features is None:
+            factors = flat.weight.new_ones(len(flat.weight), dtype=torch.float64)
+            factors[: len(factors) // 3] = self.scale
+            flat = scale_outputs(flat, factors)
+        weight = flat.weight.view_as(self.qkv.weight)
+        fused = rebuilt(self, norm=norm, qkv=rebuilt(self.qkv, weight=weight, bias=flat.bias))
+        fused.scale = 1.0
+        return fused
+
+
+class ResidualMlp(nn.Module):
+    """x + mlp(norm(x)) on a map, the second half of a token transformer.
+
+    Args:
+        channels: Channels of input and output, and inside.
+        drop: Dropout of the branch.
+    """
+
+    def __init__(self, channels: int, drop: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.mlp = Mlp(channels, channels)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        return (x + self.drop(self.mlp(self.norm(x)))).permute(0, 3, 1, 2)
+
+    def fused(self) -> "ResidualMlp":
+        """The norm's affine part in the MLP."""
+        if self.norm.weight is None:
+            return self
+        norm, *affine = split_affine(self.norm)
+        return rebuilt(self, norm=norm, mlp=self.mlp.after_affine(*affine))
+
+
+class T2TViT(Backbone):
+    """Two steps of tokens to tokens (strides 4 and 8), a third without attention, and blocks.
+
+    Args:
+        depth: Blocks.
+        dim: Width of the tokens.
+        num_heads: Heads of the attention.
+        mlp_ratio: Width inside the MLPs over `dim`.
+        performer: Attention by random features in the first steps; otherwise softmax ("_t").
+        token_dim: Width of the tokens in the first steps.
+        num_classes: Number of logits; 0 leaves the classifier out.
+        in_chans: Channels of the image.
+        img_size: Size in pixels that the position table is made for; others are resampled.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        global_pool: `"token"`, `"avg"`, `"max"` or `""`.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: int,
+        performer: bool = True,
+        token_dim: int = 64,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 224,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        global_pool: str = "token",
+    ):
+        height, width = whole_patches(img_size, PATCH)
+        grid = _tokens(height), _tokens(width)
+        drop = TOKEN_DROP if performer else 0.0
+        table = PositionTable(dim, grid, prefix=1, fixed=True, mode="bicubic")
+        split = partial(SplitAttention, channels=token_dim, performer=performer)
+        project = nn.Conv2d(token_dim, dim, 3, 2, 1)
+        blocks = [
+            TransformerBlock(
+                dim,
+                SelfAttention(dim, num_heads, qkv_bias=False),
+                Mlp(dim, mlp_ratio * dim),
+                drop_path=rate,
+                eps=1e-5,
+            )
+            for rate in linear_rates(drop_path_rate, [depth])[0]
+        ]
+        super().__init__(
+            stem=split(in_chans, kernel_size=7, stride=4, least=PATCH),
+            stages=[
+                Stage([ResidualMlp(token_dim, drop)]),
+                Stage([ResidualMlp(token_dim, drop)], split(token_dim, kernel_size=3, stride=2)),
+                Stage(blocks, nn.Sequential(project, Positions(table, ClassToken(dim)))),
+            ],
+            norm=LayerNorm2d(dim, eps=1e-5),
+            head=TokenHead(dim, num_classes, pool=global_pool, drop_rate=drop_rate),
+            channels=(token_dim, token_dim, dim),
+            strides=(4, 8, PATCH),
+            in_chans=in_chans,
+            num_prefix_tokens=1,
+            grid_margin=MARGIN,
+        )
+        self.apply(_init)
+
+
+def _tokens(side: int) -> int:
+    """Return how many of the last tokens stand along a side of so many pixels."""
+    return (side + MARGIN) // PATCH
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):  # filters are linear layers in the public code
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _from_original(state: State, model: T2TViT) -> State:
+    rules = []
+    for i, (attention, mlp) in enumerate(
+        (("stem.", "stages.0.blocks.0."), ("stages.1.downsample.", "stages.1.blocks.0."))
+    ):
+        old = rf"tokens_to_token\.attention{i + 1}\."
+        rules += [
+            (rf"{old}w$", f"{attention}features"),
+            (rf"{old}norm1\.", f"{attention}norm."),
+            (rf"{old}(kqv|attn\.qkv)\.", f"{attention}qkv."),
+            (rf"{old}(attn\.)?proj\.", f"{attention}proj."),
+            (rf"{old}norm2\.", f"{mlp}norm."),
+            (rf"{old}mlp\.(0|fc1)\.", f"{mlp}mlp.fc1."),
+            (rf"{old}mlp\.(2|fc2)\.", f"{mlp}mlp.fc2."),
+        ]
+    rules += [
+        (r"tokens_to_token\.project\.", "stages.2.downsample.0."),
+        (r"cls_token$", "stages.2.downsample.1.class_token.token"),
+        (r"pos_embed$", "stages.2.downsample.1.position.table"),
+        (r"blocks\.(\d+)\.attn\.", r"stages.2.blocks.\1.mixer."),
+        (r"blocks\.(\d+)\.", r"stages.2.blocks.\1."),
+        (r"head\.", "head.fc."),
+    ]
+    # What training with labels for tokens adds beside the classifier.
+    state = {key: value for key, value in state.items() if not key.startswith("aux_head.")}
+    return fit_tables(_as_filters(rename(state, rules)), model)
+
+
+def _as_filters(state: State) -> State:
+    """Shape the linear layers on patches as filters of k x k."""
+    sides = {"stem.qkv.weight": 7, "stages.1.downsample.qkv.weight": 3}
+    for key, side in (sides | {"stages.2.downsample.0.weight": 3}).items():
+        if key in state and state[key].ndim == 2 and state[key].shape[1] % side**2 == 0:
+            state[key] = state[key].unflatten(1, (-1, side, side))
+    return state
+
+
+T2TViT.key_styles = (
+    KeyStyle("yitu-opensource/T2T-ViT", "tokens_to_token.project.weight", _from_original),
+    KeyStyle("zoo", "stem.qkv.weight", fit_tables),
+)
+
+# fmt: off
+SIZES = {
+    "7":  dict(depth=7,  dim=256, num_heads=4, mlp_ratio=2),
+    "10": dict(depth=10, dim=256, num_heads=4, mlp_ratio=2),
+    "12": dict(depth=12, dim=256, num_heads=4, mlp_ratio=2),
+    "14": dict(depth=14, dim=384, num_heads=6, mlp_ratio=3),
+    "19": dict(depth=19, dim=448, num_heads=7, mlp_ratio=3),
+    "24": dict(depth=24, dim=512, num_heads=8, mlp_ratio=3),
+}
+# fmt: on
+VARIANTS = {
+    **{f"t2t_vit_{size}": arguments for size, arguments in SIZES.items()},
+    "t2t_vit_14_384": SIZES["14"] | dict(img_size=384),
+    **{f"t2t_vit_t_{size}": SIZES[size] | dict(performer=False) for size in ("14", "19", "24")},
+}
+
+for _name, _arguments in VARIANTS.items():
+    register(_name, partial(T2TViT, **_arguments))
