@@ -25,9 +25,9 @@ def test_the_set_says_what_it_is():
     assert (data.task, data.num_classes) == ("segmentation", 11)
     assert data.class_names == ["background", *"0123456789"]
     images, masks = next(iter(data.val_dataloader()))
-    assert (images.shape, images.dtype) == ((8, 3, 64, 64), torch.float32)
-    assert (masks.shape, masks.dtype) == ((8, 64, 64), torch.int64)
-    assert data.eval_preprocessing()["size"] == [3, 64, 64]
+    assert (images.shape, images.dtype) == ((8, 3, 48, 48), torch.float32)
+    assert (masks.shape, masks.dtype) == ((8, 48, 48), torch.int64)
+    assert data.eval_preprocessing()["size"] == [3, 48, 48]
     assert (len(data.source("train")), len(data.source("val"))) == (40, 20)
 
 
@@ -85,7 +85,7 @@ def test_masks_show_where_digits_are_painted():
     assert 0.6 < seen[0] / seen.sum() < 0.9
 
 
-COUNTS = {(32, 32): (2, 2), (64, 64): (5, 9), (48, 96): (6, 10), (128, 128): (20, 36)}
+COUNTS = {(32, 32): (3, 4), (48, 48): (6, 10), (48, 96): (12, 20), (128, 128): (43, 71)}
 
 
 @pytest.mark.parametrize("size", COUNTS)
@@ -160,7 +160,7 @@ def test_worker_processes_change_nothing():
 
 def test_grey_scenes():
     images, _ = next(iter(made(in_chans=1).val_dataloader()))
-    assert images.shape == (8, 1, 64, 64)
+    assert images.shape == (8, 1, 48, 48)
 
 
 @pytest.mark.parametrize(

@@ -57,13 +57,13 @@ SHARDS = FOLDERS | {"input_key": "jpg;jpeg;png;webp"}
 MASKED = FOLDERS | {"image_size": 256, "scale": [0.25, 1.0], "interpolation": "bilinear"}
 # Every scene is drawn at the size that is asked for, so nothing is cropped or resized.
 SCENES = MASKED | {
-    "image_size": 64,
+    "image_size": 48,
     "scale": [1.0, 1.0],
     "ratio": [1.0, 1.0],
     "hflip": 0.0,
-    "color_jitter": 0.1,
+    "color_jitter": 0.0,
     "num_workers": 0,
-    "train_images": 2000,
+    "train_images": 4000,
     "val_images": 200,
 }
 # What is drawn is compared with the photograph itself: values stay within 0..1.

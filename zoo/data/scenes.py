@@ -6,9 +6,9 @@ as for `digits`), the photographs its two sample images: those of training show 
 training split on the left parts of the photographs, those of validation the other digits on the
 right parts. No pixel that is validated on was seen in training.
 
-A scene of 64 x 64 pixels has five to nine digits, one of another size as many for its area (20 to
-36 in 128 x 128 pixels), but at least two; one that finds no place is left out. They are resized to
-squares of 12 to 20 pixels before what is empty around them is cut away. Each is painted in one
+A scene of 48 x 48 pixels has six to ten digits, one of another size as many for its area (43 to 71
+in 128 x 128 pixels), but at least two; one that finds no place is left out. They are resized to
+squares of 10 to 14 pixels before what is empty around them is cut away. Each is painted in one
 bright colour, and the photograph is darkened, so that ink is brighter than what lies under it. Of
 the boxes around two digits at most a fifth is shared; where their ink meets, the later digit lies
 on top. A pixel belongs to a digit where at least half of it is ink.
@@ -28,8 +28,8 @@ from zoo.errors import BadInput
 
 NAMES = ["background", *"0123456789"]
 SEED = 0
-DIGITS = (5, 9)  # fewest and most in 64 x 64 pixels; in proportion to the area elsewhere
-SIDES = (12, 20)  # smallest and largest digit, pixels
+DIGITS = (6, 10)  # fewest and most in 48 x 48 pixels; in proportion to the area elsewhere
+SIDES = (10, 14)  # smallest and largest digit, pixels
 OVERLAP = 0.2  # largest area that the boxes of two digits share, over that of the smaller
 DARKENED = 0.5  # what the values of the photograph are multiplied by
 BRIGHTNESS = (0.75, 1.0)  # of the ink
@@ -99,7 +99,7 @@ class Scenes:
 
 def digits_in(size: tuple[int, int]) -> tuple[int, int]:
     """Return the fewest and the most digits of a scene of (height, width) pixels."""
-    fewest, most = (max(2, round(n * size[0] * size[1] / 64**2)) for n in DIGITS)
+    fewest, most = (max(2, round(n * size[0] * size[1] / 48**2)) for n in DIGITS)
     return fewest, most
 
 
