@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +18,66 @@ IN_PROGRESS = [name for name in zoo.list_models() if "status" in zoo.model_info(
 FINISHED = zoo.list_models(exclude=IN_PROGRESS)
 
 
-def of_images(names: list[str]) -> list[str]:
-    """Return the models of flat images; those of volumes have tests of their own."""
-    return [name for name in names if len(zoo.model_info(name)["input"]["size"]) == 3]
-
-
 def takes(name: str, argument: str) -> bool:
-    """Say whether a model has an argument."""
+    """Say whether a model has an argument; `drop_path_rate` needs branches to drop, too."""
+    if argument == "drop_path_rate" and not capability(name, "drop_path", True):
+        return False
     return argument in inspect.signature(get_builder(name)).parameters
+
+
+def capability(name: str, what: str, default):
+    """Return what the facts of a model state of a capability."""
+    return zoo.model_info(name)["capabilities"].get(what, default)
+
+
+def map_size(name: str, size: Sequence[int], stride: int) -> tuple[int, ...]:
+    """Return the size of the map of that stride: divided with rounding up, unless facts differ."""
+    patch = capability(name, "patch", 1)
+    up = min(stride, capability(name, "floors", 2 * stride) // 2)
+    return tuple(ceil // (stride // up) for ceil in ceil_div([s - s % patch for s in size], up))
+
+
+def axes(name: str) -> int:
+    """Return the number of spatial axes of a model's input: 2 for images, 3 for volumes."""
+    return len(zoo.model_info(name)["input"]["size"]) - 1
+
+
+def smallest(names: list[str]) -> list[str]:
+    """Return the variant with the fewest parameters of each family, task and number of axes."""
+    found: dict[tuple, str] = {}
+    for name in sorted(names, key=lambda name: zoo.model_info(name)["params"]):
+        facts = zoo.model_info(name)
+        found.setdefault((facts["family"], facts["task"], axes(name)), name)
+    return sorted(found.values())
 
 
 # The variants that every check runs over, and the sizes it runs on: the smallest that keep a last
 # map of several positions, one of them odd in both axes and at every level.
-SMALLEST = of_images(zoo.list_models(smallest_of_family=True, exclude=IN_PROGRESS))
+SMALLEST = smallest(FINISHED)
 CLASSIFIERS = [name for name in SMALLEST if name in zoo.list_models(task="classification")]
 PYRAMIDS = [name for name in SMALLEST if name in zoo.list_models(features=True)]
 SIZES = ((64, 64), (97, 130))
+
+
+def sizes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return two sizes that a model takes, the second with sides that differ.
+
+    They are `SIZES` for a model that takes any; for one whose sides must be multiples, an even
+    multiple for all sides, and odd ones.
+    """
+    multiple = zoo.model_info(name)["input"].get("multiple")
+    if multiple is None:
+        assert axes(name) == 2
+        return SIZES
+    even = max(1, 8 // multiple) * 2
+    odd = (even + 1, even + 3) if axes(name) == 2 else (even + 1, even - 1, even + 3)
+    return (even * multiple,) * axes(name), tuple(side * multiple for side in odd)
+
+
+def quick(name: str) -> dict[str, Any]:
+    """Return arguments that leave blocks out where a program of all of them takes long to make."""
+    fewer = {"depth": 4, "blocks_down": (1, 1, 1, 1)}
+    return {argument: value for argument, value in fewer.items() if takes(name, argument)}
 
 
 @functools.cache
@@ -47,11 +92,29 @@ def fresh(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:
 
 
 def images(
-    batch: int, size: tuple[int, int] = (64, 64), channels: int = 3, dtype=torch.float32
+    batch: int, size: Sequence[int] = (64, 64), channels: int = 3, dtype=torch.float32
 ) -> Tensor:
-    """Return random images, always the same ones."""
-    generator = torch.Generator().manual_seed(batch + size[0] + size[1])
-    return torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64).to(dtype)
+    """Return random images, or volumes if there are three sides; always the same ones.
+
+    Each has a colour of its own: to a deep network plain noise looks the same in every image.
+    """
+    generator = torch.Generator().manual_seed(batch + sum(size))
+    noise = torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64)
+    colour = torch.randn(batch, channels, *[1] * len(size), generator=generator).double()
+    return (noise + 2 * colour).to(dtype)
+
+
+def inputs(
+    name: str, batch: int = 2, which: int = 0, *, channels: int | None = None, dtype=torch.float32
+) -> Tensor:
+    """Return random input of a model, in the first or the second of its `sizes`."""
+    channels = channels or zoo.model_info(name)["input"]["size"][0]
+    return images(batch, sizes(name)[which], channels, dtype)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes; fixed tables and features are none of them."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def tensors(output) -> list[Tensor]:
@@ -78,6 +141,15 @@ def difference(have, want) -> float:
         assert spread > 1e-6 * theirs.abs().max().item(), "the output does not depend on the image"
         worst = max(worst, (ours - theirs).abs().max().item() / spread)
     return worst
+
+
+def mean_difference(have: Tensor, want: Tensor) -> float:
+    """Return the mean difference of an output of a batch, relative to its spread over it."""
+    assert have.shape == want.shape
+    assert have.isfinite().all()
+    spread = (want[0] - want[1]).abs().mean().item()
+    assert spread > 1e-6 * want.abs().max().item(), "the output does not depend on the image"
+    return (have - want).abs().mean().item() / spread
 
 
 def ceil_div(size: Sequence[int], divisor: int) -> tuple[int, ...]:

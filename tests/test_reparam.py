@@ -5,7 +5,7 @@ import copy
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from support import PYRAMIDS, SMALLEST, difference, fresh, images, shaken
+from support import CLASSIFIERS, PYRAMIDS, SMALLEST, difference, fresh, images, inputs, shaken
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -18,17 +18,30 @@ from zoo.blocks.scale import LayerScale
 from zoo.reparam import FuseReport, report, shake
 
 NAMES = [name for name in SMALLEST if name in zoo.list_models(reparam=True)]
-SIZES = ((64, 64), (97, 130))
 
 # Layer scales that stay, and why. What is not folded and could be is a failure of the test below.
 KEPT_SCALES = {
     "efficientformer": {
         "scale1 of PoolBlock": "average pooling minus identity is no convolution at the border, "
         "where fewer pixels are averaged"
+    },
+    "lightm_unet": {
+        "scale of MambaLayer": "it scales the residual path, which no layer computes",
+        "scale of DecoderBlock": "it scales the residual path, which no layer computes",
+    },
+}
+# Batch norms that stay, and why.
+KEPT_BATCH_NORMS = {
+    "wavemix": {
+        "stem.layers.4": "an activation stands before it, and the residual path carries its output "
+        "to the last map"
     }
 }
 # Layer norms that keep their affine part, and why.
 KEPT_NORMS = {
+    "norm of Embedding": "what it gives is the residual stream",
+    "norm2 of KatBlock": "a rational function reads it",
+    "norm2 of RenormedBlock": "what it gives is the residual stream",
     "norm of ScanBlock": "two branches read it, one by a convolution that pads with zeros",
     "norm of AtrousScan": "a gate multiplies it before the projection",
     "norm of BidirectionalScan": "a gate multiplies it before the projection",
@@ -43,30 +56,30 @@ def family(name):
     ("name", "features_only"),
     [(name, False) for name in NAMES] + [(name, True) for name in NAMES if name in PYRAMIDS],
 )
-@pytest.mark.parametrize("size", SIZES)
-def test_outputs_stay(name, size, features_only):
+@pytest.mark.parametrize("which", [0, 1])
+def test_outputs_stay(name, which, features_only):
     model = shaken(name, torch.float64, features_only=features_only)
-    x = images(2, size, dtype=torch.float64)
+    x = inputs(name, which=which, dtype=torch.float64)
     with torch.no_grad():
         assert difference(zoo.reparameterize(model)(x), model(x)) < 1e-9
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
-def test_fusing_in_float32_loses_no_more_than_float32_itself(name, size):
-    model, x = shaken(name), images(2, size)
+def test_fusing_in_float32_loses_no_more_than_float32_itself(name, which):
+    model, x = shaken(name), inputs(name, which=which)
     exact = copy.deepcopy(model).double()
     with torch.no_grad():
         want = exact(x.double())
         unfused = difference(model(x).double(), want)
         fused = difference(zoo.reparameterize(model)(x).double(), want)
-    assert unfused < 1e-3
+    assert unfused < 5e-3
     assert fused < max(1e-5, 2 * unfused)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_door_gives_the_same(name):
-    model, x = shaken(name, torch.float64), images(2, dtype=torch.float64)
+    model, x = shaken(name, torch.float64), inputs(name, dtype=torch.float64)
     fused = zoo.reparameterize(model)
     with torch.no_grad():
         features = model.forward_features(x)
@@ -76,15 +89,18 @@ def test_every_door_gives_the_same(name):
         last, maps = fused.forward_intermediates(x)
         want_last, want_maps = model.forward_intermediates(x)
         assert difference([last, *maps], [want_last, *want_maps]) < 1e-9
-        pair = (m.forward_head(features, pre_logits=True) for m in (fused, model))
-        assert difference(*pair) < 1e-9
+        if name in CLASSIFIERS:  # what draws maps may end in one layer for two
+            pair = (m.forward_head(features, pre_logits=True) for m in (fused, model))
+            assert difference(*pair) < 1e-9
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_foldable_is_left(name):
     fused = zoo.reparameterize(shaken(name))
-    assert not [n for n, m in fused.named_modules() if is_fixed_batch_norm(m)]
-    assert type(fused.head) is ClassifierHead, "one classifier"
+    norms = {n for n, m in fused.named_modules() if is_fixed_batch_norm(m)}
+    assert norms <= KEPT_BATCH_NORMS.get(family(name), {}).keys()
+    assert isinstance(fused.head, ClassifierHead) == (name in CLASSIFIERS)
+    assert len(fused.head.classifiers()) == 1, "one classifier"
     allowed = KEPT_SCALES.get(family(name), {})
     parents = dict(fused.named_modules())
     for path, module in fused.named_modules():
@@ -95,12 +111,14 @@ def test_nothing_foldable_is_left(name):
             parent, _, attribute = path.rpartition(".")
             kept = f"{attribute} of {type(parents[parent]).__name__}" in KEPT_NORMS
             assert kept or module.weight is None, f"{path}: its affine goes into the next layer"
-    assert fused.get_classifier().out_features == fused.num_classes
+    last = fused.get_classifier()
+    classes = last.out_channels if hasattr(last, "out_channels") else last.out_features
+    assert classes == fused.num_classes
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_itself_is_left_alone(name):
-    model, x = fresh(name), images(2)
+    model, x = fresh(name), inputs(name)
     before = copy.deepcopy(model.state_dict())
     addresses = {t.data_ptr() for t in model.state_dict().values()}
     with torch.no_grad():
@@ -139,19 +157,21 @@ def test_train_mode_is_refused(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_report_agrees_with_the_counts(name):
-    size = (1, 3, 64, 64)
+    two = tuple(inputs(name).shape)
+    size = (1, *two[1:])
     model = shaken(name)
     fused = zoo.reparameterize(model)
-    found = report(model, fused, (2, 3, 64, 64))
+    found = report(model, fused, two)
     counts = zoo.count(model, size), zoo.count(fused, size)
     assert isinstance(found, FuseReport)
     assert (counts[0].fused, counts[1].fused) == (False, True)
     assert found.params == tuple(c.params for c in counts)
     assert found.macs == tuple(c.macs for c in counts)
     assert found.flops == tuple(c.flops for c in counts)
-    for before, after in (found.layers, found.params, found.flops):
-        assert after < before
-    assert found.macs[1] <= found.macs[0]
+    assert found.flops[1] < found.flops[0]
+    assert found.params[1] < 1.01 * found.params[0]  # a norm's shift may give a layer a bias
+    for before, after in (found.layers, found.macs):  # a layer norm stays one without its affine
+        assert after <= before
     assert 0 < found.error < 1e-9
     text = str(found)
     assert f"{found.macs[0]:,}" in text
@@ -184,7 +204,7 @@ def test_fused_weights_travel_as_a_state_dict(name):
     second = zoo.reparameterize(zoo.create_model(name).eval())
     second.load_state_dict(first.state_dict())
     with torch.no_grad():
-        assert torch.equal(second(images(2)), first(images(2)))
+        assert torch.equal(second(inputs(name)), first(inputs(name)))
 
 
 # --- plain layers, whoever wrote them ---------------------------------------------------------

@@ -18,7 +18,7 @@ def create_model(
     pretrained: bool = False,
     *,
     num_classes: int | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     img_size: int | Sequence[int] | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
@@ -37,7 +37,7 @@ def create_model(
             classifier for another number of classes starts fresh; another number of image channels
             takes the published filters summed or repeated.
         num_classes: Number of logits, 0 for none; by default as published.
-        in_chans: Channels of the image.
+        in_chans: Channels of the image; by default as published.
         img_size: Pixels, one number or height and width; only for models with parameters that
             depend on the size (any size can be fed without it).
         drop_rate: Dropout before the classifier.
@@ -63,7 +63,8 @@ def create_model(
         **kwargs,
     }
     arguments = {key: value for key, value in given.items() if value is not None}
-    arguments |= {"in_chans": in_chans, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    arguments |= {"in_chans": _channels(name) if in_chans is None else in_chans}
+    arguments |= {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
     _check_values(arguments)
     if name in registry.DECODERS:
         model = _with_decoder(name, encoder, pretrained, features_only, arguments)
@@ -86,6 +87,13 @@ def create_model(
     if checkpoint_path is not None:
         load_weights(model, checkpoint_path)
     return model
+
+
+def _channels(name: str) -> int:
+    """Return the channels of the images that a model was published for, or else 3."""
+    if name.startswith("timm/") or not registry.is_model(name):
+        return 3
+    return registry.get_spec(name).facts.get("input", {}).get("size", (3,))[0]
 
 
 def _with_decoder(

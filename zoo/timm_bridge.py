@@ -36,7 +36,10 @@ def bridged_name(name: str) -> str:
 
 @functools.cache
 def _traits(family: str) -> dict[str, Any]:
-    """What the variants of a family have in common, read off the first."""
+    """What the variants of a family have in common, read off the first.
+
+    Building them all would take seconds; what differs between them is in the facts.
+    """
     name = next(filter(registry.is_packaged, registry.list_models(family=family)))
     with torch.device("meta"):
         model = registry.get_builder(name)()
@@ -52,21 +55,29 @@ def _default_cfg(spec: registry.ModelSpec) -> dict[str, Any]:
     traits, wanted = dict(_traits(spec.family)), spec.facts["input"]
     _, height, width = wanted["size"]
     stride = traits.pop("stride")
+    stride = spec.facts.get("reduction", stride)
     return {
         **traits,
         "input_size": tuple(wanted["size"]),
-        "pool_size": (-(-height // stride), -(-width // stride)),
+        "pool_size": _pool_size(height, width, stride, spec),
         "num_classes": spec.num_classes,
         "mean": tuple(wanted["mean"]),
         "std": tuple(wanted["std"]),
         "interpolation": wanted["interpolation"],
         "crop_pct": wanted["crop_pct"],
-        "fixed_input_size": not spec.capabilities.get("dynamic_size", False),
+        "fixed_input_size": not (spec.capabilities.get("dynamic_size") or "multiple" in wanted),
         "license": spec.facts["code"]["licence"],
         "paper_ids": f"arXiv:{spec.facts['paper']['arxiv']}",
         "paper_name": spec.facts["paper"]["title"],
         "origin_url": spec.facts["code"]["url"],
     }
+
+
+def _pool_size(height: int, width: int, stride: int, spec: registry.ModelSpec) -> tuple[int, int]:
+    """Return the size of the last map: with a class token, the row of all tokens."""
+    if spec.capabilities.get("class_token", False):
+        return 1, 1 + (height // stride) * (width // stride)
+    return -(-height // stride), -(-width // stride)
 
 
 def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:

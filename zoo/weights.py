@@ -25,7 +25,16 @@ from zoo.errors import BadWeights
 from zoo.keys import State, recognise
 
 # Where public checkpoints keep the weights; averaged weights are taken where there are both.
-_BRANCHES = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "net", "module")
+_BRANCHES = (
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "state_dict",
+    "model",
+    "net",
+    "module",
+    "network_weights",  # nnU-Net
+)
 # What wrappers put in front of every key.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 

@@ -10,7 +10,11 @@ import zoo
 
 CAPABILITIES = {
     *("features", "reparam", "dynamic_size", "onnx", "distilled", "output_stride"),
+    "class_token",  # the last map is the row of all tokens, the class token first
     "patch",  # the stem cuts patches of this side and drops what is left of an image
+    "floors",  # from this reduction on, odd maps are halved with rounding down, not up
+    "smallest",  # the least side of an image, where not 1 or that of a patch
+    "drop_path",  # whether there are branches to drop, true unless stated otherwise
     *("script", "trace"),  # TorchScript and torch.fx, true unless stated otherwise
 }
 KNOWN_TASKS = {"classification", "segmentation", "super-resolution"}
@@ -51,7 +55,15 @@ def test_facts_are_complete(name):
     assert facts["task"] in KNOWN_TASKS
     assert {"title", "arxiv", "year"} <= facts["paper"].keys()
     assert {"url", "commit", "licence"} <= facts["code"].keys()
-    assert {"size", "mean", "std", "interpolation", "crop_pct"} == facts["input"].keys()
+    expects = facts["input"]
+    assert {"size", "mean", "std", "interpolation", "crop_pct"} == expects.keys() - {"multiple"}
+    channels, *sides = expects["size"]
+    assert len(expects["mean"]) == len(expects["std"]) == channels
+    if "multiple" in expects:  # what every side must be a multiple of; another model takes any
+        assert type(expects["multiple"]) is int
+        assert expects["multiple"] > 1
+        assert not [side for side in sides if side % expects["multiple"]]
+        assert not facts["capabilities"].get("dynamic_size", False)
     assert facts["capabilities"].keys() <= CAPABILITIES, "a capability that no test knows"
     styles = {style.name for style in on_meta(name).key_styles}
     for entry in facts.get("weights", []):
@@ -68,14 +80,47 @@ def test_capabilities_hold_both_ways(name):
     stated = zoo.model_info(name)["capabilities"]
     model = on_meta(name)
     assert stated.get("distilled", False) == hasattr(model.head, "distilled_training")
+    assert stated.get("class_token", False) == (model.num_prefix_tokens > 0)
     assert stated.get("features", False) == (len(model.feature_info) > 1)
     fuses = any(callable(getattr(module, "fused", None)) for module in model.modules())
     assert stated.get("reparam", False) == fuses
+    if stated.get("drop_path", True):
+        on_meta(name, drop_path_rate=0.1)
+    else:
+        with pytest.raises(zoo.BadInput, match="drop_path_rate"):
+            zoo.create_model(name, drop_path_rate=0.1)
     if stated.get("output_stride", False):
         assert on_meta(name, output_stride=16).feature_info[-1]["reduction"] == 16
     else:
         with pytest.raises(zoo.BadInput, match="output_stride"):
             zoo.create_model(name, output_stride=16)
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_the_reduction_is_that_of_the_facts(name):
+    """Facts state it where the variants of a family differ."""
+    strides = {
+        zoo.model_info(other).get("reduction") or on_meta(other).feature_info[-1]["reduction"]
+        for other in zoo.list_models(family=zoo.model_info(name)["family"])
+    }
+    stated = zoo.model_info(name).get("reduction")
+    assert stated in (None, on_meta(name).feature_info[-1]["reduction"])
+    assert stated or len(strides) == 1, "variants differ in their reduction: state it"
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_sides_that_must_be_multiples_are_those_of_the_facts(name):
+    facts = zoo.model_info(name)["input"]
+    if "multiple" not in facts:
+        return
+    model, multiple = on_meta(name), facts["multiple"]
+    size = [multiple * (3 if axis == 0 else 1) for axis in range(len(facts["size"]) - 1)]
+    assert model(torch.empty(2, facts["size"][0], *size, device="meta")).shape[0] == 2
+    for smaller in range(1, multiple):
+        if multiple % smaller == 0:
+            wrong = [smaller, *size[1:]]
+            with pytest.raises(zoo.BadInput, match=f"a multiple of {multiple}, such as"):
+                model(torch.empty(2, facts["size"][0], *wrong, device="meta"))
 
 
 @pytest.mark.parametrize("name", zoo.list_models(output_stride=True))

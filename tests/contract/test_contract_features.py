@@ -4,46 +4,52 @@ import itertools
 
 import pytest
 import torch
-from support import PYRAMIDS, SIZES, ceil_div, images, shaken
+from support import PYRAMIDS, axes, images, inputs, map_size, shaken, sizes, trainable
 from timm.models import FeatureInfo
 
 import zoo
 
 NAMES = PYRAMIDS
-ODD = SIZES[1]
 
 
 def levels(name):
     return len(shaken(name).feature_info)
 
 
+def narrow(name):
+    """A size that is seven times as long as it is wide."""
+    multiple = zoo.model_info(name)["input"].get("multiple")
+    return (33, 224) if multiple is None else (multiple,) * (axes(name) - 1) + (7 * multiple,)
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [*SIZES, (33, 224)])
-def test_strides_and_channels_are_exact(name, size):
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_strides_and_channels_are_exact(name, which):
     model = shaken(name, features_only=True)
     assert isinstance(model.feature_info, FeatureInfo)
+    size = (*sizes(name), narrow(name))[which]
     with torch.no_grad():
-        maps = model(images(1, size))
+        maps = model(images(1, size, model.in_chans))
     assert isinstance(maps, list)
     assert [m.shape[1] for m in maps] == model.feature_info.channels()
-    patch = zoo.model_info(name)["capabilities"].get("patch", 1)
-    whole = [side - side % patch for side in size]
     assert [tuple(m.shape[2:]) for m in maps] == [
-        ceil_div(whole, stride) for stride in model.feature_info.reduction()
+        map_size(name, size, stride) for stride in model.feature_info.reduction()
     ]
     assert all(m.isfinite().all() for m in maps)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_levels_double_their_stride(name):
+def test_levels_double_their_stride_or_share_it(name):
+    """Levels of one stride, all of them, are those of a model without stages (isotropic)."""
     strides = shaken(name, features_only=True).feature_info.reduction()
-    assert all(b == 2 * a for a, b in itertools.pairwise(strides))
+    factors = {b / a for a, b in itertools.pairwise(strides)}
+    assert factors in ({2}, {1})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_choice_of_levels_gives_those_levels(name):
     whole, count = shaken(name), levels(name)
-    x = images(1, ODD)
+    x = inputs(name, 1, 1)
     choices = [c for n in range(1, count + 1) for c in itertools.combinations(range(count), n)]
     choices += [(-1,), (0, -1), tuple(range(-count, 0)), (count - 1, 0), 1, count]
     with torch.no_grad():
@@ -65,8 +71,8 @@ def test_every_choice_of_levels_gives_those_levels(name):
 def test_a_cut_model_has_no_dead_parameters(name):
     model = zoo.create_model(name, features_only=True, out_indices=(0, 1))
     whole = zoo.create_model(name)
-    sum(m.square().mean() for m in model(images(2))).backward()
-    assert all(p.grad is not None for p in model.parameters())
+    sum(m.square().mean() for m in model(inputs(name))).backward()
+    assert all(p.grad is not None for p in trainable(model).values())
     ours, all_of_them = model.state_dict(), whole.state_dict()
     assert ours.keys() < all_of_them.keys()
     assert {k: v.shape for k, v in ours.items()} == {k: all_of_them[k].shape for k in ours}
@@ -78,7 +84,7 @@ def test_levels_that_there_are_not(name, wrong):
     with pytest.raises(zoo.BadInput, match="out_indices="):
         zoo.create_model(name, features_only=True, out_indices=wrong)
     with pytest.raises(zoo.BadInput, match="^indices="):
-        shaken(name).forward_intermediates(images(1), indices=wrong)
+        shaken(name).forward_intermediates(inputs(name, 1), indices=wrong)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,24 +93,34 @@ def test_out_indices_without_features_only_is_an_error(name):
         zoo.create_model(name, out_indices=(0, 1))
 
 
+def closed(model, maps):
+    """What follows the levels: a norm, or a decoder that draws them together."""
+    return model.decode(maps) if hasattr(model, "decode") else model.norm(maps[-1])
+
+
+def positions(model, last):
+    """The last map without class tokens, as a row where there are any."""
+    return last[..., model.num_prefix_tokens :]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_intermediates_equal_features_only_and_forward_features(name):
-    model, x = shaken(name), images(2, ODD)
+    model, x = shaken(name), inputs(name, which=1)
     with torch.no_grad():
         last, maps = model.forward_intermediates(x)
         assert torch.equal(last, model.forward_features(x))
         for have, want in zip(shaken(name, features_only=True)(x), maps, strict=True):
             assert torch.equal(have, want)
-        assert torch.equal(model.norm(maps[-1]), last)
+        assert torch.equal(closed(model, maps).flatten(2), positions(model, last).flatten(2))
         _, normed = model.forward_intermediates(x, norm=True)
-        assert torch.equal(normed[-1], last)
+        assert torch.equal(normed[-1], model.norm(maps[-1]))
         assert all(torch.equal(a, b) for a, b in zip(normed[:-1], maps[:-1], strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("indices", [None, 2, [0], [0, 2], [-1], [2, 0]])
 def test_arguments_of_forward_intermediates(name, indices):
-    model, x = shaken(name), images(1)
+    model, x = shaken(name), inputs(name, 1)
     count = levels(name)
     with torch.no_grad():
         last, every = model.forward_intermediates(x)
@@ -121,7 +137,8 @@ def test_arguments_of_forward_intermediates(name, indices):
         assert len(have) == len(want)
         assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
     deepest = max(i % count for i in chosen)
-    assert torch.equal(early, last if deepest == count - 1 else every[deepest])
+    to_the_end = deepest == count - 1 and not hasattr(model, "decode")
+    assert torch.equal(early, last if to_the_end else every[deepest])
     with pytest.raises(zoo.BadInput, match="output_fmt"):
         model.forward_intermediates(x, output_fmt="NLC")
 
@@ -136,7 +153,7 @@ def test_stopping_early_skips_the_stages_beyond(name):
     ]
     try:
         with torch.no_grad():
-            model.forward_intermediates(images(1), [0], stop_early=True)
+            model.forward_intermediates(inputs(name, 1), [0], stop_early=True)
     finally:
         for handle in handles:
             handle.remove()
@@ -149,4 +166,4 @@ def test_features_of_other_channels(name, in_chans):
     model = shaken(name, features_only=True, in_chans=in_chans)
     assert model.in_chans == in_chans
     with torch.no_grad():
-        assert model(images(1, channels=in_chans))[0].isfinite().all()
+        assert model(inputs(name, 1, channels=in_chans))[0].isfinite().all()

@@ -2,32 +2,38 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
 from support import (
     CLASSIFIERS,
     PYRAMIDS,
-    SIZES,
     SMALLEST,
+    axes,
+    capability,
     difference,
     fresh,
     images,
+    inputs,
+    mean_difference,
     shaken,
     tensors,
+    trainable,
 )
 
 import zoo
 
+IN_MULTIPLES = [name for name in SMALLEST if "multiple" in zoo.model_info(name)["input"]]
 TINY = ((1, 1), (7, 5), (31, 33))
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-@pytest.mark.parametrize("size", SIZES)
-def test_logits_are_finite_and_depend_on_the_image(name, size):
+@pytest.mark.parametrize("which", [0, 1])
+def test_logits_are_finite_and_depend_on_the_image(name, which):
     model = shaken(name)
     with torch.no_grad():
-        y = model(images(2, size))
+        y = model(inputs(name, which=which))
     assert y.shape == (2, model.num_classes)
     assert y.isfinite().all()
     assert (y[0] - y[1]).abs().mean() > 1e-3 * y.abs().mean()
@@ -38,9 +44,9 @@ def test_logits_are_finite_and_depend_on_the_image(name, size):
 )
 @pytest.mark.parametrize("size", TINY)
 def test_the_smallest_images_work(name, size):
-    patch = zoo.model_info(name)["capabilities"].get("patch", 1)
-    if min(size) < patch:
-        with pytest.raises(zoo.BadInput, match=f"at least {patch} x {patch}"):
+    least = capability(name, "smallest", capability(name, "patch", 1))
+    if min(size) < least:
+        with pytest.raises(zoo.BadInput, match=f"at least {least} x {least}"):
             shaken(name)(images(2, size))
         return
     with torch.no_grad():
@@ -48,26 +54,47 @@ def test_the_smallest_images_work(name, size):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in SMALLEST if name in zoo.list_models(dynamic_size=False)]
+    "name",
+    [
+        name
+        for name in SMALLEST
+        if name in zoo.list_models(dynamic_size=False) and name not in IN_MULTIPLES
+    ],
 )
 def test_a_size_that_cannot_work_is_said_to_be_that(name):
     with pytest.raises(ValueError, match=r"97|130"):
         shaken(name)(images(1, (97, 130)))
 
 
+@pytest.mark.parametrize("name", IN_MULTIPLES)
+def test_sides_are_multiples_and_others_are_refused_with_some_that_work(name):
+    model, number = shaken(name), axes(name)
+    multiple = zoo.model_info(name)["input"]["multiple"]
+    with torch.no_grad():
+        for size in ((multiple,) * number, (3 * multiple,) + (multiple,) * (number - 1)):
+            assert model(images(2, size, model.in_chans)).isfinite().all()
+        for axis in range(number):
+            wrong = [2 * multiple] * number
+            wrong[axis] += 1
+            with pytest.raises(zoo.BadInput, match=rf"a multiple of {multiple}, such as") as caught:
+                model(images(2, wrong, model.in_chans))
+            work = [int(n) for n in re.findall(r"\d+", str(caught.value).split("such as")[1])]
+            assert model(images(2, work, model.in_chans)).isfinite().all()
+
+
 @pytest.mark.parametrize("name", SMALLEST)
 def test_every_parameter_gets_a_gradient(name):
     model = fresh(name, num_classes=42).train()
-    outputs = tensors(model(images(2, SIZES[1])))  # every map of several positions
+    outputs = tensors(model(inputs(name, which=1)))  # every map of several positions
     assert outputs[0].shape[:2] == (2, 42)
     sum(out.square().mean() for out in outputs).backward()
-    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    missing = [n for n, p in trainable(model).items() if p.grad is None or not p.grad.any()]
     assert not missing
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_evaluation_is_deterministic_and_changes_nothing(name):
-    model, x = fresh(name), images(2)
+    model, x = fresh(name), inputs(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
         assert torch.equal(model(x), model(x))
@@ -76,7 +103,7 @@ def test_evaluation_is_deterministic_and_changes_nothing(name):
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_batch_equals_its_images_one_by_one(name):
-    model, x = shaken(name, torch.float64), images(3, (97, 130), dtype=torch.float64)
+    model, x = shaken(name, torch.float64), inputs(name, 3, 1, dtype=torch.float64)
     with torch.no_grad():
         alone = torch.cat([model(x[i : i + 1]) for i in range(3)])
         assert difference(alone, model(x)) < 1e-10
@@ -87,7 +114,7 @@ def test_a_batch_equals_its_images_one_by_one(name):
 def test_images_of_other_channels(name, in_chans):
     model = shaken(name, in_chans=in_chans)
     assert model.in_chans == in_chans
-    x = images(2, channels=in_chans)
+    x = inputs(name, channels=in_chans)
     with torch.no_grad():
         y = model(x)
         x[:, -1] += 1
@@ -96,28 +123,43 @@ def test_images_of_other_channels(name, in_chans):
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_bf16_autocast_is_finite_and_close(name):
-    model, x = shaken(name), images(2)
+    model, x = shaken(name), inputs(name)
     with torch.no_grad():
         want = model(x)
         with torch.autocast("cpu", torch.bfloat16):
-            have = model(x)
-    assert difference(have.float(), want) < 1.0
+            have = model(x).float()
+    assert mean_difference(have, want) < 0.25
+    if name in CLASSIFIERS:  # among the values of a map, the largest error tells little
+        assert difference(have, want) < 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SMALLEST)
+def test_half_precision_holds_large_images(name, dtype):
+    """With fresh weights: random ones alone may make values that no half precision holds."""
+    torch.manual_seed(0)
+    model, x = zoo.create_model(name), 30 * inputs(name)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        assert all(out.isfinite().all() for out in tensors(model.train()(x)))
+        have = model.eval()(x).float()
+    with torch.no_grad():
+        assert mean_difference(have, model(x)) < 0.25
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_bf16_autocast_trains(name):
     model = fresh(name).train()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = sum(out.float().square().mean() for out in tensors(model(images(2))))
+        loss = sum(out.float().square().mean() for out in tensors(model(inputs(name))))
     loss.backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad.isfinite().all() for p in trainable(model).values())
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_compute_the_same_and_share_nothing(name, duplicate):
     for kwargs in ({}, {"features_only": True}) if name in PYRAMIDS else ({},):
-        model, x = shaken(name, **kwargs), images(2)
+        model, x = shaken(name, **kwargs), inputs(name)
         twin = duplicate(model)
         with torch.no_grad():
             pairs = zip(tensors(model(x)), tensors(twin(x)), strict=True)
@@ -128,18 +170,17 @@ def test_copies_compute_the_same_and_share_nothing(name, duplicate):
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_channels_last_computes_the_same(name):
-    model, x = fresh(name), images(2)
+    model, x = fresh(name), inputs(name)
+    layout = torch.channels_last if axes(name) == 2 else torch.channels_last_3d
     with torch.no_grad():
         want = model(x)
-        have = model.to(memory_format=torch.channels_last)(
-            x.contiguous(memory_format=torch.channels_last)
-        )
+        have = model.to(memory_format=layout)(x.contiguous(memory_format=layout))
     assert difference(have, want) < 1e-4
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_other_dtypes_and_the_wrong_number_of_channels(name):
     with torch.no_grad():
-        assert shaken(name, torch.bfloat16)(images(2, dtype=torch.bfloat16)).isfinite().all()
+        assert shaken(name, torch.bfloat16)(inputs(name, dtype=torch.bfloat16)).isfinite().all()
         with pytest.raises(RuntimeError):
-            shaken(name)(images(2, channels=5))
+            shaken(name)(inputs(name, channels=5))

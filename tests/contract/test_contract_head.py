@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import CLASSIFIERS, difference, fresh, images, shaken
+from support import CLASSIFIERS, difference, fresh, inputs, shaken
 from torch import nn
 
 import zoo
@@ -19,7 +19,7 @@ def layers(model):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_forward_is_features_then_head(name):
-    model, x = shaken(name), images(2, (97, 130))
+    model, x = shaken(name), inputs(name, which=1)
     with torch.no_grad():
         features = model.forward_features(x)
         pre_logits = model.forward_head(features, pre_logits=True)
@@ -44,7 +44,7 @@ def test_classifiers_and_first_convolution_are_where_the_names_say(name):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_reset_gives_a_fresh_classifier_or_none(name):
-    model, x = fresh(name), images(2)
+    model, x = fresh(name), inputs(name)
     with torch.no_grad():
         features = model.forward_features(x)
         pre_logits = model.forward_head(features, pre_logits=True)
@@ -67,7 +67,7 @@ def test_reset_keeps_mode_dtype_and_device(name):
     model = fresh(name, torch.float64)
     model.reset_classifier(7)
     assert not any(module.training for module in model.modules())
-    assert model(images(1, dtype=torch.float64)).dtype == torch.float64
+    assert model(inputs(name, 1, dtype=torch.float64)).dtype == torch.float64
     zoo.reparameterize(model)
     model.train().reset_classifier(5)
     assert all(module.training for module in model.modules())
@@ -81,7 +81,7 @@ def test_reset_keeps_mode_dtype_and_device(name):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("arguments", [(-1,), (2.5,), ("7",), (None,), (7, ""), (7, "mean")])
 def test_a_refused_reset_leaves_the_model_as_it_was(name, arguments):
-    model, x = fresh(name), images(1)
+    model, x = fresh(name), inputs(name, 1)
     with torch.no_grad():
         before = model(x)
         with pytest.raises(zoo.BadInput, match="num_classes|global_pool"):
@@ -91,7 +91,7 @@ def test_a_refused_reset_leaves_the_model_as_it_was(name, arguments):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_built_without_a_classifier(name):
-    x = images(2)
+    x = inputs(name)
     with torch.no_grad():
         whole = fresh(name)
         features = whole.forward_features(x)
@@ -108,6 +108,8 @@ def test_built_without_a_classifier(name):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_dropout_drops_while_training_only(name):
     model = fresh(name, drop_rate=0.5)
+    if model.head.drop_rate == 0:
+        return drops_inside_the_blocks(model, inputs(name))
     ones = torch.ones(4, model.num_features, 2, 2)
     assert torch.equal(model.forward_head(ones, pre_logits=True), ones.mean((2, 3)))
     torch.manual_seed(0)
@@ -115,9 +117,21 @@ def test_dropout_drops_while_training_only(name):
     assert kept == pytest.approx(0.5, abs=0.06)
 
 
+def drops_inside_the_blocks(model, x):
+    """Check a model whose `drop_rate` is that of its blocks."""
+    inside = [module for module in model.stages.modules() if isinstance(module, nn.Dropout)]
+    assert {module.p for module in inside} == {0.5}
+    assert model.head.drop.p == 0
+    with torch.no_grad():
+        assert torch.equal(model(x), model(x))
+        for module in inside:
+            module.train()
+        assert not torch.equal(model(x), model(x))
+
+
 @pytest.mark.parametrize("name", DISTILLED)
 def test_a_distilled_model_gives_the_pair_when_asked_in_training(name):
-    model, x = fresh(name), images(2)
+    model, x = fresh(name), inputs(name)
     heads = layers(model)
     assert len(heads) == 2
     with torch.no_grad():

@@ -2,12 +2,24 @@
 
 import pytest
 import torch
-from support import PYRAMIDS, SMALLEST, difference, fresh, images, shaken, takes, tensors
+from support import (
+    PYRAMIDS,
+    SMALLEST,
+    difference,
+    fresh,
+    images,
+    inputs,
+    quick,
+    shaken,
+    sizes,
+    takes,
+    tensors,
+    trainable,
+)
 
 import zoo
 
 FORMS = [(name, False) for name in SMALLEST] + [(name, True) for name in PYRAMIDS]
-SIZES = ((64, 64), (97, 130))
 
 
 def able(name, way) -> bool:
@@ -30,8 +42,8 @@ def test_script(name, features_only, tmp_path):
     torch.jit.save(scripted, tmp_path / "model.pt")
     again = torch.jit.load(tmp_path / "model.pt")
     with torch.no_grad():
-        for size in SIZES:
-            x = images(2, size)
+        for which in (0, 1):
+            x = inputs(name, which=which)
             want = model(x)
             assert difference(scripted(x), want) < 1e-4
             assert difference(again(x), want) < 1e-4
@@ -46,38 +58,42 @@ def test_symbolic_trace(name, features_only):
         return
     traced = torch.fx.symbolic_trace(model)
     with torch.no_grad():
-        for size in SIZES:
-            assert equal(traced(images(2, size)), model(images(2, size)))
+        for which in (0, 1):
+            x = inputs(name, which=which)
+            assert equal(traced(x), model(x))
 
 
 @pytest.mark.parametrize("name", [name for name in SMALLEST if able(name, "trace")])
 def test_symbolic_trace_trains(name):
     kwargs = {"drop_path_rate": 0.1} if takes(name, "drop_path_rate") else {}
     traced = torch.fx.symbolic_trace(fresh(name, **kwargs).train())
-    sum(out.square().mean() for out in tensors(traced(images(2)))).backward()
-    assert all(p.grad is not None for p in traced.parameters())
+    sum(out.square().mean() for out in tensors(traced(inputs(name)))).backward()
+    assert all(p.grad is not None for p in trainable(traced).values())
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_compile_in_one_graph_for_any_size(name):
     torch.compiler.reset()
-    model = shaken(name)
+    model = shaken(name, **quick(name))
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():
-        for batch, size in ((2, (64, 64)), (3, (96, 128))):
-            assert difference(compiled(images(batch, size)), model(images(batch, size))) < 1e-5
+        free = "multiple" not in zoo.model_info(name)["input"]
+        for batch, size in zip((2, 3), ((64, 64), (96, 128)) if free else sizes(name), strict=True):
+            x = images(batch, size, model.in_chans)
+            assert difference(compiled(x), model(x)) < 1e-5
     torch.compiler.reset()
 
 
 @pytest.mark.parametrize(("name", "features_only"), FORMS)
 def test_export(name, features_only):
-    model, x = shaken(name, features_only=features_only), images(2)
+    model = shaken(name, features_only=features_only, **quick(name))
+    x = inputs(name)
     program = torch.export.export(
         model, (x,), strict=True, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)
     )
     with torch.no_grad():
         assert difference(program.module()(x), model(x)) < 1e-5
-        x = images(5)
+        x = inputs(name, 5)
         assert difference(program.module()(x), model(x)) < 1e-5
 
 
@@ -86,7 +102,7 @@ def test_export(name, features_only):
     "name", [name for name in SMALLEST if name in zoo.list_models(reparam=True)]
 )
 def test_fused_models_are_programs_too(name):
-    model, x = zoo.reparameterize(shaken(name)), images(2)
+    model, x = zoo.reparameterize(shaken(name, **quick(name))), inputs(name)
     with torch.no_grad():
         want = model(x)
         if able(name, "script"):

@@ -97,7 +97,8 @@ def test_sides_are_multiples(name):
         maps = tuple(factor * side for side in size) if factor else ()
         assert out.shape == (2, model.num_classes, *maps)
     for wrong in ((multiple + 1, multiple), (multiple, multiple // 2), (0, multiple)):
-        with pytest.raises(zoo.BadInput, match=rf"\[\d+, \d+\] .* a multiple of {multiple}$"):
+        found = rf"\[\d+, \d+\] .* a multiple of {multiple}, such as \["
+        with pytest.raises(zoo.BadInput, match=found):
             model(torch.empty(2, 3, *wrong, device="meta"))
     with pytest.raises(zoo.BadInput, match="images of 3 axes"):
         model(torch.empty(3, multiple, multiple, device="meta"))

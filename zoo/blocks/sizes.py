@@ -45,6 +45,8 @@ def check_sides(x: Tensor, axes: int, multiple: int) -> None:
         return
     for side in x.shape[2:]:
         if side == 0 or side % multiple != 0:
+            near = [max(1, (n + multiple - 1) // multiple) * multiple for n in x.shape[2:]]
             raise BadInput(
-                f"images of {list(x.shape[2:])} pixels: every side must be a multiple of {multiple}"
+                f"images of {list(x.shape[2:])} pixels: every side must be a multiple of "
+                f"{multiple}, such as {near}"
             )
