@@ -1,6 +1,8 @@
 """Every runtime computes what the model computes, and leaves the model alone."""
 
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -40,6 +42,8 @@ BATCH = np.random.default_rng(1).standard_normal((2, 3, 12, 10), dtype=np.float3
         ("eager", {"dtype": "bfloat16"}, 3e-2),
         ("compile", {}, 1e-5),
         ("onnxruntime", {}, 1e-5),
+        ("openvino", {}, 1e-5),
+        ("executorch", {}, 1e-5),
     ],
 )
 def test_outputs_are_the_models(model, runtime, settings, tolerance):
@@ -127,12 +131,45 @@ def test_artefacts_that_cannot_be_loaded(source, runtime, said):
         runtimes.load(source, runtime)
 
 
-def test_a_file_that_is_no_model(tmp_path):
-    broken = tmp_path / "broken.onnx"
+@pytest.mark.parametrize(
+    ("runtime", "suffix", "said"),
+    [
+        ("onnxruntime", ".onnx", "ONNX Runtime cannot load .*broken.onnx"),
+        ("openvino", ".onnx", "OpenVINO cannot load .*broken.onnx"),
+        ("openvino", ".xml", "OpenVINO cannot load .*broken.xml"),
+        ("executorch", ".pte", "ExecuTorch cannot load .*broken.pte"),
+    ],
+)
+def test_a_file_that_is_no_model(tmp_path, runtime, suffix, said):
+    broken = tmp_path / f"broken{suffix}"
     broken.write_bytes(b"this is no model")
-    with pytest.raises(zoo.BadInput, match="ONNX Runtime cannot load .*broken.onnx") as caught:
-        runtimes.load(broken, "onnxruntime")
+    with pytest.raises(zoo.BadInput, match=said) as caught:
+        runtimes.load(broken, runtime)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_provider_that_is_not_there(model):
+    with pytest.raises(zoo.MissingExtra, match="needs CUDAExecutionProvider: pip install"):
+        runtimes.load(model, "onnxruntime-cuda")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_artefact_runs_without_torch(tmp_path, model, runtime):
+    from zoo.exporters import convert
+
+    file = tmp_path / "model.onnx"
+    convert(model, file, input_size=BATCH.shape, dynamic_batch=False)
+    code = (
+        "import sys, numpy as np; from zoo import runtimes\n"
+        f"y = runtimes.load({str(file)!r}, {runtime!r})(np.ones({BATCH.shape}, np.float32))\n"
+        "assert 'torch' not in sys.modules; print(float(y[0].sum()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        wanted = model(torch.ones(BATCH.shape))[0].sum().item()
+    assert float(done.stdout) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, model):

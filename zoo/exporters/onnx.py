@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from zoo.errors import BadInput, NotExportable
-from zoo.runtimes import first_line, flat, need
+from zoo.runtimes import first_line, need
+from zoo.runtimes.pytorch import flat
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = (18, 23)  # those that torch's exporter writes and ONNX Runtime is tested with

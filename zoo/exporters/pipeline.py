@@ -32,7 +32,10 @@ class Format:
     runtime: str
 
 
-FORMATS = {"onnx": Format("zoo.exporters.onnx", ".onnx", "onnxruntime")}
+FORMATS = {
+    "onnx": Format("zoo.exporters.onnx", ".onnx", "onnxruntime"),
+    "executorch": Format("zoo.exporters.executorch", ".pte", "executorch"),
+}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from zoo import runtimes
 from zoo.errors import BadInput
 from zoo.profiling.machine import describe_machine, versions
 from zoo.profiling.stats import Summary, shift, summarize
+from zoo.runtimes.pytorch import in_eval_mode
 
 Clock = Callable[[], float]
 Source = nn.Module | str | os.PathLike[str] | runtimes.Runtime
@@ -205,7 +206,7 @@ def measure(
     Args:
         model: A model, the path of an artefact, or what `zoo.runtimes.load` returned.
         input_size: B C H W of the input, which is random.
-        runtime: `"eager"`, `"compile"` or `"onnxruntime"`.
+        runtime: One of `zoo.runtimes.NAMES`.
         fused: Re-parameterise the model (a copy of it) first.
         threads: Threads that share one call; None: as many as PyTorch uses.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; None: the model's own.
@@ -390,7 +391,7 @@ def _load(
     if fused:
         from zoo.reparam import reparameterize
 
-        source = reparameterize(runtimes.in_eval_mode(source))
+        source = reparameterize(in_eval_mode(source))
     return runtimes.load(source, runtime, input_size=size, **settings)
 
 
