@@ -8,6 +8,8 @@ from zoo.blocks.folding import (
     batch_norm_affine,
     is_fixed_batch_norm,
     mean_of,
+    rebuilt,
+    split_affine,
 )
 from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput
@@ -34,24 +36,32 @@ def pool_map(x: Tensor, pool: str) -> Tensor:
     return x
 
 
+# Norms of the features, between pooling and classifier, by name.
+NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+
+
 class NormLinear(nn.Module):
-    """A batch norm of the features, then a linear layer (LeViT, arXiv 2104.01136, section 4).
+    """A norm of the features, then a linear layer.
 
     Args:
         in_features: Width of the input.
         out_features: Width of the output.
+        norm: `"batch"` (LeViT, arXiv 2104.01136, section 4) or `"layer"`.
     """
 
-    def __init__(self, in_features: int, out_features: int):
+    def __init__(self, in_features: int, out_features: int, norm: str = "batch"):
         super().__init__()
-        self.norm = nn.BatchNorm1d(in_features)
+        self.norm = NORMS[norm](in_features)
         self.linear = nn.Linear(in_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.norm(x))
 
     def fused(self) -> nn.Module:
-        """The norm in the linear layer."""
+        """The norm in the linear layer, of a layer norm its affine part."""
+        if isinstance(self.norm, nn.LayerNorm) and self.norm.elementwise_affine:
+            plain, *affine = split_affine(self.norm)
+            return rebuilt(self, norm=plain, linear=affine_inputs(self.linear, *affine))
         if not is_fixed_batch_norm(self.norm):
             return self
         return affine_inputs(self.linear, *batch_norm_affine(self.norm))
@@ -65,7 +75,7 @@ class ClassifierHead(nn.Module):
         num_classes: Number of logits; 0 leaves the classifier out.
         pool: `"avg"`, `"max"`, or `""` for none (only without a classifier).
         drop_rate: Probability of the dropout before the classifier.
-        batch_norm: Put a batch norm in front of the linear layer.
+        norm: Put a `"batch"` or `"layer"` norm in front of the linear layer; `""`: none.
     """
 
     pools = POOLS
@@ -77,10 +87,10 @@ class ClassifierHead(nn.Module):
         *,
         pool: str = "avg",
         drop_rate: float = 0.0,
-        batch_norm: bool = False,
+        norm: str = "",
     ):
         super().__init__()
-        self.num_features, self.drop_rate, self.batch_norm = num_features, drop_rate, batch_norm
+        self.num_features, self.drop_rate, self.norm = num_features, drop_rate, norm
         self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool)
 
@@ -98,8 +108,10 @@ class ClassifierHead(nn.Module):
     def _classifier(self) -> nn.Module:
         if self.num_classes == 0:
             return nn.Identity().train(self.training)
-        layer = NormLinear if self.batch_norm else nn.Linear
-        return layer(self.num_features, self.num_classes).train(self.training)
+        if self.norm:
+            layer = NormLinear(self.num_features, self.num_classes, self.norm)
+            return layer.train(self.training)
+        return nn.Linear(self.num_features, self.num_classes).train(self.training)
 
     def classifiers(self) -> list[str]:
         """Names of the classifying layers."""
