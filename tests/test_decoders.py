@@ -99,11 +99,12 @@ def test_weights_of_a_whole_network_can_be_loaded(tmp_path):
 REFUSED = [
     (
         {"encoder": "mobilemamba_t2"},
-        "encoder=mobilemamba_t2 gives maps at strides 16, 32, 64; unet needs 4, 8, 16, 32",
+        r"encoder=mobilemamba_t2 gives maps at strides 16, 32, 64; unet needs 4, 8, 16, 32 \(or 2 as"
+        r" well\): take a backbone that has these, such as mobilenetv2_100$",
     ),
     ({"encoder": None}, r"unet needs an encoder: name a backbone with encoder=\.\.\."),
     ({"encoder": "lightm_unet_2d"}, "encoder=lightm_unet_2d is made for segmentation"),
-    ({"encoder": "wavemix_192_16_l3"}, "encoder=wavemix_192_16_l3 gives"),
+    ({"encoder": "wavemix_192_16_l3"}, "l3 gives maps at strides 4, 4, 4, 4; unet nee"),
     ({"encoder": "mobilenetv2_03"}, "no model named 'mobilenetv2_03'; did you mean mobilenetv2_0"),
     ({"encoder": "timm/resnet10x"}, "timm has no model 'resnet10x'"),
     (

@@ -148,7 +148,7 @@ def _check_strides(name: str, encoder: str) -> None:
     if strides not in LADDERS:
         raise BadInput(
             f"encoder={encoder} gives maps at strides {', '.join(map(str, strides))}; {name} needs"
-            " 4, 8, 16, 32 (or 2 as well): take a backbone that has these"
+            " 4, 8, 16, 32 (or 2 as well): take a backbone that has these, such as mobilenetv2_100"
         )
 
 

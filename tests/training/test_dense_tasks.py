@@ -254,6 +254,21 @@ def test_interrupted_in_an_epoch_and_continued_is_exact(finished, tmp_path, monk
     assert_same_run(whole, folder)
 
 
+def test_a_decoder_on_a_backbone_is_trained_and_evaluated(tmp_path, capsys):
+    pytest.importorskip("segmentation_models_pytorch")
+    folder = run(
+        tmp_path,
+        *("model=unet", "model.encoder=mobilenetv2_035", "data=digits_segmentation"),
+        *("data.train_images=8", "data.val_images=6", *COMMON, "train.epochs=1"),
+    )
+    given = [f"weights={folder}", f"out={tmp_path / 'out'}", "device=cpu"]
+    found = evaluate(compose("eval", given), given)
+    measured = checkpoint_of(folder, "best")["metrics"]["val/mean_iou"]
+    assert found["mean_iou"] == pytest.approx(measured, abs=1e-4)
+    assert f"mean IoU {measured:.4f}" in (folder / "train.log").read_text()
+    assert f"mean IoU {found['mean_iou']:.4f}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_eval_measures_what_training_measured(finished, tmp_path, fused, capsys):
     task, folder = finished
@@ -308,6 +323,19 @@ REFUSED = [
     ),
     ([*SEGMENTATION, "model.num_classes=2"], "model.num_classes=2 disagrees with the data, which"),
     ([*SEGMENTATION, "data.image_size=33"], "multiple of 2"),
+    (
+        ["model=unet", "model.encoder=mobilemamba_t2", "data=digits_segmentation"],
+        "encoder=mobilemamba_t2 gives maps at strides 16, 32, 64; unet needs 4, 8, 16, 32",
+    ),
+    (
+        ["model=unet", "model.encoder=wavemix_192_16_l3", "data=digits_segmentation"],
+        "encoder=wavemix_192_16_l3 gives maps at strides 4, 4, 4, 4; unet needs 4, 8, 16, 32",
+    ),
+    (["model=unet", "data=digits_segmentation"], "unet needs an encoder: name a backbone"),
+    (
+        ["model=linknet", "model.encoder=mobilenetv2_035", "data=digits_segmentation"],
+        r"images of \[48, 48\] pixels: every side must be a multiple of 32",
+    ),
 ]
 
 
