@@ -49,6 +49,23 @@ def test_a_plane_is_a_volume_of_one_slice():
     torch.testing.assert_close(encoder(x[:, :, None])[:, :, 0], encoder(x))
 
 
+def test_a_mamba_layer_is_the_written_out_formula():
+    """One norm, twice; the residual is not normalised; positions row by row."""
+    torch.manual_seed(0)
+    layer = MambaLayer(8, 12).double()
+    for parameter in (layer.norm.weight, layer.norm.bias, layer.scale.gamma):
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 8, 3, 5, dtype=torch.float64)
+    rows = torch.stack([x[:, :, i, j] for i in range(3) for j in range(5)], dim=1)
+    y = layer.norm(layer.mamba(layer.norm(rows)) + layer.scale.gamma * rows)
+    want = (y @ layer.proj.weight.T + layer.proj.bias).transpose(1, 2).reshape(2, 12, 3, 5)
+    torch.testing.assert_close(layer(x), want)
+    fused = layer.eval().fused()
+    torch.testing.assert_close(fused(x), want)
+    assert fused.norm.weight is None
+    assert layer.norm.weight is not None
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_levels_are_those_of_the_encoder(name):
     model, x = shaken(name), inputs(name, which=1)
