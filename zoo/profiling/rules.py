@@ -170,6 +170,8 @@ _COMPOSITE: dict[str, Rule] = {
     "aten::adaptive_max_pool2d": _per_input(1, "pool"),
     "aten::upsample_bilinear2d": _per_output(8, "resize"),  # four taps
     "aten::upsample_bicubic2d": _per_output(32, "resize"),  # sixteen taps
+    "aten::_upsample_bilinear2d_aa": _per_output(8, "resize"),  # at least: more to make smaller
+    "aten::_upsample_bicubic2d_aa": _per_output(32, "resize"),
     "aten::upsample_linear1d": _per_output(4, "resize"),  # two taps
     "aten::upsample_trilinear3d": _per_output(16, "resize"),  # eight taps
     "aten::grid_sampler": _per_output(8, "resize"),
