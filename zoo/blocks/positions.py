@@ -39,10 +39,12 @@ def resampled_table(
         return table
     before = table.shape[1] - grid[0] * grid[1]
     image = table[:, before:].transpose(1, 2).unflatten(2, (grid[0], grid[1]))
+    image = image.to(torch.promote_types(table.dtype, torch.float32))  # half has no resampling
     image = F.interpolate(
         image, [height, width], mode=mode, align_corners=False, antialias=antialias
     )
-    return torch.cat([table[:, :before], image.flatten(2).transpose(1, 2)], dim=1)
+    places = image.flatten(2).transpose(1, 2).to(table.dtype)
+    return torch.cat([table[:, :before], places], dim=1)
 
 
 torch.fx.wrap("resampled_table")  # a leaf for symbolic tracing: its branch depends on the size

@@ -3,6 +3,7 @@
 Importing this package imports none of the optional compilers.
 """
 
+from zoo.ops.rational import rational as rational
 from zoo.ops.scan import backends as backends
 from zoo.ops.scan import selective_scan as selective_scan
 from zoo.ops.wavelet import haar as haar

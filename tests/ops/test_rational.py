@@ -1,0 +1,99 @@
+"""Rational functions by groups: the formula, both ways to its gradient, programs, precision."""
+
+import pytest
+import torch
+
+import zoo
+from zoo.ops import rational
+
+
+def case(groups=4, rows=1, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=dtype)  # noqa: E731
+    return draw(3, 5, 12), draw(rows, 6), draw(groups, 4)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_formula_value_by_value(rows):
+    x, a, b = case(rows=rows)
+    y = rational(x, a, b)
+    for channel in range(12):
+        group = channel // 3
+        for v, have in zip(x[..., channel].flatten(), y[..., channel].flatten(), strict=True):
+            p = sum(a[group if rows > 1 else 0, i] * v**i for i in range(6))
+            q = 1 + sum(b[group, i].abs() * v.abs() ** (i + 1) for i in range(4))
+            torch.testing.assert_close(have, p / q)
+
+
+def test_there_are_no_poles():
+    x = torch.linspace(-1e3, 1e3, 4001, dtype=torch.float64)[:, None].expand(-1, 4)
+    _, a, b = case()
+    assert rational(x.contiguous(), a, -b.abs()).isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_gradients_of_first_and_second_order(rows):
+    x, a, b = (t.requires_grad_() for t in case(rows=rows))
+    assert torch.autograd.gradcheck(rational, (x[:1, :2], a, b))
+    assert torch.autograd.gradgradcheck(rational, (x[:1, :1], a, b), atol=1e-4)
+
+
+def test_the_backward_pass_is_that_of_the_written_out_form():
+    tensors = [t.requires_grad_() for t in case()]
+    outer = torch.randn(3, 5, 12, dtype=torch.float64)
+    have = torch.autograd.grad(rational(*tensors), tensors, outer)
+    compiled = torch.compile(rational, fullgraph=True, backend="aot_eager")
+    want = torch.autograd.grad(compiled(*tensors), tensors, outer)
+    torch.compiler.reset()
+    for ours, theirs in zip(have, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_coefficients_that_start_at_0_move(compiled):
+    x, a, _ = case()
+    b = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
+    function = torch.compile(rational, backend="aot_eager") if compiled else rational
+    function(x, a, b).sum().backward()
+    torch.compiler.reset()
+    p = sum(a[0, i] * x**i for i in range(6))
+    want = torch.stack([-(p * x.abs() ** i).unflatten(-1, (4, 3)).sum((0, 1, 3)) for i in (1, 2)])
+    torch.testing.assert_close(b.grad[:, :2].T, want)
+
+
+def test_only_the_input_is_kept_for_the_backward_pass():
+    x, a, b = (t.requires_grad_() for t in case())
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        rational(x, a, b)
+    assert sum(t.numel() for t in kept) == x.numel() + a.numel() + b.numel()
+
+
+def test_half_precision_is_computed_in_single():
+    x = torch.tensor([[300.0, -300.0]], dtype=torch.float16)  # its fifth power is beyond half
+    a, b = torch.tensor([[0.0, 1, 0, 0, 0, 1e-4]]), torch.tensor([[0.0, 0, 0, 1e-2]])
+    y = rational(x, a, b)
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y.double(), rational(x.double(), a, b), rtol=1e-3, atol=0)
+
+
+@pytest.mark.usefixtures("quiet_script")
+def test_it_can_be_scripted_and_exported():
+    x, a, b = case()
+    want = rational(x, a, b)
+    torch.testing.assert_close(torch.jit.script(rational)(x, a, b), want)
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return rational(x, a, b)
+
+    program = torch.export.export(Module(), (x,))
+    torch.testing.assert_close(program.module()(x), want)
+
+
+def test_what_does_not_fit_together_is_said():
+    x, a, b = case()
+    with pytest.raises(zoo.BadInput, match="12 channels: a multiple of 5"):
+        rational(x, a, torch.zeros(5, 4))
+    with pytest.raises(zoo.BadInput, match="2 rows: 1 or 4"):
+        rational(x, torch.zeros(2, 6), b)

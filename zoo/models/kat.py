@@ -1,0 +1,228 @@
+"""KAT: a vision transformer whose MLPs have learnt rational functions in place of activations.
+
+Paper: Yang and Wang, "Kolmogorov-Arnold Transformer" (arXiv 2409.10594), sections 4.2 to 4.4.
+Code:  github.com/Adamdad/kat @ ecb0eb76bf17 (MIT); the rational function is written from its
+       formula (the package rational_kat_cu has no licence).
+Here:  linear layers start truncated normal 0.02, as those of the MLPs do in the released runs;
+       `weight_init="mimetic"` starts queries, keys, values and projections as the authors do.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from zoo.backbone import Backbone, Stage
+from zoo.blocks.drop import linear_rates
+from zoo.blocks.heads import TokenHead
+from zoo.blocks.norm import LayerNorm2d
+from zoo.blocks.patches import PatchEmbed, whole_patches
+from zoo.blocks.positions import Positions, PositionTable, fit_tables
+from zoo.blocks.tokens import ClassToken
+from zoo.blocks.transformer import SelfAttention, TransformerBlock
+from zoo.errors import BadInput
+from zoo.keys import KeyStyle, State, rename
+from zoo.ops import rational
+from zoo.registry import register
+
+torch.fx.wrap("rational")
+
+PATCH, GROUPS = 16, 8
+
+# Initial coefficients, numerator and denominator: published facts of the code. "gelu" was fitted
+# for another form of the denominator and is no GELU here.
+# fmt: off
+COEFFICIENTS = {
+    "identity": ((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)),
+    "swish": (
+        (3.054879741161051e-07, 0.5000007853744493, 0.24999783422824703,
+         0.05326628273219478, 0.005803034571292244, 0.0002751961022402342),
+        (-4.111554955950634e-06, 0.10652899335007572,
+         -1.2690007399796238e-06, 0.0005502331264140556),
+    ),
+    "gelu": (
+        (-0.00153969, 0.51692871, 0.44075827, 0.0972553, -0.00884418, -0.00378675),
+        (-0.14171056, -0.06481231, -0.0444695, 0.01283776),
+    ),
+}
+# fmt: on
+
+
+class GroupRational(nn.Module):
+    """A learnt rational function, its denominator by groups of channels (eq. 11).
+
+    Args:
+        like: What it starts as: `"identity"`, `"swish"` or `"gelu"`.
+    """
+
+    no_decay = ("numerator", "denominator")
+
+    def __init__(self, like: str):
+        super().__init__()
+        numerator, denominator = COEFFICIENTS[like]
+        self.numerator = nn.Parameter(torch.tensor(numerator).repeat(1, 1))
+        self.denominator = nn.Parameter(torch.tensor(denominator).repeat(GROUPS, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rational(x, self.numerator, self.denominator)
+
+
+class KanMlp(nn.Module):
+    """A rational function before each of two linear layers (fig. 2, eq. 13).
+
+    Args:
+        channels: Width of input and output.
+        hidden: Width between.
+        like: What the second function starts as; the first starts as the identity.
+    """
+
+    def __init__(self, channels: int, hidden: int, like: str):
+        super().__init__()
+        self.act1 = GroupRational("identity")
+        self.fc1 = nn.Linear(channels, hidden)
+        self.act2 = GroupRational(like)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act2(self.fc1(self.act1(x))))
+
+
+class KatBlock(TransformerBlock):
+    """A transformer block; its second norm's affine part stays, a function stands behind it."""
+
+    absorbing = (("norm1", "mixer"),)
+
+
+class KAT(Backbone):
+    """Patches of 16 pixels, a class token, blocks of one size; every block is a level.
+
+    Args:
+        depth: Blocks.
+        dim: Width of the tokens, a multiple of 8.
+        num_heads: Heads of the attention.
+        mlp_ratio: Width inside the MLPs over `dim`.
+        rational_init: What the second function of each block starts as: `"swish"` or `"gelu"`.
+        weight_init: `"mimetic"` (section 4.4), or `""` for truncated normal values throughout.
+        num_classes: Number of logits; 0 leaves the classifier out.
+        in_chans: Channels of the image.
+        img_size: Size in pixels that the position table is made for; others are resampled.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        global_pool: `"token"`, `"avg"`, `"max"` or `""`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        depth: int = 12,
+        mlp_ratio: int = 4,
+        rational_init: str = "swish",
+        weight_init: str = "",
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 224,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        global_pool: str = "token",
+    ):
+        if rational_init not in COEFFICIENTS:
+            raise BadInput(f"rational_init={rational_init!r}: there are {', '.join(COEFFICIENTS)}")
+        if weight_init not in ("", "mimetic"):
+            raise BadInput(f"weight_init={weight_init!r}: there are '' and 'mimetic'")
+        height, width = whole_patches(img_size, PATCH)
+        grid = height // PATCH, width // PATCH
+        table = PositionTable(dim, grid, prefix=1, mode="bicubic", antialias=True)
+        blocks = [
+            KatBlock(
+                dim,
+                SelfAttention(dim, num_heads),
+                KanMlp(dim, mlp_ratio * dim, rational_init),
+                drop_path=rate,
+            )
+            for rate in linear_rates(drop_path_rate, [depth])[0]
+        ]
+        super().__init__(
+            stem=nn.Sequential(
+                PatchEmbed(in_chans, dim, PATCH), Positions(table, ClassToken(dim, std=1e-6))
+            ),
+            stages=[Stage([block]) for block in blocks],
+            norm=LayerNorm2d(dim, eps=1e-6),
+            head=TokenHead(dim, num_classes, pool=global_pool, drop_rate=drop_rate),
+            channels=(dim,) * depth,
+            strides=(PATCH,) * depth,
+            in_chans=in_chans,
+            num_prefix_tokens=1,
+        )
+        self.apply(_init)
+        if weight_init == "mimetic":
+            for block in blocks:
+                _init_mimetic(block.get_submodule("mixer"))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def _init_mimetic(attention: nn.Module) -> None:
+    """Start products of weights near multiples of the identity (arXiv 2305.09828, section 3).
+
+    For each head queries times keys are the leading part of 0.7 Z + 0.7 I, values times projection
+    of all heads are 0.4 Z - 0.4 I, with Z uniform of variance 1 / channels.
+    """
+    assert isinstance(attention, SelfAttention)
+    channels, heads = attention.proj.in_features, attention.num_heads
+    width = channels // heads
+    q, k, v = attention.qkv.weight.data.chunk(3)
+    for head in range(heads):
+        rows = slice(head * width, (head + 1) * width)
+        left, right = _square_root(channels, 0.7, 0.7, q)
+        q[rows], k[rows] = left[:, :width].T, right[:width]
+    left, right = _square_root(channels, 0.4, -0.4, q)
+    v.copy_(left)
+    attention.proj.weight.copy_(right)
+
+
+def _square_root(channels: int, noise: float, identity: float, like: Tensor) -> tuple[Tensor, ...]:
+    """Return U sqrt(S) and sqrt(S) V^T of a random U S V^T near a multiple of the identity."""
+    bound = (3 / channels) ** 0.5
+    z = torch.empty(channels, channels, device=like.device).uniform_(-bound, bound)
+    u, s, vt = torch.linalg.svd(noise * z + identity * torch.eye(channels, device=like.device))
+    return u * s.sqrt(), s.sqrt()[:, None] * vt
+
+
+def _from_original(state: State, model: KAT) -> State:
+    state = rename(
+        state,
+        [
+            (r"cls_token$", "stem.1.class_token.token"),
+            (r"pos_embed$", "stem.1.position.table"),
+            (r"patch_embed\.proj\.", "stem.0.project."),
+            (r"blocks\.(\d+)\.attn\.", r"stages.\1.blocks.0.mixer."),
+            (r"blocks\.(\d+)\.mlp\.act(\d)\.weight_", r"stages.\1.blocks.0.mlp.act\2."),
+            (r"blocks\.(\d+)\.", r"stages.\1.blocks.0."),
+            (r"head\.", "head.fc."),
+        ],
+    )
+    return fit_tables(state, model)
+
+
+KAT.key_styles = (
+    KeyStyle("Adamdad/kat", "blocks.0.mlp.act1.weight_numerator", _from_original),
+    KeyStyle("zoo", "stem.0.project.weight", fit_tables),
+)
+
+# fmt: off
+VARIANTS = {
+    "kat_tiny_patch16_224":  dict(dim=192, num_heads=3),
+    "kat_small_patch16_224": dict(dim=384, num_heads=6),
+    "kat_base_patch16_224":  dict(dim=768, num_heads=12),
+}
+# fmt: on
+
+for _name, _arguments in VARIANTS.items():
+    register(_name, partial(KAT, **_arguments))
