@@ -1,4 +1,4 @@
-"""A clock that only calls move, and a runtime on it."""
+"""A clock that only calls move, a runtime on it, and a record that nobody measured."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -58,3 +58,40 @@ def noisy(seconds: float, noise: float, seed: int) -> Iterator[float]:
     generator = np.random.default_rng(seed)
     while True:
         yield seconds * abs(1 + noise * generator.standard_normal())
+
+
+def record(**changes):
+    """Return a record as `benchmark.py` writes it, with some of its values changed."""
+    return {
+        "model": "net",
+        "args": {},
+        "params": 12_289_928,
+        "macs": 1_304_000_000,
+        "flops": 2_700_000_000,
+        "activations": 5530,
+        "count_error": None,
+        "p50_ms": 12.346,
+        "low_ms": 12.1,
+        "high_ms": 12.6,
+        "p90_ms": 13.0,
+        "p99_ms": 15.0,
+        "min_ms": 11.9,
+        "n": 50,
+        "steady": True,
+        "input_size": [1, 3, 224, 224],
+        "runtime": "eager",
+        "runtime_version": "2.15.0",
+        "threads": 2,
+        "dtype": "float32",
+        "layout": "NCHW",
+        "fused": False,
+        "first_call_ms": 40.0,
+        "load_ms": 0.5,
+        "device": "cpu",
+        "asked": {"threads": 2, "min_runs": 50},
+        "machine": {"cpu": "A, B", "cores": 2},
+        "versions": {"zoo": "0.1.0", "torch": "2.15.0"},
+        "date": "2026-01-02T03:04:05+00:00",
+        "command": "python benchmark.py model=net",
+        **changes,
+    }

@@ -1,9 +1,12 @@
 """benchmark.py: what is measured, what is kept, and what is refused before anything starts."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ import pytest
 import zoo
 from zoo.config import compose
 from zoo.profiling import sweep
-from zoo.profiling.report import read
+from zoo.profiling.plan import Plan
+from zoo.profiling.records import read
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "mobilenetv2_035"
@@ -91,6 +95,17 @@ def test_fused_and_unfused_stand_beside_each_other(swept):
             zoo.BadInput,
             r"timm/vit_tiny_patch16_224 does not run at 100x100: .*224",
         ),
+        (
+            ["model=wavemix_192_16_l3", "profile.image_sizes=[100]"],
+            zoo.BadInput,
+            "wavemix_192_16_l3 does not run at 100x100: every side must be a multiple of 32",
+        ),
+        (["profile.image_sizes=[[1,2,3,4]]"], zoo.BadInput, "give a positive number of pixels"),
+        (
+            ["model=lightm_unet_3d", "profile.image_sizes=[32]"],
+            zoo.BadInput,
+            r"lightm_unet_3d wants \[depth, height, width\]",
+        ),
     ],
 )
 def test_what_is_refused_before_anything_is_timed(asked, error, said, tmp_path, monkeypatch):
@@ -135,7 +150,16 @@ def test_a_model_that_fails_in_one_runtime_does_not_end_the_sweep(tmp_path, monk
     assert "it cannot be exported" in capsys.readouterr().out
 
 
-def test_an_interrupted_sweep_keeps_what_it_has(tmp_path, monkeypatch):
+def test_a_model_that_does_not_take_a_size_does_not_end_the_sweep(tmp_path, capsys):
+    asked = ["models=[wavemix_144_7_l1_cifar10,mobilenetv2_035]", "profile.fused=true"]
+    sizes = ["profile.image_sizes=[33]", f"profile.out={tmp_path}"]
+    with pytest.raises(zoo.ZooError, match="not measured: wavemix_144_7_l1_cifar10;"):
+        sweep.run(compose("benchmark", [*QUICK, *asked, *sizes]))
+    assert [row["model"] for row in read(tmp_path / "results.jsonl")] == [MODEL]
+    assert "every side must be a multiple of 2" in capsys.readouterr().out
+
+
+def test_an_interrupted_sweep_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     true_measure, calls = sweep.measure, []
 
     def measure(*args, **settings):
@@ -145,10 +169,98 @@ def test_an_interrupted_sweep_keeps_what_it_has(tmp_path, monkeypatch):
         return true_measure(*args, **settings)
 
     monkeypatch.setattr(sweep, "measure", measure)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         sweep.run(compose("benchmark", [*QUICK, f"model={MODEL}", f"profile.out={tmp_path}"]))
     assert len(read(tmp_path / "results.jsonl")) == 1
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("interrupted: 1 of 2 are in")
+    assert f"profile.out={tmp_path} goes on" in said
+
+
+def counted_measure(monkeypatch):
+    """Let measurements cost nothing, and return the list of those that are made."""
+    made = []
+    first = sweep.measure(zoo.create_model(MODEL), (1, 3, 32, 32), min_runs=1, min_time=0)
+
+    def measure(model, size, runtime, **settings):
+        made.append((tuple(size), settings["min_runs"]))
+        return dataclasses.replace(first, input_size=tuple(size), runtime=runtime)
+
+    monkeypatch.setattr(sweep, "measure", measure)
+    return made
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch, capsys):
+    made = counted_measure(monkeypatch)
+    asked = [*QUICK, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
+    sweep.run(compose("benchmark", asked))
+    assert "already" not in capsys.readouterr().out
+    rows = sweep.run(compose("benchmark", [*asked, "profile.batch_sizes=[1,2]"]))
+    assert made == [((1, 3, 32, 32), 6), ((2, 3, 32, 32), 6)]
+    assert [row["input_size"][0] for row in rows] == [1, 2]
+    said = capsys.readouterr().out
+    assert "1 of 2 are in" in said
+    assert "not measured again" in said
+    sweep.run(compose("benchmark", [*asked, "profile.min_runs=7"]))
+    assert made[2:] == [((1, 3, 32, 32), 7)], "other settings, another measurement"
+    assert len(read(tmp_path / "results.jsonl")) == 3
+
+
+@pytest.mark.parametrize("what", ["versions", "describe_machine"])
+def test_other_versions_and_machines_are_measured_anew(what, tmp_path, monkeypatch):
+    made = counted_measure(monkeypatch)
+    asked = [*QUICK, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
+    sweep.run(compose("benchmark", asked))
+    other = {**getattr(sweep, what)(), "python": "4.0"}
+    monkeypatch.setattr(sweep, what, lambda: other)
+    sweep.run(compose("benchmark", asked))
+    sweep.run(compose("benchmark", asked))
+    assert len(made) == 2
+
+
+def test_a_sweep_that_goes_on_builds_only_what_it_lacks(tmp_path, monkeypatch):
+    counted_measure(monkeypatch)
+    asked = [*QUICK, "profile.fused=false", f"profile.out={tmp_path}"]
+    sweep.run(compose("benchmark", [*asked, f"model={MODEL}"]))
+    built, alive = [], weakref.WeakSet()
+    true_create = sweep.create_model
+
+    def create(name, **arguments):
+        assert len(alive) == 0, "one model is in memory at a time"
+        built.append((name, len(read(tmp_path / "results.jsonl"))))
+        model = true_create(name, **arguments)
+        alive.add(model)
+        return model
+
+    monkeypatch.setattr(sweep, "create_model", create)
+    sweep.run(compose("benchmark", [*asked, "models=[mobilenetv2_0*]"]))
+    assert built == [("mobilenetv2_050", 1), ("mobilenetv2_075", 2)], "written as they come"
+
+
+def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
+    asked = ["models=[mobilenetv2_0*]", "profile.fused=true", "profile.min_time=0.3"]
+    command = [sys.executable, str(ROOT / "benchmark.py"), *QUICK, *asked]
+    command += [f"profile.out={tmp_path}/a.jsonl"]
+    file = tmp_path / "a.jsonl"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as running:
+        until = time.monotonic() + 60
+        while not (file.exists() and file.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.02)
+        running.kill()
+    (first, *_) = kept = read(file)
+    assert len(kept) < 3
+    with file.open("a") as torn:
+        torn.write('{"model": "mobilenetv2_05')
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the last line was unfinished and is dropped" in done.stdout
+    assert f"{len(kept)} of 3 are in {file} already" in done.stdout
+    records = read(file)
+    assert [row["model"] for row in records] == [f"mobilenetv2_{w}" for w in ("035", "050", "075")]
+    assert records[0] == first
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 4
 
 
 def test_sizes_are_each_models_own_unless_given(tmp_path, monkeypatch):
@@ -160,10 +272,27 @@ def test_sizes_are_each_models_own_unless_given(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sweep, "count", count)
     for sizes in ("null", "[[48,64]]", "[null,32]"):
-        asked = [f"model={MODEL}", f"profile.image_sizes={sizes}", f"profile.out={tmp_path}"]
-        with pytest.raises(zoo.BadInput, match="far enough"):
-            sweep.run(compose("benchmark", asked))
-    assert counted == [(1, 3, 224, 224), (1, 3, 48, 64), (1, 3, 224, 224)]
+        asked = [f"model={MODEL}", f"profile.image_sizes={sizes}", "profile.fused=false"]
+        with pytest.raises(zoo.ZooError, match="far enough|not measured"):
+            sweep.run(compose("benchmark", [*asked, f"profile.out={tmp_path}"]))
+    assert counted == [(1, 3, 224, 224), (1, 3, 48, 64), (1, 3, 224, 224), (1, 3, 32, 32)]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "arguments", "images"),
+    [
+        ("mobilemamba_t2", [None], {}, [(3, 192, 192)]),
+        ("timm/fastvit_t8", [None], {}, [(3, 256, 256)]),
+        ("timm/vit_tiny_patch16_224", [None], {"img_size": 64}, [(3, 64, 64)]),
+        ("mobilenetv2_035", [(32,), (32, 48), (32, 32)], {}, [(3, 32, 32), (3, 32, 48)]),
+        ("mobilenetv2_035", [(32,)], {"in_chans": 1}, [(1, 32, 32)]),
+        ("lightm_unet_3d", [None, (8, 16, 16)], {}, [(1, 32, 32, 32), (1, 8, 16, 16)]),
+    ],
+)
+def test_images_of_a_plan(name, sizes, arguments, images):
+    plan = Plan([name], arguments, sizes, [("eager", False)], [1], {"threads": 1})
+    assert [case.image for case in plan.cases()] == images
+    assert not any(case.refused for case in plan.cases())
 
 
 def test_the_command_prints_the_table_and_says_where_the_records_are(tmp_path):

@@ -1,82 +1,40 @@
 """What `benchmark.py` does: count and time every asked model under every asked setting.
 
-All that can be refused is refused first: names, settings, the folder of the records; then every
-model is built, run and counted once; only then are times measured.
+What can be refused is refused first: names, settings, sizes, the file of the records. Then one
+model after the other is built, counted, timed and let go. Each record is on disk before the next
+measurement starts, and a case that the file holds already is not measured again: a sweep that was
+interrupted goes on where it stopped.
 """
 
-import fnmatch
 import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from torch import nn
 
-from zoo import registry, runtimes
-from zoo.blocks.sizes import pair
-from zoo.config import model_arguments
-from zoo.errors import BadInput, UncountedOperator, UnknownModel, ZooError
+from zoo import runtimes
+from zoo.errors import BadInput, UncountedOperator, ZooError
 from zoo.factory import create_model
-from zoo.inputs import own_input
 from zoo.profiling.count import count
-from zoo.profiling.latency import Effort, measure
-from zoo.profiling.machine import summary
-from zoo.profiling.report import Record, Results, legend, table
+from zoo.profiling.latency import measure
+from zoo.profiling.machine import describe_machine, summary, versions
+from zoo.profiling.plan import Case, Plan, read_plan
+from zoo.profiling.records import Record, Results, case_key
+from zoo.profiling.table import legend, table
 from zoo.reparam import reparameterize
-
-FUSED = {"both": (False, True), "true": (True,), "false": (False,)}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One measurement that is to be made; the sizes are C H W and a number of images."""
-
-    model: str
-    image: tuple[int, int, int]
-    fused: bool
-    runtime: str
-    batch: int
-
-
-@dataclass
-class Plan:
-    """What is asked, checked.
-
-    Attributes:
-        models: Names for `create_model`.
-        arguments: Its other arguments.
-        images: (H, W) of each asked size; None for a model's own.
-        fused: False, True or both.
-        runtimes: Names of runtimes.
-        batches: Batch sizes.
-        settings: Arguments of `measure` that all cases share.
-        counts: Params, MACs, FLOPs, activations of each (model, image, fused).
-    """
-
-    models: list[str]
-    arguments: dict[str, Any]
-    images: list[tuple[int, int] | None]
-    fused: tuple[bool, ...]
-    runtimes: list[str]
-    batches: list[int]
-    settings: dict[str, Any]
-    counts: dict[tuple[str, tuple[int, int, int], bool], Record] = field(default_factory=dict)
 
 
 def run(cfg: Any) -> list[Record]:
@@ -87,126 +45,178 @@ def run(cfg: Any) -> list[Record]:
             could not be measured: the table says which.
     """
     plan = read_plan(cfg)
-    folder = Path(cfg.profile.out or _new_folder(plan.models)).expanduser()
-    results = Results(folder)
-    console = Console(stderr=True)
+    out = cfg.profile.out or _new_folder(plan.models)
+    return sweep(plan, Path(out).expanduser())
+
+
+def sweep(plan: Plan, out: Path) -> list[Record]:
+    """Make the measurements of a plan that are not in `out` yet.
+
+    Args:
+        plan: What is asked.
+        out: A folder or a file `<name>.jsonl`, to which records are added.
+
+    Returns:
+        A record for each case; where it could not be measured, it has `error`.
+
+    Raises:
+        ZooError: As of `run`.
+        SystemExit: The user interrupted it; what was measured is kept.
+    """
+    work = _Work(plan)
+    if all(case.refused for case in work.cases):
+        raise BadInput(work.cases[0].refused)
+    results = Results(out)
+    measured = {case_key(record): record for record in results.earlier}
+    _say_what_is_there(work, measured, results)
     rows: list[Record] = []
     try:
-        with progress(console) as bar:
-            count_all(plan, bar)
-            for record in measure_all(plan, bar):
-                rows.append(record)
-                if "error" not in record:
-                    results.add(record)
+        for record in work.records(measured):
+            rows.append(record)
+            if "error" not in record and case_key(record) not in measured:
+                results.add(record)
+    except KeyboardInterrupt:
+        kept = sum("error" not in row for row in rows)
+        print(
+            f"interrupted: {kept} of {len(work.cases)} are in {results.path}; "
+            f"the same command with profile.out={shlex.quote(str(out))} goes on there",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
     finally:
         results.finish()
+    if work.failures and all("error" in row for row in rows) and len(set(work.failures)) == 1:
+        raise BadInput(work.failures[0])  # a table without a figure would say nothing more
     show(rows, results)
     _raise_if_incomplete(rows)
     return rows
 
 
-def read_plan(cfg: Any) -> Plan:
-    """Check every value of the configuration, without building a model.
+class _Work:
+    """The cases of a plan, and the one model that is in memory.
 
-    Raises:
-        UnknownModel: A name or glob that no model has.
-        BadInput: A value that cannot work.
+    Attributes:
+        cases: All cases, in order.
+        failures: Messages of cases that could not be measured.
     """
-    profile = cfg.profile
-    arguments = model_arguments(cfg.model)
-    named = arguments.pop("name")
-    names = list(cfg.models) or [named]
-    fused = str(profile.fused).lower()
-    if fused not in FUSED:
-        raise BadInput(f"profile.fused={profile.fused!r} must be both, true or false")
-    for key in ("runtimes", "batch_sizes"):
-        if not profile[key]:
-            raise BadInput(f"profile.{key}=[] leaves nothing to measure")
-    for batch in profile.batch_sizes:
-        if batch < 1:
-            raise BadInput(f"profile.batch_sizes: {batch} is not a number of images")
-    Effort(profile.min_runs, profile.min_time, profile.max_time).check()
-    settings = {
-        "threads": profile.threads,
-        "dtype": profile.dtype,
-        "channels_last": profile.channels_last,
-    }
-    for runtime in profile.runtimes:
-        runtimes.check(runtime, **settings)
-    return Plan(
-        models=resolve_names(names),
-        arguments=arguments,
-        images=[
-            None if size is None else pair(_listed(size), "profile.image_sizes")
-            for size in profile.image_sizes or [None]
-        ],
-        fused=FUSED[fused],
-        runtimes=list(dict.fromkeys(profile.runtimes)),
-        batches=list(dict.fromkeys(profile.batch_sizes)),
-        settings={
-            **settings,
-            "min_runs": profile.min_runs,
-            "min_time": profile.min_time,
-            "max_time": profile.max_time,
-        },
-    )
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.cases = plan.cases()
+        self.failures: list[str] = []
+        self._asked = plan.asked()
+        self._base = {"machine": describe_machine(), "versions": versions()}
+
+    def identity(self, case: Case) -> Record:
+        """Return what the record of a case is recognised by."""
+        return {
+            "model": case.model,
+            "args": self.plan.arguments,
+            "input_size": list(case.input_size),
+            "fused": case.fused,
+            "runtime": case.runtime,
+            "asked": self._asked,
+            **self._base,
+        }
+
+    def records(self, measured: dict[str, Record]) -> Iterator[Record]:
+        """Yield the record of each case, measured now unless it was before."""
+        waiting = sum(case_key(self.identity(case)) not in measured for case in self.cases)
+        with progress(Console(stderr=True)) as bar:
+            task = bar.add_task("", total=waiting)
+            for name, group in itertools.groupby(self.cases, key=lambda case: case.model):
+                forms = _Forms(name, self.plan.arguments)
+                for case in group:
+                    known = measured.get(case_key(self.identity(case)))
+                    if known is None:
+                        bar.update(task, description=str(case), refresh=True)
+                        known = self._measured(case, forms)
+                        bar.update(task, advance=1, refresh=True)
+                    yield known
+
+    def _measured(self, case: Case, forms: "_Forms") -> Record:
+        counts: Record = {}
+        try:
+            if case.refused:
+                raise BadInput(case.refused)
+            counts = forms.counts(case.fused, case.image)
+            figures = self._figures(case, forms.model(case.fused))
+        except Exception as error:  # one model that fails does not end a sweep over many
+            message = str(error) if isinstance(error, ZooError) else runtimes.first_line(error)
+            self.failures.append(message)
+            figures = self._unmeasured(message)
+        return {
+            "model": case.model,
+            "args": self.plan.arguments,
+            **counts,
+            **figures,
+            **self.identity(case),
+            "command": shlex.join(_command()),
+        }
+
+    def _figures(self, case: Case, model: nn.Module) -> Record:
+        return measure(model, case.input_size, case.runtime, **self.plan.settings).to_dict()
+
+    def _unmeasured(self, error: str) -> Record:
+        return {
+            "error": error,
+            "runtime_version": "",
+            "threads": self._asked["threads"],
+            "dtype": self._asked["dtype"],
+            "layout": "NHWC" if self._asked["channels_last"] else "NCHW",
+        }
 
 
-def resolve_names(patterns: Sequence[str]) -> list[str]:
-    """Return the models that names and globs stand for, each once, in the order asked.
+class _Forms:
+    """One model as built and fused, made when first asked for, with its counts."""
 
-    Args:
-        patterns: Registered names, globs over them, `timm/<name>` or `timm/<glob>`.
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        self._name = name
+        self._arguments = arguments
+        self._models: dict[bool, nn.Module] = {}
+        self._counts: dict[tuple[bool, tuple[int, ...]], Record] = {}
 
-    Raises:
-        UnknownModel: A name that there is not (the nearest are named), or a glob without a match.
-    """
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        is_timm = pattern.startswith("timm/")
-        is_glob = any(character in pattern for character in "*?[")
-        if is_timm:
-            matches = _timm_names(pattern, is_glob)
-        elif is_glob:
-            matches = registry.list_models(pattern)
-        else:
-            matches = [registry.get_spec(pattern).name]
-        if not matches:
-            raise UnknownModel(f"no model matches {pattern!r}; zoo.list_models() shows all")
-        found |= dict.fromkeys(matches)
-    return list(found)
+    def model(self, fused: bool) -> nn.Module:
+        """Return the model in evaluation mode, built or fused at the first call."""
+        if fused not in self._models:
+            self._models[fused] = (
+                reparameterize(self.model(False))
+                if fused
+                else create_model(self._name, **self._arguments).eval()
+            )
+        return self._models[fused]
 
+    def counts(self, fused: bool, image: tuple[int, ...]) -> Record:
+        """Return what `count` says of one image, counted at the first call."""
+        key = (fused, image)
+        if key not in self._counts:
+            self._counts[key] = self._count(fused, image)
+        return self._counts[key]
 
-def count_all(plan: Plan, bar: Progress) -> None:
-    """Build, run and count every model at every size, so that what cannot work shows now.
+    def _count(self, fused: bool, image: tuple[int, ...]) -> Record:
+        """Return params, MACs, FLOPs and activations.
 
-    Raises:
-        BadInput: A model that does not run at a size.
-    """
-    task = bar.add_task("", total=len(plan.models))
-    for name in plan.models:
-        bar.update(task, description=f"counting {name}", refresh=True)
-        model = create_model(name, **plan.arguments).eval()
-        forms = {fused: reparameterize(model) if fused else model for fused in plan.fused}
-        for wanted in plan.images:
-            image = _image(model, name, wanted)
-            for fused, form in forms.items():
-                key = (name, image, fused)
-                plan.counts.setdefault(key, _counted(form, name, image))
-        bar.update(task, advance=1, refresh=True)
-    bar.remove_task(task)
-
-
-def measure_all(plan: Plan, bar: Progress) -> Iterator[Record]:
-    """Time every case of the plan; one that fails gives a record with `error`."""
-    total = len(plan.counts) * len(plan.runtimes) * len(plan.batches)
-    task = bar.add_task("", total=total)
-    for name in plan.models:
-        model = create_model(name, **plan.arguments).eval()
-        for fused in plan.fused:
-            form = reparameterize(model) if fused else model
-            for case in _cases(plan, name, fused):
-                yield _measured(plan, case, form, bar, task)
+        Raises:
+            BadInput: The model does not run at that size.
+        """
+        model = self.model(fused)
+        try:
+            counts = count(model, (1, *image))
+        except UncountedOperator as error:
+            params = sum(parameter.numel() for parameter in model.parameters())
+            missing = dict.fromkeys(("macs", "flops", "activations"))
+            return {"params": params, **missing, "count_error": str(error)}
+        except Exception as error:  # whatever a model raises at a size that it does not take
+            size = "x".join(map(str, image[1:]))
+            why = runtimes.first_line(error)
+            raise BadInput(f"{self._name} does not run at {size}: {why}") from error
+        return {
+            "params": counts.params,
+            "macs": counts.macs,
+            "flops": counts.flops,
+            "activations": counts.activations,
+            "count_error": None,
+        }
 
 
 def progress(console: Console) -> Progress:
@@ -235,89 +245,24 @@ def show(rows: Sequence[Record], results: Results) -> None:
     for message in dict.fromkeys([*legend(rows), summary(), *_complaints(rows)]):
         console.print(message, markup=False, soft_wrap=True)
     kept = sum("error" not in row for row in rows)
-    more = f" (appended; {results.before + kept} in all)" if results.before else ""
     records = f"{kept} record{'' if kept == 1 else 's'}"
-    console.print(f"{records} in {results.folder}{more}: JSON lines and CSV", soft_wrap=True)
+    console.print(
+        f"{records} in {results.path}; python -m zoo report {shlex.quote(str(results.path))} "
+        "makes a page of them",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
-def _measured(plan: Plan, case: Case, form: nn.Module, bar: Progress, task: TaskID) -> Record:
-    kind = "fused" if case.fused else "unfused"
-    size = f"{case.batch}x{'x'.join(map(str, case.image))}"
-    bar.update(task, description=f"{case.model} {kind} {case.runtime} {size}", refresh=True)
-    record = {
-        "model": case.model,
-        "args": plan.arguments,
-        **plan.counts[case.model, case.image, case.fused],
-    }
-    try:
-        latency = measure(form, (case.batch, *case.image), case.runtime, **plan.settings).to_dict()
-    except ZooError as error:
-        latency = _unmeasured(plan, case, str(error))
-    bar.update(task, advance=1, refresh=True)
-    return {**record, **latency, "fused": case.fused, "command": shlex.join(_command())}
-
-
-def _unmeasured(plan: Plan, case: Case, error: str) -> Record:
-    return {
-        "error": error,
-        "input_size": [case.batch, *case.image],
-        "runtime": case.runtime,
-        "runtime_version": "",
-        "threads": plan.settings["threads"] or torch.get_num_threads(),
-        "dtype": plan.settings["dtype"],
-        "layout": "NHWC" if plan.settings["channels_last"] else "NCHW",
-    }
-
-
-def _counted(form: nn.Module, name: str, image: tuple[int, int, int]) -> Record:
-    try:
-        counts = count(form, (1, *image))
-    except UncountedOperator as error:
-        params = sum(parameter.numel() for parameter in form.parameters())
-        missing = dict.fromkeys(("macs", "flops", "activations"))
-        return {"params": params, **missing, "count_error": str(error)}
-    except Exception as error:  # whatever a model raises at a size that it does not take
-        size = "x".join(map(str, image[1:]))
-        raise BadInput(f"{name} does not run at {size}: {runtimes.first_line(error)}") from error
-    return {
-        "params": counts.params,
-        "macs": counts.macs,
-        "flops": counts.flops,
-        "activations": counts.activations,
-        "count_error": None,
-    }
-
-
-def _cases(plan: Plan, name: str, fused: bool) -> list[Case]:
-    images = [image for model, image, form in plan.counts if (model, form) == (name, fused)]
-    return [
-        Case(name, image, fused, runtime, batch)
-        for image, runtime, batch in itertools.product(images, plan.runtimes, plan.batches)
-    ]
-
-
-def _image(model: nn.Module, name: str, wanted: tuple[int, int] | None) -> tuple[int, int, int]:
-    own = own_input(model, name)["size"]
-    channels = getattr(model, "in_chans", None) or (own[0] if own else 3)
-    if wanted is None and own is None:
-        raise BadInput(f"{name} states no size of its own; give profile.image_sizes")
-    height, width = wanted or own[1:]
-    return channels, height, width
-
-
-def _timm_names(pattern: str, is_glob: bool) -> list[str]:
-    import difflib
-
-    import timm
-
-    bare = pattern.removeprefix("timm/")
-    if is_glob:
-        return [f"timm/{name}" for name in fnmatch.filter(timm.list_models(), bare)]
-    if timm.is_model(bare):
-        return [pattern]
-    near = difflib.get_close_matches(bare.split(".")[0], timm.list_models(), n=3)
-    hint = f"; did you mean {' or '.join(f'timm/{name}' for name in near)}?" if near else ""
-    raise UnknownModel(f"timm has no model {bare!r}{hint}")
+def _say_what_is_there(work: _Work, measured: dict[str, Record], results: Results) -> None:
+    if results.dropped:
+        print(f"{results.path}: the last line was unfinished and is dropped")
+    known = sum(case_key(work.identity(case)) in measured for case in work.cases)
+    if known:
+        print(
+            f"{known} of {len(work.cases)} are in {results.path} already, measured under the same "
+            "settings and versions, and are not measured again"
+        )
 
 
 def _new_folder(models: Sequence[str]) -> str:
@@ -350,7 +295,3 @@ def _raise_if_incomplete(rows: Sequence[Record]) -> None:
 
 def _command() -> list[str]:
     return ["python", *sys.argv] if sys.argv[0].endswith(".py") else list(sys.argv)
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if OmegaConf.is_list(value) else value

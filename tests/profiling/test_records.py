@@ -1,0 +1,159 @@
+"""Records on disk: as they come, after a kill, and when the file is something else."""
+
+import csv
+import json
+
+import pytest
+from synthetic import record
+
+import zoo
+from zoo.profiling.records import Results, case_key, flatten, read, unfinished
+
+
+def test_records_are_on_disk_as_they_come_and_csv_mirrors_them(tmp_path):
+    folder = tmp_path / "a" / "b"
+    results = Results(folder)
+    results.add(record())
+    assert read(folder / "results.jsonl") == [record()]
+    results.add(record(fused=True))
+    results.finish()
+    with (folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["fused"] for row in rows] == ["False", "True"]
+    assert rows[0]["machine.cpu"] == "A, B"
+    assert rows[0]["input_size"] == "1x3x224x224"
+    assert float(rows[0]["p50_ms"]) == 12.346
+    assert sorted(path.name for path in folder.iterdir()) == ["results.csv", "results.jsonl"]
+
+
+def test_records_are_appended_to_those_that_are_there(tmp_path):
+    for _ in range(2):
+        results = Results(tmp_path)
+        results.add(record())
+        results.finish()
+    assert results.earlier == [record()]
+    assert len(read(tmp_path / "results.jsonl")) == 2
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+
+
+def test_a_folder_without_records_disappears_again(tmp_path):
+    Results(tmp_path / "a" / "b").finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_as_good_as_a_folder(tmp_path):
+    results = Results(tmp_path / "a" / "b.jsonl")
+    results.add(record())
+    results.finish()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["b.csv", "b.jsonl"]
+
+
+def test_an_unfinished_last_line_is_left_out_and_cut_off(tmp_path):
+    file = tmp_path / "results.jsonl"
+    whole = json.dumps(record(model="zoë"), ensure_ascii=False).encode()
+    for end in range(1, len(whole)):
+        file.write_bytes(whole + b"\n" + whole[:end])
+        assert unfinished(file)
+        assert read(file) == [record(model="zoë")]
+    results = Results(tmp_path)
+    assert results.dropped
+    assert file.read_bytes() == whole + b"\n"
+    results.add(record())
+    assert read(file) == [record(model="zoë"), record()]
+
+
+def test_a_last_line_that_lacks_only_its_end_is_kept(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text(json.dumps(record()))
+    assert not unfinished(file)
+    results = Results(tmp_path)
+    assert not results.dropped
+    results.add(record(model="other"))
+    assert [row["model"] for row in read(file)] == ["net", "other"]
+
+
+def test_line_separators_inside_of_text_end_no_line(tmp_path):
+    results = Results(tmp_path)
+    results.add(record(model="a\u2028b\x85c\nd"))
+    assert read(results.path)[0]["model"] == "a\u2028b\x85c\nd"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "no JSON object"),
+        ('{"a": 1}', "no model"),
+        (json.dumps(record(p50_ms=None)), "no p50_ms"),
+        (json.dumps(record(p90_ms="fast")), "p90_ms='fast' is no number"),
+        (json.dumps(record(p50_ms=float("nan"))), "no JSON"),
+        (json.dumps(record()).replace("12.346", "1e999"), "p50_ms is no finite number"),
+        (json.dumps(record(runtime=3)), "runtime is no text"),
+        (json.dumps(record(machine="mine")), "machine is no table"),
+        (json.dumps(record(input_size=[224])), "is no shape"),
+        (json.dumps(record(fused="yes")), "fused is neither true nor false"),
+    ],
+)
+def test_a_file_of_something_else_is_left_alone(line, said, tmp_path):
+    file = tmp_path / "results.jsonl"
+    content = json.dumps(record()) + "\n" + line + "\n"
+    file.write_text(content)
+    with pytest.raises(zoo.BadInput, match="line 2 is not a record") as error:
+        Results(tmp_path)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert file.read_text() == content
+
+
+@pytest.mark.parametrize("content", [b"notes of mine", b"\xff\xfe\x00", b"\x89PNG\r\n"])
+def test_a_text_of_something_else_is_left_alone(content, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(zoo.BadInput, match="is not a record|holds no records"):
+        Results(tmp_path / "a.jsonl")
+    assert (tmp_path / "a.jsonl").read_bytes() == content
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(zoo.BadInput, match="cannot be read: No such file"):
+        read(tmp_path / "none.jsonl")
+    with pytest.raises(zoo.BadInput, match="cannot be read: Is a directory"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other"},
+        {"args": {"in_chans": 1}},
+        {"input_size": [2, 3, 224, 224]},
+        {"fused": True},
+        {"runtime": "onnxruntime"},
+        {"asked": {"threads": 1}},
+        {"machine": {"cpu": "C"}},
+        {"versions": {}},
+    ],
+)
+def test_what_makes_another_case(change):
+    assert case_key(record(**change)) != case_key(record())
+    assert case_key(record(p50_ms=1.0, date="later")) == case_key(record())
+
+
+def test_layers_are_in_the_lines_and_not_in_the_csv(tmp_path):
+    results = Results(tmp_path)
+    results.add(record(layers={"layers": [{"name": "stem"}]}))
+    results.finish()
+    assert read(results.path)[0]["layers"] == {"layers": [{"name": "stem"}]}
+    assert "stem" not in results.csv.read_text()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(zoo.BadInput, match=r"profile\.out=.*cannot be written"):
+        Results(tmp_path / "file" / "a")
+    (tmp_path / "results.jsonl").mkdir()
+    with pytest.raises(zoo.BadInput, match="cannot be written"):
+        Results(tmp_path)
+
+
+def test_flattening():
+    assert flatten({"a": {"b": {"c": 1}}, "d": [1, 2]}) == {"a.b.c": 1, "d": "1x2"}

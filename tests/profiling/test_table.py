@@ -1,0 +1,52 @@
+"""Records as a table for the terminal."""
+
+import pytest
+from rich.console import Console
+from synthetic import record
+
+from zoo.profiling.table import legend, quantity, table
+
+
+def text(records):
+    console = Console(width=300)
+    with console.capture() as capture:
+        console.print(table(records))
+    return capture.get()
+
+
+def test_a_row_holds_every_figure_and_its_form():
+    rows = text([record(), record(fused=True, params=12_000)]).splitlines()
+    unfused, fused = (row.split() for row in rows if "net" in row)
+    assert unfused[:2] == ["net", "unfused"]
+    assert fused[:2] == ["net", "fused"]
+    figures = "12.29 M 1.30 G 2.70 G 5.53 k 12.35 12.10 - 12.60 13.00 15.00 11.90 50"
+    assert " ".join(unfused[2:]) == figures
+    assert fused[2:4] == ["12.00", "k"]
+
+
+def test_settings_stand_in_columns_only_where_they_differ():
+    one, two = record(), record(runtime="onnxruntime", runtime_version="1.31", threads=1)
+    assert "eager" not in text([one])
+    assert legend([one]) == [
+        "eager 2.15.0, image 224x224, batch 1, threads 2, dtype float32, layout NCHW"
+    ]
+    header = text([one, two]).splitlines()[1].split()
+    assert header[2:4] == ["runtime", "threads"]
+    assert legend([one, two])[0].startswith("eager 2.15.0, onnxruntime 1.31, image 224x224")
+
+
+def test_what_is_missing_is_shown_as_missing():
+    uncounted = record(macs=None, flops=None, activations=None, count_error="no rule for x")
+    assert text([uncounted]).split().count("uncounted") == 3
+    failed = {k: v for k, v in record(error="it broke").items() if not k.endswith("_ms")}
+    assert "failed" in text([failed])
+    assert "12.35*" in text([record(steady=False)])
+    assert legend([record(steady=False)])[1].startswith("* the median was still moving")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (999, "999"), (1000, "1.00 k"), (12_289_928, "12.29 M"), (123_456_789, "123.5 M")],
+)
+def test_quantities(value, said):
+    assert quantity(value) == said
