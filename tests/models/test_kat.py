@@ -34,7 +34,7 @@ def test_functions_come_before_their_layers():
     x = torch.randn(2, 3, 16, dtype=torch.float64)
     want = mlp.fc2(mlp.act2(mlp.fc1(mlp.act1(x))))
     assert torch.equal(mlp(x), want)
-    torch.testing.assert_close(mlp.act1(x), x), "the first one starts as the identity"
+    torch.testing.assert_close(mlp.act1(x), x)  # the first one starts as the identity
 
 
 def test_initial_functions():
