@@ -15,6 +15,7 @@ from torch import nn
 
 from zoo.errors import BadInput, UncountedOperator
 from zoo.profiling.rules import FlopCountAnalysis, all_rules
+from zoo.profiling.traffic import observe
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Counts:
         macs: Multiply-accumulates of convolutions, matrix products and attention.
         flops: 2 x MACs + elementwise operations (zoo/profiling/rules.py says which count how).
         activations: Elements written by the operators that have MACs.
+        activation_bytes: The bytes of those elements.
+        peak_activation_bytes: The most that the input and all intermediate results take at once,
+            operator by operator (zoo/profiling/traffic.py); parameters are not in it.
+        moved_bytes: What the operators read and write, parameters included.
         fused: Whether the model was re-parameterised.
     """
 
@@ -35,9 +40,17 @@ class Counts:
     macs: int
     flops: int
     activations: int
+    activation_bytes: int
+    peak_activation_bytes: int
+    moved_bytes: int
     fused: bool
     _by_module: dict[str, Counter] = field(repr=False)
     _params: dict[str, int] = field(repr=False)
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity: FLOPs for each byte moved (the roofline model's)."""
+        return self.flops / self.moved_bytes if self.moved_bytes else 0.0
 
     def by_module(self, depth: int | None = None) -> dict[str, dict[str, int]]:
         """Return params, macs, flops and activations of every module, by its dotted name.
@@ -107,12 +120,17 @@ def count(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Cou
             raise
         _refuse_unknown(analysis)
         by_module = {name: analysis.by_operator(name) for name, _ in _modules(model)}
+        del analysis  # with the graph that it holds
+        traffic = observe(model, example)
     params = {name: sum(p.numel() for p in module.parameters()) for name, module in _modules(model)}
     totals = _totals(by_module[""])
     return Counts(
         input_size=shape,
         params=params[""],
         **totals,
+        activation_bytes=totals["activations"] * example.element_size(),
+        peak_activation_bytes=traffic.peak,
+        moved_bytes=traffic.moved,
         fused=bool(getattr(model, "reparameterized", False)),
         _by_module=by_module,
         _params=params,

@@ -1,0 +1,100 @@
+"""Memory of a forward pass, counted by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from zoo.profiling.traffic import observe
+
+KIB = 1024
+
+
+class Chain(nn.Module):
+    """Maps of 4 KiB (8 x 8 x 16 floats) and one of 16 KiB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(16, 64, 1, bias=False)
+        self.narrow = nn.Conv2d(64, 16, 1, bias=False)
+
+    def forward(self, x):
+        y = self.wide(x)  # x, y: 4 + 16
+        y = self.narrow(y)  # x, wide, narrow: 4 + 16 + 4
+        return (x + y).transpose(1, 2)  # x, y, sum: 12
+
+
+def test_peak_and_bytes_by_hand():
+    traffic = observe(Chain().eval(), torch.zeros(1, 16, 8, 8))
+    assert traffic.peak == (4 + 16 + 4) * KIB
+    weights = 16 * 64 * 4
+    assert traffic.by_module == {
+        "wide": (4 + 16) * KIB + weights,
+        "narrow": (16 + 4) * KIB + weights,
+        "": (4 + 4 + 4) * KIB,
+    }
+    assert traffic.moved == sum(traffic.by_module.values())
+
+
+def test_writing_in_place_takes_no_memory_but_moves_it():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return (x * 2).relu_()
+
+    traffic = observe(InPlace(), torch.zeros(1, 16, 8, 8))
+    assert traffic.peak == 8 * KIB
+    assert traffic.moved == 16 * KIB
+
+
+def test_what_repeats_itself_is_read_once():
+    class Spread(nn.Module):
+        def forward(self, x):
+            return x + torch.ones(1, 16, 1, 1).expand(1, 16, 8, 8)
+
+    # ones and their filling write 64 bytes each, the sum reads 4 KiB + 64 and writes 4 KiB
+    assert 8 * KIB < observe(Spread(), torch.zeros(1, 16, 8, 8)).moved <= 8 * KIB + 5 * 64
+
+
+def test_count_reports_them_and_the_batch_scales_them():
+    model = Chain().eval()
+    one, four = (zoo.count(model, (batch, 16, 8, 8)) for batch in (1, 4))
+    assert one.peak_activation_bytes == 24 * KIB
+    assert four.peak_activation_bytes == 4 * 24 * KIB
+    assert one.activations == 64 * 64 + 16 * 64
+    assert one.activation_bytes == 4 * one.activations
+    assert one.intensity == pytest.approx(one.flops / one.moved_bytes)
+    assert zoo.count(model.double(), (1, 16, 8, 8)).activation_bytes == 8 * one.activations
+
+
+def test_a_module_that_raises_leaves_no_hook_behind():
+    class Faulty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    model = Faulty()
+    with pytest.raises(RuntimeError):
+        observe(model, torch.zeros(1, 5, 8, 8))
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_counting_512_pixels_needs_no_more_than_running():
+    """The counter's passes hold no more results than the model itself does."""
+    from zoo.profiling.memory import peak_memory
+
+    model = zoo.create_model("mobilenetv2_100").eval()
+    x = torch.zeros(1, 3, 512, 512)
+
+    def run() -> None:
+        with torch.no_grad():
+            model(x)
+
+    running, counting = peak_memory(run), peak_memory(lambda: zoo.count(model, tuple(x.shape)))
+    if running is None or counting is None:
+        pytest.skip("this system does not tell a process's peak")
+    assert counting < 1.25 * running + 32 * 2**20
