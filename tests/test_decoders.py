@@ -99,8 +99,8 @@ def test_weights_of_a_whole_network_can_be_loaded(tmp_path):
 REFUSED = [
     (
         {"encoder": "mobilemamba_t2"},
-        r"encoder=mobilemamba_t2 gives maps at strides 16, 32, 64; unet needs 4, 8, 16, 32 \(or 2 as"
-        r" well\): take a backbone that has these, such as mobilenetv2_100$",
+        r"encoder=mobilemamba_t2 gives maps at strides 16, 32, 64; unet needs 4, 8, 16, 32"
+        r" \(or 2 as well\): take a backbone that has these, such as mobilenetv2_100$",
     ),
     ({"encoder": None}, r"unet needs an encoder: name a backbone with encoder=\.\.\."),
     ({"encoder": "lightm_unet_2d"}, "encoder=lightm_unet_2d is made for segmentation"),
