@@ -40,8 +40,12 @@ KEPT_BATCH_NORMS = {
 # Layer norms that keep their affine part, and why.
 KEPT_NORMS = {
     "norm of Embedding": "what it gives is the residual stream",
+    "norm of Downsample": "what it gives is the residual stream",
+    "norm of StageNorm": "what it gives is a level, and a convolution that pads with zeros reads it",
+    "norm1 of ScatteringBlock": "its shift would be a map of its own in the low band",
     "norm2 of KatBlock": "a rational function reads it",
     "norm2 of RenormedBlock": "what it gives is the residual stream",
+    "norm of MobileBlock": "attention that pads with zeros after it; where there is none it is folded",
     "norm of ScanBlock": "two branches read it, one by a convolution that pads with zeros",
     "norm of AtrousScan": "a gate multiplies it before the projection",
     "norm of BidirectionalScan": "a gate multiplies it before the projection",

@@ -143,7 +143,9 @@ def test_half_precision_holds_large_images(name, dtype):
         assert all(out.isfinite().all() for out in tensors(model.train()(x)))
         have = model.eval()(x).float()
     with torch.no_grad():
-        assert mean_difference(have, model(x)) < 0.25
+        want = model(x)
+    # Relative to the values, not to what tells images apart: fresh networks hardly do.
+    assert (have - want).abs().mean() < 0.1 * want.std()
 
 
 @pytest.mark.parametrize("name", SMALLEST)
