@@ -3,6 +3,7 @@
 import gc
 import itertools
 import json
+import sys
 import time
 
 import numpy as np
@@ -241,3 +242,13 @@ def test_comparing_models():
     result = compare(deep[:3], deep, (1, 3, 24, 24), **QUICK)
     assert result.ratio > 1.5  # ten times the work; the verdict would depend on a busy machine
     assert result.a.p50 < result.b.p50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
+def test_memory_is_that_of_the_results_also_where_a_runtime_keeps_it(runtime):
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Sigmoid(), nn.Conv2d(64, 3, 1)).eval()
+    found = measure(model, (1, 3, 512, 512), runtime, min_runs=2, min_time=0)
+    held = 64 * 512 * 512 * 4  # bytes of the wide map, once or twice; arenas grow in steps
+    assert 0.9 * held < found.peak_memory_bytes < 3.5 * held
+    assert found.energy_j is None or found.energy_j > 0

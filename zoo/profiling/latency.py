@@ -20,7 +20,9 @@ from torch import nn
 
 from zoo import runtimes
 from zoo.errors import BadInput
+from zoo.profiling.energy import energy_of
 from zoo.profiling.machine import describe_machine, versions
+from zoo.profiling.memory import Growth
 from zoo.profiling.stats import Summary, shift, summarize
 from zoo.runtimes.pytorch import in_eval_mode
 
@@ -67,6 +69,9 @@ class Latency:
         warmup_calls: Calls before times were kept.
         warmup_s: Seconds they took.
         steady: Whether the median had stopped moving by then.
+        peak_memory_bytes: How far a call takes memory above what it was before the first; what the
+            runtime keeps from call to call is in it, the weights are not. None where nothing tells.
+        energy_j: Joules of one call, by the machine's counters; None where it has none.
         runtime: What executed, with `runtime_version`, on `device`.
         threads: Threads that shared a call.
         input_size: B C H W of the input, which has `dtype` and lies in memory as `layout`.
@@ -89,6 +94,8 @@ class Latency:
     warmup_calls: int
     warmup_s: float
     steady: bool
+    peak_memory_bytes: int | None
+    energy_j: float | None
     runtime: str
     runtime_version: str
     device: str
@@ -228,10 +235,11 @@ def measure(
     else:
         loaded = _already(model, fused, threads, dtype, channels_last)
     with _quiet(), loaded.held():
-        call = loaded.bind(batch)
+        call, growth = loaded.bind(batch), Growth(loaded.device)
         warm = _first_calls(call, clock, effort.max_time / 2, batch.shape)
         times = time_calls(call, clock, effort)
-    return _record(loaded, batch.shape, warm, summarize(times))
+        beside = growth.peak(call), energy_of(call, loaded.device)
+    return _record(loaded, batch.shape, warm, summarize(times), *beside)
 
 
 def compare(
@@ -361,10 +369,10 @@ def random_batch(input_size: Sequence[int]) -> np.ndarray:
     """Return the images that are timed: normal noise, B C H W, the same each time.
 
     Raises:
-        BadInput: `input_size` is not four positive numbers.
+        BadInput: `input_size` is not four positive numbers, or five for volumes.
     """
     size = tuple(input_size)
-    if len(size) != 4 or any(isinstance(n, bool) or int(n) != n or n < 1 for n in size):
+    if len(size) not in (4, 5) or any(isinstance(n, bool) or int(n) != n or n < 1 for n in size):
         raise BadInput(f"input_size={size!r} must be four whole numbers of at least 1: B C H W")
     return np.random.default_rng(0).standard_normal(size, dtype=np.float32)
 
@@ -434,7 +442,14 @@ def _quiet() -> Iterator[None]:
             gc.enable()
 
 
-def _record(loaded: runtimes.Runtime, size: Sequence[int], warm: WarmUp, times: Summary) -> Latency:
+def _record(
+    loaded: runtimes.Runtime,
+    size: Sequence[int],
+    warm: WarmUp,
+    times: Summary,
+    memory: int | None,
+    energy: float | None,
+) -> Latency:
     def in_ms(seconds: float | None) -> float | None:
         return None if seconds is None else seconds * 1e3
 
@@ -452,6 +467,8 @@ def _record(loaded: runtimes.Runtime, size: Sequence[int], warm: WarmUp, times: 
         warmup_calls=warm.calls,
         warmup_s=warm.seconds,
         steady=warm.steady,
+        peak_memory_bytes=memory,
+        energy_j=energy,
         runtime=loaded.name,
         runtime_version=loaded.version,
         device=loaded.device,

@@ -1,4 +1,4 @@
-"""How much memory a call takes: the growth of the process on a CPU, of the allocator on CUDA."""
+"""How much memory calls take: the growth of the process on a CPU, of the allocator on CUDA."""
 
 import ctypes
 import gc
@@ -12,30 +12,52 @@ _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 
 
+class Growth:
+    """Memory from here on. On a CPU it is the resident memory of the process, whatever runtime
+    takes it, read from Linux: other systems keep no peak that can be reset. On CUDA it is that of
+    PyTorch's allocator.
+
+    Args:
+        device: Whose memory, as torch names it.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.cuda = torch.device(device) if torch.device(device).type == "cuda" else None
+        self.start: int | None = None
+        if self.cuda:
+            torch.cuda.synchronize(self.cuda)
+            self.start = torch.cuda.memory_allocated(self.cuda)
+        elif _give_back_memory():
+            self.start = _resident("VmRSS")
+
+    def peak(self, call: Callable[[], Any]) -> int | None:
+        """Return by how many bytes memory is above the start at most, during a call of `call`.
+
+        None where nothing tells.
+        """
+        if self.start is None:
+            return None
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.cuda)
+            call()
+            torch.cuda.synchronize(self.cuda)
+            return torch.cuda.max_memory_allocated(self.cuda) - self.start
+        try:
+            _RESET.write_text("5")  # from here on the peak is counted anew
+        except OSError:
+            return None
+        call()
+        top = _resident("VmHWM")
+        return None if top is None else max(0, top - self.start)
+
+
 def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int | None:
     """Return by how many bytes memory grows at most during one call; None where nothing tells.
 
-    On a CPU the figure is the resident memory of the process, whatever runtime takes it, read from
-    Linux; other systems keep no peak that can be reset. On CUDA it is that of PyTorch's allocator.
     The call is made twice: what it sets up once and for all is not in the figure.
     """
     call()
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    if not _give_back_memory():
-        return None
-    try:
-        _RESET.write_text("5")  # from here on the peak is counted anew
-        before = _field("VmRSS")
-        call()
-        return max(0, _field("VmHWM") - before)
-    except OSError:
-        return None
+    return Growth(device).peak(call)
 
 
 def _give_back_memory() -> bool:
@@ -48,6 +70,10 @@ def _give_back_memory() -> bool:
     return True
 
 
-def _field(name: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+def _resident(field: str) -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    line = next((line for line in lines if line.startswith(field)), None)
+    return int(line.split()[1]) * 1024 if line else None
