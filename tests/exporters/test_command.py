@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,9 @@ def test_a_run_is_exported_with_all_that_it_knows(checkpoint, tmp_path, capfd):
     assert manifest["weights"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     printed, chatter = capfd.readouterr()
     assert printed.startswith(f"{MODEL} (fused) -> {out}/model.onnx")
-    assert len(printed.splitlines()) == 3
+    assert len(printed.splitlines()) == 4
+    assert re.search(r", \d+ nodes$", printed.splitlines()[0])
+    assert re.search(r"latency of 1 image in onnxruntime, 1 thread: median \d+\.\d\d ms", printed)
     assert chatter == ""
 
 
@@ -136,7 +139,7 @@ def test_the_command(checkpoint, tmp_path):
     done = command(f"weights={checkpoint[0]}", "format=onnx", "export.out=out")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{MODEL} (fused) -> out/model.onnx")
-    assert len(done.stdout.splitlines()) == 3
+    assert len(done.stdout.splitlines()) == 4
     again = command(f"weights={checkpoint[0]}", "export.out=out")
     assert (again.returncode, again.stdout) == (1, "")
     assert again.stderr == "error: out/model.onnx exists; export.overwrite=true replaces it\n"

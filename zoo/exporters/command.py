@@ -15,6 +15,7 @@ from zoo.exporters.manifest import Origin
 from zoo.exporters.pipeline import Artefact, export, get_format
 from zoo.factory import create_model
 from zoo.inputs import own_input
+from zoo.profiling.latency import measure
 from zoo.weights import load_weights, local_file, read_checkpoint, run_checkpoint
 
 
@@ -113,12 +114,31 @@ def _batch(value: Any) -> int | None:
     return value
 
 
-def _image(model: nn.Module, origin: Origin, size: tuple[int, int] | None) -> tuple[int, int, int]:
+def _image(model: nn.Module, origin: Origin, size: tuple[int, int] | None) -> tuple[int, ...]:
     known = origin.preprocessing.get("size") or own_input(model, origin.name)["size"]
     if size is None and known is None:
         raise BadInput(f"{origin.name} states no size of its own; give export.image_size")
-    height, width = size or known[1:]
-    return getattr(model, "in_chans", None) or (known[0] if known else 3), height, width
+    if size is not None and known is not None and len(known) != 3:
+        raise BadInput(
+            f"export.image_size={list(size)}: {origin.name} takes volumes; leave it out for "
+            f"{known[1:]}, or call zoo.export with input_size"
+        )
+    sides = size or known[1:]
+    return getattr(model, "in_chans", None) or (known[0] if known else 3), *sides
+
+
+def _latency(artefact: Artefact) -> str:
+    """Time the artefact in the runtime that it was compared in, on one image if it may."""
+    batch, *rest = artefact.manifest["input"]["shape"]
+    size = (batch if isinstance(batch, int) else 1, *rest)
+    runtime = artefact.manifest["comparison"]["runtime"]
+    found = measure(artefact.path, size, runtime, min_runs=6, min_time=0.3, max_time=3)
+    images = f"{size[0]} image" + ("s" if size[0] > 1 else "")
+    threads = f"{found.threads} thread" + ("s" if found.threads > 1 else "")
+    return (
+        f"latency of {images} in {runtime}, {threads}: median {found.p50_ms:.2f} ms, "
+        f"p90 {found.p90_ms:.2f} ms of {found.n} calls"
+    )
 
 
 def _say(artefact: Artefact, cfg: Any) -> None:
@@ -132,4 +152,5 @@ def _say(artefact: Artefact, cfg: Any) -> None:
         f"input {shape}, opset {made['opset']}, {made['nodes']} nodes"
     )
     print(artefact.agreement)
+    print(_latency(artefact))
     print(f"described in {artefact.manifest_path}")

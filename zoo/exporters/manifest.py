@@ -68,7 +68,7 @@ def describe_input(
     return {
         "name": name,
         "shape": ["batch" if dynamic_batch else batch, *rest],
-        "layout": "NCHW",
+        "layout": "NCHW" if len(rest) == 3 else "NCDHW",
         "dtype": "float32",
         "channels": {1: "grey", 3: "RGB"}.get(rest[0]),
         "range": [0.0, 1.0],  # of the values that mean and std belong to

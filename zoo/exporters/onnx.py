@@ -1,6 +1,7 @@
 """PyTorch -> ONNX, by torch's own exporter (the one that traces with `torch.export`)."""
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -18,6 +19,7 @@ from zoo.runtimes.pytorch import flat
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = (18, 23)  # those that torch's exporter writes and ONNX Runtime is tested with
 INPUT = "input"
+SCAN = "multi_level"  # few operators at any length, memory in proportion to it, any batch
 _CHATTY = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir", "onnx")
 
 
@@ -51,6 +53,7 @@ def convert(
     parameter = next(model.parameters(), torch.empty(0))
     example = torch.zeros((batch, *input_size[1:]), dtype=parameter.dtype, device=parameter.device)
     outputs = _output_count(model, example)
+    model = _with_plain_scans(model)
     names = ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
     try:
         with _silence():
@@ -76,6 +79,17 @@ def convert(
             f"{type(model).__name__} cannot be exported with an open batch: what it computes "
             "depends on the number of images; export.batch=1 (or another number) fixes it"
         )
+
+
+def _with_plain_scans(model: nn.Module) -> nn.Module:
+    """Return a copy whose selective scans are made of PyTorch's operators; or the model itself."""
+    if not any(hasattr(module, "scan_backend") for module in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, "scan_backend"):
+            module.scan_backend = SCAN  # pyright: ignore[reportArgumentType]
+    return model
 
 
 def versions() -> tuple[str, ...]:

@@ -77,7 +77,8 @@ def export(
         format: `"onnx"`.
         path: A file with the suffix of the format, or a folder, which gets `model.onnx`. The
             manifest goes beside the artefact as `manifest.json`.
-        input_size: B C H W that is traced; None: one image of the size the model was published for.
+        input_size: B C H W (B C D H W for volumes) that is traced; None: one image of the size that
+            the model was published for.
         dynamic_batch: Leave the batch open; otherwise it is the one of `input_size`.
         opset: Version of ONNX's operator set; None: the exporter's own.
         fuse: Re-parameterise first.
@@ -151,18 +152,22 @@ def get_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def _input_size(
-    model: nn.Module, name: str | None, given: Sequence[int] | None
-) -> tuple[int, int, int, int]:
+def _input_size(model: nn.Module, name: str | None, given: Sequence[int] | None) -> tuple[int, ...]:
+    own = own_input(model, name)["size"]
+    lengths = (len(own) + 1,) if own else (4, 5)  # of images, of volumes
     if given is None:
-        own = own_input(model, name)["size"]
         if own is None:
             raise BadInput("input_size=None: the model's own size is not known; pass (1, 3, H, W)")
         given = (1, *own)
     size = tuple(given)
-    if len(size) != 4 or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in size):
-        raise BadInput(f"input_size={size!r} must be four whole numbers of at least 1: B C H W")
-    return size  # type: ignore[return-value]
+    numbers = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in size)
+    if not numbers or len(size) not in lengths:
+        what = {
+            4: "four whole numbers of at least 1: B C H W",
+            5: "five whole numbers of at least 1: B C D H W",
+        }[lengths[0]]
+        raise BadInput(f"input_size={size!r} must be {what}")
+    return size
 
 
 def _target(path: Path, kind: Format, overwrite: bool) -> Path:

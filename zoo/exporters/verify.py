@@ -76,7 +76,7 @@ def agree(
     Args:
         reference: The model, in float32.
         artefact: What was made of it, loaded.
-        input_size: C H W.
+        input_size: C H W, or C D H W.
         batch_sizes: Batches to feed; each is fed images of several kinds and scales.
 
     Raises:
@@ -102,16 +102,17 @@ def agree(
 
 
 def batches(input_size: Sequence[int], batch_sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield random images, B C H W: noise and smooth gradients, each at several scales."""
+    """Yield random images, B C H W (or volumes): noise and slopes, each at several scales."""
     generator = np.random.default_rng(0)
-    channels, height, width = input_size
-    rows = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    columns = np.linspace(-1, 1, width, dtype=np.float32)
+    channels, *sides = input_size
+    ramps = np.meshgrid(*[np.linspace(-1, 1, n, dtype=np.float32) for n in sides], indexing="ij")
+    ones = (1,) * len(sides)
     for count in batch_sizes:
         for scale in SCALES:
-            noise = generator.standard_normal((count, channels, height, width), dtype=np.float32)
-            slopes = generator.standard_normal((3, count, channels, 1, 1), dtype=np.float32)
-            smooth = slopes[0] + slopes[1] * rows + slopes[2] * columns
+            noise = generator.standard_normal((count, channels, *sides), dtype=np.float32)
+            shape = (1 + len(sides), count, channels, *ones)
+            start, *slopes = generator.standard_normal(shape, dtype=np.float32)
+            smooth = start + sum(a * b for a, b in zip(slopes, ramps, strict=True))
             yield (scale * (noise + smooth)).astype(np.float32)
 
 

@@ -1,0 +1,61 @@
+"""Wavelets and scans in ONNX: plain operators alone, at two sizes, run with ONNX Runtime only."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from support import fresh, images
+
+import zoo
+
+# A shallow form of each family, with both sizes; every kind of block, scan and head is in it.
+CASES = {
+    "mobilemamba_t2": ({}, (64, 64), (113, 80)),
+    "efficientvmamba_tiny": ({}, (64, 64), (92, 124)),
+    "lightm_unet_2d": ({"blocks_down": (1, 1, 1), "blocks_up": (1, 1)}, (64, 48), (16, 40)),
+    "lightm_unet_3d_8": ({"blocks_down": (1, 1), "blocks_up": (1,)}, (8, 8, 8), (6, 4, 8)),
+    "wavemix_144_7_l1_cifar10": ({"dim": 16, "depth": 2}, (64, 64), (18, 22)),
+    "wavemix_seg_192_16_l3_cityscapes": ({"dim": 16, "depth": 2}, (64, 64), (96, 160)),
+    "wavemix_sisr_144_4_l1": ({"dim": 16, "depth": 2}, (64, 64), (18, 22)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_file_for_each_size(name, which, tmp_path):
+    kwargs, *both = CASES[name]
+    size = both[which]
+    model = fresh(name, **kwargs)
+    made = zoo.export(model, "onnx", tmp_path, input_size=(1, model.in_chans, *size))
+    assert made.agreement.proven
+    assert made.manifest["input"]["layout"] == ("NCHW" if len(size) == 2 else "NCDHW")
+    domains = {node.domain for node in onnx.load(made.path).graph.node}
+    assert domains <= {"", "ai.onnx"}, "an operator that only this package has"
+    session = onnxruntime.InferenceSession(made.path)
+    for batch in (1, 5):  # 5 was neither traced nor compared
+        x = images(batch, size, model.in_chans)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            want = model(x).numpy()
+        np.testing.assert_allclose(found, want, rtol=0, atol=2e-3 * np.abs(want).max())
+
+
+def test_the_model_keeps_its_scans(tmp_path):
+    model = fresh("efficientvmamba_tiny")
+    for fuse in (True, False):
+        place = tmp_path / str(fuse)
+        zoo.export(model, "onnx", place, input_size=(1, 3, 32, 32), fuse=fuse)
+        used = {m.scan_backend for m in model.modules() if hasattr(m, "scan_backend")}
+        assert used == {"auto"}
+
+
+@pytest.mark.parametrize("size", [(1, 1, 16, 16), (1, 3, 16, 16, 16, 16)])
+def test_volumes_have_three_sides(size, tmp_path):
+    from zoo.exporters import Origin
+
+    model = fresh("lightm_unet_3d_8")
+    with pytest.raises(zoo.BadInput, match="five whole numbers of at least 1: B C D H W"):
+        zoo.export(
+            model, "onnx", tmp_path / "a", input_size=size, origin=Origin("lightm_unet_3d_8")
+        )
