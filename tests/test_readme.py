@@ -1,4 +1,4 @@
-"""The README's commands and Python lines are there to be typed: they must be right."""
+"""The commands and Python lines of README and docs are there to be typed: they must be right."""
 
 import ast
 import re
@@ -10,8 +10,19 @@ import pytest
 import zoo
 
 README = Path(__file__).parents[1] / "README.md"
-TEXT = README.read_text(encoding="utf-8") if README.exists() else ""
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+TEXT = TEXTS[README]
+BLOCKS = [
+    block
+    for text in TEXTS.values()
+    for block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+]
+LINKS = [
+    (page, link)
+    for page, text in TEXTS.items()
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+]
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 COMMANDS = [
     line.strip()
@@ -59,9 +70,28 @@ def test_commands_name_scripts_and_models_that_exist(command):
     for word in words[2:]:
         key, _, value = word.partition("=")
         if key == "model" and "*" not in value and not value.startswith(("timm/", "<")):
-            assert zoo.registry.is_model(value), value
+            assert zoo.registry.is_model(value) or value in zoo.registry.DECODERS, value
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:|#)([^)#]+)", TEXT))
-def test_links_lead_somewhere(link):
-    assert (README.parent / link).exists(), link
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_links_lead_somewhere(page, link):
+    assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.startswith("python export.py model=")]
+)
+def test_exports_do_as_the_page_says(command, tmp_path, monkeypatch, capsys):
+    """As typed, but with few blocks of the model that takes long."""
+    from zoo.config import compose
+    from zoo.exporters.command import run
+
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command, comments=True)[2:]
+    if "model=lightm_unet_2d" in words:
+        words += ["+model.kwargs.blocks_down=[1,1]", "+model.kwargs.blocks_up=[1]"]
+    artefact = run(compose("export", words), words)
+    assert artefact.path.is_file()
+    printed = capsys.readouterr().out
+    assert re.search(r"\d+ nodes$", printed.splitlines()[0])
+    assert "latency of 1 image in onnxruntime" in printed
