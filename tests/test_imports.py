@@ -22,7 +22,7 @@ RANKS = {
     5: ["zoo.models"],
     6: ["zoo.weights"],
     7: ["zoo.factory", "zoo.decoders", "zoo.inputs", "zoo.timm_bridge"],
-    8: ["zoo.profiling.count", "zoo.profiling.rules"],
+    8: [f"zoo.profiling.{name}" for name in ("count", "rules", "traffic", "hooks")],
     9: ["zoo.reparam"],
     10: ["zoo.profiling", "zoo.exporters", "zoo.runtimes"],
     11: ["zoo.data"],
@@ -34,6 +34,7 @@ RANKS = {
 SCHEMAS = {"zoo.data.config", "zoo.exporters.config", "zoo.profiling.config", "zoo.training.config"}
 # Imports against the direction, each with its reason.
 EXCEPTIONS = {
+    ("zoo.reparam", "zoo.profiling.latency"): "its report times both forms",
     ("zoo.exporters", "zoo.config"): "the command reads the schema of its run",
     ("zoo.training", "zoo.config"): "the command reads the schema of its run",
     ("zoo.profiling", "zoo.config"): "the command reads the schema of its run",

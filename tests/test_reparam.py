@@ -41,11 +41,11 @@ KEPT_BATCH_NORMS = {
 KEPT_NORMS = {
     "norm of Embedding": "what it gives is the residual stream",
     "norm of Downsample": "what it gives is the residual stream",
-    "norm of StageNorm": "what it gives is a level, and a convolution that pads with zeros reads it",
+    "norm of StageNorm": "what it gives is a level, read by a convolution that pads with zeros",
     "norm1 of ScatteringBlock": "its shift would be a map of its own in the low band",
     "norm2 of KatBlock": "a rational function reads it",
     "norm2 of RenormedBlock": "what it gives is the residual stream",
-    "norm of MobileBlock": "attention that pads with zeros after it; where there is none it is folded",
+    "norm of MobileBlock": "attention that pads with zeros after it; elsewhere it folds",
     "norm of ScanBlock": "two branches read it, one by a convolution that pads with zeros",
     "norm of AtrousScan": "a gate multiplies it before the projection",
     "norm of BidirectionalScan": "a gate multiplies it before the projection",
@@ -165,14 +165,17 @@ def test_report_agrees_with_the_counts(name):
     size = (1, *two[1:])
     model = shaken(name)
     fused = zoo.reparameterize(model)
-    found = report(model, fused, two)
+    found = report(model, fused, two, timed=False)
     counts = zoo.count(model, size), zoo.count(fused, size)
     assert isinstance(found, FuseReport)
     assert (counts[0].fused, counts[1].fused) == (False, True)
     assert found.params == tuple(c.params for c in counts)
     assert found.macs == tuple(c.macs for c in counts)
     assert found.flops == tuple(c.flops for c in counts)
+    assert found.activations == tuple(c.activations for c in counts)
+    assert found.nodes == tuple(c.operators for c in counts)
     assert found.flops[1] < found.flops[0]
+    assert found.nodes[1] <= found.nodes[0]
     assert found.params[1] < 1.01 * found.params[0]  # a norm's shift may give a layer a bias
     for before, after in (found.layers, found.macs):  # a layer norm stays one without its affine
         assert after <= before
@@ -180,6 +183,15 @@ def test_report_agrees_with_the_counts(name):
     text = str(found)
     assert f"{found.macs[0]:,}" in text
     assert f"{found.params[1]:,}" in text
+
+
+def test_report_times_both_forms():
+    model = shake(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())).eval()
+    found = report(model, zoo.reparameterize(model), (2, 3, 64, 64))
+    assert found.latency.a.p50 > 0
+    assert found.latency.b.p50 > 0
+    assert found.nodes[1] == 2 < found.nodes[0]
+    assert "of the time" in str(found)
 
 
 def test_report_refuses_to_compare_nothing():
@@ -233,6 +245,12 @@ PAIRS = {
     "3d": (nn.Conv3d(4, 6, 3), nn.BatchNorm3d(6), (2, 4, 5, 5, 5)),
     "linear": (nn.Linear(4, 6), nn.BatchNorm1d(6), (2, 4)),
     "linear, no bias": (nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), (2, 4)),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3), nn.BatchNorm2d(6), (2, 4, 7, 7)),
+    "transposed, grouped": (
+        nn.ConvTranspose2d(4, 6, 3, groups=2),
+        nn.BatchNorm2d(6),
+        (2, 4, 7, 7),
+    ),
     "synchronised": (nn.Conv2d(4, 6, 3), nn.SyncBatchNorm(6), (2, 4, 7, 7)),
     "frozen": (nn.Conv2d(4, 6, 3), FrozenBatchNorm2d(6), (2, 4, 7, 7)),
 }
@@ -263,7 +281,6 @@ def hooked(layer):
 
 
 ALONE = {
-    "transposed": nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.BatchNorm2d(6)),
     "no statistics": nn.Sequential(
         nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, track_running_stats=False)
     ),
@@ -342,11 +359,66 @@ def test_half_precision_stays_half():
     assert {p.dtype for p in zoo.reparameterize(model).parameters()} == {torch.bfloat16}
 
 
-def test_models_of_timm_are_fused_where_they_are_plain():
-    model = shake(zoo.create_model("timm/mobileone_s0").double()).eval()
-    fused, x = zoo.reparameterize(model), images(2, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("efficientformerv2_s0", ["norm"]),  # of the features, which are for others, too
+        ("mobilenetv3_small_050", []),
+        ("resnet18", []),
+        ("levit_128s", []),  # batch norms after linear layers on tokens, fused by timm's method
+        ("repghostnet_050", []),  # branches, fused by timm's method
+        ("densenet121", None),  # norms of concatenated maps come first: they stay
+    ],
+)
+def test_models_of_timm_are_fused(name, left):
+    model = shake(zoo.create_model(f"timm/{name}").double()).eval()
+    before = copy.deepcopy(model.state_dict())
+    fused, x = zoo.reparameterize(model), images(2, (224, 224), dtype=torch.float64)
     with torch.no_grad():
         assert difference(fused(x), model(x)) < 1e-9
+    norms = [k for k, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
+    if left is None:
+        assert 0 < len(norms) < sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    else:
+        assert norms == left
+    assert torch.get_default_dtype() == torch.float32
+    assert {p.dtype for p in fused.parameters()} == {torch.float64}
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+class Written(nn.Module):
+    """Layers that `forward` calls one by one: what folds is decided by how they are called."""
+
+    def __init__(self, flow) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.flow = flow
+
+    def forward(self, x):
+        return self.flow(self, x)
+
+
+FLOWS = {
+    "one after the other": (lambda m, x: m.norm(m.conv(x)).relu(), True),
+    "with a shortcut": (lambda m, x: x + m.norm(m.conv(x)), True),
+    "read twice": (lambda m, x: m.norm(y := m.conv(x)) + y, False),
+    "something between": (lambda m, x: m.norm(m.conv(x) * 2), False),
+    "called twice": (lambda m, x: m.norm(m.conv(m.conv(x))), False),
+    "norm called twice": (lambda m, x: m.norm(m.norm(m.conv(x))), False),
+    "weight read besides": (lambda m, x: m.norm(m.conv(x)) * m.conv.weight.sum(), False),
+    "by value": (lambda m, x: m.norm(m.conv(x)) if x.sum() < 1e9 else x, False),
+}
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_pair_folds_where_nothing_else_reads_it(flow):
+    call, folds = FLOWS[flow]
+    model = shake(Written(call).double()).eval()
+    fused, x = zoo.reparameterize(model), noise(2, 4, 7, 7)
+    assert isinstance(fused.norm, nn.Identity) == folds
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-12, atol=1e-12)
 
 
 def test_shaking_makes_what_a_fresh_model_hides_visible():

@@ -2,17 +2,21 @@
 
 A block that has a cheaper equal form implements `fused(self)`, which returns the replacement and
 leaves the block as it was. `reparameterize` walks a deep copy from the leaves up and puts the
-replacements in; in an `nn.Sequential`, batch norms are folded into the convolution or linear layer
-right before them, whoever wrote it.
+replacements in. In modules without one, whoever wrote them, a batch norm is folded into the
+convolution or linear layer whose results it alone reads (zoo/blocks/dataflow.py); timm's blocks
+that have a method of their own for it are fused by that first.
 """
 
 import copy
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import timm.utils
 import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 
+from zoo.blocks.dataflow import pairs, replace
 from zoo.blocks.folding import fold_batch_norm, is_fixed_batch_norm
 from zoo.blocks.scale import LayerScale
 from zoo.errors import BadInput
@@ -21,7 +25,9 @@ from zoo.profiling.count import count
 Model = TypeVar("Model", bound=nn.Module)
 
 # A linear layer is taken to work on B C, as the norm after it does; on B N C the norm is over N.
-_FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FOLDABLE = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
 
 
 def reparameterize(model: Model) -> Model:
@@ -38,9 +44,21 @@ def reparameterize(model: Model) -> Model:
             f"{training} is in train mode; call model.eval() first: batch norms fold only with "
             "their running statistics"
         )
-    fused = cast(Model, _fused(copy.deepcopy(model), {}).eval())  # new parts start in train mode
+    fused = cast(Model, _fused(_fused_by_timm(model), {}).eval())  # new parts start in train mode
     fused.__dict__["reparameterized"] = True  # what `count` calls fused
     return fused
+
+
+def _fused_by_timm(model: nn.Module) -> nn.Module:
+    """Return a copy in which timm's blocks are fused by the methods that they have for it."""
+    sample = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(sample.dtype)  # they make their layers in whatever is the default
+    try:
+        with torch.device(sample.device):
+            return timm.utils.reparameterize_model(model)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _fused(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
@@ -51,30 +69,68 @@ def _fused(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     for name, child in parts.items():
         if child is not None:
             parts[name] = _fused(child, done)
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        _fold_pairs(module)
     fuse: Any = getattr(module, "fused", None)
+    if not callable(fuse):
+        _fold_pairs(module)
     replacement: Any = fuse() if callable(fuse) else module
     done[id(module)] = replacement
     return replacement
 
 
-def _fold_pairs(sequence: nn.Sequential) -> None:
-    names: list[str] = list(sequence._modules)
-    for before, after in zip(names, names[1:], strict=False):
-        layer: Any = sequence._modules[before]
-        norm: Any = sequence._modules[after]
+def _fold_pairs(module: nn.Module) -> None:
+    layers = [m for _, m in _called(module)]
+    if not any(type(m) in _FOLDABLE for m in layers) or not any(map(_plain_norm, layers)):
+        return
+    for before, after in pairs(module):
+        layer: Any = module.get_submodule(before)
+        norm: Any = module.get_submodule(after)
         if _foldable(layer, norm):
-            sequence._modules[before] = fold_batch_norm(layer, norm)
-            sequence._modules[after] = nn.Identity()
+            replace(module, before, fold_batch_norm(layer, _plain_norm(norm)))
+            replace(module, after, _rest(norm))
+
+
+def _called(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules that `module` itself can call: its children, and those in lists among them."""
+    found = []
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            found += [(f"{name}.{inner}", m) for inner, m in _called(child)]
+        else:
+            found.append((name, child))
+    return found
 
 
 def _foldable(layer: Any, norm: Any) -> bool:
-    """Say whether `norm` reads just what `layer` writes and can be folded into it."""
-    if type(layer) not in _FOLDABLE or not is_fixed_batch_norm(norm):
+    """Say whether `norm` can be folded into `layer`, whose results it reads."""
+    plain = _plain_norm(norm)
+    if type(layer) not in _FOLDABLE or plain is None:
         return False
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (layer, norm))
-    return not hooked and norm.running_mean.numel() == layer.weight.shape[0]
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return not hooked and plain.running_mean.numel() == channels
+
+
+def _plain_norm(module: Any) -> Any:
+    """Return the batch norm with fixed statistics that a module is or starts with, or None."""
+    if is_fixed_batch_norm(module):
+        return module
+    if type(module) is not BatchNormAct2d or module.running_mean is None:
+        return None
+    whole: Any = module
+    norm = nn.BatchNorm2d(whole.num_features, eps=whole.eps, affine=whole.affine)
+    norm = norm.to(device=whole.running_mean.device, dtype=whole.running_mean.dtype)
+    norm.load_state_dict({k: v for k, v in whole.state_dict().items() if k in _NORM_KEYS})
+    return norm
+
+
+_NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def _rest(norm: nn.Module) -> nn.Module:
+    """Return what a module does after its batch norm."""
+    if type(norm) is BatchNormAct2d:
+        return nn.Sequential(*norm.children())  # dropout and activation
+    return nn.Identity()
 
 
 def shake(model: Model, seed: int = 0) -> Model:
@@ -106,7 +162,10 @@ def shake(model: Model, seed: int = 0) -> Model:
 
 
 def _floats(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(n, b) for n, b in module.named_buffers(recurse=False) if b.is_floating_point()]
+    """The buffers of `module` that a state dict holds; the others are constants."""
+    constants = module._non_persistent_buffers_set
+    buffers = module.named_buffers(recurse=False)
+    return [(n, b) for n, b in buffers if b.is_floating_point() and n not in constants]
 
 
 @dataclass(frozen=True)
@@ -118,33 +177,56 @@ class FuseReport:
         params: Parameters.
         macs: Multiply-accumulates of one image.
         flops: FLOPs of one image.
+        activations: Elements that the operators with MACs write, of one image.
+        nodes: Operators executed, views left out.
         error: Largest difference of the outputs in float64, relative to their spread.
+        latency: How long the fused model takes beside the other, called in turn in PyTorch on one
+            image; None where it was not asked for.
     """
 
     layers: tuple[int, int]
     params: tuple[int, int]
     macs: tuple[int, int]
     flops: tuple[int, int]
+    activations: tuple[int, int]
+    nodes: tuple[int, int]
     error: float
+    latency: Any = None
 
     def __str__(self) -> str:
         rows = [
-            f"{name:<7}{before:>16,}{after:>16,}"
+            f"{name:<12}{before:>16,}{after:>16,}"
             for name, (before, after) in (
                 ("layers", self.layers),
                 ("params", self.params),
                 ("MACs", self.macs),
                 ("FLOPs", self.flops),
+                ("activations", self.activations),
+                ("nodes", self.nodes),
             )
         ]
-        head = f"{'':<7}{'unfused':>16}{'fused':>16}"
+        if self.latency is not None:
+            times = self.latency.a.p50 * 1e3, self.latency.b.p50 * 1e3
+            rows.append(f"{'latency, ms':<12}{times[0]:>16.3f}{times[1]:>16.3f}")
+            verdict = {"B is faster": "faster", "B is slower": "slower"}
+            low, high = self.latency.low, self.latency.high
+            interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+            rows.append(
+                f"fused: {verdict.get(self.latency.verdict, 'no difference')}, "
+                f"{self.latency.ratio:.3f}{interval} of the time"
+            )
+        head = f"{'':<12}{'unfused':>16}{'fused':>16}"
         return "\n".join(
             [head, *rows, f"largest relative error on shaken weights {self.error:.1e}"]
         )
 
 
 def report(
-    before: nn.Module, after: nn.Module, input_size: tuple[int, ...] = (2, 3, 224, 224)
+    before: nn.Module,
+    after: nn.Module,
+    input_size: tuple[int, ...] = (2, 3, 224, 224),
+    *,
+    timed: bool = True,
 ) -> FuseReport:
     """Compare a model with its fused form.
 
@@ -152,6 +234,7 @@ def report(
         before: The model as it was, in evaluation mode.
         after: What `reparameterize` made of it.
         input_size: Shape of the images to compare on, at least two of them.
+        timed: Whether to compare latencies, too, which takes some seconds.
 
     Raises:
         BadInput: The outputs do not depend on the image, so that comparing them shows nothing.
@@ -165,16 +248,23 @@ def report(
         raise BadInput(f"the outputs of {type(before).__name__} do not depend on the image")
     one = (1, *input_size[1:])
     counts = count(before, one), count(after, one)
+    latency = None
+    if timed:
+        from zoo.profiling.latency import compare
 
-    def leaves(model: nn.Module) -> int:
-        return sum(
-            not list(m.children()) and not isinstance(m, nn.Identity) for m in model.modules()
-        )
-
+        latency = compare(before, after, one)
     return FuseReport(
-        layers=(leaves(before), leaves(after)),
+        layers=(_leaves(before), _leaves(after)),
         params=(counts[0].params, counts[1].params),
         macs=(counts[0].macs, counts[1].macs),
         flops=(counts[0].flops, counts[1].flops),
+        activations=(counts[0].activations, counts[1].activations),
+        nodes=(counts[0].operators, counts[1].operators),
         error=(want - have).abs().max().item() / spread,
+        latency=latency,
     )
+
+
+def _leaves(model: nn.Module) -> int:
+    """The number of layers: modules without children that do something."""
+    return sum(not list(m.children()) and not isinstance(m, nn.Identity) for m in model.modules())

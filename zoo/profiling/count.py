@@ -32,6 +32,7 @@ class Counts:
         peak_activation_bytes: The most that the input and all intermediate results take at once,
             operator by operator (zoo/profiling/traffic.py); parameters are not in it.
         moved_bytes: What the operators read and write, parameters included.
+        operators: Operators executed, views left out.
         fused: Whether the model was re-parameterised.
     """
 
@@ -43,6 +44,7 @@ class Counts:
     activation_bytes: int
     peak_activation_bytes: int
     moved_bytes: int
+    operators: int
     fused: bool
     _by_module: dict[str, Counter] = field(repr=False)
     _params: dict[str, int] = field(repr=False)
@@ -131,6 +133,7 @@ def count(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Cou
         activation_bytes=totals["activations"] * example.element_size(),
         peak_activation_bytes=traffic.peak,
         moved_bytes=traffic.moved,
+        operators=traffic.operators,
         fused=bool(getattr(model, "reparameterized", False)),
         _by_module=by_module,
         _params=params,

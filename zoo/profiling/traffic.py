@@ -26,11 +26,13 @@ class Traffic:
         peak: The most that the input and all intermediate results took at one time; parameters and
             buffers are not in it.
         moved: Read and written by all operators, parameters included.
+        operators: Operators executed, views left out.
         by_module: `moved`, by the innermost module that called the operator, by its dotted name.
     """
 
     peak: int
     moved: int
+    operators: int
     by_module: dict[str, int]
 
 
@@ -40,7 +42,7 @@ def observe(model: nn.Module, example: Tensor) -> Traffic:
     mode.hold(example)
     with torch.no_grad(), around_modules(model, mode.inside.append, mode.leave), mode:
         model(example)
-    return Traffic(mode.peak, sum(mode.moved.values()), dict(mode.moved))
+    return Traffic(mode.peak, sum(mode.moved.values()), mode.operators, dict(mode.moved))
 
 
 class _Watch(TorchDispatchMode):
@@ -50,7 +52,7 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.inside = [""]  # the names of the modules that are being executed, innermost last
         self.moved: Counter[str] = Counter()
-        self.live = self.peak = 0
+        self.live = self.peak = self.operators = 0
         fixed = [*model.parameters(), *model.buffers()]
         self.fixed = {id(tensor.untyped_storage()) for tensor in fixed}
         self._fixed = [tensor.untyped_storage() for tensor in fixed]  # so that the ids stay theirs
@@ -85,6 +87,7 @@ class _Watch(TorchDispatchMode):
         for tensor in written:
             self.hold(tensor)
         if not _is_view(func, read, written):
+            self.operators += 1
             self.moved[self.inside[-1]] += sum(map(_bytes, [*read, *written]))
         return result
 
