@@ -32,6 +32,7 @@ _BRANCHES = (
     "state_dict",
     "model",
     "net",
+    "net_E",
     "module",
     "network_weights",  # nnU-Net
 )

@@ -9,14 +9,23 @@ class SqueezeExcite(nn.Module):
     Args:
         channels: Channels of input and output.
         hidden: Width between the two layers of the gate.
+        act: Class of the activation between them.
+        gate: Class of what turns the last layer into a factor.
     """
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        *,
+        act: type[nn.Module] = nn.ReLU,
+        gate: type[nn.Module] = nn.Sigmoid,
+    ):
         super().__init__()
         self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.act = nn.ReLU()
+        self.act = act()
         self.expand = nn.Conv2d(hidden, channels, 1)
-        self.gate = nn.Sigmoid()
+        self.gate = gate()
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True))))
