@@ -19,6 +19,7 @@ from zoo.errors import BadInput
 from zoo.keys import KeyStyle
 
 torch.fx.wrap("to_map")
+torch.fx.wrap("to_row")
 
 
 class Stage(nn.Module):
@@ -34,14 +35,57 @@ class Stage(nn.Module):
         self.downsample = downsample if downsample is not None else nn.Identity()
         self.blocks = nn.Sequential(*blocks)
         self.grad_checkpointing = False
+        self.source: Any = None  # the earlier stage whose output is read as well, if there is one
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+    def run(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             for block in self.blocks:
                 x = checkpoint(block, x, use_reentrant=False)
             return x
         return self.blocks(x)
+
+
+class LinkedStage(Stage):
+    """A stage that adds to its input what a link makes of the output of an earlier stage.
+
+    Args:
+        blocks: As of `Stage`.
+        source: Index of the earlier stage.
+        link: From that stage's output and the input of this stage to a map like the latter.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], *, source: int, link: nn.Module):
+        super().__init__(blocks)
+        self.source = source
+        self.link = link
+
+    def forward(self, x: Tensor, earlier: Tensor) -> Tensor:  # type: ignore[override]
+        return self.run(x + self.link(earlier, x))
+
+
+class Stages(nn.Sequential):
+    """Stages one after the other; a `LinkedStage` is also given what it reads."""
+
+    sources: list[int]
+
+    def __init__(self, *stages: Any):
+        super().__init__(*stages)
+        self.sources = sorted({stage.source for stage in self if stage.source is not None})
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: dict[int, Tensor] = {}
+        for i, stage in enumerate(self):
+            if stage.source is not None:
+                x = stage(x, kept[stage.source])
+            else:
+                x = stage(x)
+            if i in self.sources:
+                kept[i] = x
+        return x
 
 
 class Backbone(nn.Module):
@@ -59,7 +103,8 @@ class Backbone(nn.Module):
         output_stride: Where the model stops shrinking its maps, if it dilates instead: its levels
             stay those of `strides`, their reductions do not go beyond.
         num_prefix_tokens: Tokens before those of the positions (class tokens); where there are
-            any, the last stage gives tokens, and those before it tokens or maps.
+            any, the last stage gives tokens, and those before it tokens or maps; or all give maps
+            and `norm` puts the class token in front.
         grid_margin: Pixels beyond a side that still make a token: a side of s pixels has
             (s + margin) // stride of them. Only for tokens.
     """
@@ -83,7 +128,7 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         self.stem = stem
-        self.stages = nn.Sequential(*stages)
+        self.stages = Stages(*stages)
         self.norm = norm
         self.head = head
         self.in_chans = in_chans
@@ -141,9 +186,11 @@ class Backbone(nn.Module):
         if stop_early or intermediates_only:
             stages = stages[: max(wanted) + 1]
         height, width = x.shape[-2:]
-        x, maps = self.stem(x), {}
+        x, maps, kept = self.stem(x), {}, {}
         for i, stage in enumerate(stages):
-            x = stage(x)
+            x = stage(x) if stage.source is None else stage(x, kept[stage.source])
+            if i in self.stages.sources:
+                kept[i] = x
             maps[i] = self._level(x, i, height, width)
         last = len(self.stages) - 1
         normed = self._close(x) if len(stages) == last + 1 else maps[len(stages) - 1]
@@ -289,8 +336,14 @@ class FeatureExtractor(nn.Module):
         height, width = x.shape[-2] + self.grid_margin, x.shape[-1] + self.grid_margin
         x = self.stem(x)
         maps: dict[int, Tensor] = {}
+        kept: dict[int, Tensor] = {}
         for i, stage in enumerate(self.stages):
-            x = stage(x)
+            if stage.source is not None:
+                x = stage(x, kept[stage.source])
+            else:
+                x = stage(x)
+            if i in self.stages.sources:
+                kept[i] = x
             if i in self.taken:
                 maps[i] = x
                 if self.num_prefix_tokens:

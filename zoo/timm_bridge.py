@@ -56,6 +56,7 @@ def _default_cfg(spec: registry.ModelSpec) -> dict[str, Any]:
     _, height, width = wanted["size"]
     stride = traits.pop("stride")
     stride = spec.facts.get("reduction", stride)
+    traits["classifier"] = tuple(spec.facts.get("classifiers", traits["classifier"]))
     return {
         **traits,
         "input_size": tuple(wanted["size"]),

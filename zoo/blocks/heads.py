@@ -1,5 +1,7 @@
 """What turns the last map into logits."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ def pool_map(x: Tensor, pool: str) -> Tensor:
 
 
 # Norms of the features, between pooling and classifier, by name.
-NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+NORMS: dict[str, Any] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
 class NormLinear(nn.Module):
@@ -47,11 +49,12 @@ class NormLinear(nn.Module):
         in_features: Width of the input.
         out_features: Width of the output.
         norm: `"batch"` (LeViT, arXiv 2104.01136, section 4) or `"layer"`.
+        eps: Of the norm.
     """
 
-    def __init__(self, in_features: int, out_features: int, norm: str = "batch"):
+    def __init__(self, in_features: int, out_features: int, norm: str = "batch", eps: float = 1e-5):
         super().__init__()
-        self.norm = NORMS[norm](in_features)
+        self.norm = NORMS[norm](in_features, eps=eps)
         self.linear = nn.Linear(in_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,6 +79,7 @@ class ClassifierHead(nn.Module):
         pool: `"avg"`, `"max"`, or `""` for none (only without a classifier).
         drop_rate: Probability of the dropout before the classifier.
         norm: Put a `"batch"` or `"layer"` norm in front of the linear layer; `""`: none.
+        norm_eps: Of that norm.
     """
 
     pools = POOLS
@@ -88,9 +92,11 @@ class ClassifierHead(nn.Module):
         pool: str = "avg",
         drop_rate: float = 0.0,
         norm: str = "",
+        norm_eps: float = 1e-5,
     ):
         super().__init__()
-        self.num_features, self.drop_rate, self.norm = num_features, drop_rate, norm
+        self.num_features, self.drop_rate = num_features, drop_rate
+        self.norm, self.norm_eps = norm, norm_eps
         self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool)
 
@@ -109,7 +115,7 @@ class ClassifierHead(nn.Module):
         if self.num_classes == 0:
             return nn.Identity().train(self.training)
         if self.norm:
-            layer = NormLinear(self.num_features, self.num_classes, self.norm)
+            layer = NormLinear(self.num_features, self.num_classes, self.norm, self.norm_eps)
             return layer.train(self.training)
         return nn.Linear(self.num_features, self.num_classes).train(self.training)
 
@@ -158,6 +164,40 @@ class SequenceHead(ClassifierHead):
         x_BNC = x.flatten(2).transpose(1, 2)
         weights_B1N = self.attention_pool(x_BNC).transpose(1, 2).softmax(dim=-1)
         return self.drop((weights_B1N @ x_BNC).squeeze(1))
+
+
+class HiddenHead(ClassifierHead):
+    """A classifier on a hidden layer of the pooled map (MobileNetV3, arXiv 1905.02244, table 1).
+
+    What the classifier sees is `hidden_size` wide. Without pooling there is no hidden layer.
+
+    Args:
+        num_features: Channels of the map.
+        num_classes: Number of logits; 0 leaves the classifier out.
+        hidden_size: Width of the hidden layer.
+        **settings: As of `ClassifierHead`; the dropout stands after the hidden layer.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, *, hidden_size: int, **settings):
+        self.__dict__["hidden_size"] = hidden_size  # the next line makes the layers
+        super().__init__(num_features, num_classes, **settings)
+
+    def _make_classifiers(self) -> None:
+        self.fc: nn.Module = nn.Identity()
+        if self.num_classes:
+            self.fc = nn.Linear(self.hidden_size, self.num_classes)
+        if not self.pool:
+            self.hidden: nn.Module = nn.Identity()
+        elif not isinstance(getattr(self, "hidden", None), nn.Sequential):
+            self.hidden = nn.Sequential(
+                nn.Linear(self.num_features, self.hidden_size), nn.Hardswish()
+            )
+        for layer in (self.fc, self.hidden):
+            layer.train(self.training)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """B C H W -> B hidden_size, or the map itself where there is no pooling."""
+        return self.drop(self.hidden(pool_map(x, self.pool)))
 
 
 class DistilledHead(ClassifierHead):

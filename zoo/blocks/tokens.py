@@ -23,8 +23,11 @@ torch.fx.wrap("to_map")  # a leaf for symbolic tracing: it looks at the number o
 
 
 def to_row(x: Tensor) -> Tensor:
-    """B N C -> B C 1 N: tokens as a map of one row; a view."""
-    return x.transpose(1, 2).unsqueeze(2)
+    """B N C -> B C 1 N: tokens as a map of one row, a view; what is a map already stays one."""
+    return x if x.ndim == 4 else x.transpose(1, 2).unsqueeze(2)
+
+
+torch.fx.wrap("to_row")
 
 
 class ClassToken(nn.Module):
