@@ -24,6 +24,7 @@ from zoo.blocks.mlp import Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import check_patch, whole_patches
 from zoo.blocks.positions import Positions, PositionTable, fit_tables
+from zoo.blocks.precision import outside_autocast
 from zoo.blocks.tokens import ClassToken, to_map
 from zoo.blocks.transformer import SelfAttention, TransformerBlock, attend
 from zoo.keys import KeyStyle, State, rename
@@ -45,11 +46,7 @@ def feature_attention(k_BNC: Tensor, q_BNC: Tensor, v_BNC: Tensor, features_MC: 
     if torch.jit.is_scripting():
         return _feature_attention(k_BNC, q_BNC, v_BNC, features_MC)
     else:  # a scripted function may hold Python of any kind in the branch that it never takes
-        kind = k_BNC.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            with torch.autocast(kind, enabled=False):
-                return _feature_attention(k_BNC, q_BNC, v_BNC, features_MC)
-        return _feature_attention(k_BNC, q_BNC, v_BNC, features_MC)
+        return outside_autocast(_feature_attention, k_BNC, q_BNC, v_BNC, features_MC)
 
 
 def _feature_attention(k: Tensor, q: Tensor, v: Tensor, features: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 from zoo.errors import BadInput
 from zoo.ops.scan.operator import installed
 from zoo.ops.wavelet import operator, plain
+from zoo.ops.wavelet.complex import dual_tree as dual_tree
+from zoo.ops.wavelet.complex import inverse_dual_tree as inverse_dual_tree
 
 FORMS = ("auto", "plain", "numba")
 BANDS = ("LL", "LH", "HL", "HH")  # along the width, then along the height
