@@ -1,10 +1,11 @@
-"""A quick look without Hydra: `python -m zoo list | info | count`.
+"""A quick look without Hydra: `python -m zoo list | info | count | report | compare | results`.
 
 `list` and `info` build no model and import no torch.
 """
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from zoo import registry
@@ -24,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="list | info | count")
+    commands = parser.add_subparsers(
+        required=True, metavar="list | info | count | report | compare | results"
+    )
 
     command = commands.add_parser("list", help="names of models, a line each")
     command.add_argument("filter", nargs="*", help="globs, such as 'mobilenet*'")
@@ -44,6 +47,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--depth", type=int, default=1, help="how deep to list modules")
     command.add_argument("--fused", action="store_true", help="count the re-parameterised model")
     command.set_defaults(run=_count)
+
+    command = commands.add_parser("report", help="Markdown, CSV and one HTML page of records")
+    command.add_argument("records", help="a file of benchmark.py, or the folder that it is in")
+    command.add_argument("--out", help="the folder to write to; by default beside the records")
+    command.set_defaults(run=_report)
+
+    command = commands.add_parser("compare", help="what is faster or slower in B, beyond the noise")
+    command.add_argument("a", metavar="A", help="records of one machine or version")
+    command.add_argument("b", metavar="B", help="records of another one")
+    command.set_defaults(run=_compare)
+
+    command = commands.add_parser("results", help="measure every model, write results/ and README")
+    command.add_argument("--write", action="store_true", help="measure nothing, only write")
+    command.set_defaults(run=_results)
     return parser
 
 
@@ -101,6 +118,25 @@ def _count(args: argparse.Namespace) -> None:
             f"{name or 'total':<24}{row['params']:>14,} params{row['macs']:>18,} MACs"
             f"{row['flops']:>18,} FLOPs{row['activations']:>14,} activations"
         )
+
+
+def _report(args: argparse.Namespace) -> None:
+    from zoo.profiling.report import write
+
+    for file in write(Path(args.records), Path(args.out) if args.out else None):
+        print(f"wrote {file}")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from zoo.profiling.changes import compare_files
+
+    compare_files(Path(args.a), Path(args.b))
+
+
+def _results(args: argparse.Namespace) -> None:
+    from zoo.profiling import overview
+
+    overview.write() if args.write else overview.measure_and_write()
 
 
 if __name__ == "__main__":

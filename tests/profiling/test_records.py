@@ -140,9 +140,11 @@ def test_what_makes_another_case(change):
 
 def test_layers_are_in_the_lines_and_not_in_the_csv(tmp_path):
     results = Results(tmp_path)
-    results.add(record(layers={"layers": [{"name": "stem"}]}))
+    texts = dict.fromkeys(("name", "type", "bound"), "stem")
+    layers = {"layers": [texts | dict.fromkeys(("ms", "macs", "params", "bytes"), 1)]}
+    results.add(record(layers=layers))
     results.finish()
-    assert read(results.path)[0]["layers"] == {"layers": [{"name": "stem"}]}
+    assert read(results.path)[0]["layers"] == layers
     assert "stem" not in results.csv.read_text()
 
 

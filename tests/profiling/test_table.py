@@ -35,6 +35,15 @@ def test_settings_stand_in_columns_only_where_they_differ():
     assert legend([one, two])[0].startswith("eager 2.15.0, onnxruntime 1.31, image 224x224")
 
 
+def test_memory_and_energy_have_columns_where_something_tells():
+    assert "memory" not in text([record(peak_memory_bytes=None, energy_j=None)])
+    told = text([record(peak_memory_bytes=3 * 2**20, energy_j=0.5), record(energy_j=12.345)])
+    assert told.splitlines()[1].split()[-2:] == ["memory", "energy"]
+    assert "3.0 MiB" in told
+    assert "500.0 mJ" in told
+    assert "12.35 J" in told
+
+
 def test_what_is_missing_is_shown_as_missing():
     uncounted = record(macs=None, flops=None, activations=None, count_error="no rule for x")
     assert text([uncounted]).split().count("uncounted") == 3

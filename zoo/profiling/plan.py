@@ -140,6 +140,11 @@ def read_plan(cfg: Any) -> Plan:
     }
     for runtime in profile.runtimes:
         runtimes.check(runtime, **settings)
+    if profile.layers and "eager" not in profile.runtimes:
+        raise BadInput(
+            "profile.layers=true: layers are timed in the runtime 'eager', which is not in "
+            f"profile.runtimes={list(profile.runtimes)}"
+        )
     return Plan(
         models=resolve_names(names),
         arguments=arguments,
@@ -152,6 +157,7 @@ def read_plan(cfg: Any) -> Plan:
             "min_time": profile.min_time,
             "max_time": profile.max_time,
         },
+        layers=profile.layers,
     )
 
 

@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,14 @@ _CASE = ("model", "args", "input_size", "fused", "runtime", "asked", "machine", 
 
 _NEEDED = ("model", "input_size", "runtime", "p50_ms")
 _TEXTS = ("model", "runtime", "runtime_version", "dtype", "layout", "device", "date", "command")
+_NUMBERS = ("params", "macs", "flops", "activations", "intensity", "n", "spread", "threads")
 _TABLES = ("args", "asked", "machine", "versions")
+
+
+_LAYER = {
+    **dict.fromkeys(("name", "type", "bound"), (str,)),
+    **dict.fromkeys(("ms", "macs", "params", "bytes"), (int, float)),
+}
 
 
 class Results:
@@ -102,6 +110,23 @@ class Results:
             with self.path.open("ab") as file:
                 file.write(b"\n")
         return torn
+
+
+def load(source: Path) -> list[Record]:
+    """Read the records of a file, or of the folder that `benchmark.py` made.
+
+    Raises:
+        BadInput: There is none, it holds something else, or no records at all.
+    """
+    path = source / JSON_NAME if source.is_dir() else source
+    if not path.is_file():
+        raise BadInput(f"no file {path}; benchmark.py says where it puts its records")
+    if unfinished(path):
+        print(f"warning: {path}: the last line is unfinished and left out", file=sys.stderr)
+    records = read(path)
+    if not records:
+        raise BadInput(f"{path} holds no records")
+    return records
 
 
 def read(path: Path) -> list[Record]:
@@ -203,7 +228,7 @@ def _complaint(record: Any) -> str:
         if record.get(key) is None:
             return f"no {key}"
     for key, value in record.items():
-        number = key.endswith(("_ms", "_bytes", "_mj")) or key in ("params", "macs", "flops", "n")
+        number = key.endswith(("_ms", "_bytes", "_j")) or key in _NUMBERS
         if value is None:
             continue
         if number and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -217,4 +242,18 @@ def _complaint(record: Any) -> str:
     size = record["input_size"]
     if not isinstance(size, list) or len(size) < 3 or not all(type(n) is int for n in size):
         return f"input_size={str(size)[:40]} is no shape"
-    return "" if record.get("fused") in (None, True, False) else "fused is neither true nor false"
+    if record.get("fused") not in (None, True, False):
+        return "fused is neither true nor false"
+    return _complaint_of_layers(record.get("layers") or {"layers": []})
+
+
+def _complaint_of_layers(layers: Any) -> str:
+    rows = layers.get("layers") if isinstance(layers, dict) else None
+    if not isinstance(rows, list):
+        return "layers is no table"
+    for row in rows:
+        if not isinstance(row, dict) or any(
+            type(row.get(key)) not in kinds for key, kinds in _LAYER.items()
+        ):
+            return f"a layer needs {', '.join(_LAYER)}"
+    return ""

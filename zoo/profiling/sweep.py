@@ -9,10 +9,11 @@ interrupted goes on where it stopped.
 import itertools
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -27,14 +28,27 @@ from torch import nn
 
 from zoo import runtimes
 from zoo.errors import BadInput, UncountedOperator, ZooError
+from zoo.exporters import convert
 from zoo.factory import create_model
 from zoo.profiling.count import count
 from zoo.profiling.latency import measure
+from zoo.profiling.layers import profile_layers
 from zoo.profiling.machine import describe_machine, summary, versions
 from zoo.profiling.plan import Case, Plan, read_plan
 from zoo.profiling.records import Record, Results, case_key
-from zoo.profiling.table import legend, table
+from zoo.profiling.table import legend, print_whole, table
 from zoo.reparam import reparameterize
+
+# What a record holds of one image, by its name in `zoo.profiling.count.Counts`.
+_COUNTS = (
+    "params",
+    "macs",
+    "flops",
+    "activations",
+    "peak_activation_bytes",
+    "moved_bytes",
+    "intensity",
+)
 
 
 def run(cfg: Any) -> list[Record]:
@@ -63,7 +77,7 @@ def sweep(plan: Plan, out: Path) -> list[Record]:
         ZooError: As of `run`.
         SystemExit: The user interrupted it; what was measured is kept.
     """
-    work = _Work(plan)
+    work = Work(plan)
     if all(case.refused for case in work.cases):
         raise BadInput(work.cases[0].refused)
     results = Results(out)
@@ -92,7 +106,7 @@ def sweep(plan: Plan, out: Path) -> list[Record]:
     return rows
 
 
-class _Work:
+class Work:
     """The cases of a plan, and the one model that is in memory.
 
     Attributes:
@@ -125,14 +139,14 @@ class _Work:
         with progress(Console(stderr=True)) as bar:
             task = bar.add_task("", total=waiting)
             for name, group in itertools.groupby(self.cases, key=lambda case: case.model):
-                forms = _Forms(name, self.plan.arguments)
-                for case in group:
-                    known = measured.get(case_key(self.identity(case)))
-                    if known is None:
-                        bar.update(task, description=str(case), refresh=True)
-                        known = self._measured(case, forms)
-                        bar.update(task, advance=1, refresh=True)
-                    yield known
+                with _Forms(name, self.plan.arguments) as forms:
+                    for case in group:
+                        known = measured.get(case_key(self.identity(case)))
+                        if known is None:
+                            bar.update(task, description=str(case), refresh=True)
+                            known = self._measured(case, forms)
+                            bar.update(task, advance=1, refresh=True)
+                        yield known
 
     def _measured(self, case: Case, forms: "_Forms") -> Record:
         counts: Record = {}
@@ -140,7 +154,7 @@ class _Work:
             if case.refused:
                 raise BadInput(case.refused)
             counts = forms.counts(case.fused, case.image)
-            figures = self._figures(case, forms.model(case.fused))
+            figures = self._figures(case, forms)
         except Exception as error:  # one model that fails does not end a sweep over many
             message = str(error) if isinstance(error, ZooError) else runtimes.first_line(error)
             self.failures.append(message)
@@ -154,8 +168,15 @@ class _Work:
             "command": shlex.join(_command()),
         }
 
-    def _figures(self, case: Case, model: nn.Module) -> Record:
-        return measure(model, case.input_size, case.runtime, **self.plan.settings).to_dict()
+    def _figures(self, case: Case, forms: "_Forms") -> Record:
+        settings = self.plan.settings
+        source = forms.source(case)
+        figures = measure(source, case.input_size, case.runtime, **settings).to_dict()
+        if self.plan.layers and case.runtime == "eager":
+            same = {key: settings[key] for key in ("threads", "dtype", "channels_last")}
+            model = forms.model(case.fused)
+            figures["layers"] = profile_layers(model, case.input_size, **same).to_dict()
+        return figures
 
     def _unmeasured(self, error: str) -> Record:
         return {
@@ -168,13 +189,34 @@ class _Work:
 
 
 class _Forms:
-    """One model as built and fused, made when first asked for, with its counts."""
+    """One model as built, fused and exported, each made when first asked for, with its counts."""
 
     def __init__(self, name: str, arguments: dict[str, Any]) -> None:
         self._name = name
         self._arguments = arguments
         self._models: dict[bool, nn.Module] = {}
         self._counts: dict[tuple[bool, tuple[int, ...]], Record] = {}
+        self._files: dict[tuple[bool, tuple[int, ...], str], Path] = {}
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def source(self, case: Case) -> nn.Module | Path:
+        """Return what the runtime of a case loads: the model, or a file that others load, too."""
+        model = self.model(case.fused)
+        suffix = runtimes.artefact_suffix(case.runtime)
+        if suffix is None:
+            return model
+        key = (case.fused, case.input_size, suffix)
+        if key not in self._files:
+            file = Path(self._folder.name) / f"{len(self._files)}{suffix}"
+            convert(model, file, input_size=case.input_size, dynamic_batch=False)
+            self._files[key] = file
+        return self._files[key]
 
     def model(self, fused: bool) -> nn.Module:
         """Return the model in evaluation mode, built or fused at the first call."""
@@ -194,7 +236,7 @@ class _Forms:
         return self._counts[key]
 
     def _count(self, fused: bool, image: tuple[int, ...]) -> Record:
-        """Return params, MACs, FLOPs and activations.
+        """Return what is counted of one image.
 
         Raises:
             BadInput: The model does not run at that size.
@@ -204,19 +246,13 @@ class _Forms:
             counts = count(model, (1, *image))
         except UncountedOperator as error:
             params = sum(parameter.numel() for parameter in model.parameters())
-            missing = dict.fromkeys(("macs", "flops", "activations"))
+            missing = dict.fromkeys(_COUNTS[1:])
             return {"params": params, **missing, "count_error": str(error)}
         except Exception as error:  # whatever a model raises at a size that it does not take
             size = "x".join(map(str, image[1:]))
             why = runtimes.first_line(error)
             raise BadInput(f"{self._name} does not run at {size}: {why}") from error
-        return {
-            "params": counts.params,
-            "macs": counts.macs,
-            "flops": counts.flops,
-            "activations": counts.activations,
-            "count_error": None,
-        }
+        return {**{key: getattr(counts, key) for key in _COUNTS}, "count_error": None}
 
 
 def progress(console: Console) -> Progress:
@@ -237,24 +273,17 @@ def progress(console: Console) -> Progress:
 
 def show(rows: Sequence[Record], results: Results) -> None:
     """Print the table, the machine, what is missing and why, and where the records are."""
-    console = Console(highlight=False)
-    # A narrow terminal or a pipe gets whole lines rather than shortened figures.
-    wide = Console(highlight=False, width=max(console.width, 1000))
-    shown = table(rows)
-    Console(highlight=False, width=wide.measure(shown).maximum).print(shown)
-    for message in dict.fromkeys([*legend(rows), summary(), *_complaints(rows)]):
-        console.print(message, markup=False, soft_wrap=True)
     kept = sum("error" not in row for row in rows)
     records = f"{kept} record{'' if kept == 1 else 's'}"
-    console.print(
+    print_whole(
+        table(rows),
+        *dict.fromkeys([*legend(rows), summary(), *_complaints(rows)]),
         f"{records} in {results.path}; python -m zoo report {shlex.quote(str(results.path))} "
         "makes a page of them",
-        markup=False,
-        soft_wrap=True,
     )
 
 
-def _say_what_is_there(work: _Work, measured: dict[str, Record], results: Results) -> None:
+def _say_what_is_there(work: Work, measured: dict[str, Record], results: Results) -> None:
     if results.dropped:
         print(f"{results.path}: the last line was unfinished and is dropped")
     known = sum(case_key(work.identity(case)) in measured for case in work.cases)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from zoo.profiling.records import Record
@@ -17,6 +18,11 @@ _SETTINGS: dict[str, Callable[[Record], str]] = {
     "layout": lambda r: r["layout"],
 }
 _LATENCY = ("p50 ms", "95 % interval", "p90", "p99", "min", "n")
+# What not every system tells; a column each where a record has it.
+_BESIDE: dict[str, Callable[[Record], str]] = {
+    "memory": lambda r: byte_count(r.get("peak_memory_bytes")),
+    "energy": lambda r: energy(r.get("energy_j")),
+}
 _MOVING = "*"  # marks a median that had not come to rest when warming up ran out of time
 
 
@@ -30,12 +36,14 @@ def table(records: Sequence[Record]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("model", "form", *differing):
         shown.add_column(title, no_wrap=True)
-    for title in ("params", "MACs", "FLOPs", "activations", *_LATENCY):
+    beside = [title for title, show in _BESIDE.items() if any(map(show, records))]
+    for title in ("params", "MACs", "FLOPs", "activations", *_LATENCY, *beside):
         shown.add_column(title, justify="right", no_wrap=True)
     for record in records:
         settings = [_SETTINGS[title](record) for title in differing]
         form = fused_word(record["fused"])
-        shown.add_row(record["model"], form, *settings, *_counts(record), *_times(record))
+        figures = [*_counts(record), *_times(record), *(_BESIDE[t](record) for t in beside)]
+        shown.add_row(record["model"], form, *settings, *figures)
     return shown
 
 
@@ -53,6 +61,17 @@ def legend(records: Sequence[Record]) -> list[str]:
             f"{_MOVING} the median was still moving: the machine is busy, or max_time short"
         )
     return lines
+
+
+def print_whole(*parts: str | Table) -> None:
+    """Print lines and tables; a narrow terminal or a pipe gets whole lines, not cut figures."""
+    console = Console(highlight=False)
+    wide = Console(highlight=False, width=max(console.width, 1000))
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, markup=False, soft_wrap=True)
+        else:
+            Console(highlight=False, width=wide.measure(part).maximum).print(part)
 
 
 def _values(records: Sequence[Record], title: str) -> list[str]:
@@ -99,3 +118,15 @@ def quantity(value: int | None) -> str:
         if value >= size:
             return f"{value / size:.{2 if value < 100 * size else 1}f} {unit}"
     return str(value)
+
+
+def byte_count(value: float | None) -> str:
+    """Write a number of bytes in MiB; nothing where it is not known."""
+    return "" if value is None else f"{value / 2**20:.1f} MiB"
+
+
+def energy(value: float | None) -> str:
+    """Write joules, small ones as millijoules; nothing where they are not known."""
+    if value is None:
+        return ""
+    return f"{1e3 * value:.1f} mJ" if value < 1 else f"{value:.2f} J"

@@ -110,6 +110,18 @@ def load(
     return kind(path, fused=_stated_fused(path), **settings)
 
 
+def artefact_suffix(runtime: str) -> str | None:
+    """Return what the file ends with that a model is exported to for `runtime`; None for no file.
+
+    Who measures several runtimes of one such file exports it once and loads its path.
+
+    Raises:
+        BadInput: An unknown runtime.
+    """
+    suffixes = _class(runtime).suffixes
+    return suffixes[0] if suffixes else None
+
+
 def _class(runtime: str) -> Any:
     if runtime not in _CLASSES:
         near = difflib.get_close_matches(str(runtime), NAMES, n=1) or NAMES

@@ -1,0 +1,163 @@
+"""What is claimed of two files of records, and what is not."""
+
+import json
+
+import numpy as np
+import pytest
+from synthetic import noisy, record
+
+import zoo
+from zoo.__main__ import main
+from zoo.profiling.changes import SAME, changes, outcome, ratio, remarks
+from zoo.profiling.stats import summarize
+
+
+def times(seconds: float, noise: float, seed: int, n: int = 50) -> dict:
+    generator = noisy(seconds, noise, seed)
+    found = summarize(np.array([next(generator) for _ in range(n)]))
+    return {"p50_ms": found.p50, "low_ms": found.low, "high_ms": found.high}
+
+
+def verdicts(b: float, noise: float, n: int = 50, runs: int = 300) -> list[str]:
+    return [
+        ratio(
+            record(**times(1.0, noise, 2 * seed, n)), record(**times(b, noise, 2 * seed + 1, n))
+        ).verdict
+        for seed in range(runs)
+    ]
+
+
+def test_one_percent_in_five_percent_noise_is_not_claimed():
+    assert verdicts(1.01, 0.05, n=20).count("no difference") >= 295
+
+
+def test_ten_percent_in_five_percent_noise_is_found():
+    assert verdicts(1.10, 0.05).count("slower") >= 295
+    assert verdicts(1 / 1.12, 0.05).count("faster") >= 295
+
+
+def test_the_interval_holds_the_true_ratio_nineteen_times_in_twenty():
+    holds = 0
+    for seed in range(400):
+        found = ratio(record(**times(1.0, 0.1, 2 * seed)), record(**times(1.3, 0.1, 2 * seed + 1)))
+        assert found.low < found.value < found.high
+        holds += found.low <= 1.3 <= found.high
+    assert holds >= 0.93 * 400
+
+
+def test_the_ratio_by_hand():
+    a = record(p50_ms=10.0, low_ms=10.0, high_ms=10.0)
+    b = record(p50_ms=12.0, low_ms=11.0, high_ms=13.0)
+    found = ratio(a, b)  # all the uncertainty is B's
+    assert (found.value, found.low, found.high) == pytest.approx((1.2, 1.1, 1.3))
+    assert found.verdict == "slower"
+    assert ratio(b, a).verdict == "faster"
+    assert (ratio(b, a).low, ratio(b, a).high) == pytest.approx((1 / 1.3, 1 / 1.1))
+
+
+def test_within_the_band_or_without_an_interval_nothing_is_claimed():
+    exact = {"low_ms": 10.0, "high_ms": 10.0, "p50_ms": 10.0}
+    near = 10.0 * (1 + 0.9 * SAME)
+    close = record(p50_ms=near, low_ms=near, high_ms=near)
+    assert ratio(record(**exact), close).verdict == "no difference"
+    few = record(p50_ms=99.0, low_ms=None, high_ms=None)
+    assert ratio(record(**exact), few).verdict == "no difference"
+    assert str(ratio(record(**exact), few)) == "9.900"
+
+
+def test_cases_are_paired_by_what_they_are():
+    a = [record(model=name) for name in ("one", "two", "three")]
+    b = [record(model=name) for name in ("two", "one", "four")]
+    found = changes(a, b)
+    assert [(c.a["model"], c.b["model"]) for c in found.both] == [("one", "one"), ("two", "two")]
+    assert [r["model"] for r in found.only_a] == ["three"]
+    assert [r["model"] for r in found.only_b] == ["four"]
+    assert not any(c.settings or c.counts for c in found.both)
+    other = {"fused": True, "input_size": [2, 3, 224, 224], "runtime": "compile", "args": {"a": 1}}
+    for key, value in other.items():
+        assert changes([record()], [record(**{key: value})]).both == []
+
+
+def test_the_same_settings_are_paired_first_and_others_are_said():
+    a = [record(threads=1), record(threads=2)]
+    b = [record(threads=2), record(threads=4)]
+    found = changes(a, b)
+    pairs = sorted((c.a["threads"], c.b["threads"], c.settings) for c in found.both)
+    assert pairs == [(1, 4, ("threads",)), (2, 2, ())]
+    assert "warning: threads differ: 1 and 4" in remarks(found, a, b)
+
+
+def test_settings_that_cannot_be_matched_are_in_one_only():
+    found = changes([record(threads=1), record(threads=2)], [record(threads=4)])
+    assert (len(found.both), len(found.only_a), len(found.only_b)) == (0, 2, 1)
+
+
+def test_another_count_is_another_model():
+    a, b = [record()], [record(macs=5)]
+    found = changes(a, b)
+    assert found.both[0].counts == ("macs",)
+    assert "warning: macs differ, it is not the same model: net" in remarks(found, a, b)
+
+
+def test_machines_and_versions_are_stated_and_the_last_of_several_counts():
+    a = [record(p50_ms=1.0), record()]
+    b = [record(machine={"cpu": "C", "cores": 4}, versions={"torch": "2.16"})]
+    found = changes(a, b)
+    assert found.both[0].a["p50_ms"] == 12.346
+    said = remarks(found, a, b)
+    assert said[0] == "A: A, B, 2 cores, zoo 0.1.0, torch 2.15.0"
+    assert said[1] == "B: C, 4 cores, torch 2.16"
+    assert said[2] == "A has 1 earlier measurements of the same; the last count"
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return str(path)
+
+
+def test_the_command(tmp_path, capsys):
+    exact = {"low_ms": 10.0, "high_ms": 10.0, "p50_ms": 10.0}
+    a = [record(**exact, model=name) for name in ("up", "down", "same", "gone")]
+    factors = {"up": 1.2, "down": 0.8, "same": 1.001, "new": 1.0}
+    b = [
+        record(model=name, **{key: value * factor for key, value in exact.items()})
+        for name, factor in factors.items()
+    ]
+    files = [write(tmp_path / name, rows) for name, rows in (("a.jsonl", a), ("b.jsonl", b))]
+    assert main(["compare", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.strip()}
+    assert rows["up"].split()[-4:] == ["1.200", "[1.200,", "1.200]", "slower"]
+    assert rows["down"].rstrip().endswith("faster")
+    assert rows["same"].rstrip().endswith("no difference")
+    assert [line.split()[0] for line in lines if "1x3x224x224" in line][:3] == [
+        "up",
+        "down",
+        "same",
+    ]
+    assert "1 slower, 1 faster, 1 no difference" in "\n".join(lines)
+    assert "only in A: gone unfused eager 1x3x224x224" in lines
+    assert "only in B: new unfused eager 1x3x224x224" in lines
+
+
+def test_long_lists_are_cut():
+    found = changes([record(model=f"m{i}") for i in range(30)], [])
+    assert outcome(found)[1].endswith("; and 10 more")
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_what_cannot_be_compared(missing, tmp_path, capsys):
+    files = [write(tmp_path / "a.jsonl", [record()]), write(tmp_path / "b.jsonl", [record()])]
+    files[missing] = str(tmp_path / "none.jsonl")
+    assert main(["compare", *files]) == 1
+    assert capsys.readouterr().err.startswith(f"error: no file {tmp_path}/none.jsonl")
+
+
+def test_files_of_other_models_have_nothing_to_compare(tmp_path):
+    from zoo.profiling.changes import compare_files
+
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file, name in zip(files, ("one", "two"), strict=True):
+        write(file, [record(model=name)])
+    with pytest.raises(zoo.BadInput, match="no measurement of the same model"):
+        compare_files(*files)
