@@ -1,11 +1,12 @@
 # make demo: set up, train a model on real images, evaluate, count, time, export, compare
 # make test: set up, run the tests              make lint: what CI checks besides
+# make results: measure every model that results/ lacks, write its tables and the README's
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint results clean
 
 # Set up anew when what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -27,6 +28,9 @@ demo: $(VENV)/installed $(DEMO)/trained
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+results: $(VENV)/installed
+	$(BIN)/python -m zoo results
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
