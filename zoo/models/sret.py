@@ -1,0 +1,340 @@
+"""SReT: a small pyramid of transformer blocks, each applied twice, attending inside slices.
+
+Paper: Shen et al., "Sliced Recursive Transformer" (arXiv 2111.05297), fig. 2 to 4, table 3.
+Code:  github.com/szq0214/SReT @ af6db0ae4138 (MIT; parts from PiT, Apache-2.0).
+Here:  a block that is applied twice is stored once; either name that a checkpoint has for it is
+       read. The public code draws a permutation of the tokens at every call, in evaluation, too: in
+       evaluation ours is a fixed one. Stochastic depth grows to the given rate at the last block.
+"""
+
+import re
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from zoo.backbone import Backbone, Stage
+from zoo.blocks.conv import ConvNorm
+from zoo.blocks.drop import DropPath, linear_rates
+from zoo.blocks.folding import rebuilt, split_affine
+from zoo.blocks.heads import ClassifierHead
+from zoo.blocks.mlp import Mlp
+from zoo.blocks.positions import Positions, PositionTable, fit_tables
+from zoo.blocks.sizes import check_sides, grid_size
+from zoo.blocks.tokens import to_map, to_tokens
+from zoo.blocks.transformer import SelfAttention
+from zoo.keys import KeyStyle, State, rename
+from zoo.ops import fixed_order
+from zoo.registry import register
+
+BLOCKS = (2, 5, 3)  # distinct blocks of each stage
+PIXELS = 8  # of a side, for each token of the first stage
+
+torch.fx.wrap("check_sides")
+torch.fx.wrap("to_map")
+
+
+def sliced(x: Tensor, slices: int) -> Tensor:
+    """B N C -> B*G N/G C: consecutive slices of the tokens."""
+    return x.unflatten(1, (slices, -1)).flatten(0, 1) if slices > 1 else x
+
+
+def shuffled(count: int, training: bool, device: torch.device) -> Tensor:
+    """Return an order of `count` tokens: a new one at every call in training, else a fixed one."""
+    if training:
+        return torch.randperm(count, device=device)
+    return fixed_order(count).to(device)
+
+
+def order_of(x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    """Return an order for the tokens of x, B N C, and the order that undoes it."""
+    order = shuffled(x.shape[1], training, x.device)
+    places = torch.arange(x.shape[1], device=x.device)
+    return order, torch.zeros_like(order).scatter(0, order, places)
+
+
+torch.fx.wrap("order_of")
+
+
+class Scalar(nn.Module):
+    """Multiply by one learnt number that starts at 1."""
+
+    no_decay = ("weight",)
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class SharedBlock(nn.Module):
+    """Attention inside slices and an MLP; learnt numbers weigh both sides of each sum (fig. 3).
+
+    Args:
+        channels: Width of the tokens.
+        hidden: Width inside the MLP.
+        num_heads: Heads of the attention.
+        drop_path: Probability of leaving a branch out while training.
+    """
+
+    def __init__(self, channels: int, hidden: int, *, num_heads: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attention = SelfAttention(channels, num_heads)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = Mlp(channels, hidden)
+        self.keep1, self.keep2 = Scalar(), Scalar()
+        self.scale1: nn.Module = Scalar()
+        self.scale2: nn.Module = Scalar()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, slices: int, shuffle: bool) -> Tensor:
+        y = self.norm1(x)
+        if shuffle:
+            order, back = order_of(y, self.training)
+            y = self.attention(sliced(y[:, order], slices)).view(x.shape)[:, back]
+        else:
+            y = self.attention(sliced(y, slices)).view(x.shape)
+        x = self.keep1(x) + self.scale1(self.drop_path(y))
+        return self.keep2(x) + self.scale2(self.drop_path(self.mlp(self.norm2(x))))
+
+    def fused(self) -> "SharedBlock":
+        """Affine parts of norms in the layers after them, numbers of branches in those before."""
+        if not isinstance(self.scale1, Scalar) or not isinstance(self.scale2, Scalar):
+            return self
+        norm1, *affine1 = split_affine(self.norm1)
+        norm2, *affine2 = split_affine(self.norm2)
+        attention, mlp = self.attention.after_affine(*affine1), self.mlp.after_affine(*affine2)
+        return rebuilt(
+            self,
+            norm1=norm1,
+            attention=attention.scaled(self.scale1.weight.expand(norm1.normalized_shape)),
+            scale1=nn.Identity(),
+            norm2=norm2,
+            mlp=mlp.scaled(self.scale2.weight.expand(norm1.normalized_shape)),
+            scale2=nn.Identity(),
+        )
+
+
+class Projection(nn.Module):
+    """A perceptron of its own after each pass ("non-linear projection layer", section 3.3).
+
+    Args:
+        channels: Width of the tokens.
+        hidden: Width inside.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = Mlp(channels, hidden)
+        self.keep, self.scale = Scalar(), Scalar()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.keep(x) + self.scale(self.mlp(self.norm(x)))
+
+    def fused(self) -> "Projection":
+        """The norm's affine part in the MLP, and the number of the branch."""
+        if not isinstance(self.scale, Scalar):
+            return self
+        norm, *affine = split_affine(self.norm)
+        factor = self.scale.weight.expand(norm.normalized_shape)
+        mlp = self.mlp.after_affine(*affine).scaled(factor)
+        return rebuilt(self, norm=norm, mlp=mlp, scale=nn.Identity())
+
+
+class Recursion(nn.Module):
+    """A block, a projection, the same block, another projection (eq. 3), on a map B C H W.
+
+    Args:
+        channels: Channels of input and output.
+        hidden: Width inside the block's MLP.
+        np_hidden: Width inside the projections.
+        num_heads: Heads of the attention.
+        slices: Slices of the first pass and of the second; the second one's are of shuffled tokens.
+        drop_path: Probability of leaving a branch out while training.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        np_hidden: int,
+        *,
+        num_heads: int,
+        slices: tuple[int, int],
+        drop_path: float,
+    ):
+        super().__init__()
+        self.slices = slices
+        self.block = SharedBlock(channels, hidden, num_heads=num_heads, drop_path=drop_path)
+        self.project1 = Projection(channels, np_hidden)
+        self.project2 = Projection(channels, np_hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        x = self.project1(self.block(to_tokens(x), self.slices[0], False))
+        x = self.project2(self.block(x, self.slices[1], self.slices[1] > 1))
+        return to_map(x, height, width)
+
+
+class Stem(nn.Module):
+    """Three convolutions of stride 2, then a vector for each position.
+
+    Args:
+        in_chans: Channels of the image.
+        channels: Channels of the map.
+        grid: Size of the map that the position table is made for.
+        multiple: What every side of an image must be a multiple of; 1: nothing.
+    """
+
+    def __init__(self, in_chans: int, channels: int, *, grid: tuple[int, int], multiple: int):
+        super().__init__()
+        self.multiple = multiple
+        conv = partial(ConvNorm, kernel_size=3, stride=2, bias=True, act=nn.ReLU)
+        widths = (in_chans, channels // 2, channels, channels)
+        self.convs = nn.Sequential(*(conv(widths[i], widths[i + 1]) for i in range(3)))
+        self.positions = Positions(PositionTable(channels, grid, mode="bicubic"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.multiple > 1:
+            check_sides(x, 2, self.multiple)
+        return self.positions(self.convs(x))
+
+
+class SReT(Backbone):
+    """Three stages at strides 8, 16 and 32 (fig. 4, table 2).
+
+    Args:
+        heads: Heads of each stage.
+        head_dim: Width of a head.
+        mlp_ratio: Width inside the MLPs over that of the tokens.
+        np_ratio: The same of the projections.
+        slices1: Slices of each stage in the first pass of a block.
+        slices2: The same in the second pass, of shuffled tokens.
+        multiple: What every side of an image must be a multiple of, so that slices are whole.
+        num_classes: Number of logits; 0 leaves the classifier out.
+        in_chans: Channels of the image.
+        img_size: Size in pixels that the position table is made for; others are resampled.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        global_pool: `"avg"`, `"max"` or `""`.
+    """
+
+    def __init__(
+        self,
+        *,
+        heads: tuple[int, ...],
+        head_dim: int,
+        mlp_ratio: float,
+        np_ratio: float = 1.0,
+        slices1: tuple[int, ...] = (1, 1, 1),
+        slices2: tuple[int, ...] = (1, 1, 1),
+        multiple: int = 1,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 224,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        global_pool: str = "avg",
+    ):
+        dims, stages = tuple(head_dim * count for count in heads), []
+        for i, rates in enumerate(linear_rates(drop_path_rate, BLOCKS)):
+            blocks = [
+                Recursion(
+                    dims[i],
+                    int(dims[i] * mlp_ratio),
+                    int(dims[i] * np_ratio),
+                    num_heads=heads[i],
+                    slices=(slices1[i], slices2[i]),
+                    drop_path=rate,
+                )
+                for rate in rates
+            ]
+            before = dims[i - 1]
+            down = nn.Conv2d(before, dims[i], 3, 2, 1, groups=before) if i else None
+            stages.append(Stage(blocks, down))
+        super().__init__(
+            stem=Stem(in_chans, dims[0], grid=grid_size(img_size, PIXELS), multiple=multiple),
+            stages=stages,
+            norm=nn.Identity(),
+            head=ClassifierHead(
+                dims[-1],
+                num_classes,
+                pool=global_pool,
+                drop_rate=drop_rate,
+                norm="layer",
+                norm_eps=1e-6,
+            ),
+            channels=dims,
+            strides=(PIXELS, 16, 32),
+            in_chans=in_chans,
+        )
+
+
+def _from_original(state: State, model: SReT) -> State:
+    parts = {
+        "norm1.": "norm.",
+        "coefficient1.bias": "keep.weight",
+        "coefficient2.bias": "scale.weight",
+    }
+    shared = {
+        "attn.": "attention.",
+        "coefficient1.bias": "keep1.weight",
+        "coefficient2.bias": "scale1.weight",
+        "coefficient3.bias": "keep2.weight",
+        "coefficient4.bias": "scale2.weight",
+    }
+
+    def place(fit: re.Match) -> str:
+        index, rest = int(fit[2]), fit[3]
+        names, part = (parts, f"project{index // 2 % 2 + 1}.") if index % 2 else (shared, "block.")
+        old = next((name for name in names if rest.startswith(name)), "")
+        return f"stages.{fit[1]}.blocks.{index // 4}.{part}{names.get(old, '')}{rest[len(old) :]}"
+
+    if "pos_embed" in state:  # C H W, ours is a row of vectors
+        state["pos_embed"] = state["pos_embed"].flatten(2).transpose(1, 2)
+    state = rename(
+        state,
+        [
+            (r"pos_embed$", "stem.positions.position.table"),
+            (r"patch_embed\.conv(\d)\.", lambda fit: f"stem.convs.{int(fit[1]) - 1}.conv."),
+            (r"patch_embed\.bn(\d)\.", lambda fit: f"stem.convs.{int(fit[1]) - 1}.norm."),
+            # A block's second name comes later and holds the same.
+            (r"transformers\.(\d)\.blocks\.(\d+)\.(.*)$", place),
+            (r"pools\.(\d)\.conv\.", lambda fit: f"stages.{int(fit[1]) + 1}.downsample."),
+            (r"norm\.", "head.fc.norm."),
+            (r"head\.(weight|bias)$", r"head.fc.linear.\1"),
+        ],
+    )
+    return fit_tables(state, model)
+
+
+SReT.key_styles = (
+    KeyStyle("szq0214/SReT", "patch_embed.conv1.weight", _from_original),
+    KeyStyle("zoo", "stem.convs.0.conv.weight", fit_tables),
+)
+
+# fmt: off
+_T  = dict(heads=(2, 4, 8),  head_dim=32, mlp_ratio=3.6)
+_LT = dict(heads=(2, 4, 8),  head_dim=32, mlp_ratio=4.0)
+_S  = dict(heads=(3, 6, 12), head_dim=42, mlp_ratio=3.0, np_ratio=2.0)
+_SLICES = dict(slices1=(8, 4, 1), slices2=(2, 1, 1), multiple=32)
+VARIANTS = {
+    "sret_t": _T | _SLICES,
+    "sret_t_wo_slice": _T,
+    "sret_t_wo_slice_384": _T | dict(img_size=384),
+    "sret_lt": _LT | _SLICES,
+    "sret_lt_16_14_1": _LT | dict(slices1=(16, 14, 1), multiple=224),
+    "sret_lt_wo_slice": _LT,
+    "sret_s": _S | _SLICES,
+    "sret_s_wo_slice": _S,
+    "sret_s_wo_slice_384": _S | dict(img_size=384),
+    "sret_s_wo_slice_512": _S | dict(img_size=512),
+}
+# fmt: on
+
+for _name, _arguments in VARIANTS.items():
+    register(_name, partial(SReT, **_arguments))
