@@ -74,15 +74,13 @@ class Stages(nn.Sequential):
 
     def __init__(self, *stages: Any):
         super().__init__(*stages)
-        self.sources = sorted({stage.source for stage in self if stage.source is not None})
+        read: list[Any] = [stage.source for stage in self]
+        self.sources = sorted({source for source in read if source is not None})
 
     def forward(self, x: Tensor) -> Tensor:
         kept: dict[int, Tensor] = {}
         for i, stage in enumerate(self):
-            if stage.source is not None:
-                x = stage(x, kept[stage.source])
-            else:
-                x = stage(x)
+            x = stage(x) if stage.source is None else stage(x, kept[stage.source])  # type: ignore
             if i in self.sources:
                 kept[i] = x
         return x
@@ -188,7 +186,7 @@ class Backbone(nn.Module):
         height, width = x.shape[-2:]
         x, maps, kept = self.stem(x), {}, {}
         for i, stage in enumerate(stages):
-            x = stage(x) if stage.source is None else stage(x, kept[stage.source])
+            x = stage(x) if stage.source is None else stage(x, kept[stage.source])  # type: ignore
             if i in self.stages.sources:
                 kept[i] = x
             maps[i] = self._level(x, i, height, width)
@@ -322,6 +320,7 @@ class FeatureExtractor(nn.Module):
         from timm.models import FeatureInfo
 
         levels = take_levels(len(model.feature_info), out_indices)
+        self.sources: list[int] = list(model.stages.sources)
         self.taken = [int(model.feature_info[level]["stage"]) for level in levels]
         self.stem = model.stem
         self.stages = model.stages[: max(self.taken) + 1]
@@ -338,11 +337,8 @@ class FeatureExtractor(nn.Module):
         maps: dict[int, Tensor] = {}
         kept: dict[int, Tensor] = {}
         for i, stage in enumerate(self.stages):
-            if stage.source is not None:
-                x = stage(x, kept[stage.source])
-            else:
-                x = stage(x)
-            if i in self.stages.sources:
+            x = stage(x) if stage.source is None else stage(x, kept[stage.source])  # type: ignore
+            if i in self.sources:
                 kept[i] = x
             if i in self.taken:
                 maps[i] = x

@@ -178,6 +178,8 @@ class HiddenHead(ClassifierHead):
         **settings: As of `ClassifierHead`; the dropout stands after the hidden layer.
     """
 
+    hidden_size: int
+
     def __init__(self, num_features: int, num_classes: int, *, hidden_size: int, **settings):
         self.__dict__["hidden_size"] = hidden_size  # the next line makes the layers
         super().__init__(num_features, num_classes, **settings)
