@@ -70,7 +70,7 @@ class DirectionalScan(nn.Module):
             step weights and biases uniform in [0, 0.1), as VMamba's "v2".
     """
 
-    no_decay = ("skip",)
+    no_decay = ("skip", "dt_bias")
 
     def __init__(
         self, channels: int, *, directions: int, states: int, rank: int, init: str = "mamba"
