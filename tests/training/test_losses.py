@@ -41,7 +41,7 @@ def test_bce(batch) -> None:
 
 
 def test_unknown_names_say_what_there_is() -> None:
-    with pytest.raises(BadInput, match="did you mean cross-entropy.*bce, cross-entropy"):
+    with pytest.raises(BadInput, match="did you mean cross-entropy.*bce, bias, cross-entropy"):
         create_loss("cross-entropi")
     with pytest.raises(BadInput, match=r"train\.loss_args\.gamma.*target_threshold"):
         create_loss("bce", gamma=1)

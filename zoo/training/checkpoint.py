@@ -13,6 +13,7 @@ reads it; the names of the weights' branches are timm's:
     metrics         of the latest validation
     progress        epoch, batch, update, world_size, best ... where to go on
     optimizer, scaler
+    loss            what the loss remembers of earlier batches, if it does
 """
 
 import os

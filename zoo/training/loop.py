@@ -123,6 +123,12 @@ class Loop:
         """The plugin that holds the gradient scaler of fp16."""
         return self.fabric.strategy.precision
 
+    @property
+    def _loss(self) -> nn.Module:
+        """The loss on the labels; some have a state of their own."""
+        criterion = self.parts.criterion
+        return criterion.base if isinstance(criterion, Distillation) else criterion
+
     def restore(self, content: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.parts.net.load_state_dict(content["state_dict"])
@@ -130,6 +136,7 @@ class Loop:
             self.parts.ema.module.load_state_dict(content["state_dict_ema"])
         self.parts.optimizer.load_state_dict(content["optimizer"])
         self.precision.load_state_dict(content["scaler"])
+        self._loss.load_state_dict(content.get("loss", {}))
         self.place = Place(**content["progress"])
         self.metrics = dict(content["metrics"])
         if self.place.loss_sums:
@@ -356,6 +363,7 @@ class Loop:
             "progress": asdict(self.place),
             "optimizer": parts.optimizer.state_dict(),
             "scaler": self.precision.state_dict(),
+            **({"loss": state} if (state := self._loss.state_dict()) else {}),
         }
 
 

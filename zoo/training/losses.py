@@ -6,6 +6,7 @@ distribution for each image (N, K).
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.backbone import Backbone
 from zoo.errors import BadInput
 from zoo.training.checks import choose
 
@@ -83,8 +85,106 @@ def _bce(
     )
 
 
+class BiasLoss(nn.Module):
+    """Cross-entropy of each image, weighted by how much its features vary.
+
+    Bias loss, arXiv 2107.11170, section 3: with v the variance of all values of the last map of an
+    image, u = (v - least) / (max - min) and w = exp(alpha * u) - beta; the loss is the mean of
+    w times the cross-entropy, and w has no gradient. Maximum and minimum are those of the batch;
+    where they are equal, as in a batch of one image, u is 0.
+
+    Args:
+        alpha: How fast the weight grows.
+        beta: What is taken off it.
+        mode: `"global"`: `least` is the smallest variance of all batches so far, of all processes;
+            `"local"`: of this batch.
+        label_smoothing: As in cross-entropy.
+
+    Raises:
+        BadInput: A mode that there is not, or a setting that is no finite number.
+    """
+
+    least: Tensor
+    modes = ("global", "local")
+
+    def __init__(
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.3,
+        mode: str = "global",
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        if mode not in self.modes:
+            raise BadInput(f"train.loss_args.mode={mode!r}: there are 'global' and 'local'")
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise BadInput(f"train.loss_args.{name}={value!r}: must be a number")
+        self.alpha, self.beta, self.mode = alpha, beta, mode
+        self.label_smoothing = label_smoothing
+        self._features: Tensor | None = None
+        self.register_buffer("least", torch.tensor(1e5))  # more than any variance, as published
+
+    def watch(self, model: nn.Module) -> None:
+        """Take the features of every training batch from `model`: what its head reads.
+
+        Raises:
+            BadInput: The model has no head that reads a map.
+        """
+        if not isinstance(model, Backbone):
+            raise BadInput(
+                f"train.loss=bias reads the last map of a model of this package;"
+                f" {type(model).__name__} is none"
+            )
+        model.head.register_forward_pre_hook(self._keep)
+
+    def _keep(self, head: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if head.training:
+            self._features = inputs[0].detach()
+
+    def weights(self, features: Tensor) -> Tensor:
+        """Return the weight of each image, and note the least variance.
+
+        Args:
+            features: The last map, N C H W or any other N ...
+        """
+        varied = features.detach().flatten(1).to(self._precision(features)).var(dim=1)
+        low, high = varied.min(), varied.max()
+        least = low
+        if self.mode == "global":
+            least = torch.minimum(self.least.to(low), low)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+            self.least = least.to(self.least)
+        spread = high - low
+        scaled = torch.where(spread > 0, (varied - least) / spread, torch.zeros_like(varied))
+        return (self.alpha * scaled).exp() - self.beta
+
+    @staticmethod
+    def _precision(features: Tensor) -> torch.dtype:
+        return torch.promote_types(features.dtype, torch.float32)
+
+    def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
+        """Return the loss.
+
+        Args:
+            logits: N K.
+            targets: N class numbers, or distributions N K.
+            features: The last map; by default what was seen of the model that is watched.
+        """
+        features = self._features if features is None else features
+        if features is None or len(features) != len(logits):
+            raise BadInput("the bias loss needs the features of the batch: call watch(model) first")
+        self._features = None
+        each = F.cross_entropy(
+            logits, targets, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return (self.weights(features).to(each) * each).mean()
+
+
 register_loss("cross-entropy", _cross_entropy)
 register_loss("bce", _bce)
+register_loss("bias", BiasLoss)
 
 
 class Distillation(nn.Module):

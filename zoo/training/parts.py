@@ -13,7 +13,7 @@ from zoo.data import create_datamodule
 from zoo.data.datamodule import ImageData
 from zoo.errors import BadInput
 from zoo.training.checkpoint import is_own
-from zoo.training.losses import Distillation, create_loss
+from zoo.training.losses import BiasLoss, Distillation, create_loss
 from zoo.training.mixing import Mixing
 from zoo.training.tasks import check_task, get_task
 from zoo.weights import read_checkpoint
@@ -189,6 +189,8 @@ def build_criterion(train: Any, model: nn.Module, data: ImageData) -> nn.Module:
         label_smoothing=0.0 if mixed else train.label_smoothing,
         **dict(train.loss_args),
     )
+    if isinstance(base, BiasLoss):
+        base.watch(model)
     if train.distill == "none":
         return base
     teacher, expects = _build_teacher(train, data)
