@@ -22,7 +22,10 @@ from zoo.errors import UnknownModel
 _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # What a family file says once for all of its variants; a variant may say any of them differently.
-_SHARED = ("task", "status", "paper", "code", "input", "reduction", "num_classes", "capabilities")
+_SHARED = (
+    *("task", "status", "paper", "code", "input", "reduction", "num_classes", "capabilities"),
+    "quirks",  # what is odd in the public code: kept, or changed, and why
+)
 
 # Decoders of segmentation_models_pytorch (zoo.decoders): each takes any backbone as its encoder, so
 # there are no facts of them and `list_models` leaves them out.
