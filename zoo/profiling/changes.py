@@ -2,8 +2,7 @@
 
 The two were measured apart, so each brings its own interval. The interval of the ratio is put
 together from both by the method of variance estimates recovery (Zou and Donner, 2008), on
-logarithms. A difference is claimed where it leaves the band in which runs of the same software on
-the same machine are found, too.
+logarithms. A difference is claimed where it stays clear of 1 by more than `SAME`.
 """
 
 import json
@@ -21,8 +20,8 @@ from zoo.errors import BadInput
 from zoo.profiling.records import Record, load
 from zoo.profiling.table import print_whole
 
-# Medians of two runs of the same model in two processes lie this far apart, whatever their own
-# intervals say: the intervals know only what varied within a run.
+# A choice: an interval knows only what varied within its run, not where the model came to lie in
+# memory or how warm the machine was, which moves the median of another run by a few percent.
 SAME = 0.03
 
 LISTED = 20  # cases that only one file has, by name

@@ -27,8 +27,9 @@ README = ROOT / "README.md"
 BEGIN = "<!-- models: written by `python -m zoo results`, do not edit -->"
 END = "<!-- end of models -->"
 
-# As trained in PyTorch, and re-parameterised in PyTorch and in what servers and phones run.
-FORMS = (("eager", False), ("eager", True), ("onnxruntime", True), ("openvino", True))
+# As trained in PyTorch, and re-parameterised in PyTorch and in ONNX Runtime. Each further runtime
+# takes a second or two a model.
+FORMS = (("eager", False), ("eager", True), ("onnxruntime", True))
 # Short, so that all models take minutes; a large one is timed for three seconds at most.
 EFFORT = {"min_runs": 10, "min_time": 0.3, "max_time": 3.0}
 
