@@ -90,7 +90,7 @@ class ExportRun:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     weights: str | None = None
-    format: str = "onnx"
+    format: Any = "onnx"  # one, or a list of them; see docs/export.md
     export: ExportConfig = field(default_factory=ExportConfig)
 
 

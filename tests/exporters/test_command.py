@@ -45,7 +45,8 @@ def checkpoint(tmp_path_factory):
 def test_a_run_is_exported_with_all_that_it_knows(checkpoint, tmp_path, capfd):
     folder, _ = checkpoint
     out = tmp_path / "out"
-    artefact = run(compose("export", [f"model={MODEL}", f"weights={folder}", f"export.out={out}"]))
+    asked = [f"model={MODEL}", f"weights={folder}", f"export.out={out}"]
+    (artefact,) = run(compose("export", asked))
     manifest = artefact.manifest
     assert manifest["model"]["name"] == MODEL
     assert manifest["model"]["num_classes"] == 3
@@ -120,7 +121,7 @@ def test_what_cannot_be_exported(asked, error, said, checkpoint, tmp_path, monke
 def test_where_an_artefact_goes_by_default(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     asked = [f"model={MODEL}", "export.image_size=32", "export.batch=2", "export.fuse=false"]
-    artefact = run(compose("export", asked))
+    (artefact,) = run(compose("export", asked))
     assert artefact.path.as_posix() == f"artefacts/{MODEL}/onnx/model.onnx"
     assert artefact.manifest["input"]["shape"] == [2, 3, 32, 32]
     assert f"{MODEL} (unfused, fresh weights)" in capsys.readouterr().out

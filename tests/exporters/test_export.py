@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.exporters import Origin, pipeline
+from zoo.exporters import Origin, checks
 
 
 class Net(nn.Module):
@@ -102,14 +102,17 @@ def test_what_the_manifest_says(made):
     assert manifest["input"] == {
         "name": "input",
         "shape": ["batch", 3, 16, 20],
+        "size": [3, 16, 20],
         "layout": "NCHW",
         "dtype": "float32",
         "channels": "RGB",
         "range": [0.0, 1.0],
         "mean": [0.1, 0.2, 0.3],
         "std": published["std"],
+        "normalised_inside": None,
         "interpolation": published["interpolation"],
         "crop_pct": 1.0,
+        "resize": "crop",
     }
     assert manifest["outputs"] == [{"name": "output", "shape": ["batch", 5]}]
     for package in ("zoo", "torch", "onnx", "onnxscript", "onnxruntime", "python"):
@@ -165,7 +168,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "agree", interrupted)
+    monkeypatch.setattr(checks, "agree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         zoo.export(Net().eval(), "onnx", tmp_path / "a", input_size=SIZE)
     assert os.listdir(tmp_path) == []

@@ -10,17 +10,21 @@ from torch import nn
 
 from zoo.blocks.sizes import pair
 from zoo.config import model_arguments
-from zoo.errors import BadInput, BadWeights
+from zoo.errors import BadInput, BadWeights, ZooError
+from zoo.exporters import formats
+from zoo.exporters.formats import get_format
 from zoo.exporters.manifest import Origin
-from zoo.exporters.pipeline import Artefact, export, get_format
+from zoo.exporters.pipeline import Artefact, export
 from zoo.factory import create_model
 from zoo.inputs import own_input
 from zoo.profiling.latency import measure
 from zoo.weights import load_weights, local_file, read_checkpoint, run_checkpoint
 
 
-def run(cfg: Any, overrides: Sequence[str] | None = None) -> Artefact:
+def run(cfg: Any, overrides: Sequence[str] | None = None) -> list[Artefact]:
     """Export as the configuration of `export.py` says, and print what was made.
+
+    Of several formats each is tried; those that failed are named in the end.
 
     Args:
         cfg: The configuration.
@@ -30,18 +34,63 @@ def run(cfg: Any, overrides: Sequence[str] | None = None) -> Artefact:
     Raises:
         ZooError: Something asked cannot work, or the artefact does not compute what the model does.
     """
-    get_format(cfg.format)
+    names = _formats(cfg.format)
     batch = _batch(cfg.export.batch)
     wanted = OmegaConf.to_container(cfg.export).get("image_size")  # type: ignore[union-attr]
     size = None if wanted is None else pair(wanted, "export.image_size")
+    if len(names) == 1:
+        _check(names[0], batch, cfg.export)
     model, origin = build(cfg, overrides)
+    shape = (batch if isinstance(batch, int) else 1, *_image(model, origin, size))
+    made, failed = [], []
+    for name in names:
+        try:
+            _check(name, batch, cfg.export)
+            made.append(_export(model, origin, name, shape, batch, cfg, len(names) > 1))
+        except ZooError as error:
+            if len(names) == 1:
+                raise
+            failed.append((name, error))
+    if failed:
+        said = "; ".join(f"{name}: {error}" for name, error in failed)
+        raise type(failed[0][1])(f"{len(failed)} of {len(names)} formats failed: {said}")
+    return made
+
+
+def _check(name: str, batch: int | str | None, asked: Any) -> None:
+    """Refuse what the format cannot do before a model is built."""
+    formats.check(
+        name,
+        dynamic_batch=batch == "dynamic",
+        dynamic_size=asked.dynamic_size,
+        preprocess=asked.preprocess,
+        opset=asked.opset,
+    )
+
+
+def _export(
+    model: nn.Module,
+    origin: Origin,
+    name: str,
+    shape: tuple[int, ...],
+    batch: int | str | None,
+    cfg: Any,
+    several: bool,
+) -> Artefact:
+    place = Path("artefacts") / str(origin.name) / name
+    if cfg.export.out:
+        place = Path(cfg.export.out) / name if several else Path(cfg.export.out)
     artefact = export(
         model,
-        cfg.format,
-        cfg.export.out or Path("artefacts") / str(origin.name) / cfg.format,
-        input_size=(batch or 1, *_image(model, origin, size)),
-        dynamic_batch=batch is None,
+        name,
+        place,
+        input_size=shape,
+        dynamic_batch=None if batch is None else batch == "dynamic",
+        dynamic_size=cfg.export.dynamic_size,
         opset=cfg.export.opset,
+        half=cfg.export.half,
+        preprocess=cfg.export.preprocess,
+        postprocess=cfg.export.postprocess,
         fuse=cfg.export.fuse,
         overwrite=cfg.export.overwrite,
         origin=origin,
@@ -105,12 +154,22 @@ def _file(source: str) -> Path:
     return run_checkpoint(path) if path.is_dir() else path
 
 
-def _batch(value: Any) -> int | None:
-    """Read `export.batch`: None stands for any."""
-    if value == "dynamic":
-        return None
+def _formats(value: Any) -> list[str]:
+    """Read `format`: one, or a list without repetitions."""
+    names = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+    if not names:
+        raise BadInput("format=[] names no format")
+    for name in names:
+        get_format(name)
+    return list(dict.fromkeys(names))
+
+
+def _batch(value: Any) -> int | str | None:
+    """Read `export.batch`: None leaves the batch open where the format can."""
+    if value is None or value == "dynamic":
+        return value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadInput(f"export.batch={value!r} must be dynamic or a number of images")
+        raise BadInput(f"export.batch={value!r} must be null, dynamic or a number of images")
     return value
 
 
@@ -123,14 +182,14 @@ def _image(model: nn.Module, origin: Origin, size: tuple[int, int] | None) -> tu
             f"export.image_size={list(size)}: {origin.name} takes volumes; leave it out for "
             f"{known[1:]}, or call zoo.export with input_size"
         )
-    sides = size or known[1:]
+    sides = size or (known or [])[1:]
     return getattr(model, "in_chans", None) or (known[0] if known else 3), *sides
 
 
 def _latency(artefact: Artefact) -> str:
     """Time the artefact in the runtime that it was compared in, on one image if it may."""
-    batch, *rest = artefact.manifest["input"]["shape"]
-    size = (batch if isinstance(batch, int) else 1, *rest)
+    batch = artefact.manifest["input"]["shape"][0]
+    size = (batch if isinstance(batch, int) else 1, *artefact.manifest["input"]["size"])
     runtime = artefact.manifest["comparison"]["runtime"]
     found = measure(artefact.path, size, runtime, min_runs=6, min_time=0.3, max_time=3)
     images = f"{size[0]} image" + ("s" if size[0] > 1 else "")
@@ -147,10 +206,15 @@ def _say(artefact: Artefact, cfg: Any) -> None:
     fresh = cfg.weights is None and not cfg.model.pretrained and not cfg.model.checkpoint_path
     weights = ", fresh weights" if fresh else ""
     shape = "x".join(map(str, artefact.manifest["input"]["shape"]))
+    opset = f", opset {made['opset']}" if "opset" in made else ""
+    nodes = f", {made['nodes']} nodes" if "nodes" in made else ""
     print(
         f"{model['name']} ({fused}{weights}) -> {artefact.path}: {made['bytes'] / 2**20:.1f} MiB, "
-        f"input {shape}, opset {made['opset']}, {made['nodes']} nodes"
+        f"input {shape}{opset}{nodes}"
     )
-    print(artefact.agreement)
-    print(_latency(artefact))
+    if artefact.agreement is None:
+        print(f"not compared: {artefact.manifest['comparison']['why']}")
+    else:
+        print(artefact.agreement)
+        print(_latency(artefact))
     print(f"described in {artefact.manifest_path}")

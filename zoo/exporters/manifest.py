@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo import registry
 from zoo.errors import BadInput
+from zoo.exporters.files import SCHEMA, sha256
+from zoo.exporters.settings import Settings
 from zoo.inputs import KEYS, own_input
-
-NAME = "manifest.json"
-SCHEMA = "zoo.manifest/1"
 
 
 @dataclass(frozen=True)
@@ -54,29 +54,62 @@ def describe_model(model: nn.Module, origin: Origin, fused: bool) -> dict[str, A
             "sha256": None if file is None else sha256(file),
             "state_sha256": state_sha256(model),
         },
+        "task": task_of(model, origin),
         "class_names": None if origin.class_names is None else list(origin.class_names),
     }
 
 
 def describe_input(
-    model: nn.Module, origin: Origin, name: str, input_size: Sequence[int], dynamic_batch: bool
+    model: nn.Module,
+    origin: Origin,
+    name: str,
+    settings: Settings,
+    pixels: bool,
+    multiple: int | None,
 ) -> dict[str, Any]:
-    """Return what has to be fed: name, shape, type, and how a picture becomes that."""
-    known = own_input(model, origin.name)
-    known |= {key: origin.preprocessing[key] for key in KEYS if key in origin.preprocessing}
-    batch, *rest = input_size
+    """Return what has to be fed: name, shape, type, and how a picture becomes that.
+
+    Args:
+        model: What is exported.
+        origin: Where it comes from.
+        name: Of the input.
+        settings: Its shape, and which axes are open.
+        pixels: Whether it takes bytes, so that `mean` and `std` are none of the caller's business.
+        multiple: With an open size, what its sides must be a multiple of.
+    """
+    known = own_preparation(model, origin)
+    shape = [settings.open_axes.get(i, n) for i, n in enumerate(settings.input_size)]
     return {
         "name": name,
-        "shape": ["batch" if dynamic_batch else batch, *rest],
-        "layout": "NCHW" if len(rest) == 3 else "NCDHW",
-        "dtype": "float32",
-        "channels": {1: "grey", 3: "RGB"}.get(rest[0]),
-        "range": [0.0, 1.0],  # of the values that mean and std belong to
-        "mean": known["mean"],
-        "std": known["std"],
+        "shape": shape,
+        "size": list(settings.input_size[1:]),
+        **({} if multiple is None else {"multiple": multiple}),
+        "layout": "NCHW" if len(shape) == 4 else "NCDHW",
+        "dtype": "uint8" if pixels else "float32",
+        "channels": {1: "grey", 3: "RGB"}.get(settings.input_size[1]),
+        "range": [0, 255] if pixels else [0.0, 1.0],  # of the values that mean and std belong to
+        "mean": None if pixels else known["mean"],
+        "std": None if pixels else known["std"],
+        "normalised_inside": {"mean": known["mean"], "std": known["std"]} if pixels else None,
         "interpolation": known["interpolation"],
         "crop_pct": known["crop_pct"],
+        "resize": {"segmentation": "fit", "classification": "crop"}.get(task_of(model, origin)),
     }
+
+
+def own_preparation(model: nn.Module, origin: Origin) -> dict[str, Any]:
+    """Return size, mean, std, interpolation and crop: those trained with, else as published."""
+    known = own_input(model, origin.name)
+    known |= {key: origin.preprocessing[key] for key in KEYS if key in origin.preprocessing}
+    return known
+
+
+def task_of(model: nn.Module, origin: Origin) -> str:
+    """Return what a model is for; one from elsewhere is taken to classify."""
+    name = origin.name
+    if name is None or name.startswith("timm/"):
+        return "classification"
+    return registry.get_spec(name).task
 
 
 def check_classes(model: nn.Module, origin: Origin) -> None:
@@ -93,12 +126,6 @@ def write(content: dict[str, Any], file: Path) -> None:
     date = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"schema": SCHEMA, **content, "date": date}, indent=2, ensure_ascii=False)
     file.write_text(text + "\n", encoding="utf-8")
-
-
-def sha256(file: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def state_sha256(model: nn.Module) -> str:

@@ -1,11 +1,8 @@
 """Model -> artefact: fuse, convert, load it again, compare, describe. Only what passed is kept."""
 
-import contextlib
-import difflib
 import importlib
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,29 +10,16 @@ from typing import Any
 from torch import nn
 
 from zoo import runtimes
-from zoo.errors import BadInput, NotExportable
-from zoo.exporters import manifest
+from zoo.errors import BadInput
+from zoo.exporters import files, formats, manifest, place
+from zoo.exporters.checks import Check, check
+from zoo.exporters.formats import get_format as get_format
 from zoo.exporters.manifest import Origin
-from zoo.exporters.verify import Agreement, agree
+from zoo.exporters.settings import Settings
+from zoo.exporters.tracing import Packaged
+from zoo.exporters.verify import Agreement
 from zoo.inputs import own_input
 from zoo.profiling.machine import versions
-
-OPEN_BATCHES = (1, 2, 3)  # compared where the batch is open; one of them is the traced one
-
-
-@dataclass(frozen=True)
-class Format:
-    """A kind of artefact: who writes it, how its file ends, what runs it."""
-
-    module: str
-    suffix: str
-    runtime: str
-
-
-FORMATS = {
-    "onnx": Format("zoo.exporters.onnx", ".onnx", "onnxruntime"),
-    "executorch": Format("zoo.exporters.executorch", ".pte", "executorch"),
-}
 
 
 @dataclass(frozen=True)
@@ -46,13 +30,13 @@ class Artefact:
         path: The artefact.
         manifest_path: The manifest beside it.
         manifest: Its content.
-        agreement: How it compares with the model.
+        agreement: How it compares with the model; None of a format that nothing here can run.
     """
 
     path: Path
     manifest_path: Path
     manifest: dict[str, Any]
-    agreement: Agreement
+    agreement: Agreement | None
 
 
 def export(
@@ -61,8 +45,12 @@ def export(
     path: str | os.PathLike[str],
     *,
     input_size: Sequence[int] | None = None,
-    dynamic_batch: bool = True,
+    dynamic_batch: bool | None = None,
+    dynamic_size: bool = False,
     opset: int | None = None,
+    half: bool = False,
+    preprocess: bool = False,
+    postprocess: bool = False,
     fuse: bool = True,
     overwrite: bool = False,
     origin: Origin | None = None,
@@ -74,13 +62,19 @@ def export(
 
     Args:
         model: In evaluation mode; it is left as it is.
-        format: `"onnx"`.
-        path: A file with the suffix of the format, or a folder, which gets `model.onnx`. The
-            manifest goes beside the artefact as `manifest.json`.
+        format: `"onnx"`, `"pt2"`, `"torchscript"`, `"openvino"`, `"executorch"`, `"aoti"` or
+            `"coreml"`.
+        path: A file with the suffix of the format, or a folder, which gets `model.onnx` or the
+            like. The manifest goes beside the artefact as `manifest.json`.
         input_size: B C H W (B C D H W for volumes) that is traced; None: one image of the size that
             the model was published for.
-        dynamic_batch: Leave the batch open; otherwise it is the one of `input_size`.
+        dynamic_batch: Leave the batch open; otherwise it is the one of `input_size`. None: open
+            where the format can.
+        dynamic_size: Leave H and W open, too, and compare at other sizes.
         opset: Version of ONNX's operator set; None: the exporter's own.
+        half: Hold the weights in float16.
+        preprocess: Take pixels as bytes (uint8) and normalise them in the artefact.
+        postprocess: Give probabilities of classes, or the class of every pixel.
         fuse: Re-parameterise first.
         overwrite: Replace an artefact that is already there.
         origin: What the manifest should say of the model's origin.
@@ -89,67 +83,102 @@ def export(
         BadInput: A value that cannot work, a model in training mode, a target that exists or cannot
             be written.
         MissingExtra: A package of the format is not installed.
-        NotExportable: The model cannot be converted, or the artefact computes something else.
+        NotExportable: The format cannot do what is asked, the model cannot be converted, or the
+            artefact computes something else.
     """
     kind = get_format(format)
     origin = origin or Origin()
     if any(module.training for module in model.modules()):
         raise BadInput("the model is in training mode; call model.eval() before exporting it")
+    formats.check(
+        format,
+        dynamic_batch=dynamic_batch,
+        dynamic_size=dynamic_size,
+        preprocess=preprocess,
+        opset=opset,
+    )
     manifest.check_classes(model, origin)
     size = _input_size(model, origin.name, input_size)
-    target = _target(Path(path), kind, overwrite)
+    open_batch = kind.can("dynamic_batch") if dynamic_batch is None else dynamic_batch
+    settings = Settings(size, open_batch, dynamic_size, opset, half)
+    package = _packaging(model, origin, preprocess, postprocess)
+    target = place.target_of(Path(path), kind, overwrite)
     exporter = importlib.import_module(kind.module)
     runtimes.need(f"format {format!r}", exporter.PACKAGES)
-    with _workplace(target.parent) as place:
-        draft = place / target.name
+    with place.workplace(target.parent, model) as folder:
+        draft = folder / target.name
         form = _fused(model) if fuse else model
-        exporter.convert(
-            form,
-            draft,
-            input_size=size,
-            dynamic_batch=dynamic_batch,
-            opset=opset,
-        )
-        agreement = _agreement(model, draft, kind, size, dynamic_batch)
+        exporter.convert(package(form), draft, settings)
+        # With the model as it was handed in, so that fusing is checked along with the rest.
+        found = check(package(model), draft, kind.runtime, settings, _multiple(origin))
         content = {
             "format": format,
-            "artefact": {
-                "file": target.name,
-                "sha256": manifest.sha256(draft),
-                "bytes": draft.stat().st_size,
-                **exporter.describe(draft),
-            },
+            "artefact": {**files.describe(draft), **exporter.describe(draft)},
             **manifest.describe_model(model, origin, _is_fused(form)),
-            "input": manifest.describe_input(model, origin, exporter.INPUT, size, dynamic_batch),
-            "outputs": exporter.outputs(draft),
-            "comparison": {"runtime": kind.runtime, **agreement.to_dict()},
+            "precision": "float16" if half else "float32",
+            "input": manifest.describe_input(
+                model, origin, exporter.INPUT, settings, preprocess, found.multiple
+            ),
+            "outputs": found.outputs,
+            "postprocessing": package(model).answer if postprocess else None,
+            "comparison": _comparison(found),
             "versions": versions(*exporter.versions()),
         }
-        manifest.write(content, place / manifest.NAME)
-        _publish(place, target)
-    return Artefact(target, target.parent / manifest.NAME, content, agreement)
+        manifest.write(content, folder / files.NAME)
+        place.publish(folder, target)
+    return Artefact(target, target.parent / files.NAME, content, found.agreement)
 
 
 def convert(
     model: nn.Module, file: Path, *, input_size: tuple[int, ...], dynamic_batch: bool
 ) -> None:
     """Write a model to `file` in the format of its suffix, unchecked and undescribed."""
-    kind = next(kind for kind in FORMATS.values() if kind.suffix == file.suffix)
-    exporter = importlib.import_module(kind.module)
-    exporter.convert(model, file, input_size=input_size, dynamic_batch=dynamic_batch)
+    exporter = importlib.import_module(formats.by_file(file.name).module)
+    exporter.convert(model, file, Settings(tuple(input_size), dynamic_batch))
 
 
-def get_format(name: str) -> Format:
-    """Return the format called `name`.
+def _comparison(found: Check) -> dict[str, Any]:
+    if found.agreement is None:
+        return {
+            "runtime": None,
+            "proven": False,
+            "why": "nothing on this platform runs the format: it was converted, validated by its "
+            "own tools and read again, and its outputs were not compared",
+        }
+    return {"runtime": found.runtime, **found.agreement.to_dict(), "sizes": found.sizes}
+
+
+def _packaging(
+    model: nn.Module, origin: Origin, preprocess: bool, postprocess: bool
+) -> Callable[[nn.Module], Any]:
+    """Return what puts a model between the processing that is asked for.
 
     Raises:
-        BadInput: There is none; the message names the nearest.
+        BadInput: What that takes is not known.
     """
-    if name not in FORMATS:
-        near = difflib.get_close_matches(str(name).lower(), FORMATS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(FORMATS)}"
-        raise BadInput(f"no format named {name!r}; {hint}")
-    return FORMATS[name]
+    if not (preprocess or postprocess):
+        return lambda form: form
+    known = manifest.own_preparation(model, origin)
+    if preprocess and not (known["mean"] and known["std"]):
+        raise BadInput("preprocess=True: the model's mean and std are not known; name its origin")
+    answer = None
+    if postprocess:
+        task = manifest.task_of(model, origin)
+        answers = {"classification": "softmax", "segmentation": "argmax"}
+        if task not in answers:
+            raise BadInput(f"postprocess=True: a model for {task} has no classes to answer with")
+        answer = answers[task]
+    statistics = {"mean": known["mean"], "std": known["std"]} if preprocess else {}
+    return lambda form: Packaged(form, **statistics, answer=answer).eval()
+
+
+def _multiple(origin: Origin) -> int | None:
+    """What the sides of the model's input must be a multiple of, where its facts say that."""
+    from zoo import registry
+
+    if origin.name is None or origin.name.startswith("timm/"):
+        return None
+    return registry.model_info(origin.name).get("input", {}).get("multiple")
 
 
 def _input_size(model: nn.Module, name: str | None, given: Sequence[int] | None) -> tuple[int, ...]:
@@ -170,24 +199,6 @@ def _input_size(model: nn.Module, name: str | None, given: Sequence[int] | None)
     return size
 
 
-def _target(path: Path, kind: Format, overwrite: bool) -> Path:
-    """Return the path of the artefact, which is free or may be replaced."""
-    path = path.expanduser()
-    known = {other.suffix for other in FORMATS.values()}
-    if path.suffix in known - {kind.suffix}:
-        raise BadInput(f"{str(path)!r} does not end like the format, in {kind.suffix!r}")
-    is_file = path.suffix == kind.suffix and not path.is_dir()
-    target = path if is_file else path / f"model{kind.suffix}"
-    beside = target.parent / manifest.NAME
-    if not overwrite:
-        for taken in (target, beside):
-            if taken.exists():
-                raise BadInput(f"{taken} exists; export.overwrite=true replaces it")
-    elif beside.exists() and not target.exists():
-        raise BadInput(f"{beside} belongs to another artefact; choose another folder")
-    return target
-
-
 def _fused(model: nn.Module) -> nn.Module:
     from zoo.reparam import reparameterize
 
@@ -196,46 +207,3 @@ def _fused(model: nn.Module) -> nn.Module:
 
 def _is_fused(model: nn.Module) -> bool:
     return bool(getattr(model, "reparameterized", False))
-
-
-def _agreement(
-    model: nn.Module, draft: Path, kind: Format, size: tuple[int, ...], dynamic_batch: bool
-) -> Agreement:
-    """Compare with the model as it was handed in, so that fusing is checked along with the rest."""
-    reference = runtimes.load(model, "eager")
-    try:
-        artefact = runtimes.load(draft, kind.runtime)
-        sizes = {size[0]} | (set(OPEN_BATCHES) if dynamic_batch else set())
-        return agree(reference, artefact, size[1:], sorted(sizes))
-    except NotExportable:
-        raise
-    except Exception as error:  # the target's runtime refuses the artefact
-        raise NotExportable(
-            f"the artefact does not run in {kind.runtime}: {runtimes.first_line(error)}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
-    """A folder to work in beside the target; it goes, and so do folders that stayed empty."""
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            place = tempfile.TemporaryDirectory(prefix=".partial-", dir=folder)
-        except OSError as error:
-            raise BadInput(f"cannot write to {folder}: {error.strerror or error}") from error
-        with place as name:
-            yield Path(name)
-    finally:
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-
-
-def _publish(place: Path, target: Path) -> None:
-    """Put the artefact in place, then its manifest: a manifest never stands beside an older one."""
-    beside = target.parent / manifest.NAME
-    beside.unlink(missing_ok=True)
-    os.replace(place / target.name, target)
-    os.replace(place / manifest.NAME, beside)

@@ -6,6 +6,7 @@ the next. Against their magnitude, a model that answers every image with nearly 
 small that rounding alone could hide a fault, the result is "not proven": never "equal".
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from zoo.runtimes import Runtime
 
 TOLERANCE = 1e-3  # of the outputs' spread
 ROUNDING = 1e-5  # of their magnitude: what float32 may lose in a deep model
+HALF = (5e-2, 5e-3)  # the same two where weights and perhaps values are float16
+CLASSES = (1e-3, 1e-2)  # share of pixels that may get another class: float32, float16
 LEAST_SPREAD = 1e-3  # of their magnitude: below it, nothing is proven
 SCALES = (0.3, 1.0, 3.0)
 
@@ -35,6 +38,9 @@ class Agreement:
         allowed: The largest difference that passes.
         tolerance: `allowed` is this part of the spread, plus `rounding` of the magnitude.
         rounding: See `tolerance`.
+        measure: `"value"`, or `"class"` where outputs are numbers of classes: then an error is the
+            share of pixels with another class, and the spread that of pixels that are not of the
+            commonest class.
         batch_sizes: Batches that were compared.
         images: Images that were compared.
     """
@@ -47,6 +53,7 @@ class Agreement:
     allowed: float
     tolerance: float
     rounding: float
+    measure: str
     batch_sizes: list[int]
     images: int
 
@@ -69,7 +76,14 @@ class Agreement:
 
 
 def agree(
-    reference: Runtime, artefact: Runtime, input_size: Sequence[int], batch_sizes: Sequence[int]
+    reference: Runtime,
+    artefact: Runtime,
+    input_size: Sequence[int],
+    batch_sizes: Sequence[int],
+    *,
+    half: bool = False,
+    pixels: bool = False,
+    classes: bool = False,
 ) -> Agreement:
     """Compare an artefact with the model it was made from.
 
@@ -78,6 +92,9 @@ def agree(
         artefact: What was made of it, loaded.
         input_size: C H W, or C D H W.
         batch_sizes: Batches to feed; each is fed images of several kinds and scales.
+        half: Whether the artefact holds float16.
+        pixels: Whether both take bytes.
+        classes: Whether both give numbers of classes.
 
     Raises:
         NotExportable: The outputs differ in number, shape or value, or are not finite.
@@ -86,19 +103,23 @@ def agree(
     found: list[list[np.ndarray]] = []
     images = 0
     for batch in batches(input_size, batch_sizes):
+        batch = _as_pixels(batch) if pixels else batch
         wanted.append(reference(batch))
         found.append(artefact(batch))
         images += len(batch)
         _check_shapes(wanted[-1], found[-1], len(batch))
-    worst: Agreement | None = None
+    judge = functools.partial(_judge_classes if classes else _judge, half=half)
+    results = []
     for index in range(len(wanted[0])):
         mine = np.concatenate([outputs[index] for outputs in wanted]).astype(np.float64)
         its = np.concatenate([outputs[index] for outputs in found]).astype(np.float64)
-        result = _judge(mine, its, sorted(set(batch_sizes)), images)
-        if worst is None or (result.proven, -_severity(result)) < (worst.proven, -_severity(worst)):
-            worst = result
-    assert worst is not None, "a model without outputs"
-    return worst
+        results.append(judge(mine, its, batch_sizes=sorted(set(batch_sizes)), images=images))
+    return severest(results)
+
+
+def severest(results: Sequence[Agreement]) -> Agreement:
+    """Return the worst of several comparisons: one that proves nothing, else the largest error."""
+    return min(results, key=lambda result: (result.proven, -_severity(result)))
 
 
 def batches(input_size: Sequence[int], batch_sizes: Sequence[int]) -> Iterator[np.ndarray]:
@@ -116,7 +137,41 @@ def batches(input_size: Sequence[int], batch_sizes: Sequence[int]) -> Iterator[n
             yield (scale * (noise + smooth)).astype(np.float32)
 
 
-def _judge(mine: np.ndarray, its: np.ndarray, batch_sizes: list[int], images: int) -> Agreement:
+def _as_pixels(batch: np.ndarray) -> np.ndarray:
+    return np.clip(128 + 40 * batch, 0, 255).astype(np.uint8)
+
+
+def _judge_classes(
+    mine: np.ndarray, its: np.ndarray, *, half: bool, batch_sizes: list[int], images: int
+) -> Agreement:
+    wrong = float(np.mean(mine != its)) if mine.size else 0.0
+    _, counts = np.unique(mine, return_counts=True)
+    spread = 1 - float(counts.max(initial=0)) / max(mine.size, 1)
+    allowed = CLASSES[half]
+    if wrong > allowed:
+        raise NotExportable(
+            f"the artefact computes something else: {wrong:.1%} of the pixels get another class "
+            f"({allowed:.1%} is allowed)"
+        )
+    return Agreement(
+        proven=spread > 10 * allowed,
+        max_abs_error=wrong,
+        max_rel_error=wrong / spread if spread else None,
+        spread=spread,
+        magnitude=1.0,
+        allowed=allowed,
+        tolerance=allowed,
+        rounding=0.0,
+        measure="class",
+        batch_sizes=batch_sizes,
+        images=images,
+    )
+
+
+def _judge(
+    mine: np.ndarray, its: np.ndarray, *, half: bool, batch_sizes: list[int], images: int
+) -> Agreement:
+    tolerance, rounding = HALF if half else (TOLERANCE, ROUNDING)
     if not np.isfinite(mine).all():
         raise NotExportable(
             "the model's own outputs are not finite on random images; nothing to compare"
@@ -124,7 +179,9 @@ def _judge(mine: np.ndarray, its: np.ndarray, batch_sizes: list[int], images: in
     error = float(np.abs(its - mine).max()) if mine.size else 0.0
     spread = float(mine.std(axis=0).mean()) if mine.size else 0.0
     magnitude = float(np.abs(mine).max()) if mine.size else 0.0
-    allowed = TOLERANCE * spread + ROUNDING * magnitude
+    allowed = tolerance * spread + rounding * magnitude
+    if half and not np.isfinite(its).all():
+        raise NotExportable("the artefact's outputs are not finite: float16 ends at 65504")
     if not error <= allowed:  # also where the error is not a number
         part = f", {error / spread:.1e} of their spread" if spread else ""
         raise NotExportable(
@@ -132,14 +189,15 @@ def _judge(mine: np.ndarray, its: np.ndarray, batch_sizes: list[int], images: in
             f"({allowed:.1e} is allowed)"
         )
     return Agreement(
-        proven=spread > LEAST_SPREAD * magnitude,
+        proven=spread > max(LEAST_SPREAD, rounding) * magnitude,
         max_abs_error=error,
         max_rel_error=error / spread if spread else None,
         spread=spread,
         magnitude=magnitude,
         allowed=allowed,
-        tolerance=TOLERANCE,
-        rounding=ROUNDING,
+        tolerance=tolerance,
+        rounding=rounding,
+        measure="value",
         batch_sizes=batch_sizes,
         images=images,
     )

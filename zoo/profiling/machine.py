@@ -15,6 +15,9 @@ _PACKAGES = {
     "onnx": "onnx",
     "onnxscript": "onnxscript",
     "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "coremltools": "coremltools",
 }
 
 

@@ -33,6 +33,9 @@ _CLASSES = {
     "onnxruntime-cuda": ("onnxruntime", "OnnxRuntimeCuda"),
     "openvino": ("openvino", "OpenVino"),
     "executorch": ("executorch", "ExecuTorch"),
+    "pt2": ("programs", "ExportedProgram"),
+    "aoti": ("programs", "Compiled"),
+    "torchscript": ("programs", "Script"),
 }
 NAMES = tuple(_CLASSES)
 
@@ -101,7 +104,7 @@ def load(
             return kind(source, **settings)
         return _exported(source, kind, input_size, settings)
     path = Path(source)
-    if path.suffix not in kind.suffixes:
+    if not path.name.endswith(kind.suffixes or ("/",)):
         files = " or ".join(kind.suffixes)
         takes = f"a model or a {files} file" if files else "a model"
         raise BadInput(f"runtime {runtime!r} loads {takes}, not {str(source)!r}")

@@ -69,9 +69,14 @@ class ExecuTorch:
         import torch
 
         assert self.method is not None
+        wanted = np.uint8 if self._takes_bytes() else np.float32
         return functools.partial(
-            self.method.execute, [torch.from_numpy(np.ascontiguousarray(batch))]
+            self.method.execute, [torch.from_numpy(np.ascontiguousarray(batch, wanted))]
         )
+
+    def _takes_bytes(self) -> bool:
+        assert self.method is not None
+        return self.method.metadata.input_tensor_meta(0).dtype() == 0  # its number for bytes
 
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
         with self.held():

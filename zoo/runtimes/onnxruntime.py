@@ -12,6 +12,8 @@ import numpy as np
 from zoo.errors import BadInput, MissingExtra
 from zoo.runtimes.base import first_line
 
+_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
+
 
 class OnnxRuntime:
     """An ONNX file in ONNX Runtime on the CPU."""
@@ -66,6 +68,7 @@ class OnnxRuntime:
             )
 
     def bind(self, batch: np.ndarray) -> Callable[[], Any]:
+        batch = batch.astype(_TYPES[self.input.type], copy=False)
         return functools.partial(self.session.run, None, {self.input.name: batch})
 
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:

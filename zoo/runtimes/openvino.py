@@ -65,7 +65,8 @@ class OpenVino:
         import openvino
 
         request = self.model.create_infer_request()
-        tensor = openvino.Tensor(np.ascontiguousarray(batch), shared_memory=True)
+        wanted = self.model.inputs[0].get_element_type().to_dtype()
+        tensor = openvino.Tensor(np.ascontiguousarray(batch, wanted), shared_memory=True)
         request.set_input_tensor(tensor)
         # What shares its memory must outlive the calls.
         return lambda tensor=tensor: request.infer()

@@ -65,17 +65,8 @@ class Eager:
     def _executable(self) -> Callable[..., Any]:
         return self.model
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        before = torch.get_num_threads()
-        if before != self.threads:
-            torch.set_num_threads(self.threads)
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            if before != self.threads:
-                torch.set_num_threads(before)
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        return with_threads(self.threads)
 
 
 class Compiled(Eager):
@@ -90,6 +81,20 @@ class Compiled(Eager):
         # torch compiles a class of models only so many times; after that it silently runs eagerly.
         torch.compiler.reset()
         return torch.compile(self.model, dynamic=False)
+
+
+@contextlib.contextmanager
+def with_threads(threads: int) -> Iterator[None]:
+    """Infer with so many threads; afterwards there are as many as before."""
+    before = torch.get_num_threads()
+    if before != threads:
+        torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        if before != threads:
+            torch.set_num_threads(before)
 
 
 def flat(output: Any) -> list[torch.Tensor]:

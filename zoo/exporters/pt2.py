@@ -1,0 +1,38 @@
+"""PyTorch -> an exported program (`.pt2`) of `torch.export`, which other compilers start from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.exporters import tracing
+from zoo.exporters.settings import Settings
+
+PACKAGES = ()
+EXTRA = None
+INPUT = "input"
+
+
+def convert(model: nn.Module, file: Path, settings: Settings) -> None:
+    """Write `model`, in evaluation mode, to `file`.
+
+    Raises:
+        BadInput: The model does not run on this input.
+        NotExportable: It cannot be traced.
+    """
+    program = tracing.trace(model, settings, "a torch.export program")
+    with tracing.silence(), file.open("wb") as opened:
+        torch.export.save(program, opened)
+
+
+def versions() -> tuple[str, ...]:
+    """Name the packages whose versions shape the artefact."""
+    return ("zoo", "torch", "timm")
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Return what the file states of itself: number of nodes."""
+    with tracing.silence():
+        program = torch.export.load(file)
+    return {"nodes": sum(node.op == "call_function" for node in program.graph.nodes)}

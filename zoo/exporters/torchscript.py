@@ -1,0 +1,56 @@
+"""PyTorch -> TorchScript (`.pt`), by tracing.
+
+PyTorch calls the format old; it is what `libtorch` of mobile and C++ applications still loads.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import NotExportable
+from zoo.exporters import tracing
+from zoo.exporters.settings import Settings
+
+PACKAGES = ()
+EXTRA = None
+INPUT = "input"
+
+
+def convert(model: nn.Module, file: Path, settings: Settings) -> None:
+    """Write `model`, in evaluation mode, to `file`.
+
+    A trace has no open or closed axes: what the model does with other sizes than the traced one is
+    found out by comparing.
+
+    Raises:
+        BadInput: The model does not run on this input.
+        NotExportable: It cannot be traced.
+    """
+    x = tracing.example(model, settings)
+    tracing.output_count(model, x)
+    model = tracing.ready(model)
+    if settings.half:
+        model = tracing.halved(model)
+    try:
+        with tracing.silence(), torch.no_grad():
+            program = torch.jit.trace(model, x, check_trace=False)
+    except Exception as error:  # whatever tracing the model raises
+        raise NotExportable(
+            f"{tracing.title(model)} cannot be exported to TorchScript: {tracing.reason(error)}"
+        ) from error
+    with tracing.silence(), file.open("wb") as opened:
+        torch.jit.save(program, opened)
+
+
+def versions() -> tuple[str, ...]:
+    """Name the packages whose versions shape the artefact."""
+    return ("zoo", "torch", "timm")
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Return what the file states of itself: number of nodes."""
+    with tracing.silence():
+        graph = torch.jit.load(file).inlined_graph
+    return {"nodes": sum(node.kind() != "prim::Constant" for node in graph.nodes())}
