@@ -236,7 +236,7 @@ class Backbone(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict:
         """Return how parameters fall into layers, for a learning rate by depth (timm's form)."""
         blocks = [
-            (r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.downsample", (0,)),
+            (r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(?:downsample|link)", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
             (r"^norm", (99999,)),
         ]
@@ -315,12 +315,14 @@ class FeatureExtractor(nn.Module):
         out_indices: Levels of `model.feature_info`, in the order wanted; none means all.
     """
 
+    sources: list[int]  # what TorchScript needs to know of a list that may be empty
+
     def __init__(self, model: Backbone, out_indices: int | Sequence[int] | None = None):
         super().__init__()
         from timm.models import FeatureInfo
 
         levels = take_levels(len(model.feature_info), out_indices)
-        self.sources: list[int] = list(model.stages.sources)
+        self.sources = list(model.stages.sources)
         self.taken = [int(model.feature_info[level]["stage"]) for level in levels]
         self.stem = model.stem
         self.stages = model.stages[: max(self.taken) + 1]

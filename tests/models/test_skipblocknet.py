@@ -41,8 +41,8 @@ def test_public_names(prefix):
         "blocks.0.2.conv.0.weight": model.stages[2].blocks[0].expand.conv.weight,
         "blocks.1.3.conv.4.running_var": model.stages[3].blocks[3].filter.norm.running_var,
         "blocks.3.2.conv.7.weight": model.stages[5].blocks[2].project.conv.weight,
-        "skip1.core_block.6.weight": model.stages[3].link.block.project.conv.weight,
-        "skip2.core_block.1.bias": model.stages[4].link.block.expand.norm.bias,
+        "skip1.core_block.6.weight": model.stages[3].link.project.conv.weight,
+        "skip2.core_block.1.bias": model.stages[4].link.expand.norm.bias,
         "classifier.0.bias": model.head.hidden[0].bias,
         "classifier.3.weight": model.head.fc.weight,
     }
@@ -54,7 +54,7 @@ def test_public_names(prefix):
 
 def test_weights_without_a_skip_block_are_refused():
     state = {key: value for key, value in public_state().items() if not key.startswith("skip2")}
-    with pytest.raises(zoo.BadWeights, match=r"missing stages\.4\.link\.block"):
+    with pytest.raises(zoo.BadWeights, match=r"missing stages\.4\.link\."):
         zoo.load_weights(zoo.create_model(NAME), state)
 
 
@@ -68,7 +68,7 @@ def test_the_first_map_is_added_to_the_input_of_two_stages(size):
             stage = model.stages[i]
             assert isinstance(stage, LinkedStage)
             pooled = F.adaptive_avg_pool2d(first, y.shape[2:])
-            y = stage.blocks(y + stage.link.block(pooled))
+            y = stage.blocks(y + stage.link(pooled, y))
         y = model.norm(model.stages[5](y))
         assert difference(model.forward_features(x), y) < 1e-4
 
@@ -112,9 +112,9 @@ def test_the_published_blocks():
     assert blocks[3].gate.reduce.out_channels == 24
     assert {type(b.filter.act) for b in blocks[1:5]} == {nn.ReLU}
     assert {type(b.filter.act) for b in [blocks[0], *blocks[5:]]} == {nn.Hardswish}
-    links = [model.stages[i].link.block for i in (3, 4)]
-    assert [b.filter.conv.out_channels for b in links] == [96, 40]
-    assert not any(b.residual for b in links)
+    links = [model.stages[i].link for i in (3, 4)]
+    assert [link.filter.conv.out_channels for link in links] == [96, 40]
+    assert {type(m) for m in links[0].modules() if "activation" in type(m).__module__} == {nn.ReLU}
     assert model.head_hidden_size == 1280
 
 

@@ -63,7 +63,7 @@ torch.fx.wrap("pool_like")  # a leaf for symbolic tracing: its branch depends on
 
 
 class SkipBlock(nn.Module):
-    """Pool an early map to the size of a late one, then an inverted residual (paper, fig. 4).
+    """Pool an early map to the size of a late one, then expand, filter, project (paper, fig. 4).
 
     Args:
         in_channels: Channels of the early map.
@@ -84,16 +84,13 @@ class SkipBlock(nn.Module):
     ):
         super().__init__()
         self.ratio = ratio
-        self.block = InvertedResidual(
-            in_channels,
-            out_channels,
-            hidden=round_channels(in_channels * expansion),
-            kernel_size=kernel_size,
-            act=nn.ReLU,
-        )
+        hidden = round_channels(in_channels * expansion)
+        self.expand = ConvNorm(in_channels, hidden, act=nn.ReLU)
+        self.filter = ConvNorm(hidden, hidden, kernel_size=kernel_size, groups=hidden, act=nn.ReLU)
+        self.project = ConvNorm(hidden, out_channels)
 
     def forward(self, early: Tensor, late: Tensor) -> Tensor:
-        return self.block(pool_like(early, late, self.ratio))
+        return self.project(self.filter(self.expand(pool_like(early, late, self.ratio))))
 
 
 class SkipblockNet(Backbone):
@@ -198,7 +195,7 @@ def _from_original(state: State, model: SkipblockNet) -> State:
         rules += [(rf"{re.escape(f'{old}.{k}')}\.", f"{new}.{v}.") for k, v in _PARTS.items()]
     for number, i in enumerate(SKIPS, start=1):
         rules += [
-            (rf"skip{number}\.core_block\.{k}\.", f"stages.{i}.link.block.{v}.")
+            (rf"skip{number}\.core_block\.{k}\.", f"stages.{i}.link.{v}.")
             for k, v in _SKIP_PARTS.items()
             if "." not in k
         ]
