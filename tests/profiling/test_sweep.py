@@ -91,6 +91,11 @@ def test_fused_and_unfused_stand_beside_each_other(swept):
         (["profile.min_time=3", "profile.max_time=2"], zoo.BadInput, "max_time=2"),
         (["profile.out=/proc/none"], zoo.BadInput, "cannot be written"),
         (
+            ["profile.layers=true", "profile.runtimes=[compile]"],
+            zoo.BadInput,
+            "layers are timed in the runtime 'eager'",
+        ),
+        (
             ["model=timm/vit_tiny_patch16_224", "profile.image_sizes=[100]"],
             zoo.BadInput,
             r"timm/vit_tiny_patch16_224 does not run at 100x100: .*224",
@@ -261,6 +266,45 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
     assert [row["model"] for row in records] == [f"mobilenetv2_{w}" for w in ("035", "050", "075")]
     assert records[0] == first
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 4
+
+
+def test_layers_are_timed_where_they_are_asked_for(tmp_path):
+    asked = [f"model={MODEL}", "profile.fused=true", "profile.layers=true"]
+    runtimes = ["profile.runtimes=[onnxruntime,eager]", f"profile.out={tmp_path}"]
+    rows = sweep.run(compose("benchmark", [*QUICK, *asked, *runtimes]))
+    layers = {row["runtime"]: row.get("layers") for row in rows}
+    assert layers["onnxruntime"] is None
+    assert sum(layer["macs"] for layer in layers["eager"]["layers"]) == rows[0]["macs"]
+    assert layers["eager"]["roofline"]["gmacs_per_s"] > 0
+    assert read(tmp_path / "results.jsonl")[1]["layers"] == layers["eager"]
+    assert "stages" not in (tmp_path / "results.csv").read_text()
+
+
+def test_one_exported_file_serves_every_runtime_that_takes_it(tmp_path, monkeypatch):
+    files = []
+    true_convert = sweep.convert
+
+    def convert(model, file, **settings):
+        files.append(file)
+        true_convert(model, file, **settings)
+
+    monkeypatch.setattr(sweep, "convert", convert)
+    counted_measure(monkeypatch)
+    asked = ["profile.runtimes=[onnxruntime,openvino]", "profile.batch_sizes=[1,2]"]
+    rows = sweep.run(
+        compose(
+            "benchmark",
+            [*QUICK, *asked, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"],
+        )
+    )
+    assert [(row["runtime"], row["input_size"][0]) for row in rows] == [
+        ("onnxruntime", 1),
+        ("onnxruntime", 2),
+        ("openvino", 1),
+        ("openvino", 2),
+    ]
+    assert len(files) == 2, "one for each batch"
+    assert not any(file.exists() for file in files)
 
 
 def test_sizes_are_each_models_own_unless_given(tmp_path, monkeypatch):

@@ -266,6 +266,7 @@ def progress(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
         auto_refresh=False,
+        speed_estimate_period=3600,  # a measurement may take minutes
         transient=True,
         disable=not console.is_terminal,
     )
