@@ -121,7 +121,7 @@ def test_windows_are_cut_row_by_row_and_put_back(size):
             for j in range(columns):
                 want = padded[b, 6 * i : 6 * i + 6, 6 * j : 6 * j + 6].reshape(36, 4)
                 assert torch.equal(windows[(b * rows + i) * columns + j], want)
-    assert torch.equal(from_windows(windows, 6, *size), x)
+    assert torch.equal(from_windows(windows, 6, 2, *size), x)
 
 
 def test_what_is_padded_takes_part_as_the_shift_of_the_norm():

@@ -15,27 +15,33 @@ from zoo.blocks.folding import rebuilt, scale_outputs
 
 def pad_to_windows(x: Tensor, side: int) -> Tensor:
     """Pad B C H W with zeros on the right and below to multiples of `side`."""
-    below, right = -x.shape[2] % side, -x.shape[3] % side
+    height, width = x.shape[2], x.shape[3]
+    below = (height + side - 1) // side * side - height
+    right = (width + side - 1) // side * side - width
     return F.pad(x, (0, right, 0, below)) if below > 0 or right > 0 else x
 
 
-def _heads_of_windows(x: Tensor, side: int, num_heads: int, close: bool) -> Tensor:
+def _heads_of_windows(
+    x: Tensor, side: int, rows: int, columns: int, num_heads: int, close: bool
+) -> Tensor:
     """B C H W -> n*B heads side*side C/heads: the windows, one after the other, head by head."""
-    _, channels, height, width = x.shape
-    rows, columns = height // side, width // side
+    batch, channels = x.shape[0], x.shape[1]
     if close:
-        grid = x.reshape(-1, rows, side, columns, side).permute(1, 3, 0, 2, 4)
+        grid = x.reshape(batch * channels, rows, side, columns, side).permute(1, 3, 0, 2, 4)
     else:
-        grid = x.reshape(-1, side, rows, side, columns).permute(2, 4, 0, 1, 3)
-    return grid.reshape(-1, num_heads, channels // num_heads, side * side).transpose(2, 3)
+        grid = x.reshape(batch * channels, side, rows, side, columns).permute(2, 4, 0, 1, 3)
+    windows = rows * columns * batch
+    return grid.reshape(windows, num_heads, channels // num_heads, side * side).transpose(2, 3)
 
 
-def _map_of_windows(y: Tensor, side: int, rows: int, columns: int, close: bool) -> Tensor:
+def _map_of_windows(
+    y: Tensor, batch: int, side: int, rows: int, columns: int, close: bool
+) -> Tensor:
     """Put the result of `_heads_of_windows` back: n*B heads side*side D -> B heads*D H W."""
     channels = y.shape[1] * y.shape[3]
-    grid = y.transpose(2, 3).reshape(rows, columns, -1, side, side)
+    grid = y.transpose(2, 3).reshape(rows, columns, batch * channels, side, side)
     grid = grid.permute(2, 0, 3, 1, 4) if close else grid.permute(2, 3, 0, 4, 1)
-    return grid.reshape(-1, channels, side * rows, side * columns)
+    return grid.reshape(batch, channels, side * rows, side * columns)
 
 
 def attend_in_windows(
@@ -67,14 +73,15 @@ def attend_in_windows(
 
 
 def _attend(qk: Tensor, v: Tensor, side: int, num_heads: int, scale: float, close: bool) -> Tensor:
+    rows, columns = qk.shape[2] // side, qk.shape[3] // side
     q, k = qk.chunk(2, dim=1)
     y = F.scaled_dot_product_attention(
-        _heads_of_windows(q, side, num_heads, close),
-        _heads_of_windows(k, side, num_heads, close),
-        _heads_of_windows(v.to(q.dtype), side, num_heads, close),
+        _heads_of_windows(q, side, rows, columns, num_heads, close),
+        _heads_of_windows(k, side, rows, columns, num_heads, close),
+        _heads_of_windows(v.to(q.dtype), side, rows, columns, num_heads, close),
         scale=scale,
     )
-    return _map_of_windows(y, side, qk.shape[2] // side, qk.shape[3] // side, close)
+    return _map_of_windows(y, qk.shape[0], side, rows, columns, close)
 
 
 torch.fx.wrap("pad_to_windows")  # leaves for symbolic tracing: what they do depends on the size

@@ -19,27 +19,29 @@ def to_windows(x: Tensor, side: int) -> Tensor:
         x: The map.
         side: Of a window.
     """
-    below, right = -x.shape[1] % side, -x.shape[2] % side
+    batch, height, width, channels = x.shape
+    rows, columns = (height + side - 1) // side, (width + side - 1) // side
+    below, right = rows * side - height, columns * side - width
     if below > 0 or right > 0:
         x = F.pad(x, (0, 0, 0, right, 0, below))
-    _, height, width, channels = x.shape
-    strips = x.reshape(-1, side, width // side, side * channels)  # one for each row of windows
-    return strips.transpose(1, 2).reshape(-1, side * side, channels)
+    strips = x.reshape(batch * rows, side, columns, side * channels)  # a row of windows each
+    return strips.transpose(1, 2).reshape(batch * rows * columns, side * side, channels)
 
 
-def from_windows(windows: Tensor, side: int, height: int, width: int) -> Tensor:
+def from_windows(windows: Tensor, side: int, batch: int, height: int, width: int) -> Tensor:
     """B*n side*side C -> B H W C: put windows back and leave out what was padded.
 
     Args:
         windows: What became of the result of `to_windows`.
         side: Of a window.
+        batch: Number of maps.
         height: Of the map.
         width: Of the map.
     """
     rows, columns = (height + side - 1) // side, (width + side - 1) // side
     channels = windows.shape[2]
-    strips = windows.reshape(-1, columns, side, side * channels).transpose(1, 2)
-    x = strips.reshape(-1, rows * side, columns * side, channels)
+    strips = windows.reshape(batch * rows, columns, side, side * channels).transpose(1, 2)
+    x = strips.reshape(batch, rows * side, columns * side, channels)
     return x[:, :height, :width]
 
 
@@ -88,10 +90,10 @@ class WindowAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2], x.shape[3]
+        batch, height, width = x.shape[0], x.shape[2], x.shape[3]
         windows = to_windows(x.permute(0, 2, 3, 1), self.side)
         windows = self.attention(self.norm(windows), self.side, self.side)
-        return from_windows(windows, self.side, height, width).permute(0, 3, 1, 2)
+        return from_windows(windows, self.side, batch, height, width).permute(0, 3, 1, 2)
 
     def fused(self) -> "WindowAttention":
         """The affine part of the norm in the queries, keys and values; exact on padding, too."""
