@@ -79,6 +79,8 @@ def create_model(
     if build is None:
         return _from_timm(name, pretrained, features_only, out_indices, checkpoint_path, arguments)
     _check_arguments(name, build, arguments)
+    if features_only and "dense" in inspect.signature(build).parameters:
+        arguments.setdefault("dense", True)  # a family whose public dense code computes otherwise
     model = build(**arguments)
     if pretrained:
         _load_published(model, name)

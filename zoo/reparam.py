@@ -138,6 +138,9 @@ def shake(model: Model, seed: int = 0) -> Model:
 
     Fresh models hide mistakes: their norms do nothing, their layer scales are next to zero. A
     comparison of two forms means something only on a model that has been shaken.
+
+    Where many branches of order one would add up to values that drown the rest, a block names the
+    norms that end them in `branch_ends`; these are left smaller.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -158,6 +161,9 @@ def shake(model: Model, seed: int = 0) -> Model:
                     tensor.copy_(0.1 * draw(tensor))
                 else:
                     tensor.copy_(draw(tensor) * (tensor.shape[0] / tensor.numel()) ** 0.5)
+        for module in model.modules():
+            for path in getattr(module, "branch_ends", ()):
+                module.get_parameter(f"{path}.weight").mul_(0.3)
     return model
 
 

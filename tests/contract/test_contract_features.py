@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from support import PYRAMIDS, axes, images, inputs, map_size, shaken, sizes, trainable
+from support import PYRAMIDS, axes, images, inputs, map_size, shaken, sizes, takes, trainable
 from timm.models import FeatureInfo
 
 import zoo
@@ -104,7 +104,9 @@ def test_intermediates_equal_features_only_and_forward_features(name):
     with torch.no_grad():
         last, maps = model.forward_intermediates(x)
         assert torch.equal(last, model.forward_features(x))
-        for have, want in zip(shaken(name, features_only=True)(x), maps, strict=True):
+        dense = {"dense": True} if takes(name, "dense") else {}  # what pyramids are cut from
+        whole = shaken(name, **dense).forward_intermediates(x, intermediates_only=True)
+        for have, want in zip(shaken(name, features_only=True)(x), whole, strict=True):
             assert torch.equal(have, want)
         have = closed(model, maps).flatten(2)  # `last` is a row with class tokens, if there are any
         assert torch.equal(have, last.flatten(2)[..., -have.shape[2] :])

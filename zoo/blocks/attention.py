@@ -9,18 +9,22 @@ from torch import Tensor, nn
 from zoo.blocks.folding import rebuilt, scale_outputs
 
 
-def offset_bias(table: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
+def offset_bias(
+    table: Tensor, grid: tuple[int, int], height: int, width: int, align_corners: bool = True
+) -> Tensor:
     """Look up the bias between all pairs of positions of a map (LeViT, arXiv 2104.01136, sec. 4).
 
     The bias depends on |dy| and |dx| alone: entry `|dy| * grid_width + |dx|` of a head's row. On a
     map of another size the table is resampled as an image, corners on corners: the offset 0 keeps
-    its value and the largest offset of the map takes that of the table.
+    its value and the largest offset of the map takes that of the table. (Without `align_corners`
+    corners of pixels lie on each other, not their centres, as some public codes have it.)
 
     Args:
         table: heads x (grid height * grid width).
         grid: Size of the map that the table was learnt on.
         height: Height of the map at hand.
         width: Width of the map at hand.
+        align_corners: How tables are resampled.
 
     Returns:
         heads x N x N with N = height * width, positions row by row.
@@ -28,7 +32,7 @@ def offset_bias(table: Tensor, grid: tuple[int, int], height: int, width: int) -
     heads = table.shape[0]
     if height != grid[0] or width != grid[1]:
         image = table.view(1, heads, grid[0], grid[1])
-        image = F.interpolate(image, [height, width], mode="bicubic", align_corners=True)
+        image = F.interpolate(image, [height, width], mode="bicubic", align_corners=align_corners)
         table = image.view(heads, height * width)
     rows = torch.arange(height, device=table.device)
     columns = torch.arange(width, device=table.device)
@@ -41,18 +45,20 @@ def offset_bias(table: Tensor, grid: tuple[int, int], height: int, width: int) -
 torch.fx.wrap("offset_bias")  # a leaf for symbolic tracing: its branch depends on the size
 
 
-def resample_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
+def resample_table(table: Tensor, grid: tuple[int, int], align_corners: bool = True) -> Tensor:
     """Return a square table of offsets as `offset_bias` would resample it for maps of size `grid`.
 
     Args:
         table: heads x (side * side).
         grid: Height and width of the map that the result is for.
+        align_corners: As for `offset_bias`.
     """
     side = math.isqrt(table.shape[1])
     if table.shape[1] == grid[0] * grid[1] or side * side != table.shape[1]:
         return table
     image = table.reshape(1, -1, side, side)
-    return F.interpolate(image, grid, mode="bicubic", align_corners=True).flatten(2)[0]
+    image = F.interpolate(image, grid, mode="bicubic", align_corners=align_corners)
+    return image.flatten(2)[0]
 
 
 class OffsetBias(nn.Module):
@@ -61,30 +67,36 @@ class OffsetBias(nn.Module):
     Args:
         num_heads: Rows of the table.
         grid: Size of the map that the table is made for.
+        align_corners: How it is resampled.
     """
 
     no_decay = ("table",)
 
-    def __init__(self, num_heads: int, grid: tuple[int, int]):
+    def __init__(self, num_heads: int, grid: tuple[int, int], align_corners: bool = True):
         super().__init__()
-        self.grid = grid
+        self.grid, self.align_corners = grid, align_corners
         self.table = nn.Parameter(torch.zeros(num_heads, grid[0] * grid[1]))
 
     def forward(self, height: int, width: int) -> Tensor:
-        return offset_bias(self.table, self.grid, height, width)
+        return offset_bias(self.table, self.grid, height, width, self.align_corners)
 
     def fused(self) -> nn.Module:
         """The bias of the usual map size as a constant."""
-        return ConstantOffsetBias(self.table.detach(), self.grid)
+        return ConstantOffsetBias(self.table.detach(), self.grid, self.align_corners)
 
 
 def constant_or_offset_bias(
-    bias: Tensor, table: Tensor, grid: tuple[int, int], height: int, width: int
+    bias: Tensor,
+    table: Tensor,
+    grid: tuple[int, int],
+    height: int,
+    width: int,
+    align_corners: bool = True,
 ) -> Tensor:
     """Return `bias` where the map has the size of the grid, else look it up anew."""
     if height == grid[0] and width == grid[1]:
         return bias
-    return offset_bias(table, grid, height, width)
+    return offset_bias(table, grid, height, width, align_corners)
 
 
 torch.fx.wrap("constant_or_offset_bias")
@@ -96,18 +108,21 @@ class ConstantOffsetBias(nn.Module):
     Args:
         table: heads x (grid height * grid width).
         grid: Size of the map that the table was made for.
+        align_corners: How it is resampled.
     """
 
-    def __init__(self, table: Tensor, grid: tuple[int, int]):
+    def __init__(self, table: Tensor, grid: tuple[int, int], align_corners: bool = True):
         super().__init__()
-        self.grid = grid
+        self.grid, self.align_corners = grid, align_corners
         self.table: Tensor
         self.bias: Tensor
         self.register_buffer("table", table.clone())
         self.register_buffer("bias", offset_bias(table, grid, grid[0], grid[1]))
 
     def forward(self, height: int, width: int) -> Tensor:
-        return constant_or_offset_bias(self.bias, self.table, self.grid, height, width)
+        return constant_or_offset_bias(
+            self.bias, self.table, self.grid, height, width, self.align_corners
+        )
 
 
 class BiasedAttention(nn.Module):

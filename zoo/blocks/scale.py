@@ -20,3 +20,20 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (self.gamma[:, None, None] if self.spatial else self.gamma)
+
+
+class ChannelAffine(nn.Module):
+    """scale * x + shift for each channel of B C H W: a batch norm with fixed statistics.
+
+    Args:
+        scale: One factor a channel.
+        shift: One summand a channel.
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor):
+        super().__init__()
+        self.scale = nn.Parameter(scale.detach())
+        self.shift = nn.Parameter(shift.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift[:, None, None], x, self.scale[:, None, None])
