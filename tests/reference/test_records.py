@@ -112,7 +112,10 @@ def compare_gradients(model, outputs, state, record) -> list[str]:
     sum(against_noise(1, out) for out in outputs).backward()
     ours = dict(model.named_parameters())
     public = {tensor.data_ptr(): name for name, tensor in state.items()}
-    named = {public[tensor.data_ptr()]: key for key, tensor in converted(state, model).items()}
+    named = {}  # a shared parameter has several public names: the last one is taken, or the first
+    for order in (state, dict(reversed(state.items()))):
+        for key, tensor in converted(order, model).items():
+            named.setdefault(public[tensor.data_ptr()], key)
     wrong = []
     for name, want in record["grad_norm"].items():
         grad = ours[named[name]].grad
