@@ -1,4 +1,4 @@
-"""A quick look without Hydra: `python -m zoo list | info | count | report | compare | results`.
+"""A quick look without Hydra: `python -m zoo <command>`; `--help` names them.
 
 `list` and `info` build no model and import no torch.
 """
@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
     commands = parser.add_subparsers(
-        required=True, metavar="list | info | count | report | compare | results"
+        required=True,
+        metavar="list | info | count | report | compare | results | catalogue | predict",
     )
 
     command = commands.add_parser("list", help="names of models, a line each")
@@ -61,6 +62,19 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("results", help="measure every model, write results/ and README")
     command.add_argument("--write", action="store_true", help="measure nothing, only write")
     command.set_defaults(run=_results)
+
+    command = commands.add_parser("predict", help="classify or segment pictures with an artefact")
+    command.add_argument("artefact", help="a file of export.py, or its folder")
+    command.add_argument("images", nargs="+", help="pictures, or folders of them")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--top", type=int, default=5, help="classes to name of a picture")
+    command.add_argument("--batch", type=int, default=8, help="pictures a call")
+    command.add_argument("--out", help="folder for the masks of a segmentation; default: masks")
+    command.add_argument("--threads", type=int, help="by default all there are")
+    command.set_defaults(run=_predict)
+
+    command = commands.add_parser("catalogue", help="write docs/models.md from facts and counts")
+    command.set_defaults(run=_catalogue)
     return parser
 
 
@@ -137,6 +151,18 @@ def _results(args: argparse.Namespace) -> None:
     from zoo.profiling import overview
 
     overview.write() if args.write else overview.measure_and_write()
+
+
+def _catalogue(args: argparse.Namespace) -> None:
+    from zoo.profiling import catalogue
+
+    catalogue.write()
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from zoo.predict import command
+
+    command(args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """PyTorch -> an exported program (`.pt2`) of `torch.export`, which other compilers start from."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
         NotExportable: It cannot be traced.
     """
     program = tracing.trace(model, settings, "a torch.export program")
-    with tracing.silence(), file.open("wb") as opened:
-        torch.export.save(program, opened)
+    written = io.BytesIO()  # so that a full disk is an error that says so
+    with tracing.silence():
+        torch.export.save(program, written)
+    file.write_bytes(written.getbuffer())
 
 
 def versions() -> tuple[str, ...]:

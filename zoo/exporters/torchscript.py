@@ -3,6 +3,7 @@
 PyTorch calls the format old; it is what `libtorch` of mobile and C++ applications still loads.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
         raise NotExportable(
             f"{tracing.title(model)} cannot be exported to TorchScript: {tracing.reason(error)}"
         ) from error
-    with tracing.silence(), file.open("wb") as opened:
-        torch.jit.save(program, opened)
+    written = io.BytesIO()  # so that a full disk is an error that says so
+    with tracing.silence():
+        torch.jit.save(program, written)
+    file.write_bytes(written.getbuffer())
 
 
 def versions() -> tuple[str, ...]:

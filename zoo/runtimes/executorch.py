@@ -32,6 +32,7 @@ class ExecuTorch:
     layouts: ClassVar[tuple[str, ...]] = ("NCHW",)
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     suffixes: ClassVar[tuple[str, ...]] = (".pte",)
+    takes_bytes = False  # set it where a program does: to ask the program is not safe
 
     def __init__(
         self,
@@ -69,14 +70,10 @@ class ExecuTorch:
         import torch
 
         assert self.method is not None
-        wanted = np.uint8 if self._takes_bytes() else np.float32
+        wanted = np.uint8 if self.takes_bytes or batch.dtype == np.uint8 else np.float32
         return functools.partial(
             self.method.execute, [torch.from_numpy(np.ascontiguousarray(batch, wanted))]
         )
-
-    def _takes_bytes(self) -> bool:
-        assert self.method is not None
-        return self.method.metadata.input_tensor_meta(0).dtype() == 0  # its number for bytes
 
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
         with self.held():

@@ -1,0 +1,245 @@
+"""python -m zoo predict: pictures in, answers out, with the runtime and the manifest alone."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode
+
+import zoo
+from zoo.__main__ import main
+from zoo.config import compose
+from zoo.data.segmentation import Fit
+from zoo.data.transforms import eval_preparation
+from zoo.exporters import Origin, files
+from zoo.predict import Predictor, colours, pictures, predict, resized
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+NAMES = ["red", "green", "blue"]
+
+
+class Colour(nn.Module):
+    """Answers with the strongest channel: of the image, or of each pixel."""
+
+    num_classes, in_chans = 3, 3
+
+    def __init__(self, dense: bool) -> None:
+        super().__init__()
+        self.dense = dense
+        self.mix = nn.Conv2d(3, 3, 1, bias=False)
+        nn.init.eye_(self.mix.weight[:, :, 0, 0].detach())
+        self.mix.weight.data = 4 * torch.eye(3)[:, :, None, None]
+
+    def forward(self, x):
+        y = self.mix(x)
+        return y if self.dense else y.mean((2, 3))
+
+
+def made(folder, format="onnx", dense=False, **kwargs):
+    name = "wavemix_seg_192_16_l3_cityscapes" if dense else "mobilenetv2_035"
+    prepared = {"mean": MEAN, "std": STD, "interpolation": "bilinear", "crop_pct": 0.8}
+    origin = Origin(name, class_names=NAMES, preprocessing=prepared)
+    arguments = {"input_size": (1, 3, 32, 48), "origin": origin, "fuse": False, **kwargs}
+    return zoo.export(Colour(dense).eval(), format, folder, **arguments)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("classifier")).path
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("segmenter"), dense=True).path
+
+
+def picture(path, colour, size=(70, 50), mode="RGB"):
+    Image.new("RGB", size, colour).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures of several modes and sizes, and a file that is none."""
+    place = tmp_path / "pictures"
+    place.mkdir()
+    picture(place / "a.png", (250, 10, 10))
+    picture(place / "b.png", (10, 250, 10), (20, 90), "RGBA")
+    picture(place / "c.gif", (10, 10, 250), (200, 200), "P")
+    (place / "d.txt").write_text("no picture")
+    return place
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 48), (48, 20)])
+@pytest.mark.parametrize("shape", [(70, 50), (31, 95), (200, 201), (12, 12)])
+@pytest.mark.parametrize("way", ["bilinear", "bicubic"])
+def test_pictures_are_cropped_as_in_evaluation(size, shape, way):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8))
+    cfg = compose(
+        "train", [f"data.image_size=[{size[0]},{size[1]}]", f"data.interpolation={way}"]
+    ).data
+    cfg.crop_pct, cfg.mean, cfg.std = 0.8, MEAN, STD
+    wanted = eval_preparation(cfg).transform(image).numpy().transpose(1, 2, 0)
+    found, inner = resized(image, size, {"interpolation": way, "crop_pct": 0.8, "resize": "crop"})
+    np.testing.assert_array_equal(np.asarray(found), wanted)
+    assert inner is None
+
+
+@pytest.mark.parametrize("shape", [(70, 50), (31, 95), (12, 12)])
+def test_pictures_are_fitted_as_in_evaluation(shape):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8))
+    mask = tv_tensors.Mask(torch.zeros(1, *shape, dtype=torch.int64))
+    fit = Fit((32, 48), InterpolationMode.BILINEAR, [round(255 * m) for m in MEAN])
+    wanted, marked = fit(image, mask)
+    how = {"interpolation": "bilinear", "resize": "fit", "mean": MEAN, "size": [3, 32, 48]}
+    found, inner = resized(image, (32, 48), how)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+    assert inner is not None
+    assert int((marked == 0).sum()) == inner[0] * inner[1]
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_strongest_channel_is_named(format, inside, folder, tmp_path):
+    path = made(tmp_path / "m", format, preprocess=inside, postprocess=inside).path
+    answers = list(predict(Predictor(path), pictures([str(folder)]), batch_size=3, top=2))
+    assert [answer["classes"][0]["name"] for answer in answers[:3]] == NAMES
+    assert all(len(answer["classes"]) == 2 for answer in answers[:3])
+    value = (250 / 255 - MEAN[0]) / STD[0]
+    others = [(10 / 255 - m) / s for m, s in zip(MEAN[1:], STD[1:], strict=True)]
+    powers = np.exp(4 * np.array([value, *others]))
+    assert answers[0]["classes"][0]["probability"] == pytest.approx(powers[0] / powers.sum(), 1e-4)
+    assert "not an image" in answers[3]["error"]
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_nothing_but_the_runtime_is_imported(format, folder, tmp_path):
+    path = made(tmp_path / "m", format).path
+    code = (
+        "import sys; from zoo.__main__ import main\n"
+        f"code = main(['predict', {str(path)!r}, {str(folder / 'a.png')!r}, '--json'])\n"
+        "assert 'torch' not in sys.modules and 'timm' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)[0]["classes"][0]["name"] == "red"
+
+
+def test_a_fixed_batch_is_filled_up(folder, tmp_path):
+    path = made(tmp_path / "m", input_size=(2, 3, 32, 48), dynamic_batch=False).path
+    files = [folder / name for name in ("a.png", "b.png", "c.gif")]
+    answers = predict(Predictor(path), files)
+    assert [answer["classes"][0]["name"] for answer in answers] == NAMES
+
+
+def test_the_command(classifier, folder, capsys):
+    files = [str(folder / name) for name in ("a.png", "b.png")]
+    assert main(["predict", str(classifier.parent), *files, "--top", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{files[0]}: red 100.0%")
+    assert lines[1].startswith(f"{files[1]}: green 100.0%")
+    assert main(["predict", str(classifier), str(folder), "--json"]) == 1
+    out, err = capsys.readouterr()
+    answers = json.loads(out)
+    assert [("error" in answer) for answer in answers] == [False, False, False, True]
+    assert err.splitlines() == [
+        f"error: cannot read image {folder}/d.txt (not an image)",
+        "error: 1 of 4 files could not be read as images",
+    ]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_masks_are_drawn_in_the_size_of_the_picture(inside, tmp_path, capsys):
+    path = made(tmp_path / "m", dense=True, preprocess=inside, postprocess=inside).path
+    image = np.zeros((60, 40, 3), np.uint8)
+    image[:, :20, 1] = image[:, 20:, 2] = 250  # green beside blue
+    Image.fromarray(image).save(tmp_path / "half.png")
+    out = tmp_path / "out"
+    assert main(["predict", str(path), f"{tmp_path}/half.png", "--out", str(out), "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert {entry["name"] for entry in answer["classes"]} == {"green", "blue"}
+    mask = np.asarray(Image.open(answer["mask"]))
+    assert mask.shape == (60, 40)
+    assert (mask[:, :18] == 1).all()
+    assert (mask[:, 22:] == 2).all()
+    drawn = np.asarray(Image.open(answer["overlay"]))
+    np.testing.assert_array_equal(drawn[0, 0], (image[0, 0].astype(int) + colours(3)[1]) // 2)
+    assert sum(entry["share"] for entry in answer["classes"]) == pytest.approx(1)
+
+
+def altered(artefact, folder, change):
+    """A copy of an artefact and its manifest, changed."""
+    place = folder / "altered"
+    place.mkdir()
+    for file in files.members(artefact):
+        (place / file.name).write_bytes(file.read_bytes())
+    content = json.loads((artefact.parent / files.NAME).read_text())
+    (place / files.NAME).write_text(json.dumps(content | change))
+    return place / artefact.name
+
+
+def test_a_manifest_of_another_artefact(classifier, tmp_path, folder):
+    other = altered(classifier, tmp_path, {})
+    assert Predictor(other)
+    other.write_bytes(other.read_bytes() + b"\0")
+    with pytest.raises(zoo.BadInput, match=r"does not fit .*model\.onnx: its sha256 is") as caught:
+        Predictor(other)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": "else"}, "is no manifest: its schema is 'else'"),
+        ({"input": {}}, "lacks input: shape, size"),
+        ({"task": "super-resolution"}, "model for super-resolution; predict classifies"),
+        ({"comparison": {"runtime": None}}, "nothing here runs format 'onnx'"),
+    ],
+)
+def test_manifests_that_do_not_do(change, said, classifier, tmp_path):
+    with pytest.raises(zoo.BadInput, match=said):
+        Predictor(altered(classifier, tmp_path, change))
+
+
+def test_weights_beside_the_artefact_are_checked(tmp_path):
+    path = made(tmp_path / "m", "openvino").path
+    path.with_suffix(".bin").write_bytes(b"other")
+    with pytest.raises(zoo.BadInput, match=r"does not fit .*model\.bin"):
+        Predictor(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["absent.onnx", "{a}"], "no artefact at 'absent.onnx'"),
+        (["{a}", "{a}"], "no manifest.json beside the artefact"),
+        (["{m}", "absent.png"], "no image or folder at 'absent.png'"),
+        (["{m}", "{a}", "--batch", "0"], "--batch 0 must be at least 1"),
+        (["{m}", "{a}", "--out", "masks"], "classifies; it draws no masks"),
+    ],
+)
+def test_bad_input_gets_one_line(words, said, classifier, folder, capsys):
+    words = [word.format(a=folder / "a.png", m=classifier) for word in words]
+    assert main(["predict", *words]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(zoo.BadInput, match="holds no file"):
+        pictures([str(tmp_path)])
+
+
+def test_the_segmenter_takes_pictures_of_any_mode(segmenter, folder, tmp_path):
+    answers = list(predict(Predictor(segmenter), pictures([str(folder)]), out=tmp_path / "o"))
+    assert [answer["classes"][0]["name"] for answer in answers[:3]] == NAMES
+    assert len(list((tmp_path / "o").iterdir())) == 6
