@@ -135,6 +135,12 @@ def test_what_differs_has_a_column_and_what_is_shared_is_said_once():
     assert len(View([record(), record(threads=4)]).points()) == 0
 
 
+def test_versions_are_shown_without_their_build():
+    view = View([record(runtime="openvino", runtime_version="2026.4.1-22982-e21-releases/2026/4")])
+    (shown,) = [c.value(view.records[0]) for c in view.columns if c.key == "runtime"]
+    assert shown == "openvino 2026.4.1"
+
+
 def test_unlike_measurements_are_no_pair_and_share_no_front():
     a = record(model="efficientformer_l1")
     b = record(model="efficientformer_l1", fused=True, threads=1, p50_ms=1.0)

@@ -48,7 +48,8 @@ def _rate(record: Record) -> float | None:
 
 
 def _runtime(record: Record) -> str:
-    return f"{record['runtime']} {record.get('runtime_version') or ''}".strip()
+    version = (record.get("runtime_version") or "").split("-")[0]  # some append their build
+    return f"{record['runtime']} {version}".strip()
 
 
 def _top1(record: Record) -> float | None:

@@ -114,11 +114,15 @@ function described(row) {
 const W = 1000, H = 460, LEFT = 60, RIGHT = 20, TOP = 15, BOTTOM = 45;
 
 function logTicks(low, high) {
-  const all = [];
-  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e += 1) {
-    for (const m of [1, 2, 5]) all.push(m * 10 ** e);
-  }
-  return all.filter((tick) => tick >= low && tick <= high);
+  const within = (parts) => {
+    const all = [];
+    for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e += 1) {
+      for (const m of parts) all.push(m * 10 ** e);
+    }
+    return all.filter((tick) => tick >= low && tick <= high);
+  };
+  const few = within([1, 2, 5]);
+  return few.length > 3 ? few : within([1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9]);
 }
 
 function steps(low, high) {
