@@ -1,5 +1,6 @@
 """Options of the whole suite, and one thread a process."""
 
+import gc
 import os
 import sys
 
@@ -22,6 +23,17 @@ def pytest_addoption(parser):
             metavar="FOLDER",
             help=f"a checkout of {suite} whose own tests are run over our models",
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_go_with_the_file():
+    """Free what a file of tests shares, or a process ends up holding every model in every form."""
+    yield
+    from support import shaken
+
+    shaken.cache_clear()
+    torch.compiler.reset()
+    gc.collect()
 
 
 @pytest.fixture

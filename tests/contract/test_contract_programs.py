@@ -33,7 +33,7 @@ def equal(have, want) -> bool:
 @pytest.mark.usefixtures("quiet_script")
 @pytest.mark.parametrize(("name", "features_only"), FORMS)
 def test_script(name, features_only, tmp_path):
-    model = shaken(name, features_only=features_only)
+    model = shaken(name, features_only=features_only, **quick(name))
     if not able(name, "script"):
         with pytest.raises(Exception, match="."):
             torch.jit.script(model)
@@ -51,7 +51,7 @@ def test_script(name, features_only, tmp_path):
 
 @pytest.mark.parametrize(("name", "features_only"), FORMS)
 def test_symbolic_trace(name, features_only):
-    model = shaken(name, features_only=features_only)
+    model = shaken(name, features_only=features_only, **quick(name))
     if not able(name, "trace"):
         with pytest.raises(Exception, match="."):
             torch.fx.symbolic_trace(model)
@@ -66,7 +66,7 @@ def test_symbolic_trace(name, features_only):
 @pytest.mark.parametrize("name", [name for name in SMALLEST if able(name, "trace")])
 def test_symbolic_trace_trains(name):
     kwargs = {"drop_path_rate": 0.1} if takes(name, "drop_path_rate") else {}
-    traced = torch.fx.symbolic_trace(fresh(name, **kwargs).train())
+    traced = torch.fx.symbolic_trace(fresh(name, **kwargs, **quick(name)).train())
     sum(out.square().mean() for out in tensors(traced(inputs(name)))).backward()
     assert all(p.grad is not None for p in trainable(traced).values())
 
@@ -88,8 +88,9 @@ def test_compile_in_one_graph_for_any_size(name):
 def test_export(name, features_only):
     model = shaken(name, features_only=features_only, **quick(name))
     x = inputs(name)
+    # Not strict: that Python's code makes one graph is what the test of compiling holds.
     program = torch.export.export(
-        model, (x,), strict=True, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)
+        model, (x,), strict=False, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)
     )
     with torch.no_grad():
         assert difference(program.module()(x), model(x)) < 1e-5
@@ -109,4 +110,4 @@ def test_fused_models_are_programs_too(name):
             assert difference(torch.jit.script(model)(x), want) < 1e-4
         if able(name, "trace"):
             assert equal(torch.fx.symbolic_trace(model)(x), want)
-        assert difference(torch.export.export(model, (x,), strict=True).module()(x), want) < 1e-5
+        assert difference(torch.export.export(model, (x,), strict=False).module()(x), want) < 1e-5
