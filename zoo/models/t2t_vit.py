@@ -54,7 +54,9 @@ def _feature_attention(k: Tensor, q: Tensor, v: Tensor, features: Tensor) -> Ten
     k, q, v, features = k.to(wide), q.to(wide), v.to(wide), features.to(wide)
     k_BNM, q_BNM = _features(k, features), _features(q, features)
     weights_BN1 = q_BNM @ k_BNM.sum(1).unsqueeze(-1)
-    return ((q_BNM @ (k_BNM.transpose(1, 2) @ v)) / (weights_BN1 + 1e-8)).to(dtype)
+    # sums / (weights + 1e-8), but the ONNX exporter takes a summand so small for 0.
+    sums_BNC = q_BNM @ (k_BNM.transpose(1, 2) @ v)
+    return (1e8 * sums_BNC / (1e8 * weights_BN1 + 1)).to(dtype)
 
 
 def _features(x: Tensor, features: Tensor) -> Tensor:
