@@ -25,7 +25,7 @@ RANKS = {
     8: [f"zoo.profiling.{name}" for name in ("count", "rules", "traffic", "hooks")],
     9: ["zoo.reparam"],
     10: ["zoo.profiling", "zoo.exporters", "zoo.runtimes"],
-    11: ["zoo.data"],
+    11: ["zoo.data", "zoo.predict"],
     12: ["zoo.training"],
     13: ["zoo.config"],
     14: ["zoo.__main__"],
