@@ -90,7 +90,7 @@ def test_exports_do_as_the_page_says(command, tmp_path, monkeypatch, capsys):
     words = shlex.split(command, comments=True)[2:]
     if "model=lightm_unet_2d" in words:
         words += ["+model.kwargs.blocks_down=[1,1]", "+model.kwargs.blocks_up=[1]"]
-    artefact = run(compose("export", words), words)
+    (artefact,) = run(compose("export", words), words)
     assert artefact.path.is_file()
     printed = capsys.readouterr().out
     assert re.search(r"\d+ nodes$", printed.splitlines()[0])

@@ -44,6 +44,8 @@ BATCH = np.random.default_rng(1).standard_normal((2, 3, 12, 10), dtype=np.float3
         ("onnxruntime", {}, 1e-5),
         ("openvino", {}, 1e-5),
         ("executorch", {}, 1e-5),
+        ("pt2", {}, 1e-6),
+        ("torchscript", {}, 1e-6),
     ],
 )
 def test_outputs_are_the_models(model, runtime, settings, tolerance):
@@ -138,6 +140,9 @@ def test_artefacts_that_cannot_be_loaded(source, runtime, said):
         ("openvino", ".onnx", "OpenVINO cannot load .*broken.onnx"),
         ("openvino", ".xml", "OpenVINO cannot load .*broken.xml"),
         ("executorch", ".pte", "ExecuTorch cannot load .*broken.pte"),
+        ("pt2", ".pt2", "'pt2' cannot load .*broken.pt2"),
+        ("aoti", ".aoti.pt2", "'aoti' cannot load .*broken.aoti.pt2"),
+        ("torchscript", ".pt", "'torchscript' cannot load .*broken.pt"),
     ],
 )
 def test_a_file_that_is_no_model(tmp_path, runtime, suffix, said):

@@ -62,7 +62,7 @@ def check(
             return Check(runtime, found[0], [list(own)], None, outputs)
         step = multiple or COARSE
         sizes = [own, _next(own, step)]
-        found.append(_agree(reference, artefact, settings, sizes[1]))
+        found.append(_agree_elsewhere(reference, artefact, settings, sizes[1]))
         if multiple is None:
             odd = tuple(side + 1 for side in sizes[1])
             try:
@@ -94,6 +94,20 @@ def _agree(reference: Any, artefact: Any, settings: Settings, sides: tuple[int, 
         pixels=getattr(model, "takes_pixels", False),
         classes=getattr(model, "answer", None) == "argmax",
     )
+
+
+def _agree_elsewhere(
+    reference: Any, artefact: Any, settings: Settings, sides: tuple[int, ...]
+) -> Agreement:
+    """Compare at another size than the traced one, and say so where that fails."""
+    try:
+        return _agree(reference, artefact, settings, sides)
+    except Exception as error:  # the runtime refuses, or the outputs differ
+        size = "x".join(map(str, sides))
+        raise NotExportable(
+            f"made for the traced size, it fails at {size}: {runtimes.first_line(error)}; "
+            "export.dynamic_size=false makes a file of one size"
+        ) from error
 
 
 def _next(own: tuple[int, ...], step: int) -> tuple[int, ...]:

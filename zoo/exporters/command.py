@@ -8,7 +8,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from torch import nn
 
-from zoo import runtimes
 from zoo.blocks.sizes import pair
 from zoo.config import model_arguments
 from zoo.errors import BadInput, BadWeights, ZooError
@@ -192,9 +191,7 @@ def _latency(artefact: Artefact) -> str:
     batch = artefact.manifest["input"]["shape"][0]
     size = (batch if isinstance(batch, int) else 1, *artefact.manifest["input"]["size"])
     runtime = artefact.manifest["comparison"]["runtime"]
-    loaded: Any = runtimes.load(artefact.path, runtime)
-    loaded.takes_bytes = artefact.manifest["input"]["dtype"] == "uint8"
-    found = measure(loaded, size, min_runs=6, min_time=0.3, max_time=3)
+    found = measure(artefact.path, size, runtime, min_runs=6, min_time=0.3, max_time=3)
     images = f"{size[0]} image" + ("s" if size[0] > 1 else "")
     threads = f"{found.threads} thread" + ("s" if found.threads > 1 else "")
     return (

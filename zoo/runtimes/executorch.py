@@ -32,7 +32,6 @@ class ExecuTorch:
     layouts: ClassVar[tuple[str, ...]] = ("NCHW",)
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     suffixes: ClassVar[tuple[str, ...]] = (".pte",)
-    takes_bytes = False  # set it where a program does: to ask the program is not safe
 
     def __init__(
         self,
@@ -70,9 +69,8 @@ class ExecuTorch:
         import torch
 
         assert self.method is not None
-        wanted = np.uint8 if self.takes_bytes or batch.dtype == np.uint8 else np.float32
         return functools.partial(
-            self.method.execute, [torch.from_numpy(np.ascontiguousarray(batch, wanted))]
+            self.method.execute, [torch.from_numpy(np.ascontiguousarray(batch))]
         )
 
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
