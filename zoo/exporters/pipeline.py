@@ -101,7 +101,7 @@ def export(
     size = _input_size(model, origin.name, input_size)
     open_batch = kind.can("dynamic_batch") if dynamic_batch is None else dynamic_batch
     settings = Settings(size, open_batch, dynamic_size, opset, half)
-    package = _packaging(model, origin, preprocess, postprocess)
+    package = _packaging(model, origin, preprocess, postprocess, len(size) - 2)
     target = place.target_of(Path(path), kind, overwrite)
     exporter = importlib.import_module(kind.module)
     runtimes.need(f"format {format!r}", exporter.PACKAGES)
@@ -149,7 +149,7 @@ def _comparison(found: Check) -> dict[str, Any]:
 
 
 def _packaging(
-    model: nn.Module, origin: Origin, preprocess: bool, postprocess: bool
+    model: nn.Module, origin: Origin, preprocess: bool, postprocess: bool, axes: int
 ) -> Callable[[nn.Module], Any]:
     """Return what puts a model between the processing that is asked for.
 
@@ -169,7 +169,7 @@ def _packaging(
             raise BadInput(f"postprocess=True: a model for {task} has no classes to answer with")
         answer = answers[task]
     statistics = {"mean": known["mean"], "std": known["std"]} if preprocess else {}
-    return lambda form: Packaged(form, **statistics, answer=answer).eval()
+    return lambda form: Packaged(form, **statistics, answer=answer, axes=axes).eval()
 
 
 def _multiple(origin: Origin) -> int | None:

@@ -26,6 +26,7 @@ class Packaged(nn.Module):
         mean: Of each channel, of values in 0..1; with it, `forward` takes pixels as bytes.
         std: Likewise.
         answer: `"softmax"` over classes, `"argmax"` over them, or None: the model's own output.
+        axes: 2 of images, 3 of volumes.
     """
 
     def __init__(
@@ -34,13 +35,14 @@ class Packaged(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         answer: str | None = None,
+        axes: int = 2,
     ) -> None:
         super().__init__()
         self.model, self.answer = model, answer
         self.takes_pixels = mean is not None
         if mean is not None and std is not None:
             like = next(model.parameters(), torch.empty(0))
-            ones = (1,) * (getattr(model, "axes", 2))
+            ones = (1,) * axes
             self.register_buffer("mean", 255 * like.new_tensor(mean).view(1, -1, *ones))
             self.register_buffer("scale", 1 / (255 * like.new_tensor(std).view(1, -1, *ones)))
         self.reparameterized = getattr(model, "reparameterized", False)
