@@ -1,5 +1,6 @@
 """What training asks of a model: checkpointing, stochastic depth, layers, what not to decay."""
 
+import gc
 import re
 
 import pytest
@@ -20,6 +21,14 @@ def gradients(model, x):
     return output, {name: p.grad.clone() for name, p in trainable(model).items()}
 
 
+@pytest.fixture
+def graphs_go():
+    """Graphs of checkpointed models hold each other: only the collector frees them."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.usefixtures("graphs_go")
 @pytest.mark.parametrize(
     ("name", "features_only"),
     [(name, False) for name in SMALLEST] + [(name, True) for name in PYRAMIDS],
