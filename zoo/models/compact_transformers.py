@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo.backbone import Backbone, Stage
 from zoo.blocks.drop import linear_rates
 from zoo.blocks.heads import ClassifierHead, SequenceHead, TokenHead
+from zoo.blocks.init import init_linear
 from zoo.blocks.mlp import Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import PatchEmbed, whole_patches
@@ -147,11 +148,8 @@ def _tokeniser(in_chans: int, dim: int, kernel_size: int, layers: int) -> tuple[
 
 
 def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
+    init_linear(module)
+    if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight)
 
 

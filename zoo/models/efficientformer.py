@@ -20,6 +20,7 @@ from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import DropPath, linear_rates
 from zoo.blocks.folding import affine_inputs, rebuilt, scale_outputs, split_affine
 from zoo.blocks.heads import DistilledHead
+from zoo.blocks.init import init_linear
 from zoo.blocks.mlp import ConvMlp, Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.scale import LayerScale
@@ -180,10 +181,8 @@ class EfficientFormer(Backbone):
 
 
 def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, ConvMlp):
+    init_linear(module)
+    if isinstance(module, ConvMlp):
         for layer in (module.fc1.conv, module.fc2.conv):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             if layer.bias is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.backbone import Backbone, Stage
 from zoo.blocks.drop import linear_rates
 from zoo.blocks.heads import TokenHead
+from zoo.blocks.init import init_linear
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import PatchEmbed, whole_patches
 from zoo.blocks.positions import Positions, PositionTable, fit_tables
@@ -155,16 +156,10 @@ class KAT(Backbone):
             in_chans=in_chans,
             num_prefix_tokens=1,
         )
-        self.apply(_init)
+        self.apply(init_linear)
         if weight_init == "mimetic":
             for block in blocks:
                 _init_mimetic(block.get_submodule("mixer"))
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 @torch.no_grad()

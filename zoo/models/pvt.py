@@ -19,6 +19,7 @@ from zoo.backbone import Backbone, Stage
 from zoo.blocks.drop import linear_rates
 from zoo.blocks.folding import affine_inputs, rebuilt, scale_outputs, split_affine
 from zoo.blocks.heads import TokenHead
+from zoo.blocks.init import init_linear
 from zoo.blocks.mlp import Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import PatchEmbed, check_patch, whole_patches
@@ -168,7 +169,7 @@ class PVT(Backbone):
             in_chans=in_chans,
             num_prefix_tokens=1,
         )
-        self.apply(_init)
+        self.apply(init_linear)
 
 
 def _block(
@@ -181,12 +182,6 @@ def _block(
     )
     mlp = Mlp(channels, mlp_ratio * channels)
     return TransformerBlock(channels, mixer, mlp, drop_path=drop_path, maps=reduction > 1)
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 def _from_original(state: State, model: PVT) -> State:

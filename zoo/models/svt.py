@@ -20,6 +20,7 @@ from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import linear_rates
 from zoo.blocks.folding import rebuilt, split_affine
 from zoo.blocks.heads import TokenHead
+from zoo.blocks.init import init_linear
 from zoo.blocks.mlp import FilteredMlp, Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.scattering import HalfScattering, Scattering
@@ -202,10 +203,8 @@ class SVT(Backbone):
 
 
 def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
+    init_linear(module)
+    if isinstance(module, nn.Conv2d):
         fan_out = module.kernel_size[0] ** 2 * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
         if module.bias is not None:

@@ -20,6 +20,7 @@ from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import DropPath, linear_rates
 from zoo.blocks.folding import rebuilt, split_affine
 from zoo.blocks.heads import ClassifierHead
+from zoo.blocks.init import init_linear
 from zoo.blocks.inverted_residual import InvertedResidual
 from zoo.blocks.mlp import Mlp
 from zoo.blocks.windows import WindowAttention, resample_window_table
@@ -140,13 +141,7 @@ class TinyViT(Backbone):
             strides=(4, 8, 16, 32),
             in_chans=in_chans,
         )
-        self.apply(_init)
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        self.apply(init_linear)
 
 
 def _resampled(state: State, model: TinyViT) -> State:

@@ -1,0 +1,18 @@
+"""How layers start."""
+
+from torch import nn
+
+
+def init_linear(module: nn.Module) -> None:
+    """Draw a linear layer as transformers do, normal with deviation 0.02; for `Module.apply`.
+
+    Source: the public code of ViT (arXiv 2010.11929) in timm; biases start at 0. Other modules are
+    left as they are.
+
+    Args:
+        module: Any module.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
