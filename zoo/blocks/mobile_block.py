@@ -19,6 +19,7 @@ from zoo.blocks.folding import (
     scale_outputs,
     split_affine,
 )
+from zoo.blocks.init import init_linear
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.scale import LayerScale
 from zoo.blocks.sizes import whole_number
@@ -194,9 +195,7 @@ def init_weights(module: nn.Module) -> None:
     """Set the epsilon of a norm, draw the weights of a linear layer, as both networks do."""
     if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
         module.eps = EPS
-    elif isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+    init_linear(module)
 
 
 def from_public(state: State, stem: list[tuple[str, str]]) -> State:
