@@ -139,6 +139,30 @@ def test_what_cannot_be_fetched(path, message, server, published, cached):
     assert cached() == []
 
 
+def test_load_weights_takes_an_address(server, published, cached):
+    """Broken off and resumed, with a wrong hash, missing, and a page in place of a file."""
+    peer, model, x = published(folder="broken"), zoo.create_model(NAME).eval(), images(2)
+    address = f"{server.address}/broken/weights.pth"
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for wrong, message in (
+        (f"{server.address}/html/weights.pth", "is a web page"),
+        (f"{server.address}/plain/none.pth", "cannot be fetched: 404"),
+        (address, "broke off"),
+    ):
+        with pytest.raises(zoo.BadWeights, match=message) as caught:
+            zoo.load_weights(model, wrong)
+        assert wrong in str(caught.value)
+    with pytest.raises(zoo.BadWeights, match="has the sha256 .*, expected 0000"):
+        zoo.load_weights(model, address, sha256="0000")
+    assert cached() == []
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert zoo.load_weights(model, address) == []
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), peer(x))
+    with pytest.raises(zoo.BadWeights, match="kept as .*, has the sha256 .*, expected 0000"):
+        zoo.load_weights(model, address, sha256="0000")
+
+
 def test_no_server_and_no_safety(server):
     with pytest.raises(zoo.BadWeights, match="cannot be fetched"):
         read_state_dict("http://127.0.0.1:9/file.pth")

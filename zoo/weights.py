@@ -265,7 +265,9 @@ def local_file(source: str, sha256: str | None = None) -> Path:
     tag = hashlib.sha256(source.encode()).hexdigest()[:8]
     path = folder / f"zoo-{tag}-{Path(address.path).name or 'weights'}"
     with FileLock(f"{path}.lock"):  # another process may be fetching it
-        if not path.exists():
+        if path.exists():
+            _check_hash(path, f"{source}, kept as {path},", sha256)
+        else:
             _download(source, path, sha256)
     return path
 
