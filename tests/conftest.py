@@ -1,6 +1,5 @@
 """Options of the whole suite, and one thread a process."""
 
-import gc
 import os
 import sys
 
@@ -31,9 +30,11 @@ def models_go_with_the_file():
     yield
     from support import shaken
 
+    from zoo.profiling.memory import give_back_memory
+
     shaken.cache_clear()
     torch.compiler.reset()
-    gc.collect()
+    give_back_memory()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What training asks of a model: checkpointing, stochastic depth, layers, what not to decay."""
 
-import gc
 import re
 
 import pytest
@@ -10,6 +9,7 @@ from support import PYRAMIDS, SMALLEST, fresh, inputs, shaken, takes, trainable
 
 import zoo
 from zoo.blocks.drop import DropPath
+from zoo.profiling.memory import give_back_memory
 
 
 def gradients(model, x):
@@ -25,7 +25,7 @@ def gradients(model, x):
 def graphs_go():
     """Graphs of checkpointed models hold each other: only the collector frees them."""
     yield
-    gc.collect()
+    give_back_memory()
 
 
 @pytest.mark.usefixtures("graphs_go")

@@ -27,7 +27,7 @@ class Growth:
         if self.cuda:
             torch.cuda.synchronize(self.cuda)
             self.start = torch.cuda.memory_allocated(self.cuda)
-        elif _give_back_memory():
+        elif give_back_memory():
             self.start = _resident("VmRSS")
 
     def peak(self, call: Callable[[], Any]) -> int | None:
@@ -60,7 +60,7 @@ def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int | None:
     return Growth(device).peak(call)
 
 
-def _give_back_memory() -> bool:
+def give_back_memory() -> bool:
     """Return freed memory to the system: a call that is served from it would not show."""
     gc.collect()
     try:
