@@ -52,6 +52,8 @@ class ExecuTorch:
         self.dtype = "float32"
         self.fused = fused
         begin = time.perf_counter()
+        _resize_pool(threads)
+        self.pool = _pools
         try:
             self.program = runtime.load_program(artefact)
             self.method = self.program.load_method("forward")
@@ -80,12 +82,23 @@ class ExecuTorch:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        portable_lib, _ = bindings()
-        before = portable_lib._threadpool_get_thread_count()
-        if before != self.threads:
-            portable_lib._unsafe_reset_threadpool(self.threads)
-        try:
-            yield
-        finally:
-            if before != self.threads:
-                portable_lib._unsafe_reset_threadpool(before)
+        """Give the pool of threads its size; it keeps it.
+
+        A loaded method points to the pool that was there: with another one it is loaded again.
+        """
+        _resize_pool(self.threads)
+        if self.pool != _pools:
+            self.method = self.program.load_method("forward")
+            self.pool = _pools
+        yield
+
+
+_pools = 0  # how often the pool of the process was replaced
+
+
+def _resize_pool(threads: int) -> None:
+    global _pools
+    portable_lib, _ = bindings()
+    if portable_lib._threadpool_get_thread_count() != threads:
+        portable_lib._unsafe_reset_threadpool(threads)
+        _pools += 1
