@@ -1,7 +1,6 @@
 """ExecuTorch with XNNPACK, what runs on phones, on this machine's CPU."""
 
 import contextlib
-import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -56,7 +55,7 @@ class ExecuTorch:
         self.pool = _pools
         try:
             self.program = runtime.load_program(artefact)
-            self.method = self.program.load_method("forward")
+            self.method: Any = self.program.load_method("forward")
         except Exception as error:  # whatever its bindings raise on a file that is none
             raise BadInput(f"ExecuTorch cannot load {artefact}: {first_line(error)}") from error
         if self.method is None:
@@ -70,10 +69,9 @@ class ExecuTorch:
     def bind(self, batch: np.ndarray) -> Callable[[], Any]:
         import torch
 
-        assert self.method is not None
-        return functools.partial(
-            self.method.execute, [torch.from_numpy(np.ascontiguousarray(batch))]
-        )
+        inputs = [torch.from_numpy(np.ascontiguousarray(batch))]
+        # Whatever method is loaded when it is called: `held` may have loaded it again.
+        return lambda: self.method.execute(inputs)
 
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
         with self.held():
