@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("b", metavar="B", help="records of another one")
     command.set_defaults(run=_compare)
 
-    command = commands.add_parser("results", help="measure every model, write results/ and README")
+    command = commands.add_parser("results", help="measure every model, write results/")
     command.add_argument("--write", action="store_true", help="measure nothing, only write")
     command.set_defaults(run=_results)
 

@@ -1,8 +1,9 @@
 """`docs/models.md`: every finished model in a row, with what is published of it and what is ours.
 
-`python -m zoo catalogue` writes it from `zoo/facts` and from `results/counts.json`, which holds the
-multiply-accumulates of each model at its own size. It counts the models that the file lacks, or
-holds with another number of parameters or size; all are counted anew where there is no file.
+`python -m zoo catalogue` writes it, and the table of the README (zoo/profiling/families.py), from
+`zoo/facts` and from `results/counts.json`, which holds the multiply-accumulates of each model at
+its own size. It counts the models that the file lacks, or holds with another number of parameters
+or size; all are counted anew where there is no file.
 """
 
 import json
@@ -11,12 +12,14 @@ from typing import Any
 
 from zoo import registry
 from zoo.errors import BadInput
+from zoo.profiling.families import readme_table, with_table
 from zoo.profiling.markdown import Markup, escape, grid
 from zoo.profiling.overview import ROOT, finished
 from zoo.profiling.table import quantity
 
 COUNTS = ROOT / "results" / "counts.json"
 PAGE = ROOT / "docs" / "models.md"
+README = ROOT / "README.md"
 
 _ABOUT = (
     "Written by `python -m zoo catalogue` from [zoo/facts](../zoo/facts) and from the counts in "
@@ -50,7 +53,8 @@ def write() -> None:
     rows = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(counts.items()))
     COUNTS.write_text("{\n" + ",\n".join(rows) + "\n}\n", "utf-8")
     PAGE.write_text(page(counts), "utf-8")
-    for file in (COUNTS, PAGE):
+    README.write_text(with_table(README.read_text("utf-8"), readme_table(counts)), "utf-8")
+    for file in (COUNTS, PAGE, README):
         print(f"wrote {file.relative_to(ROOT)}")
 
 

@@ -1,0 +1,96 @@
+"""The table of the README: a row for each family, from facts and `results/counts.json`."""
+
+from typing import Any
+
+from zoo import registry
+from zoo.errors import BadInput
+from zoo.profiling.markdown import Markup, grid
+from zoo.profiling.overview import finished
+from zoo.profiling.pareto import published
+from zoo.profiling.table import quantity
+
+BEGIN = "<!-- models: written by `python -m zoo catalogue`, do not edit -->"
+END = "<!-- end of models -->"
+
+_HEAD = ["family", "variants", "params", "MACs", "top-1", "weights", "takes", "paper"]
+
+
+def readme_table(counts: dict[str, dict[str, Any]]) -> str:
+    """Return the table of the README.
+
+    Args:
+        counts: Of each model its `macs`, as `results/counts.json` holds them.
+    """
+    families: dict[str, list[str]] = {}
+    for name in finished():
+        families.setdefault(registry.get_spec(name).family, []).append(name)
+    rows = [_row(family, names, counts) for family, names in sorted(families.items())]
+    after = (
+        f"{len(finished())} models in {len(rows)} families; every one of them, with its figures: "
+        "[docs/models.md](docs/models.md). MACs are of one image of the model's own size, as "
+        "trained. Top-1 is the best published on ImageNet-1k. Weights: how many variants have "
+        "published ones that are fetched by name."
+    )
+    return f"{grid(_HEAD, rows)}\n\n{after}"
+
+
+def with_table(text: str, table: str) -> str:
+    """Return the README with `table` in its place.
+
+    Raises:
+        BadInput: The two comments that it belongs between are missing.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise BadInput(f"README.md has no place for the table: it goes between {BEGIN} and {END}")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"
+
+
+def _row(family: str, names: list[str], counts: dict[str, dict[str, Any]]) -> list[str]:
+    facts = [registry.model_info(name) for name in names]
+    tops = [a.top1 for name in names if (a := published({"model": name}))]
+    pretrained = sum(registry.is_pretrained(registry.get_spec(name)) for name in names)
+    return [
+        family,
+        str(len(names)),
+        _range([fact["params"] for fact in facts]),
+        _range([counts[name]["macs"] for name in names]),
+        _span([f"{min(tops):.1f}", f"{max(tops):.1f}"]) if tops else "",
+        f"{pretrained} of {len(names)}",
+        ", ".join(_abilities(facts)),
+        _papers(facts),
+    ]
+
+
+# What facts state, in words; what every model can (features, onnx) goes without saying.
+_WORDS = {"dynamic_size": "any size", "reparam": "fusing", "distilled": "two heads"}
+
+
+def _abilities(facts: list[dict[str, Any]]) -> list[str]:
+    """Say what all variants can, and which tasks there are besides classification."""
+    tasks = dict.fromkeys(fact["task"] for fact in facts if fact["task"] != "classification")
+    shared = [
+        word
+        for key, word in _WORDS.items()
+        if all(fact.get("capabilities", {}).get(key) is True for fact in facts)
+    ]
+    return [*tasks, *shared]
+
+
+def _papers(facts: list[dict[str, Any]]) -> Markup:
+    """Link the papers of a family."""
+    links = {}
+    for paper in (fact.get("paper") or {} for fact in facts):
+        if "arxiv" in paper:
+            links[f"[{paper['arxiv']}](https://arxiv.org/abs/{paper['arxiv']})"] = None
+        elif "url" in paper:
+            links[f"[{paper.get('year', 'paper')}]({paper['url']})"] = None
+    return Markup(", ".join(links))
+
+
+def _range(values: list[int]) -> str:
+    return _span([quantity(min(values)), quantity(max(values))]) if values else ""
+
+
+def _span(ends: list[str]) -> str:
+    return " to ".join(dict.fromkeys(ends))
