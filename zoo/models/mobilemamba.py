@@ -263,9 +263,7 @@ class MobileMamba(Backbone):
             ),
             stages=stages,
             norm=nn.Identity(),
-            head=head(
-                dims[-1], num_classes, pool=global_pool, drop_rate=drop_rate, norm="batch"
-            ),
+            head=head(dims[-1], num_classes, pool=global_pool, drop_rate=drop_rate, norm="batch"),
             channels=dims,
             strides=(16, 32, 64),
             in_chans=in_chans,
