@@ -104,3 +104,42 @@ def test_images_differ_in_scale_and_are_the_same_every_time():
     assert all(np.array_equal(x, y) for x, y in zip(first, again, strict=True))
     scales = [x.std() for x in first[3:]]
     assert scales[2] > 5 * scales[0]
+
+
+def lossy(x):
+    """What single precision makes of the means, in a model that loses 0.4 % of their spread."""
+    return (means(x)[0] + 0.004 * means(x)[0].std() * np.sign(means(x)[0]),)
+
+
+def other_way(x):
+    """The same loss in the other direction."""
+    return (2 * means(x)[0] - lossy(x)[0],)
+
+
+def test_a_model_that_single_precision_does_not_hold_is_judged_by_its_own_loss():
+    with pytest.raises(zoo.NotExportable, match="computes something else"):
+        compare(lossy, other_way)
+    exact = Function(means)
+    result = agree(Function(lossy), Function(other_way), (3, 8, 8), (2,), exact=lambda: exact)
+    assert result.proven
+    assert result.own_error == pytest.approx(result.max_abs_error / 2, rel=1e-3)
+    assert result.allowed == pytest.approx(3 * result.own_error)
+    assert "loses" in str(result)
+    wrong = Function(lambda x: (1.1 * means(x)[0],))
+    with pytest.raises(zoo.NotExportable, match="computes something else"):
+        agree(Function(lossy), wrong, (3, 8, 8), (2,), exact=lambda: exact)
+
+
+def test_double_precision_is_not_run_where_it_is_not_needed():
+    def never():
+        raise AssertionError
+
+    function = Function(means)
+    assert agree(function, function, (3, 8, 8), (2,), exact=never).own_error is None
+
+
+def test_where_single_precision_loses_nearly_all_nothing_is_proven():
+    noisy = Function(lambda x: (1.2 * means(x)[0],))
+    exact = Function(means)
+    result = agree(noisy, exact, (3, 8, 8), (2,), exact=lambda: exact)
+    assert not result.proven

@@ -1,5 +1,6 @@
 """The comparison of an artefact with its model: at which batches and sizes, and what came out."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def _agree(reference: Any, artefact: Any, settings: Settings, sides: tuple[int, 
         half=settings.half,
         pixels=getattr(model, "takes_pixels", False),
         classes=getattr(model, "answer", None) == "argmax",
+        exact=lambda: runtimes.load(copy.deepcopy(model).double(), "eager"),
     )
 
 

@@ -8,7 +8,7 @@ small that rounding alone could hide a fault, the result is "not proven": never 
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ HALF = (5e-2, 5e-3)  # the same two where weights and perhaps values are float16
 CLASSES = (1e-3, 1e-2)  # share of pixels that may get another class: float32, float16
 LEAST_SPREAD = 1e-3  # of their magnitude: below it, nothing is proven
 SCALES = (0.3, 1.0, 3.0)
+OWN_LOSS = 3.0  # times what the model loses itself in single precision, where that is more
+LARGEST_LOSS = 0.05  # of the spread: where single precision loses more, nothing is proven
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Agreement:
         allowed: The largest difference that passes.
         tolerance: `allowed` is this part of the spread, plus `rounding` of the magnitude.
         rounding: See `tolerance`.
+        own_error: The largest difference of the model from itself in double precision, where it was
+            needed: a deep model may lose more in single precision than `tolerance`, in whatever
+            order a runtime adds up. `allowed` is then three times as much.
         measure: `"value"`, or `"class"` where outputs are numbers of classes: then an error is the
             share of pixels with another class, and the spread that of pixels that are not of the
             commonest class.
@@ -53,6 +58,7 @@ class Agreement:
     allowed: float
     tolerance: float
     rounding: float
+    own_error: float | None
     measure: str
     batch_sizes: list[int]
     images: int
@@ -69,9 +75,12 @@ class Agreement:
                 f"{self.spread:.1e}, magnitude {self.magnitude:.1e}; largest error "
                 f"{self.max_abs_error:.1e}) on {images}; export with trained weights"
             )
+        limit = f"{self.tolerance:.0e} allowed"
+        if self.own_error is not None:
+            limit = f"the model itself loses {self.own_error / self.spread:.1e} in single precision"
         return (
             f"equal: largest error {self.max_abs_error:.1e}, {self.max_rel_error:.1e} of the "
-            f"outputs' spread ({self.tolerance:.0e} allowed), on {images}"
+            f"outputs' spread ({limit}), on {images}"
         )
 
 
@@ -84,6 +93,7 @@ def agree(
     half: bool = False,
     pixels: bool = False,
     classes: bool = False,
+    exact: Callable[[], Runtime] | None = None,
 ) -> Agreement:
     """Compare an artefact with the model it was made from.
 
@@ -95,26 +105,42 @@ def agree(
         half: Whether the artefact holds float16.
         pixels: Whether both take bytes.
         classes: Whether both give numbers of classes.
+        exact: Loads the model in double precision, in case single precision is to be judged.
 
     Raises:
         NotExportable: The outputs differ in number, shape or value, or are not finite.
     """
     wanted: list[list[np.ndarray]] = []
     found: list[list[np.ndarray]] = []
-    images = 0
+    fed: list[np.ndarray] = []
     for batch in batches(input_size, batch_sizes):
         batch = _as_pixels(batch) if pixels else batch
         wanted.append(reference(batch))
         found.append(artefact(batch))
-        images += len(batch)
+        fed.append(batch)
         _check_shapes(wanted[-1], found[-1], len(batch))
-    judge = functools.partial(_judge_classes if classes else _judge, half=half)
-    results = []
-    for index in range(len(wanted[0])):
-        mine = np.concatenate([outputs[index] for outputs in wanted]).astype(np.float64)
-        its = np.concatenate([outputs[index] for outputs in found]).astype(np.float64)
-        results.append(judge(mine, its, batch_sizes=sorted(set(batch_sizes)), images=images))
-    return severest(results)
+    judge = functools.partial(
+        _judge_classes if classes else _judge,
+        half=half,
+        batch_sizes=sorted(set(batch_sizes)),
+        images=sum(map(len, fed)),
+    )
+    pairs = [(_joined(wanted, i), _joined(found, i)) for i in range(len(wanted[0]))]
+    try:
+        return severest([judge(mine, its) for mine, its in pairs])
+    except NotExportable:
+        if exact is None or half or classes:
+            raise
+    double = exact()
+    values = [double(batch) for batch in fed]
+    own = [float(np.abs(mine - _joined(values, i)).max()) for i, (mine, _) in enumerate(pairs)]
+    return severest(
+        [judge(mine, its, own=loss) for (mine, its), loss in zip(pairs, own, strict=True)]
+    )
+
+
+def _joined(outputs: list[list[np.ndarray]], index: int) -> np.ndarray:
+    return np.concatenate([output[index] for output in outputs]).astype(np.float64)
 
 
 def severest(results: Sequence[Agreement]) -> Agreement:
@@ -162,6 +188,7 @@ def _judge_classes(
         allowed=allowed,
         tolerance=allowed,
         rounding=0.0,
+        own_error=None,
         measure="class",
         batch_sizes=batch_sizes,
         images=images,
@@ -169,7 +196,13 @@ def _judge_classes(
 
 
 def _judge(
-    mine: np.ndarray, its: np.ndarray, *, half: bool, batch_sizes: list[int], images: int
+    mine: np.ndarray,
+    its: np.ndarray,
+    *,
+    half: bool,
+    batch_sizes: list[int],
+    images: int,
+    own: float | None = None,
 ) -> Agreement:
     tolerance, rounding = HALF if half else (TOLERANCE, ROUNDING)
     if not np.isfinite(mine).all():
@@ -179,7 +212,7 @@ def _judge(
     error = float(np.abs(its - mine).max()) if mine.size else 0.0
     spread = float(mine.std(axis=0).mean()) if mine.size else 0.0
     magnitude = float(np.abs(mine).max()) if mine.size else 0.0
-    allowed = tolerance * spread + rounding * magnitude
+    allowed = max(tolerance * spread + rounding * magnitude, OWN_LOSS * (own or 0.0))
     if half and not np.isfinite(its).all():
         raise NotExportable("the artefact's outputs are not finite: float16 ends at 65504")
     if not error <= allowed:  # also where the error is not a number
@@ -189,7 +222,8 @@ def _judge(
             f"({allowed:.1e} is allowed)"
         )
     return Agreement(
-        proven=spread > max(LEAST_SPREAD, rounding) * magnitude,
+        proven=spread > max(LEAST_SPREAD, rounding) * magnitude
+        and (own or 0.0) <= LARGEST_LOSS * spread,
         max_abs_error=error,
         max_rel_error=error / spread if spread else None,
         spread=spread,
@@ -197,6 +231,7 @@ def _judge(
         allowed=allowed,
         tolerance=tolerance,
         rounding=rounding,
+        own_error=own,
         measure="value",
         batch_sizes=batch_sizes,
         images=images,
