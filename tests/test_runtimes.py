@@ -185,3 +185,14 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, 
     with pytest.raises(zoo.ZooError, match="runtime 'onnxruntime'.*pip install onnxruntime"):
         runtimes.load(model, "onnxruntime")
     runtimes.load(model, "eager")
+
+
+def test_the_threads_of_executorch_are_set_once(tmp_path, model):
+    from zoo.exporters import convert
+
+    file = tmp_path / "model.pte"
+    convert(model, file, input_size=BATCH.shape, dynamic_batch=False)
+    first = runtimes.load(file, "executorch", threads=1)
+    with pytest.raises(zoo.BadInput, match=r"threads=2: ExecuTorch runs on 1 in this process"):
+        runtimes.load(file, "executorch", threads=2)
+    assert first(BATCH)[0].shape == (2, 4)

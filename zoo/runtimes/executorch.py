@@ -1,6 +1,7 @@
 """ExecuTorch with XNNPACK, what runs on phones, on this machine's CPU."""
 
 import contextlib
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -51,8 +52,7 @@ class ExecuTorch:
         self.dtype = "float32"
         self.fused = fused
         begin = time.perf_counter()
-        _resize_pool(threads)
-        self.pool = _pools
+        _size_pool(threads)
         try:
             self.program = runtime.load_program(artefact)
             self.method: Any = self.program.load_method("forward")
@@ -69,9 +69,9 @@ class ExecuTorch:
     def bind(self, batch: np.ndarray) -> Callable[[], Any]:
         import torch
 
-        inputs = [torch.from_numpy(np.ascontiguousarray(batch))]
-        # Whatever method is loaded when it is called: `held` may have loaded it again.
-        return lambda: self.method.execute(inputs)
+        return functools.partial(
+            self.method.execute, [torch.from_numpy(np.ascontiguousarray(batch))]
+        )
 
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
         with self.held():
@@ -80,23 +80,26 @@ class ExecuTorch:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Give the pool of threads its size; it keeps it.
-
-        A loaded method points to the pool that was there: with another one it is loaded again.
-        """
-        _resize_pool(self.threads)
-        if self.pool != _pools:
-            self.method = self.program.load_method("forward")
-            self.pool = _pools
+        """Nothing has to be held: the pool of threads keeps its size."""
         yield
 
 
-_pools = 0  # how often the pool of the process was replaced
+_sized: int | None = None  # threads of the pool, once it has been given a size
 
 
-def _resize_pool(threads: int) -> None:
-    global _pools
-    portable_lib, _ = bindings()
-    if portable_lib._threadpool_get_thread_count() != threads:
-        portable_lib._unsafe_reset_threadpool(threads)
-        _pools += 1
+def _size_pool(threads: int) -> None:
+    """Give the process's pool of threads its size, which it then keeps.
+
+    Replacing it under programs that were loaded before crashes the process (ExecuTorch 1.5.1).
+    """
+    global _sized
+    if _sized is None:
+        portable_lib, _ = bindings()
+        if portable_lib._threadpool_get_thread_count() != threads:
+            portable_lib._unsafe_reset_threadpool(threads)
+        _sized = threads
+    if _sized != threads:
+        raise BadInput(
+            f"threads={threads}: ExecuTorch runs on {_sized} in this process, which cannot be "
+            "changed any more; start another process"
+        )
