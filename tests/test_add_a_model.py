@@ -65,7 +65,8 @@ def test_following_it(copy, python):
             assert re.search(r"[1-9]\d* passed", done.stdout), command
     after = contents(copy)
     changed = {name for name in after if after[name] != before.get(name)}
-    expected = {"results/counts.json", "docs/models.md", "tests/contract/keys/pebble.txt"}
+    expected = {"results/counts.json", "docs/models.md", "README.md"}
+    expected |= {"tests/contract/keys/pebble.txt"}
     expected |= {"tests/reference/records/pebble_s.json"}
     assert changed == expected, "other files than those of the page's table"
     assert "| pebble_m |" in (copy / "docs/models.md").read_text(encoding="utf-8")

@@ -129,4 +129,5 @@ def test_every_finished_model_is_in_results():
 
 
 def test_results_are_what_is_written_of_them():
-    assert overview.TABLE.read_text() == overview.results_table(kept()), RENEW
+    wanted = overview.results_table(kept())
+    assert overview.TABLE.read_text() == wanted, RENEW

@@ -47,7 +47,7 @@ def test_unknown_names_say_what_there_is() -> None:
         create_loss("bce", gamma=1)
     with pytest.raises(ValueError, match="registered twice"):
         register_loss("bce", nn.BCELoss)
-    assert list_losses() == ["bce", "cross-entropy"]
+    assert list_losses() == ["bce", "bias", "cross-entropy"]
 
 
 class Teacher(nn.Module):
