@@ -120,9 +120,7 @@ def compare_gradients(model, outputs, state, record) -> list[str]:
     for name, want in record["grad_norm"].items():
         grad = ours[named[name]].grad
         have = 0.0 if grad is None else grad.norm().item()
-        # A parameter of one number sums over all positions, and most of the sum cancels.
-        single = grad is not None and grad.numel() == 1
-        if not abs(have - (want or 0.0)) <= (1e-4 if single else 1e-5) * (want or 0.0) + 1e-12:
+        if not abs(have - (want or 0.0)) <= 1e-5 * (want or 0.0) + 1e-12:
             wrong.append(f"gradient of {name}: {have:.9g}, expected {want:.9g}")
     return wrong
 

@@ -157,29 +157,32 @@ def _polynomial(builder: Any, kind: ir.VectorType, x: Any, coefficients: Any) ->
 
 
 def _interpolated(function: Callable, degree: int, low: float, high: float) -> list[float]:
-    """Return the coefficients of a polynomial through Chebyshev's points, constant first."""
+    """Return the coefficients of a polynomial through Chebyshev's points, constant first.
+
+    Good for single precision only: in the sums behind the coefficients double precision loses some
+    of its last digits.
+    """
     series = np.polynomial.Chebyshev.interpolate(function, degree, domain=[low, high])
     _, *others = series.convert(kind=np.polynomial.Polynomial).coef.tolist()
     return [1.0, *others]  # the value at 0 of all functions here, exactly
 
 
-def _log1p_over(t: np.ndarray) -> np.ndarray:
-    return np.log1p(t) / t
+def _taylor(degree: int) -> list[float]:
+    """Return the coefficients of exp about 0."""
+    return [1 / math.factorial(k) for k in range(degree + 1)]
 
 
 _HALF_OCTAVE = 0.5 * math.log(2) * 1.001
 _EXP = {  # bits: coefficients on half an octave about 0, magic number, bits of fraction, range
     32: (_interpolated(np.exp, 6, -_HALF_OCTAVE, _HALF_OCTAVE), 1.5 * 2**23, 23, -87.3, 88.0),
-    64: (_interpolated(np.exp, 13, -_HALF_OCTAVE, _HALF_OCTAVE), 1.5 * 2**52, 52, -708.0, 709.0),
+    64: (_taylor(13), 1.5 * 2**52, 52, -708.0, 709.0),
 }
 _LN2 = {  # log 2 as a number of few bits, whose products with whole numbers are exact, and the rest
     32: (0.693359375, math.log(2) - 0.693359375),
     64: (float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33")),
 }
-_LOG1P = {  # log(1 + t) / t on 0 to 1
-    32: _interpolated(_log1p_over, 10, 0.0, 1.0),
-    64: _interpolated(_log1p_over, 22, 0.0, 1.0),
-}
+_LOG1P = _interpolated(lambda t: np.log1p(t) / t, 10, 0.0, 1.0)  # log(1 + t) / t on 0 to 1
+_ARTANH = [1 / (2 * k + 1) for k in range(19)]  # artanh(s) / s by powers of s^2, for s^2 <= 1 / 9
 
 
 def _exp_of(builder: Any, kind: ir.VectorType, bits: int, x: Any) -> Any:
@@ -213,7 +216,17 @@ def _softplus_of(builder: Any, kind: ir.VectorType, bits: int, x: Any) -> Any:
     minus = builder.fsub(zero, x)
     t = _exp_of(builder, kind, bits, builder.select(negative, x, minus))
     positive = builder.select(negative, zero, x)
-    return _fma(builder, t, _polynomial(builder, kind, t, _LOG1P[bits]), positive)
+    return builder.fadd(_log1p_of(builder, kind, bits, t), positive, flags=_FLAGS)
+
+
+def _log1p_of(builder: Any, kind: ir.VectorType, bits: int, t: Any) -> Any:
+    """log(1 + t) for t in 0 to 1, in double precision as 2 artanh(t / (2 + t))."""
+    if bits == 32:
+        return builder.fmul(t, _polynomial(builder, kind, t, _LOG1P), flags=_FLAGS)
+    two = _constant(kind, 2.0)
+    s = builder.fdiv(t, builder.fadd(two, t))
+    series = _polynomial(builder, kind, builder.fmul(s, s), _ARTANH)
+    return builder.fmul(builder.fmul(two, s), series)
 
 
 def _sigmoid_of(builder: Any, kind: ir.VectorType, bits: int, x: Any) -> Any:
