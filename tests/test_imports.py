@@ -27,11 +27,18 @@ RANKS = {
     10: ["zoo.profiling", "zoo.exporters", "zoo.runtimes"],
     11: ["zoo.data", "zoo.predict"],
     12: ["zoo.training"],
-    13: ["zoo.config"],
-    14: ["zoo.__main__"],
+    13: ["zoo.quantization"],
+    14: ["zoo.config"],
+    15: ["zoo.__main__"],
 }
 # Schemas are plain dataclasses of their own parts; whoever reads settings may import them.
-SCHEMAS = {"zoo.data.config", "zoo.exporters.config", "zoo.profiling.config", "zoo.training.config"}
+SCHEMAS = {
+    "zoo.data.config",
+    "zoo.exporters.config",
+    "zoo.profiling.config",
+    "zoo.quantization.config",
+    "zoo.training.config",
+}
 # Imports against the direction, each with its reason.
 EXCEPTIONS = {
     ("zoo.reparam", "zoo.profiling.latency"): "its report times both forms",

@@ -29,6 +29,7 @@ from zoo.data.config import DataConfig
 from zoo.errors import BadInput, ZooError
 from zoo.exporters.config import ExportConfig
 from zoo.profiling.config import ProfileConfig
+from zoo.quantization.config import QuantizeConfig
 from zoo.training.config import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -89,9 +90,11 @@ class ExportRun:
     """Everything that `export.py` reads."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # what int8 is calibrated and judged on
     weights: str | None = None
     format: Any = "onnx"  # one, or a list of them; see docs/export.md
     export: ExportConfig = field(default_factory=ExportConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
 
 
 RUNS: dict[str, type] = {
