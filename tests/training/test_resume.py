@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,15 @@ def test_what_is_no_checkpoint(tmp_path: Path, whole_run: Path) -> None:
         resume_run(weights)
 
 
+@pytest.fixture
+def interrupting() -> Iterator[None]:
+    """Let SIGINT interrupt, as in a terminal; what is started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupting")
 def test_second_signal_acts_as_usual() -> None:
     from zoo.training.interrupt import Interrupt
 
