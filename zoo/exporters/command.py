@@ -1,6 +1,7 @@
 """What `export.py` does: build the asked model, load its weights, export, say how it went."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,33 @@ from zoo.inputs import own_input
 from zoo.profiling.latency import measure
 from zoo.weights import load_weights, local_file, read_checkpoint, run_checkpoint
 
+# Keys of the group `export` that are arguments of `zoo.export`.
+OPTIONS = ("dynamic_size", "opset", "half", "preprocess", "postprocess", "fuse", "overwrite")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One artefact that is asked for.
+
+    Attributes:
+        model: In evaluation mode, with its weights.
+        origin: Where it comes from.
+        format: What it is exported to.
+        path: Where the artefact goes.
+        options: The other arguments of `zoo.export`.
+        cfg: The configuration.
+    """
+
+    model: nn.Module
+    origin: Origin
+    format: str
+    path: Path
+    options: dict[str, Any]
+    cfg: Any
+
 
 def run(cfg: Any, overrides: Sequence[str] | None = None) -> list[Artefact]:
     """Export as the configuration of `export.py` says, and print what was made.
-
-    Of several formats each is tried; those that failed are named in the end.
 
     Args:
         cfg: The configuration.
@@ -34,19 +57,50 @@ def run(cfg: Any, overrides: Sequence[str] | None = None) -> list[Artefact]:
     Raises:
         ZooError: Something asked cannot work, or the artefact does not compute what the model does.
     """
+    return each(cfg, overrides, _export)
+
+
+def each(
+    cfg: Any,
+    overrides: Sequence[str] | None,
+    make: Callable[[Request], Artefact],
+    check: Callable[[str], None] = lambda format: None,
+) -> list[Artefact]:
+    """Make an artefact in each format that the configuration asks for.
+
+    Of several formats each is tried; those that failed are named in the end.
+
+    Args:
+        cfg: The configuration of `export.py`.
+        overrides: See `run`.
+        make: Makes one.
+        check: Refuses a format, by name, before a model is built.
+
+    Raises:
+        ZooError: Something asked cannot work, or `make` said so.
+    """
     names = _formats(cfg.format)
     batch = _batch(cfg.export.batch)
     wanted = OmegaConf.to_container(cfg.export).get("image_size")  # type: ignore[union-attr]
     size = None if wanted is None else pair(wanted, "export.image_size")
     if len(names) == 1:
+        check(names[0])
         _check(names[0], batch, cfg.export)
     model, origin = build(cfg, overrides)
     shape = (batch if isinstance(batch, int) else 1, *_image(model, origin, size))
+    options = {
+        "input_size": shape,
+        "dynamic_batch": None if batch is None else batch == "dynamic",
+        **{key: cfg.export[key] for key in OPTIONS},
+        "origin": origin,
+    }
     made, failed = [], []
     for name in names:
         try:
+            check(name)
             _check(name, batch, cfg.export)
-            made.append(_export(model, origin, name, shape, batch, cfg, len(names) > 1))
+            path = _place(cfg.export.out, origin, name, len(names) > 1)
+            made.append(make(Request(model, origin, name, path, options, cfg)))
         except ZooError as error:
             if len(names) == 1:
                 raise
@@ -68,34 +122,21 @@ def _check(name: str, batch: int | str | None, asked: Any) -> None:
     )
 
 
-def _export(
-    model: nn.Module,
-    origin: Origin,
-    name: str,
-    shape: tuple[int, ...],
-    batch: int | str | None,
-    cfg: Any,
-    several: bool,
-) -> Artefact:
-    place = Path("artefacts") / str(origin.name) / name
-    if cfg.export.out:
-        place = Path(cfg.export.out) / name if several else Path(cfg.export.out)
-    artefact = export(
-        model,
-        name,
-        place,
-        input_size=shape,
-        dynamic_batch=None if batch is None else batch == "dynamic",
-        dynamic_size=cfg.export.dynamic_size,
-        opset=cfg.export.opset,
-        half=cfg.export.half,
-        preprocess=cfg.export.preprocess,
-        postprocess=cfg.export.postprocess,
-        fuse=cfg.export.fuse,
-        overwrite=cfg.export.overwrite,
-        origin=origin,
-    )
-    _say(artefact, cfg)
+def _place(out: str | None, origin: Origin, name: str, several: bool) -> Path:
+    if not out:
+        return Path("artefacts") / str(origin.name) / name
+    return Path(out) / name if several else Path(out)
+
+
+def _export(request: Request) -> Artefact:
+    artefact = export(request.model, request.format, request.path, **request.options)
+    say_file(artefact, request.cfg)
+    if artefact.agreement is None:
+        print(f"not compared: {artefact.manifest['comparison']['why']}")
+    else:
+        print(artefact.agreement)
+        print(_latency(artefact))
+    print(f"described in {artefact.manifest_path}")
     return artefact
 
 
@@ -200,11 +241,11 @@ def _latency(artefact: Artefact) -> str:
     )
 
 
-def _say(artefact: Artefact, cfg: Any) -> None:
+def say_file(artefact: Artefact, cfg: Any) -> None:
+    """Print what was made of what."""
     made, model = artefact.manifest["artefact"], artefact.manifest["model"]
     fused = "fused" if model["fused"] else "unfused"
-    fresh = cfg.weights is None and not cfg.model.pretrained and not cfg.model.checkpoint_path
-    weights = ", fresh weights" if fresh else ""
+    weights = ", fresh weights" if is_fresh(cfg) else ""
     shape = "x".join(map(str, artefact.manifest["input"]["shape"]))
     opset = f", opset {made['opset']}" if "opset" in made else ""
     nodes = f", {made['nodes']} nodes" if "nodes" in made else ""
@@ -212,9 +253,8 @@ def _say(artefact: Artefact, cfg: Any) -> None:
         f"{model['name']} ({fused}{weights}) -> {artefact.path}: {made['bytes'] / 2**20:.1f} MiB, "
         f"input {shape}{opset}{nodes}"
     )
-    if artefact.agreement is None:
-        print(f"not compared: {artefact.manifest['comparison']['why']}")
-    else:
-        print(artefact.agreement)
-        print(_latency(artefact))
-    print(f"described in {artefact.manifest_path}")
+
+
+def is_fresh(cfg: Any) -> bool:
+    """Say whether the configuration names no weights."""
+    return cfg.weights is None and not cfg.model.pretrained and not cfg.model.checkpoint_path

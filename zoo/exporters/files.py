@@ -9,6 +9,7 @@ from typing import Any
 from zoo.errors import BadInput
 
 NAME = "manifest.json"
+REPORTS = ("quantization.json", "sensitivity.json", "sensitivity.csv")  # beside it, of int8
 SCHEMA = "zoo.manifest/1"
 
 

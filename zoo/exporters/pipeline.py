@@ -86,6 +86,141 @@ def export(
         NotExportable: The format cannot do what is asked, the model cannot be converted, or the
             artefact computes something else.
     """
+    job = prepare(
+        model,
+        format,
+        path,
+        input_size=input_size,
+        dynamic_batch=dynamic_batch,
+        dynamic_size=dynamic_size,
+        opset=opset,
+        half=half,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        fuse=fuse,
+        overwrite=overwrite,
+        origin=origin,
+    )
+    with place.workplace(job.target.parent, model) as folder:
+        found = job.write(folder)
+        content = job.describe(
+            folder,
+            precision="float16" if half else "float32",
+            found=found,
+            comparison=_comparison(found),
+        )
+        return job.publish(folder, content, found.agreement)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An export that has been checked as far as it can be before anything is written.
+
+    Attributes:
+        model: As it was handed in.
+        form: What is converted: the same, fused if that was asked for.
+        format: The name of the format.
+        kind: What is known of the format.
+        origin: Where the model comes from.
+        settings: What is asked of the artefact.
+        package: Puts a model between the processing that is asked for.
+        target: Where the artefact goes.
+    """
+
+    model: nn.Module
+    form: nn.Module
+    format: str
+    kind: formats.Format
+    origin: Origin
+    settings: Settings
+    package: Callable[[nn.Module], Any]
+    target: Path
+
+    @property
+    def exporter(self) -> Any:
+        """The module that writes the format."""
+        return importlib.import_module(self.kind.module)
+
+    def write(self, folder: Path) -> Check:
+        """Write the artefact to `folder`, load it again and compare it with the model."""
+        draft = folder / self.target.name
+        self.exporter.convert(self.package(self.form), draft, self.settings)
+        # With the model as it was handed in, so that fusing is checked along with the rest.
+        whole, multiple = self.package(self.model), _multiple(self.origin)
+        return check(whole, draft, self.kind.runtime, self.settings, multiple)
+
+    def describe(
+        self,
+        folder: Path,
+        *,
+        precision: str,
+        found: Check,
+        comparison: dict[str, Any],
+        packages: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Return the manifest of the artefact in `folder`.
+
+        Args:
+            folder: Where it was written.
+            precision: Of its weights.
+            found: What was found out about it.
+            comparison: What to say of that.
+            packages: What had a part in it beside the exporter's own.
+        """
+        draft, packaged = folder / self.target.name, self.package(self.model)
+        inside = packaged if isinstance(packaged, Packaged) else None
+        return {
+            "format": self.format,
+            "artefact": {**files.describe(draft), **self.exporter.describe(draft)},
+            **manifest.describe_model(self.model, self.origin, _is_fused(self.form)),
+            "precision": precision,
+            "input": manifest.describe_input(
+                self.model,
+                self.origin,
+                self.exporter.INPUT,
+                self.settings,
+                inside is not None and inside.takes_pixels,
+                found.multiple,
+            ),
+            "outputs": found.outputs,
+            "postprocessing": inside.answer if inside else None,
+            "comparison": comparison,
+            "versions": versions(*self.exporter.versions(), *packages),
+        }
+
+    def publish(
+        self,
+        folder: Path,
+        content: dict[str, Any],
+        agreement: Agreement | None,
+        beside: Sequence[str] = (),
+    ) -> Artefact:
+        """Put the artefact of `folder` in place, files that go beside it, and its manifest."""
+        manifest.write(content, folder / files.NAME)
+        place.publish(folder, self.target, beside)
+        return Artefact(self.target, self.target.parent / files.NAME, content, agreement)
+
+
+def prepare(
+    model: nn.Module,
+    format: str,
+    path: str | os.PathLike[str],
+    *,
+    input_size: Sequence[int] | None = None,
+    dynamic_batch: bool | None = None,
+    dynamic_size: bool = False,
+    opset: int | None = None,
+    half: bool = False,
+    preprocess: bool = False,
+    postprocess: bool = False,
+    fuse: bool = True,
+    overwrite: bool = False,
+    origin: Origin | None = None,
+) -> Job:
+    """Check all that `export` is asked for; write nothing.
+
+    Args and errors are those of `export`.
+    """
     kind = get_format(format)
     origin = origin or Origin()
     if any(module.training for module in model.modules()):
@@ -103,30 +238,9 @@ def export(
     settings = Settings(size, open_batch, dynamic_size, opset, half)
     package = _packaging(model, origin, preprocess, postprocess, len(size) - 2)
     target = place.target_of(Path(path), kind, overwrite)
-    exporter = importlib.import_module(kind.module)
-    runtimes.need(f"format {format!r}", exporter.PACKAGES)
-    with place.workplace(target.parent, model) as folder:
-        draft = folder / target.name
-        form = _fused(model) if fuse else model
-        exporter.convert(package(form), draft, settings)
-        # With the model as it was handed in, so that fusing is checked along with the rest.
-        found = check(package(model), draft, kind.runtime, settings, _multiple(origin))
-        content = {
-            "format": format,
-            "artefact": {**files.describe(draft), **exporter.describe(draft)},
-            **manifest.describe_model(model, origin, _is_fused(form)),
-            "precision": "float16" if half else "float32",
-            "input": manifest.describe_input(
-                model, origin, exporter.INPUT, settings, preprocess, found.multiple
-            ),
-            "outputs": found.outputs,
-            "postprocessing": package(model).answer if postprocess else None,
-            "comparison": _comparison(found),
-            "versions": versions(*exporter.versions()),
-        }
-        manifest.write(content, folder / files.NAME)
-        place.publish(folder, target)
-    return Artefact(target, target.parent / files.NAME, content, found.agreement)
+    runtimes.need(f"format {format!r}", importlib.import_module(kind.module).PACKAGES)
+    form = _fused(model) if fuse else model
+    return Job(model, form, format, kind, origin, settings, package, target)
 
 
 def convert(

@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -28,8 +28,9 @@ def target_of(path: Path, kind: Format, overwrite: bool) -> Path:
     is_folder = path.is_dir() and kind.suffix != ".mlpackage"
     target = path if known and not is_folder else path / f"model{kind.suffix}"
     beside = target.parent / files.NAME
+    reports = [target.parent / name for name in files.REPORTS]
     if not overwrite:
-        for taken in (*files.members(target), beside):
+        for taken in (*files.members(target), beside, *reports):
             if taken.exists():
                 raise BadInput(f"{taken} exists; export.overwrite=true replaces it")
     elif beside.exists() and not target.exists():
@@ -88,12 +89,20 @@ def written_to(folder: Path) -> Iterator[None]:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
-def publish(place: Path, target: Path) -> None:
-    """Put the artefact in place, then its manifest: a manifest never stands beside an older one."""
-    beside = target.parent / files.NAME
-    beside.unlink(missing_ok=True)
+def publish(place: Path, target: Path, beside: Sequence[str] = ()) -> None:
+    """Put the artefact in place, then its manifest: a manifest never stands beside an older one.
+
+    Args:
+        place: The folder that all was written to.
+        target: Where the artefact goes.
+        beside: Further files of `place` that go beside it; reports of an older artefact go.
+    """
+    manifest = target.parent / files.NAME
+    for old in (manifest, *(target.parent / name for name in files.REPORTS)):
+        old.unlink(missing_ok=True)
     for member in reversed(files.members(target)):  # weights first: what names them stands last
         if member.is_dir():
             shutil.rmtree(member)
         os.replace(place / member.name, member)
-    os.replace(place / files.NAME, beside)
+    for name in (*beside, files.NAME):
+        os.replace(place / name, target.parent / name)
