@@ -1,4 +1,7 @@
-"""Evaluate weights: `python eval.py weights=<run folder or file>`; keys: zoo/config.py, EvalRun."""
+"""Evaluate: `python eval.py weights=<run folder or file>`, or `artefact=<file or its folder>`.
+
+The keys: zoo/config.py, EvalRun.
+"""
 
 from omegaconf import DictConfig
 

@@ -68,11 +68,13 @@ class EvalRun:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     weights: str | None = None  # a run folder, a checkpoint, a published file or its address
+    artefact: str | None = None  # instead of a model: what export.py wrote, or its folder
+    runtime: str | None = None  # what runs the artefact; null: what it was compared in
     batch_size: int = 64
     fused: bool = False  # evaluate the re-parameterised model
     device: str = "auto"
     out: str | None = (
-        None  # folder for the table and the confusion matrix; null: beside the weights
+        None  # folder for the table and the confusion matrix; null: beside what is evaluated
     )
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo import runtimes
 from zoo.data.images import convert, reason
 from zoo.errors import BadInput
 from zoo.exporters import files
+from zoo.runtimes.artefacts import Loaded
 
 OPACITY = 0.5  # of a mask over its picture
 
@@ -55,10 +55,6 @@ class Predictor:
 
     def __init__(self, artefact: str | Path, threads: int | None = None) -> None:
         self.file, self.manifest = files.read(artefact)
-        runtime = self.manifest["comparison"].get("runtime")
-        if runtime is None:
-            kind = self.manifest.get("format")
-            raise BadInput(f"{self.file.name}: nothing here runs format {kind!r}")
         self.task = self.manifest.get("task", "classification")
         if self.task not in ("classification", "segmentation"):
             raise BadInput(f"{self.file.name} is a model for {self.task}; predict classifies or "
@@ -73,7 +69,7 @@ class Predictor:
             raise BadInput(
                 f"{self.file.parent / files.NAME} states no mean and std to normalise by"
             )
-        self.runtime = runtimes.load(self.file, runtime, threads=threads)
+        self.artefact = Loaded(self.file, self.manifest, threads=threads)
 
     def prepare(self, path: Path) -> Prepared:
         """Read a picture and make of it what the artefact takes.
@@ -99,20 +95,8 @@ class Predictor:
         return Prepared(path, picture, np.ascontiguousarray(pixels), inner)
 
     def __call__(self, batch: Sequence[Prepared]) -> np.ndarray:
-        """Return the first output of the artefact, for as many images as were handed in.
-
-        An artefact of a fixed batch is called as often as it takes, the last time filled up.
-        """
-        stated = self.input["shape"][0]
-        step = stated if isinstance(stated, int) else len(batch)
-        pixels = np.stack([prepared.pixels for prepared in batch])
-        parts = []
-        for begin in range(0, len(pixels), step):
-            part = pixels[begin : begin + step]
-            missing = step - len(part)
-            full = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-            parts.append(self.runtime(full)[0][: len(part)])
-        return np.concatenate(parts)
+        """Return the first output of the artefact, for as many images as were handed in."""
+        return self.artefact(np.stack([prepared.pixels for prepared in batch]))
 
     def class_name(self, index: int) -> str:
         """Return what a class is called; its number where the manifest has no names."""

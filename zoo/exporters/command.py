@@ -174,12 +174,14 @@ def build(cfg: Any, overrides: Sequence[str] | None = None) -> tuple[nn.Module, 
     load_weights(model, cfg.weights)
     name = arguments.pop("name")
     data = data if stated and isinstance(data, dict) else {}
+    config = content.get("config") if stated else None
     return model, Origin(
         name=name,
         args=arguments,
         weights=_file(cfg.weights),
         class_names=data.get("class_names"),
         preprocessing=data.get("preprocessing") or {},
+        data=config.get("data") if isinstance(config, dict) else None,
     )
 
 

@@ -29,6 +29,7 @@ class Origin:
         class_names: What each logit stands for, in order.
         preprocessing: `size`, `mean`, `std`, `interpolation`, `crop_pct` that it was trained with;
             what is missing is as published for `name`.
+        data: The group `data` of the run that it was trained in.
     """
 
     name: str | None = None
@@ -36,6 +37,14 @@ class Origin:
     weights: Path | None = None
     class_names: Sequence[str] | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
+
+
+# Which images a data set gives to evaluate on; how they are prepared stands under `input`.
+DATA = (
+    "name", "root", "train_split_name", "val_split_name", "val_split", "input_key", "target_key",
+    "num_classes", "class_names", "palette", "val_images", "skip_corrupt",
+)  # fmt: skip
 
 
 def describe_model(model: nn.Module, origin: Origin, fused: bool) -> dict[str, Any]:
@@ -56,7 +65,14 @@ def describe_model(model: nn.Module, origin: Origin, fused: bool) -> dict[str, A
         },
         "task": task_of(model, origin),
         "class_names": None if origin.class_names is None else list(origin.class_names),
+        "data": _data(origin),
     }
+
+
+def _data(origin: Origin) -> dict[str, Any] | None:
+    given = origin.data or {}
+    known = {key: given[key] for key in DATA if given.get(key) is not None}
+    return known if "name" in known else None
 
 
 def describe_input(

@@ -1,4 +1,4 @@
-"""`evaluate(cfg)`: how good weights are on a data set."""
+"""`evaluate(cfg)`: how good weights or an artefact are on a data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,13 @@ Content = dict[str, Any]
 
 
 def evaluate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
-    """Evaluate a model; print the result and write it to a folder.
+    """Evaluate a model or an artefact; print the result and write it to a folder.
 
     Args:
         cfg: The configuration of `eval.py`.
         overrides: What of it was asked for; by default what the command line says. A checkpoint of
-            `train.py` brings its model and its data; what was asked for stands against that.
+            `train.py` brings its model and its data, an artefact too; what was asked for stands
+            against that.
 
     Returns:
         What `report.json` holds.
@@ -30,10 +31,26 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[st
     """
     if cfg.batch_size < 1:
         raise BadInput(f"batch_size={cfg.batch_size} cannot work; it must be at least 1")
+    if cfg.out is not None:
+        run_folder.check_writable(cfg.out, "out")
+    if overrides is None:
+        overrides = command_line.from_command_line()
+    if cfg.artefact is not None:
+        from zoo.training import artefacts
+
+        return artefacts.evaluate(cfg, overrides)
+    _check_weights(cfg)
+    return _evaluate(cfg, overrides)
+
+
+def _check_weights(cfg: DictConfig) -> None:
+    """Refuse what names no weights, or names them in two ways."""
+    if cfg.runtime is not None:
+        raise BadInput(f"runtime={cfg.runtime} is for artefacts; give artefact=<file>, too")
     if cfg.weights is None and not cfg.model.pretrained and cfg.model.checkpoint_path is None:
         raise BadInput(
             "weights is not given; name a run folder, a checkpoint, a file of published weights or"
-            " its address, or set model.pretrained=true"
+            " its address, or set model.pretrained=true; artefact=<file> is for exports"
         )
     if cfg.model.encoder is not None and cfg.model.pretrained:
         raise BadInput(
@@ -41,16 +58,12 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[st
         )
     if cfg.weights is not None and (cfg.model.pretrained or cfg.model.checkpoint_path is not None):
         raise BadInput("weights excludes model.pretrained and model.checkpoint_path; give one")
-    if cfg.out is not None:
-        run_folder.check_writable(cfg.out, "out")
-    if overrides is None:
-        overrides = command_line.from_command_line()
-    return _evaluate(cfg, overrides)
 
 
 def _evaluate(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    from zoo.training import records, report
-    from zoo.training.tasks import get_task
+    import torch
+
+    from zoo.training.judging import Subject, judge
 
     content, path = _read(cfg.weights)
     own = _own(content)
@@ -60,30 +73,21 @@ def _evaluate(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     data = _open_data(cfg, own)
     model = _build(cfg, own, content, data)
     device = _device(cfg.device)
-    task = get_task(data.task)
-    found = _run(cfg, task, model, data, device)
-    console = records.make_console()
-    if own is not None and own["data"]["class_names"] not in (None, data.class_names):
-        console.print("warning: the classes of the data are named otherwise than in training")
-    result = {
-        "model": cfg.model.name,
-        "weights": str(path or cfg.model.checkpoint_path or "published"),
-        "fused": cfg.fused,
-        "data": cfg.data.name,
-        "preprocessing": data.eval_preprocessing(),
-        **task.report(found, data),
-        "versions": run_folder.versions(),
-    }
-
-    def fill(folder: Path) -> None:
-        task.write(folder, result)
-        task.draw(folder, model, data, device)
-
-    report.write(out, result, fill)
-    fused = ", fused" if cfg.fused else ""
-    task.show(console, f"{cfg.model.name}{fused} on {cfg.data.name}", result)
-    console.print(f"written to {out}", markup=False)
-    return result
+    layout = torch.channels_last
+    subject = Subject(
+        forward=model.to(device, memory_format=layout),
+        data=data,
+        device=device,
+        about={
+            "model": cfg.model.name,
+            "weights": str(path or cfg.model.checkpoint_path or "published"),
+            "fused": cfg.fused,
+        },
+        title=cfg.model.name + (", fused" if cfg.fused else ""),
+        class_names=own["data"]["class_names"] if own is not None else None,
+        memory_format=layout,
+    )
+    return judge(subject, out)
 
 
 def _read(weights: str | None) -> tuple[Content | None, Path | None]:
@@ -216,12 +220,3 @@ def _device(name: str) -> Any:
         first = str(error).splitlines()[0]
         raise BadInput(f"device={name} cannot be used: {first}") from error
     return device
-
-
-def _run(cfg: DictConfig, task: Any, model: Any, data: Any, device: Any) -> Any:
-    import torch
-
-    model = model.to(device, memory_format=torch.channels_last)
-    return task.validate(
-        model, data.val_dataloader(), data, device, memory_format=torch.channels_last
-    )
