@@ -9,7 +9,7 @@ from support import FINISHED, SMALLEST
 import zoo
 from zoo import registry
 from zoo.__main__ import main
-from zoo.profiling import catalogue
+from zoo.profiling import catalogue, families
 from zoo.profiling.overview import RECORDS
 
 COUNTS = json.loads(catalogue.COUNTS.read_text("utf-8"))
@@ -113,10 +113,16 @@ def test_a_model_that_is_new_or_changed_is_counted(monkeypatch):
     assert after == COUNTS | {changed: changed, new: new}
 
 
-def test_the_command_writes_both_files(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(catalogue, "ROOT", tmp_path)
-    for name, file in (("COUNTS", "results/counts.json"), ("PAGE", "docs/models.md")):
-        monkeypatch.setattr(catalogue, name, tmp_path / file)
+def test_the_command_writes_all_files(monkeypatch, tmp_path, capsys):
+    for module, name, file in (
+        (catalogue, "COUNTS", "results/counts.json"),
+        (catalogue, "PAGE", "docs/models.md"),
+        (families, "COUNTS", "results/counts.json"),
+        (families, "README", "README.md"),
+    ):
+        monkeypatch.setattr(module, name, tmp_path / file)
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text(f"# A\n{families.BEGIN}{families.END}\n", "utf-8")
     assert main(["catalogue"]) == 1
     assert "no checkout of the project" in capsys.readouterr().err
     for folder in ("results", "docs"):
@@ -125,4 +131,6 @@ def test_the_command_writes_both_files(monkeypatch, tmp_path, capsys):
     assert main(["catalogue"]) == 0
     assert (tmp_path / "docs/models.md").read_text("utf-8") == PAGE
     assert json.loads((tmp_path / "results/counts.json").read_text("utf-8")) == COUNTS
-    assert capsys.readouterr().out == "wrote results/counts.json\nwrote docs/models.md\n"
+    assert "| wavemix |" in (tmp_path / "README.md").read_text("utf-8")
+    written = ["results/counts.json", "docs/models.md", "README.md"]
+    assert capsys.readouterr().out == "".join(f"wrote {file}\n" for file in written)

@@ -148,9 +148,12 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _results(args: argparse.Namespace) -> None:
-    from zoo.profiling import overview
+    from zoo.profiling import families, overview
 
-    overview.write() if args.write else overview.measure_and_write()
+    try:
+        overview.write() if args.write else overview.measure_and_write()
+    finally:
+        families.write()
 
 
 def _catalogue(args: argparse.Namespace) -> None:

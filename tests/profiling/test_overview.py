@@ -62,19 +62,37 @@ def test_one_command_measures_and_writes(checkout, capsys):
     assert row[10] == best["runtime"]
     capsys.readouterr()
     overview.measure_and_write()
-    assert "3 of 3 are in" in capsys.readouterr().out, "what is there is not measured again"
+    assert "1 of 1 models are in models.jsonl" in capsys.readouterr().out
+    again = read(checkout / "results" / "models.jsonl")
+    assert again == records, "what is there is not measured again"
 
 
-def test_records_of_other_machines_and_models_go(checkout):
+def test_records_of_models_that_changed_or_are_gone_go(checkout):
     overview.measure_and_write()
     good = read(overview.RECORDS)
-    strange = [{"machine": {"cpu": "C"}}, {"model": "gone"}, {"asked": {}}, {"versions": {}}]
-    old = {**good[0], "params": 1}
-    lines = [json.dumps({**good[1], **change}) for change in strange]
-    kept = [json.dumps(r) for r in [old, *good[1:]]]
-    overview.RECORDS.write_text("\n".join([*lines, *kept]) + "\n")
-    overview.prune(overview.RECORDS, overview.plan())
-    assert read(overview.RECORDS) == good[1:], "the first is of the model as it was before"
+    elsewhere = {**good[1], "machine": {"cpu": "C"}, "versions": {}}
+    strange = [{**good[1], "model": "gone"}, {**good[1], "asked": {}}, {**good[0], "params": 1}]
+    lines = [json.dumps(r) for r in [elsewhere, *strange, *good[1:]]]
+    overview.RECORDS.write_text("\n".join(lines) + "\n")
+    assert overview.prune(overview.RECORDS) == [elsewhere, *good[1:]]
+    assert read(overview.RECORDS) == [elsewhere, *good[1:]]
+
+
+def test_what_another_machine_measured_is_not_measured_again(checkout, monkeypatch):
+    records = rows("cct_2_3x2_32", asked=overview.plan([]).asked(), machine={"cpu": "C"})
+    overview.RECORDS.write_text("".join(json.dumps(r) + "\n" for r in records))
+    monkeypatch.setattr(overview, "sweep", None)
+    overview.measure_and_write()
+    assert read(overview.RECORDS) == records
+
+
+def test_several_machines_are_numbered():
+    there, here = rows("cct_2_3x2_32", machine={"cpu": "C"}), rows("efficientformer_l1")
+    text = overview.results_table(there + here)
+    assert "1. C, zoo 0.1.0" in text
+    assert "2. A, B, 2 cores" in text
+    assert [cells(text, r[0]["model"])[-1] for r in (there, here)] == ["1", "2"]
+    assert cells(text, "model")[-1] == "on"
 
 
 def test_writing_alone_measures_nothing(checkout, monkeypatch):
@@ -101,7 +119,7 @@ def test_a_row_of_a_model():
     ).split(",")
     assert "1 models, one image of each model's own size, 2 threads, float32" in text
     assert "measured 2026-01-02." in text
-    assert "- A, B, 2 cores, zoo 0.1.0, torch 2.15.0" in text
+    assert "1. A, B, 2 cores, zoo 0.1.0, torch 2.15.0" in text
 
 
 def test_a_form_that_could_not_be_measured_leaves_its_cell_empty():

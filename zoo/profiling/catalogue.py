@@ -12,14 +12,13 @@ from typing import Any
 
 from zoo import registry
 from zoo.errors import BadInput
-from zoo.profiling.families import readme_table, with_table
+from zoo.profiling import families
 from zoo.profiling.markdown import Markup, escape, grid
 from zoo.profiling.overview import ROOT, finished
 from zoo.profiling.table import quantity
 
-COUNTS = ROOT / "results" / "counts.json"
+COUNTS = families.COUNTS
 PAGE = ROOT / "docs" / "models.md"
-README = ROOT / "README.md"
 
 _ABOUT = (
     "Written by `python -m zoo catalogue` from [zoo/facts](../zoo/facts) and from the counts in "
@@ -53,9 +52,9 @@ def write() -> None:
     rows = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(counts.items()))
     COUNTS.write_text("{\n" + ",\n".join(rows) + "\n}\n", "utf-8")
     PAGE.write_text(page(counts), "utf-8")
-    README.write_text(with_table(README.read_text("utf-8"), readme_table(counts)), "utf-8")
-    for file in (COUNTS, PAGE, README):
+    for file in (COUNTS, PAGE):
         print(f"wrote {file.relative_to(ROOT)}")
+    families.write()
 
 
 def up_to_date(counts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

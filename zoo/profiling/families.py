@@ -1,35 +1,64 @@
-"""The table of the README: a row for each family, from facts and `results/counts.json`."""
+"""The table of the README: a row for each family, from facts and what `results/` holds."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from zoo import registry
 from zoo.errors import BadInput
-from zoo.profiling.markdown import Markup, grid
-from zoo.profiling.overview import finished
+from zoo.profiling.changes import describe
+from zoo.profiling.markdown import Markup, grid, ms
+from zoo.profiling.overview import RECORDS, ROOT, by_model, fastest, finished
 from zoo.profiling.pareto import published
+from zoo.profiling.records import Record, read
 from zoo.profiling.table import quantity
 
-BEGIN = "<!-- models: written by `python -m zoo catalogue`, do not edit -->"
+COUNTS = ROOT / "results" / "counts.json"
+README = ROOT / "README.md"
+BEGIN = "<!-- models: written by `python -m zoo catalogue` or `results`, do not edit -->"
 END = "<!-- end of models -->"
 
-_HEAD = ["family", "variants", "params", "MACs", "top-1", "weights", "takes", "paper"]
+_HEAD = ["family", "variants", "params", "MACs", "top-1", "ms", "fastest", "weights", "takes"]
+_HEAD += ["paper"]
 
 
-def readme_table(counts: dict[str, dict[str, Any]]) -> str:
+def write() -> None:
+    """Write the table of the README.
+
+    Raises:
+        BadInput: The README has no place for it.
+    """
+    README.write_text(with_table(README.read_text("utf-8"), readme_table(*kept())), "utf-8")
+    print(f"wrote {README.relative_to(ROOT)}")
+
+
+def kept() -> tuple[dict[str, dict[str, Any]], list[Record]]:
+    """Return the counts and the records that the table is made of."""
+    records = read(RECORDS) if RECORDS.exists() else []
+    return json.loads(COUNTS.read_text("utf-8")), records
+
+
+def readme_table(counts: dict[str, dict[str, Any]], records: Sequence[Record]) -> str:
     """Return the table of the README.
 
     Args:
         counts: Of each model its `macs`, as `results/counts.json` holds them.
+        records: The latencies, as `results/models.jsonl` holds them; where a model has none, the
+            cells of its family stay empty.
     """
     families: dict[str, list[str]] = {}
     for name in finished():
         families.setdefault(registry.get_spec(name).family, []).append(name)
-    rows = [_row(family, names, counts) for family, names in sorted(families.items())]
+    found = by_model(records)
+    rows = [_row(family, names, counts, found) for family, names in sorted(families.items())]
+    machines = "; ".join(dict.fromkeys(map(describe, records)))
     after = (
         f"{len(finished())} models in {len(rows)} families; every one of them, with its figures: "
-        "[docs/models.md](docs/models.md). MACs are of one image of the model's own size, as "
-        "trained. Top-1 is the best published on ImageNet-1k. Weights: how many variants have "
-        "published ones that are fetched by name."
+        "[docs/models.md](docs/models.md), [results/](results). MACs are of one image of the "
+        "model's own size, as trained. Top-1 is the best published on ImageNet-1k. ms: median "
+        "latency of that image, fused, in PyTorch on one core; fastest: in the faster one of "
+        f"PyTorch and ONNX Runtime ({machines}). Weights: how many variants have published ones "
+        "that are fetched by name."
     )
     return f"{grid(_HEAD, rows)}\n\n{after}"
 
@@ -46,7 +75,12 @@ def with_table(text: str, table: str) -> str:
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"
 
 
-def _row(family: str, names: list[str], counts: dict[str, dict[str, Any]]) -> list[str]:
+def _row(
+    family: str,
+    names: list[str],
+    counts: dict[str, dict[str, Any]],
+    found: dict[str, dict[tuple[str, bool], Record]],
+) -> list[str]:
     facts = [registry.model_info(name) for name in names]
     tops = [a.top1 for name in names if (a := published({"model": name}))]
     pretrained = sum(registry.is_pretrained(registry.get_spec(name)) for name in names)
@@ -56,10 +90,20 @@ def _row(family: str, names: list[str], counts: dict[str, dict[str, Any]]) -> li
         _range([fact["params"] for fact in facts]),
         _range([counts[name]["macs"] for name in names]),
         _span([f"{min(tops):.1f}", f"{max(tops):.1f}"]) if tops else "",
+        *_latencies([found.get(name, {}) for name in names]),
         f"{pretrained} of {len(names)}",
         ", ".join(_abilities(facts)),
         _papers(facts),
     ]
+
+
+def _latencies(models: list[dict[tuple[str, bool], Record]]) -> tuple[str, str]:
+    """Return from where to where medians go: fused in PyTorch, and in what was the fastest."""
+    if not all(("eager", True) in forms for forms in models):
+        return "", ""
+    eager = [forms["eager", True]["p50_ms"] for forms in models]
+    best = [fastest(forms)["p50_ms"] for forms in models]
+    return _span([ms(min(eager)), ms(max(eager))]), _span([ms(min(best)), ms(max(best))])
 
 
 # What facts state, in words; what every model can (features, onnx) goes without saying.

@@ -1,7 +1,8 @@
 """Every finished model measured once: the table of `results/`.
 
-`python -m zoo results` measures what is missing on this machine and writes it; with `--write` it
-only writes it anew. The records are `results/models.jsonl`, one line a model and runtime.
+`python -m zoo results` measures the models that it lacks on this machine and writes it; with
+`--write` it only writes it anew. The records are `results/models.jsonl`, one line a model and
+runtime.
 """
 
 import json
@@ -14,8 +15,8 @@ from zoo.profiling.changes import describe
 from zoo.profiling.markdown import escape, grid, ms
 from zoo.profiling.pareto import published
 from zoo.profiling.plan import Plan
-from zoo.profiling.records import Record, case_key, load, read
-from zoo.profiling.sweep import Work, sweep
+from zoo.profiling.records import Record, load, read
+from zoo.profiling.sweep import sweep
 from zoo.profiling.table import quantity
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,30 +52,32 @@ def finished() -> list[str]:
     ]
 
 
-def plan() -> Plan:
-    """Return what is measured: every finished model, one image of its own size, on one core."""
+def plan(names: Sequence[str]) -> Plan:
+    """Return what is measured of models: one image of their own size, on one core."""
     settings = {
         "threads": 1,  # so that figures do not hang on how many cores are free
         "dtype": "float32",
         "channels_last": False,
         **EFFORT,
     }
-    return Plan(finished(), {}, [None], list(FORMS), [1], settings)
+    return Plan(list(names), {}, [None], list(FORMS), [1], settings)
 
 
 def measure_and_write() -> None:
-    """Measure what `results/` lacks, then write the table; interrupted, it goes on next time.
+    """Measure the models that `results/` lacks, then write; interrupted, it goes on next time.
 
-    Records of other machines, versions and of models that have changed since are dropped.
+    Records of other machines stay: whoever adds a model measures that one.
 
     Raises:
         ZooError: A model could not be measured; the table says which figures are missing.
     """
     _check_checkout()
-    asked = plan()
-    prune(RECORDS, asked)
+    found = by_model(prune(RECORDS))
+    lacking = [name for name in finished() if not set(FORMS) <= set(found.get(name, {}))]
+    print(f"{len(finished()) - len(lacking)} of {len(finished())} models are in {RECORDS.name}")
     try:
-        sweep(asked, RECORDS)
+        if lacking:
+            sweep(plan(lacking), RECORDS)
     finally:
         if RECORDS.exists():
             write()
@@ -91,31 +94,46 @@ def write() -> None:
     print(f"wrote {TABLE.relative_to(ROOT)}")
 
 
-def prune(path: Path, asked: Plan) -> None:
-    """Drop the records that `asked` does not ask for, or that are of a model as it was before."""
+def prune(path: Path) -> list[Record]:
+    """Drop the records of models that are gone or have changed, or of another way to measure.
+
+    Returns:
+        The records that stay.
+    """
     if not path.exists():
-        return
-    work = Work(asked)
-    wanted = {case_key(work.identity(case)) for case in work.cases}
-    kept = [r for r in read(path) if case_key(r) in wanted and not _outdated(r)]
+        return []
+    names, asked = set(finished()), plan([]).asked()
+    kept = [
+        record
+        for record in read(path)
+        if record["model"] in names and record.get("asked") == asked and not _outdated(record)
+    ]
     draft = path.with_suffix(".partial")
     draft.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), "utf-8")
     draft.replace(path)
+    return kept
 
 
 def results_table(records: Sequence[Record]) -> str:
     """Return `results/README.md`: a row for each model, and what it was measured on."""
     head = ["model", "input", "params", "fused", "MACs", "fused", "top-1"]
     head += ["eager ms", "fused", "best ms", "in", "memory"]
-    rows = [_model_row(name, forms) for name, forms in by_model(records).items()]
+    machines = list(dict.fromkeys(map(describe, records)))
+    found = by_model(records)
+    rows = [_model_row(name, forms) for name, forms in found.items()]
+    if len(machines) > 1:  # numbered in the list above the table
+        head.append("on")
+        for row, forms in zip(rows, found.values(), strict=True):
+            used = {machines.index(describe(record)) + 1 for record in forms.values()}
+            row.append(", ".join(map(str, sorted(used))))
     dates = sorted(record["date"][:10] for record in records)
     first = records[0]
     about = (
         f"{len(rows)} models, one image of each model's own size, {first['threads']} threads, "
         f"{first['dtype']}; measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
     )
-    machines = [f"- {escape(text)}" for text in dict.fromkeys(map(describe, records))]
-    parts = ["# Results", _ABOUT, about, "\n".join(machines), grid(head, rows), _MEANING]
+    lines = [f"{number}. {escape(text)}" for number, text in enumerate(machines, 1)]
+    parts = ["# Results", _ABOUT, about, "\n".join(lines), grid(head, rows), _MEANING]
     return "\n\n".join(parts) + "\n"
 
 
@@ -130,7 +148,7 @@ def by_model(records: Sequence[Record]) -> dict[str, dict[tuple[str, bool], Reco
 def _model_row(name: str, forms: dict[tuple[str, bool], Record]) -> list[str]:
     any_record = next(iter(forms.values()))
     unfused, fused = (forms.get(("eager", form), {}) for form in (False, True))
-    best = _best(forms)
+    best = fastest(forms)
     accuracy = published(any_record)
     memory = fused.get("peak_memory_bytes")
     return [
@@ -145,7 +163,8 @@ def _model_row(name: str, forms: dict[tuple[str, bool], Record]) -> list[str]:
     ]
 
 
-def _best(forms: dict[tuple[str, bool], Record]) -> Record:
+def fastest(forms: dict[tuple[str, bool], Record]) -> Record:
+    """Return the record of the form of a model that took the least time."""
     return min(forms.values(), key=lambda record: record["p50_ms"])
 
 
