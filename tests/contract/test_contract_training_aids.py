@@ -1,5 +1,6 @@
 """What training asks of a model: checkpointing, stochastic depth, layers, what not to decay."""
 
+import contextlib
 import re
 
 import pytest
@@ -21,6 +22,20 @@ def gradients(model, x):
     return output, {name: p.grad.clone() for name, p in trainable(model).items()}
 
 
+@contextlib.contextmanager
+def counting_saved():
+    """Count the elements that forward passes keep for the backward pass.
+
+    What is kept is detached: an operator's output that is kept as it is would keep its own graph
+    alive, where no collector sees it.
+    """
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (saved.append(t.numel()), t.detach())[1], lambda t: t
+    ):
+        yield saved
+
+
 @pytest.fixture
 def graphs_go():
     """Graphs of checkpointed models hold each other: only the collector frees them."""
@@ -39,10 +54,7 @@ def test_checkpointing_changes_memory_only(name, features_only):
     model, x = fresh(name, torch.float64, **kwargs).train(), inputs(name, 4, dtype=torch.float64)
     want, plain = gradients(model, x)
     model.set_grad_checkpointing(True)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: (saved.append(t.numel()), t)[1], lambda t: t
-    ):
+    with counting_saved() as saved:
         have, again = gradients(model, x)
     assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
     for key, grad in plain.items():
@@ -55,10 +67,7 @@ def test_checkpointing_changes_memory_only(name, features_only):
 def saved_without(model, x) -> int:
     """Count the elements that a plain forward pass keeps for the backward pass."""
     model.set_grad_checkpointing(False)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: (saved.append(t.numel()), t)[1], lambda t: t
-    ):
+    with counting_saved() as saved:
         model(x)
     model.set_grad_checkpointing(True)
     return sum(saved)
