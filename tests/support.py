@@ -89,7 +89,7 @@ def quick(name: str) -> dict[str, Any]:
     return {argument: value for argument, value in fewer.items() if takes(name, argument)}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=len(SMALLEST) + 8)  # the forms that all checks share, not every form
 def shaken(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:
     """Return a model in evaluation mode with weights that tell; shared, so not to be changed."""
     return fresh(name, dtype, **kwargs)
