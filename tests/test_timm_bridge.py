@@ -30,6 +30,24 @@ def test_it_is_the_same_model(name):
 
 
 @pytest.mark.parametrize("name", BRIDGED)
+def test_every_parameter_is_trained_and_files_are_the_same(name):
+    with torch.device("meta"):
+        ours, theirs = zoo.create_model(name), timm.create_model(f"zoo_{name}")
+    assert all(parameter.requires_grad for parameter in theirs.parameters())
+    assert theirs.state_dict().keys() == ours.state_dict().keys()
+    fixed = {key for key, parameter in ours.named_parameters() if not parameter.requires_grad}
+    assert dict(theirs.named_buffers()).keys() >= fixed
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_device_and_dtype(name):
+    model = timm.create_model(f"zoo_{name}", device="meta", dtype=torch.bfloat16)
+    values = [*model.parameters(), *model.buffers()]
+    assert all(value.is_meta for value in values)
+    assert {value.dtype for value in values if value.is_floating_point()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", BRIDGED)
 def test_the_description_says_what_the_facts_say(name):
     cfg = timm.get_pretrained_cfg(f"zoo_{name}")
     facts = zoo.model_info(name)
@@ -77,6 +95,9 @@ def test_arguments_and_checkpoints_of_timm(name, tmp_path):
 def test_mistakes_stay_ours():
     with pytest.raises(zoo.BadInput, match="drop_rate=2"):
         timm.create_model("zoo_mobilenetv2_035", drop_rate=2)
+    with pytest.raises(TypeError, match="takes no argument 'patches'") as caught:
+        timm.create_model("zoo_mobilenetv2_035", patches=3)
+    assert isinstance(caught.value, zoo.BadInput)
     with pytest.raises(zoo.BadWeights, match="no published weights"):
         timm.create_model("zoo_mobilenetv2_035", pretrained=True)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.tokens import to_map, to_row
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle
@@ -136,13 +137,18 @@ class Backbone(nn.Module):
         self.num_features = head.num_features
         self.head_hidden_size = getattr(head, "hidden_size", head.num_features)
         self.feature_info = feature_levels(channels, strides, output_stride)
+        self.pruned = False  # whether the norm is gone, see `prune_intermediate_layers`
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images B in_chans H W -> the last map B num_features H/s W/s, normalised.
 
-        With a class token: all tokens as a row, B num_features 1 N, the class token first.
+        With a class token: all tokens as a row, B num_features 1 N, the class token first. Of a
+        pruned model, the map of its last level.
         """
-        return self._close(self.stages(self.stem(x)))
+        y = self.stages(self.stem(x))
+        if self.pruned:
+            return self._level(y, -1, x.shape[-2], x.shape[-1])
+        return self._close(y)
 
     def _close(self, x: Tensor) -> Tensor:
         return self.norm(to_row(x) if self.num_prefix_tokens else x)
@@ -191,7 +197,8 @@ class Backbone(nn.Module):
                 kept[i] = x
             maps[i] = self._level(x, i, height, width)
         last = len(self.stages) - 1
-        normed = self._close(x) if len(stages) == last + 1 else maps[len(stages) - 1]
+        to_the_end = len(stages) == last + 1 and not self.pruned
+        normed = self._close(x) if to_the_end else maps[len(stages) - 1]
         if norm and last in maps:
             maps[last] = self.norm(maps[last]) if self.num_prefix_tokens else normed
         intermediates = [maps[i] for i in wanted]
@@ -201,10 +208,42 @@ class Backbone(nn.Module):
         """Return what a stage made of an image of that size as a map."""
         if not self.num_prefix_tokens:
             return x
-        rows, columns = (
-            (side + self.grid_margin) // self.strides[stage] for side in (height, width)
+        stride = self.strides[stage]
+        return to_map(
+            x, (height + self.grid_margin) // stride, (width + self.grid_margin) // stride
         )
-        return to_map(x, rows, columns)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the chosen levels do not need; the last of them is what `forward` returns.
+
+        The norm and the head belong to the last stage: they go with it.
+
+        Args:
+            indices: As of `forward_intermediates`.
+            prune_norm: Drop the norm although the last stage stays.
+            prune_head: Drop the head although the last stage stays.
+
+        Returns:
+            The chosen levels as numbers from 0.
+
+        Raises:
+            BadInput: A level that there is not.
+        """
+        levels = take_levels(len(self.feature_info), indices, "indices")
+        last = self.feature_info[max(levels)]
+        cut = last["stage"] + 1 < len(self.stages)
+        self.feature_info = self.feature_info[: max(levels) + 1]
+        kept: Any = self.stages[: last["stage"] + 1]
+        self.stages, self.strides = kept, self.strides[: last["stage"] + 1]
+        if cut or prune_norm:
+            self.norm, self.pruned = nn.Identity().train(self.training), True
+            self.num_features = last["num_chs"]
+        if cut or prune_norm or prune_head:
+            self.head = ClassifierHead(self.num_features, 0, pool="").train(self.training)
+            self.head_hidden_size, self.num_classes = self.num_features, 0
+        return levels
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
         """Return the classifying layer, or the tuple of them where there are two."""

@@ -7,7 +7,9 @@ Whatever builds encoders through timm (segmentation_models_pytorch, detectors, H
 our models by these names. The prefix keeps them apart from timm's own.
 """
 
+import contextlib
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +20,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from zoo import registry
+from zoo.errors import BadInput
 from zoo.factory import create_model
 
 PREFIX = "zoo_"
@@ -81,11 +84,27 @@ def _pool_size(height: int, width: int, stride: int, spec: registry.ModelSpec) -
     return -(-height // stride), -(-width // stride)
 
 
+class UnknownArgument(BadInput, TypeError):
+    """An argument that a model does not have; what is written for timm expects a TypeError."""
+
+
 def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
-    def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    def build(
+        pretrained: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
         for key in _TIMM_ONLY:
             kwargs.pop(key, None)
-        model = create_model(spec.name, pretrained, **kwargs)
+        try:
+            with contextlib.nullcontext() if device is None else torch.device(device):
+                model = create_model(spec.name, pretrained, **kwargs).to(device, dtype)
+        except BadInput as error:
+            if kwargs.keys() <= _arguments(spec.name):
+                raise
+            raise UnknownArgument(str(error)) from error
+        _keep_as_buffers(model)
         cfg = default_cfgs[build.__name__].default.to_dict()
         cfg["architecture"] = build.__name__
         model.__dict__.update(pretrained_cfg=cfg, default_cfg=cfg)
@@ -94,6 +113,25 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
     build.__name__ = build.__qualname__ = bridged_name(spec.name)
     build.__module__ = __name__
     return build
+
+
+def _arguments(name: str) -> set[str]:
+    """Return what `create_model` and the model take."""
+    takers = (create_model, registry.get_builder(name))
+    return {argument for taker in takers for argument in inspect.signature(taker).parameters}
+
+
+def _keep_as_buffers(model: nn.Module) -> None:
+    """Turn parameters that are never trained into buffers of the same names.
+
+    Such are tables of sines and random features. They count as parameters in the papers and in our
+    facts; what is written for timm's models expects a gradient of every parameter.
+    """
+    for module in model.modules():
+        for name, tensor in list(module.named_parameters(recurse=False)):
+            if not tensor.requires_grad:
+                delattr(module, name)
+                module.register_buffer(name, tensor.detach())
 
 
 def _register_all() -> None:

@@ -1,10 +1,22 @@
 """Pyramids: exact strides and channels, in the order asked for, and one truth by three ways."""
 
+import copy
 import itertools
 
 import pytest
 import torch
-from support import PYRAMIDS, axes, images, inputs, map_size, shaken, sizes, takes, trainable
+from support import (
+    CLASSIFIERS,
+    PYRAMIDS,
+    axes,
+    images,
+    inputs,
+    map_size,
+    shaken,
+    sizes,
+    takes,
+    trainable,
+)
 from timm.models import FeatureInfo
 
 import zoo
@@ -159,6 +171,32 @@ def test_stopping_early_skips_the_stages_beyond(name):
         for handle in handles:
             handle.remove()
     assert ran == list(range(model.feature_info[0]["stage"] + 1))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in CLASSIFIERS])
+def test_pruned_models_end_at_a_level_and_keep_nothing_beyond(name):
+    whole, x = shaken(name), inputs(name, which=1)
+    last = levels(name) - 1
+    with torch.no_grad():
+        logits, maps = whole(x), whole.forward_intermediates(x, intermediates_only=True)
+        model = copy.deepcopy(whole)
+        assert model.prune_intermediate_layers([0, -1], prune_head=False) == [0, last]
+        assert torch.equal(model(x), logits)
+        assert model.prune_intermediate_layers(1) == [last]
+        assert torch.equal(model(x), whole.forward_features(x))
+        assert model.prune_intermediate_layers(1, prune_norm=True) == [last]
+        assert torch.equal(model(x), maps[last])
+        with pytest.raises(zoo.BadInput, match="^indices="):
+            model.prune_intermediate_layers([last + 1])
+    assert model.prune_intermediate_layers([0]) == [0]
+    assert (model.num_features, model.num_classes) == (maps[0].shape[1], 0)
+    assert torch.equal(model(x), maps[0])
+    assert torch.equal(model.forward_intermediates(x, [0], intermediates_only=True)[0], maps[0])
+    assert not whole.training
+    model.train()(x).square().mean().backward()
+    assert all(p.grad is not None for p in trainable(model).values())
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

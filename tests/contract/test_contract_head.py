@@ -62,6 +62,8 @@ def test_reset_gives_a_fresh_classifier_or_none(name):
         assert torch.equal(model(x), pre_logits)
         model.reset_classifier(0, "")
         assert torch.equal(model(x), features)
+        model.reset_classifier(5)  # which brings the pooling of the family back
+        assert (model.head.pool, model(x).shape) == (model.head.pools[0], (2, 5))
         model.reset_classifier(3, "max")
         assert model(x).shape == (2, 3)
         seen = model.forward_head(features, pre_logits=True)

@@ -6,7 +6,7 @@ from support import CLASSIFIERS
 
 import zoo
 
-MARKERS = ["base", "cfg", "torchscript", "features", "fxforward", "fxbackward"]
+MARKERS = ["base", "forward", "cfg", "torchscript", "features", "fxforward", "fxbackward"]
 
 # What timm asks of every model; a newer suite may ask more, but these must have run.
 ASKED = (

@@ -82,7 +82,7 @@ class ClassifierHead(nn.Module):
         norm_eps: Of that norm.
     """
 
-    pools = POOLS
+    pools = POOLS  # the first is taken where a classifier needs one and none was chosen
 
     def __init__(
         self,
@@ -101,8 +101,13 @@ class ClassifierHead(nn.Module):
         self.reset(num_classes, pool)
 
     def reset(self, num_classes: int, pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one for `num_classes`, and the pooling if given."""
-        pool = check_pool(self.pool if pool is None else pool, self.pools)
+        """Replace the classifier by a fresh one for `num_classes`, and the pooling if given.
+
+        A classifier for a head without pooling brings the first of `pools`.
+        """
+        if pool is None:
+            pool = self.pool or (self.pools[0] if num_classes else "")
+        pool = check_pool(pool, self.pools)
         if whole_number(num_classes, "num_classes", 0) and not pool:
             raise BadInput(f"num_classes={num_classes} needs a global_pool; '' goes with 0 classes")
         self.num_classes, self.pool = num_classes, pool

@@ -289,6 +289,14 @@ class LightMUNet(Backbone):
         maps: Any = super().forward_intermediates(x, None, **options)[1]
         return self.decode(maps), [maps[level] for level in levels]
 
+    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
+        """Refuse: the decoder reads every level.
+
+        Raises:
+            BadInput: Always; the message says what gives the levels alone.
+        """
+        raise BadInput("the decoder reads every level; features_only=True gives the encoder alone")
+
     def group_matcher(self, coarse: bool = False) -> dict:
         """Return how parameters fall into layers; the decoder is the last before the head."""
         matcher = super().group_matcher(coarse)

@@ -42,6 +42,12 @@ POINTWISE = (10, 11)
 STRIDE_MODES = {0: (), 1: (0, 1, 2), 2: (0, 1, 3), 3: (0, 1, 4), 4: (0, 2, 4)}
 
 
+class MaxHead(ClassifierHead):
+    """A classifier on the largest value of each channel, unless another pooling is chosen."""
+
+    pools = ("max", "avg", "")
+
+
 class SimpleNet(Backbone):
     """A chain of convolutions, cut into a stage for each size of the map.
 
@@ -101,7 +107,7 @@ class SimpleNet(Backbone):
             stem=stem,
             stages=[Stage(units, pool) for units, pool in stages],
             norm=nn.Identity(),
-            head=ClassifierHead(before, num_classes, pool=global_pool, drop_rate=drop_rate),
+            head=MaxHead(before, num_classes, pool=global_pool, drop_rate=drop_rate),
             channels=channels,
             strides=[first * 2**i for i in range(len(stages))],
             in_chans=in_chans,

@@ -37,10 +37,7 @@ def haar(x: Tensor, backend: str = "auto") -> Tensor:
     Raises:
         BadInput: An unknown form, or one that cannot run on this tensor.
     """
-    if torch.jit.is_scripting():
-        return plain.haar(x)
-    else:  # a scripted function may hold Python of any kind in the branch that it never takes
-        return _haar(x, backend)
+    return _haar(x, backend)
 
 
 def inverse_haar(
@@ -60,7 +57,7 @@ def inverse_haar(
     Raises:
         BadInput: An unknown form, or one that cannot run on this tensor.
     """
-    x = plain.inverse_haar(bands) if torch.jit.is_scripting() else _inverse_haar(bands, backend)
+    x = _inverse_haar(bands, backend)
     if height is not None:
         x = x[..., :height, :]
     return x if width is None else x[..., :width]
@@ -110,22 +107,33 @@ def inverse_haar_pyramid(
     return inverse_haar(bands, height, width, backend)
 
 
+# A scripted function may hold Python of any kind in the branch that it never takes.
 def _haar(x: Tensor, backend: str) -> Tensor:
+    return plain.haar(x) if torch.jit.is_scripting() else _fastest_haar(x, backend)
+
+
+def _inverse_haar(bands: Tensor, backend: str) -> Tensor:
+    return (
+        plain.inverse_haar(bands) if torch.jit.is_scripting() else _fastest_inverse(bands, backend)
+    )
+
+
+# Leaves for symbolic tracing: they look at types and sizes.
+torch.fx.wrap("_haar")
+torch.fx.wrap("_inverse_haar")
+
+
+def _fastest_haar(x: Tensor, backend: str) -> Tensor:
     if not _is_compiled(x, backend):
         return plain.haar(x)
     bottom, right = x.shape[-2] % 2, x.shape[-1] % 2
     return operator.haar_op(F.pad(x, [0, right, 0, bottom]) if bottom or right else x)
 
 
-def _inverse_haar(bands: Tensor, backend: str) -> Tensor:
+def _fastest_inverse(bands: Tensor, backend: str) -> Tensor:
     if not _is_compiled(bands, backend):
         return plain.inverse_haar(bands)
     return operator.inverse_haar_op(bands)
-
-
-# Leaves for symbolic tracing: they look at types and sizes.
-torch.fx.wrap("_haar")
-torch.fx.wrap("_inverse_haar")
 
 
 def running(device: str | torch.device = "cpu") -> str:
