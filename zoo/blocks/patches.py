@@ -37,13 +37,14 @@ class PatchEmbed(nn.Module):
         in_channels: Channels of the image.
         out_channels: Channels of the map.
         patch: Side of a patch.
+        least: Side that an image must have, where what follows cannot work on a single patch.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, patch: int):
+    def __init__(self, in_channels: int, out_channels: int, patch: int, *, least: int = 1):
         super().__init__()
-        self.patch = patch
+        self.least = max(patch, least)
         self.project = nn.Conv2d(in_channels, out_channels, patch, patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_patch(x.shape[2], x.shape[3], self.patch)
+        check_patch(x.shape[2], x.shape[3], self.least)
         return self.project(x)

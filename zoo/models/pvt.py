@@ -22,7 +22,7 @@ from zoo.blocks.heads import TokenHead
 from zoo.blocks.init import init_linear
 from zoo.blocks.mlp import Mlp
 from zoo.blocks.norm import LayerNorm2d
-from zoo.blocks.patches import PatchEmbed, check_patch, whole_patches
+from zoo.blocks.patches import PatchEmbed, whole_patches
 from zoo.blocks.positions import Positions, PositionTable, fit_tables
 from zoo.blocks.tokens import ClassToken, to_tokens
 from zoo.blocks.transformer import CrossAttention, SplitSelfAttention, TransformerBlock
@@ -33,9 +33,6 @@ HEADS = (1, 2, 5, 8)
 MLP_RATIOS = (8, 8, 4, 4)
 REDUCTIONS = (8, 4, 2, 1)
 DIMS = (64, 128, 320, 512)
-
-
-torch.fx.wrap("check_patch")
 
 
 class Embedding(nn.Module):
@@ -61,8 +58,7 @@ class Embedding(nn.Module):
         least: int = 1,
     ):
         super().__init__()
-        self.least = least
-        self.patches = PatchEmbed(in_channels, out_channels, patch)
+        self.patches = PatchEmbed(in_channels, out_channels, patch, least=least)
         self.norm = LayerNorm2d(out_channels)
         self.positions = Positions(
             PositionTable(out_channels, grid, prefix=int(class_token)),
@@ -70,7 +66,6 @@ class Embedding(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        check_patch(x.shape[2], x.shape[3], self.least)
         return self.positions(self.norm(self.patches(x)))
 
 
