@@ -55,6 +55,7 @@ def test_facts_are_complete(name):
     assert facts["task"] in KNOWN_TASKS
     assert {"title", "arxiv", "year"} <= facts["paper"].keys()
     assert {"url", "commit", "licence"} <= facts["code"].keys()
+    assert isinstance(facts.get("quirks"), list), "what is odd in the public code, none as []"
     expects = facts["input"]
     assert {"size", "mean", "std", "interpolation", "crop_pct"} == expects.keys() - {"multiple"}
     channels, *sides = expects["size"]
