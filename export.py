@@ -8,7 +8,7 @@ from zoo.config import entry_point
 @entry_point("export")
 def main(cfg: DictConfig) -> None:
     """Export as `cfg` says. The keys: zoo/config.py, ExportRun."""
-    from zoo.exporters.command import run
+    from zoo.quantization.command import run
 
     run(cfg)
 
