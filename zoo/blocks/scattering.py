@@ -37,16 +37,18 @@ def complex_matrix(weight: Tensor) -> Tensor:
     return torch.stack(rows, dim=2).flatten(3).flatten(1, 2)
 
 
-def mix_channels(bands: Tensor, weights: list[Tensor]) -> Tensor:
+def mix_channels(bands: Tensor, batch: int, weights: list[Tensor]) -> Tensor:
     """A perceptron across the channels of each block: complex layers, ReLU on each part.
 
     Args:
-        bands: B x C x 2 x 6 x h x w.
+        bands: BC x 2 x 6 x h x w.
+        batch: B.
         weights: Weight and bias of the first layer, then of the second: 2 x 4 x C/4 x C/4, 2 x 4 x
             C/4.
     """
     blocks = weights[0].shape[1]
-    x = bands.reshape(bands.shape[0], blocks, bands.shape[1] // blocks * 2, -1)
+    inner = weights[0].shape[2] * 2
+    x = bands.reshape(batch, blocks, inner, -1)
     x = F.relu(complex_matrix(weights[0]) @ x + weights[1].permute(1, 2, 0).flatten(1)[..., None])
     x = complex_matrix(weights[2]) @ x + weights[3].permute(1, 2, 0).flatten(1)[..., None]
     return x.view(bands.shape)
@@ -56,19 +58,19 @@ def mix_columns(bands: Tensor, weights: list[Tensor]) -> Tensor:
     """A perceptron along each row of positions, with layers of its own for each row.
 
     Args:
-        bands: B x C x 2 x 6 x h x w.
+        bands: BC x 2 x 6 x h x w.
         weights: Of two layers: 2 x h x w x w, 2 x h x w.
     """
-    rows, side = bands.shape[4], bands.shape[5]
-    x = bands.permute(4, 0, 1, 3, 5, 2).reshape(rows, -1, 2 * side)  # h BC6 2w
+    rows, side = bands.shape[3], bands.shape[4]
+    x = bands.permute(3, 0, 2, 4, 1).reshape(rows, -1, 2 * side)  # h BC6 2w
     for i in range(2):
         matrix = complex_matrix(resized_matrices(weights[2 * i], rows, side))
         shift = resized(weights[2 * i + 1], rows, side).permute(1, 2, 0).flatten(1)
         x = x @ matrix.transpose(1, 2) + shift[:, None]
         if i == 0:
             x = F.relu(x)
-    shape = (rows, bands.shape[0], bands.shape[1], bands.shape[3], side, 2)
-    return x.view(shape).permute(1, 2, 5, 3, 0, 4)
+    shape = (rows, bands.shape[0], bands.shape[2], side, 2)
+    return x.view(shape).permute(1, 4, 2, 0, 3)
 
 
 def scattering(
@@ -111,7 +113,7 @@ def _scattering(
     x = F.pad(x.to(wide), [0, width % 2, 0, height % 2], mode="replicate")
     smooth, bands = transform.analyse(x, analysis.to(wide))
     smooth = smooth * resized(low.to(wide), x.shape[2], x.shape[3])
-    bands = mix_channels(bands, [weight.to(wide) for weight in channels])
+    bands = mix_channels(bands, x.shape[0], [weight.to(wide) for weight in channels])
     if len(columns) > 0:
         bands = mix_columns(bands, [weight.to(wide) for weight in columns])
     x = transform.synthesise(smooth, bands, synthesis.to(wide))

@@ -7,17 +7,20 @@ that tell, and compared. `results/capabilities.json` keeps what came out, with v
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from zoo import registry
 from zoo.errors import BadInput, ZooError
+from zoo.exporters import capability_page
 from zoo.exporters.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +32,11 @@ MODES: dict[str, dict[str, bool]] = {
     "dynamic size": {"dynamic_batch": False, "dynamic_size": True},
     "fp16": {"dynamic_batch": False, "half": True},
 }
-LIMIT = 240  # seconds for a cell
+LIMIT = 240  # seconds for a cell: of the processor, so that a busy machine changes no result
+PATIENCE = 5  # times that by the clock, for what waits instead of computing
+LATE = (-signal.SIGPROF, -signal.SIGALRM)  # how a process ends that took too long
+
+Cell = tuple[str, str]  # format and mode, of one model
 
 
 def smallest() -> list[str]:
@@ -57,11 +64,10 @@ def attempt(name: str, format: str, mode: str) -> dict[str, Any]:
     from zoo.factory import create_model
     from zoo.reparam import shake
 
-    model = shake(create_model(name)).eval()
     size = small_input(name)
-    cell = {"model": name, "format": format, "mode": mode, "input": list(size)}
     begin = time.perf_counter()
     try:
+        model = shake(create_model(name)).eval()
         with tempfile.TemporaryDirectory() as folder:
             made = export(
                 model, format, folder, input_size=size, origin=Origin(name), **MODES[mode]
@@ -80,18 +86,38 @@ def attempt(name: str, format: str, mode: str) -> dict[str, Any]:
         said = {"works": False, "reason": str(error), "error": type(error).__name__}
     except Exception as error:  # what is not foreseen belongs in the table, too
         said = {"works": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
-    return {**cell, **said, "seconds": round(time.perf_counter() - begin, 1)}
+    return {**_blank(name, format, mode), **said, "seconds": round(time.perf_counter() - begin, 1)}
+
+
+def attempt_all(name: str, cells: Sequence[Cell]) -> None:
+    """Try cells of a model one after the other, and print each result as a line of JSON.
+
+    A cell that takes longer than `LIMIT` ends the process, whatever code it hangs in.
+    """
+    for format, mode in cells:
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
+        signal.alarm(PATIENCE * LIMIT)
+        said = attempt(name, format, mode)
+        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print("\n" + json.dumps(said), flush=True)
 
 
 def measure(names: Sequence[str], kinds: Sequence[str], modes: Sequence[str]) -> None:
-    """Try every combination, each in a process of its own, and keep what came out at once."""
-    for format in kinds:
-        for name in names:
-            for mode in modes:
-                cell = _refused(name, format, mode) or _apart(name, format, mode)
-                _keep(cell)
-                state = "works" if cell["works"] else cell["reason"]
-                print(f"{name} {format} {mode}: {state}", flush=True)
+    """Try every combination, in a process for each model, and keep what came out at once."""
+    for name in names:
+        cells = [(format, mode) for mode in modes for format in kinds]
+        refused = [_refused(name, *cell) for cell in cells]
+        _keep([cell for cell in refused if cell])
+        rest = [cell for cell, said in zip(cells, refused, strict=True) if said is None]
+        for said in _apart(name, rest):
+            _keep([said])
+            state = "works" if said["works"] else said["reason"]
+            print(f"{name} {said['format']} {said['mode']}: {state}", flush=True)
+
+
+def _blank(name: str, format: str, mode: str) -> dict[str, Any]:
+    return {"model": name, "format": format, "mode": mode, "input": list(small_input(name))}
 
 
 def _refused(name: str, format: str, mode: str) -> dict[str, Any] | None:
@@ -100,60 +126,73 @@ def _refused(name: str, format: str, mode: str) -> dict[str, Any] | None:
                if on and not FORMATS[format].can(key)]  # fmt: skip
     if not reasons:
         return None
-    return {
-        "model": name,
-        "format": format,
-        "mode": mode,
-        "input": list(small_input(name)),
-        "works": False,
-        "reason": reasons[0],
-        "error": "NotExportable",
-        "seconds": 0.0,
-    }
+    said = {"works": False, "reason": reasons[0], "error": "NotExportable", "seconds": 0.0}
+    return {**_blank(name, format, mode), **said}
 
 
-def _apart(name: str, format: str, mode: str) -> dict[str, Any]:
-    code = (
-        "import json; from zoo.exporters.capabilities import attempt; "
-        f"print('\\n' + json.dumps(attempt({name!r}, {format!r}, {mode!r})))"
-    )
-    failed = {
-        "model": name,
-        "format": format,
-        "mode": mode,
-        "input": list(small_input(name)),
-        "works": False,
-    }
-    try:
+def _apart(name: str, cells: list[Cell]) -> Iterator[dict[str, Any]]:
+    """Try cells in a process of their own, and those that a crash left untried in another.
+
+    A cell that crashes after others is tried once more alone, as what came before may be why.
+    """
+    while cells:
+        code, found = _process(name, cells)
+        yield from found
+        cells = cells[len(found) :]
+        if not cells:
+            return
+        if found and code not in LATE:
+            code, again = _process(name, cells[:1])
+            yield from again
+            if again:
+                cells = cells[1:]
+                continue
+        yield _crashed(name, cells[0], code)
+        cells = cells[1:]
+
+
+def _process(name: str, cells: list[Cell]) -> tuple[int, list[dict[str, Any]]]:
+    """Return how a process for some cells ended, and the results that it printed."""
+    call = f"from zoo.exporters.capabilities import attempt_all; attempt_all({name!r}, {cells!r})"
+    with tempfile.TemporaryDirectory() as folder:  # gone whole, even if the process was killed
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code],
-            capture_output=True,
+            [sys.executable, "-W", "ignore", "-c", call],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
-            timeout=LIMIT,
             cwd=ROOT,
+            env={**os.environ, "TMPDIR": folder},
         )
-    except subprocess.TimeoutExpired:
-        return {**failed, "reason": f"took longer than {LIMIT} s", "seconds": float(LIMIT)}
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith('{"model"'):
-            return json.loads(line)
-    return {**failed, "reason": f"the process ended with {done.returncode}", "seconds": None}
+    lines = done.stdout.splitlines()
+    return done.returncode, [json.loads(line) for line in lines if line.startswith('{"model"')]
 
 
-def _keep(cell: dict[str, Any]) -> None:
+def _crashed(name: str, cell: Cell, code: int) -> dict[str, Any]:
+    late = code in LATE
+    reason = f"took longer than {LIMIT} s" if late else f"the process ended with {code}"
+    seconds = float(LIMIT) if late else None
+    return {**_blank(name, *cell), "works": False, "reason": reason, "seconds": seconds}
+
+
+def _keep(cells: list[dict[str, Any]]) -> None:
     from zoo.profiling.machine import describe_machine, versions
 
     stamp = {"versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    key = ("model", "format", "mode")
-    cells = [c for c in read()["cells"] if any(c[k] != cell[k] for k in key)]
-    cells = sorted([*cells, {**cell, **stamp}], key=lambda c: tuple(str(c[k]) for k in key))
+    both = {_key(cell): cell for cell in read()["cells"]}
+    both |= {_key(cell): {**cell, **stamp} for cell in cells}
     content = {
         "command": "python -m zoo.exporters.capabilities",
         "machine": describe_machine(),
-        "cells": cells,
+        "cells": [both[key] for key in sorted(both)],
     }
     RECORDS.parent.mkdir(exist_ok=True)
-    RECORDS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft = RECORDS.with_suffix(".partial")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft.replace(RECORDS)
+
+
+def _key(cell: dict[str, Any]) -> tuple[str, str, str]:
+    return cell["model"], cell["format"], cell["mode"]
 
 
 def read() -> dict[str, Any]:
@@ -165,45 +204,7 @@ def read() -> dict[str, Any]:
 
 def page() -> str:
     """Return the page of all that was tried."""
-    content = read()
-    cells = {(c["model"], c["format"], c["mode"]): c for c in content["cells"]}
-    names = sorted({name for name, _, _ in cells})
-    reasons: dict[str, int] = {}
-    lines = [
-        "# Capabilities",
-        "",
-        "Written by `python -m zoo.exporters.capabilities` from `results/capabilities.json`; not",
-        "by hand. The smallest variant of each family and task, fused, exported at a small size,",
-        "loaded again and compared with the model. **yes**: equal; a number in brackets is the",
-        "reason why not; a dot has not been tried. With an open size, `x32` says that sides are",
-        "multiples of 32. Of Core ML, **yes** is: converted and validated, not run (export.md).",
-        "",
-        "Each cell: static / dynamic batch / dynamic size / fp16.",
-        "",
-        "| model | " + " | ".join(FORMATS) + " |",
-        "|---|" + "---|" * len(FORMATS),
-    ]
-    for name in names:
-        row = [" / ".join(_mark(cells.get((name, f, mode)), reasons) for mode in MODES)
-               for f in FORMATS]  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(row) + " |")
-    lines += ["", "## Reasons", ""]
-    lines += [f"{number}. {reason}" for reason, number in reasons.items()]
-    lines += ["", "## Made with", ""]
-    stamps = sorted({json.dumps(c["versions"]) for c in content["cells"]})
-    dates = sorted(c["date"][:10] for c in content["cells"])
-    lines += [", ".join(f"{k} {v}" for k, v in json.loads(stamp).items()) for stamp in stamps]
-    lines += ["", f"{dates[0]} to {dates[-1]}" if dates else "nothing tried"]
-    return "\n".join(lines) + "\n"
-
-
-def _mark(cell: dict[str, Any] | None, reasons: dict[str, int]) -> str:
-    if cell is None:
-        return "."
-    if not cell["works"]:
-        return f"[{reasons.setdefault(cell['reason'], len(reasons) + 1)}]"
-    multiple = cell.get("multiple")
-    return "yes" + (f" x{multiple}" if multiple not in (None, 1) else "")
+    return capability_page.page(read()["cells"], MODES)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """The comparison of an artefact with its model: at which batches and sizes, and what came out."""
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from torch import nn
 from zoo import runtimes
 from zoo.errors import NotExportable
 from zoo.exporters.onnx import output_names
+from zoo.exporters.prepared import is_converted
 from zoo.exporters.settings import Settings
+from zoo.exporters.tracing import title
 from zoo.exporters.verify import Agreement, agree, severest
 
 OPEN_BATCHES = (1, 2, 3)  # compared where the batch is open; one of them is the traced one
@@ -76,10 +79,15 @@ def check(
         raise
     except Exception as error:  # the target's runtime refuses the artefact
         raise NotExportable(
-            f"the artefact does not run in {runtime}: {runtimes.first_line(error)}"
+            f"the artefact does not run in {runtime}: {_without_paths(runtimes.first_line(error))}"
         ) from error
     outputs = _outputs(reference, settings, sizes[1])
     return Check(runtime, severest(found), [list(size) for size in sizes], step, outputs)
+
+
+def _without_paths(text: str) -> str:
+    """Runtimes name the places where they were built and the file that is about to be removed."""
+    return re.sub(r"(?<![\w.])/[\w./+-]+(:\d+)?", "...", text)
 
 
 def _agree(reference: Any, artefact: Any, settings: Settings, sides: tuple[int, ...]) -> Agreement:
@@ -92,6 +100,7 @@ def _agree(reference: Any, artefact: Any, settings: Settings, sides: tuple[int, 
         (channels, *sides),
         sorted(batch_sizes),
         half=settings.half,
+        int8=is_converted(model),
         pixels=getattr(model, "takes_pixels", False),
         classes=getattr(model, "answer", None) == "argmax",
         exact=lambda: runtimes.load(copy.deepcopy(model).double(), "eager"),
@@ -105,10 +114,12 @@ def _agree_elsewhere(
     try:
         return _agree(reference, artefact, settings, sides)
     except Exception as error:  # the runtime refuses, or the outputs differ
-        size = "x".join(map(str, sides))
+        sizes = ["x".join(map(str, each)) for each in (settings.input_size[2:], sides)]
+        # What a runtime says names nodes of the file: it is the cause, not the reason.
+        found = str(error) if isinstance(error, NotExportable) else f"it does not run at {sizes[1]}"
         raise NotExportable(
-            f"made for the traced size, it fails at {size}: {runtimes.first_line(error)}; "
-            "export.dynamic_size=false makes a file of one size"
+            f"what {title(reference.model)} computes is made for the traced size "
+            f"{sizes[0]}: {found}; export.dynamic_size=false makes a file of one size"
         ) from error
 
 

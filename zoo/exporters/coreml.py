@@ -4,20 +4,23 @@ It is checked by what coremltools itself validates in converting, by reading it 
 list of its operations. The manifest says that nothing was compared.
 """
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from zoo.errors import NotExportable
-from zoo.exporters import tracing
+from zoo.exporters import constants, tracing
 from zoo.exporters.settings import Settings
 from zoo.runtimes import need
 
 PACKAGES = ("coremltools",)
 EXTRA = "coreml"
 INPUT = "input"
+UNKNOWN = (torch.ops.aten.addcmul.default,)  # to coremltools: told in simpler operators
 
 
 def convert(model: nn.Module, file: Path, settings: Settings) -> None:
@@ -36,11 +39,11 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
     outputs = tracing.output_count(model, tracing.example(model, settings))
     names = ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
     # coremltools casts by itself, what it must not cast left out
-    program = tracing.trace(model, _float(settings), "Core ML")
+    program = tracing.trace(model, dataclasses.replace(settings, half=False), "Core ML")
     try:
         with tracing.silence():
             package = ct.convert(
-                program.run_decompositions({}),
+                _simplified(program),
                 convert_to="mlprogram",
                 inputs=[ct.TensorType(name=INPUT, shape=settings.input_size)],
                 outputs=[ct.TensorType(name=name) for name in names],
@@ -57,10 +60,23 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
         raise NotExportable(f"{tracing.title(model)}: the Core ML program has no operations")
 
 
-def _float(settings: Settings) -> Settings:
-    import dataclasses
+def _simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return the program with what depends on no image computed, and without other names.
 
-    return dataclasses.replace(settings, half=False)
+    Tables that are resampled to the size of the map are constants in a program of one size, and
+    coremltools knows neither how to resample bicubically nor PyTorch's operator for another name.
+    """
+    known = torch.export.default_decompositions()
+    split: dict[Any, Any] = {operator: known[operator] for operator in UNKNOWN}
+    program = constants.fold(program).run_decompositions(split)
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.alias.default:
+            (original,) = node.args
+            node.replace_all_uses_with(original)
+            program.graph_signature.replace_all_uses(node.name, original.name)
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def versions() -> tuple[str, ...]:

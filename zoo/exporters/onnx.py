@@ -31,9 +31,7 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
         raise BadInput(f"opset={opset!r}: {OPSETS[0]} to {OPSETS[1]} can be written")
     x = tracing.example(model, settings)
     names = output_names(tracing.output_count(model, x))
-    model = tracing.ready(model)
-    if settings.half:
-        model = tracing.halved(model)
+    model = tracing.form(model, settings)
     try:
         with tracing.silence():
             program = torch.onnx.export(
@@ -51,6 +49,7 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
     except OSError:
         raise
     except Exception as error:  # the exporter wraps whatever tracing the model raises
+        tracing.check_operators(model, settings, [tracing.reason(error)])
         raise NotExportable(
             f"{tracing.title(model)} cannot be exported to ONNX: {tracing.reason(error)}"
         ) from error

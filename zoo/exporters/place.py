@@ -90,7 +90,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 
 
 def publish(place: Path, target: Path, beside: Sequence[str] = ()) -> None:
-    """Put the artefact in place, then its manifest: a manifest never stands beside an older one.
+    """Put the artefact in place, then its manifest, by renaming alone.
+
+    Whoever is killed in between leaves no manifest, and never one file of an older artefact beside
+    one of this: what is to be replaced is moved away first, what names the weights before them.
 
     Args:
         place: The folder that all was written to.
@@ -100,9 +103,12 @@ def publish(place: Path, target: Path, beside: Sequence[str] = ()) -> None:
     manifest = target.parent / files.NAME
     for old in (manifest, *(target.parent / name for name in files.REPORTS)):
         old.unlink(missing_ok=True)
-    for member in reversed(files.members(target)):  # weights first: what names them stands last
-        if member.is_dir():
-            shutil.rmtree(member)
+    members = files.members(target)
+    if len(members) > 1 or target.is_dir():  # a single file is replaced at once
+        for member in members:
+            if member.exists():
+                os.replace(member, place / f"replaced-{member.name}")
+    for member in reversed(members):  # weights first: what names them stands last
         os.replace(place / member.name, member)
     for name in (*beside, files.NAME):
         os.replace(place / name, target.parent / name)

@@ -31,9 +31,7 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
     """
     x = tracing.example(model, settings)
     tracing.output_count(model, x)
-    model = tracing.ready(model)
-    if settings.half:
-        model = tracing.halved(model)
+    model = tracing.form(model, settings)
     try:
         with tracing.silence(), torch.no_grad():
             program = torch.jit.trace(model, x, check_trace=False)

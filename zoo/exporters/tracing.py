@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +16,7 @@ from zoo.exporters.settings import Settings
 from zoo.runtimes import first_line
 from zoo.runtimes.pytorch import flat
 
+OWN_OPERATOR = re.compile(r"\bzoo(?:\.|::)(\w+)")
 SCAN = "multi_level"  # few operators at any length, memory in proportion to it, any batch
 
 
@@ -96,6 +98,22 @@ def ready(model: nn.Module) -> nn.Module:
     return model
 
 
+def form(model: nn.Module, settings: Settings) -> nn.Module:
+    """Return the copy of a model that is traced: `ready`, and `halved` if that is asked for.
+
+    Raises:
+        NotExportable: The size is to stay open, and the model scans: the operators of a scan are
+            written out for one length.
+    """
+    if settings.dynamic_size and any(hasattr(module, "scan_backend") for module in model.modules()):
+        raise NotExportable(
+            f"{title(model)} cannot be exported with an open size: its selective scans are written "
+            "out for the number of pixels; export.dynamic_size=false makes a file of one size"
+        )
+    model = ready(model)
+    return halved(model) if settings.half else model
+
+
 def example(model: nn.Module, settings: Settings) -> Tensor:
     """Return an input of the shape to trace, of the type that the model takes."""
     like = next(model.parameters(), torch.empty(0))
@@ -128,9 +146,7 @@ def trace(model: nn.Module, settings: Settings, what: str) -> torch.export.Expor
     """
     x = example(model, settings)
     output_count(model, x)
-    model = ready(model)
-    if settings.half:
-        model = halved(model)
+    model = form(model, settings)
     open_axes = dict.fromkeys(settings.open_axes, torch.export.Dim.AUTO)
     try:
         with silence():
@@ -139,8 +155,21 @@ def trace(model: nn.Module, settings: Settings, what: str) -> torch.export.Expor
         raise NotExportable(f"{title(model)} cannot be exported to {what}: {reason(error)}") from (
             error
         )
+    check_operators(model, settings, [str(node.target) for node in program.graph.nodes])
     check_open(model, input_shape(program), settings)
     return program
+
+
+def check_operators(model: nn.Module, settings: Settings, used: Sequence[str]) -> None:
+    """Raise `NotExportable` if an operator that only this package has is among those used."""
+    own = sorted({found[1] for name in used if (found := OWN_OPERATOR.search(name))})
+    if own:
+        way_out = "; export.dynamic_size=false makes a file of one size"
+        raise NotExportable(
+            f"{title(model)} cannot be exported{' with an open size' * settings.dynamic_size}: it "
+            f"computes with {' and '.join(own)}, an operator that no runtime has"
+            f"{way_out * settings.dynamic_size}"
+        )
 
 
 def check_open(model: nn.Module, shape: Sequence[object], settings: Settings) -> None:

@@ -10,6 +10,7 @@ Here:  no CUDA extension; sequences are read and written back by slices and stac
 import math
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -141,8 +142,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         x = F.pixel_unshuffle(x, 2)  # B 4C H/2 W/2, channel 4 c + 2 dy + dx
-        x = x.unflatten(1, (-1, 2, 2)).permute(0, 3, 2, 1, 4, 5).flatten(1, 3)  # by dx, dy, c
-        return self.project(self.norm(x))
+        a, b, c, d = x.unflatten(1, (-1, 4)).unbind(2)
+        return self.project(self.norm(torch.cat([a, c, b, d], dim=1)))  # by dx, dy, c
 
     def fused(self) -> "PatchMerging":
         """The affine part of the norm in the projection."""

@@ -24,7 +24,7 @@ def aggregate(x: Tensor, kernels: Tensor) -> Tensor:
     groups = kernels.shape[1]
     shared = F.pad(x.to(wide), [1, 1, 1, 1])
     shared = shared.view(batch, channels // groups, groups, height + 2, width + 2)
-    taps = kernels.to(wide).unsqueeze(1).unbind(3)  # each B 1 G H W
+    taps = [tap.unsqueeze(1) for tap in kernels.to(wide).unbind(2)]  # each B 1 G H W
     total = shared[..., :height, :width] * taps[0]
     for i in range(1, 9):
         row, column = i // 3, i % 3

@@ -13,7 +13,8 @@ def fixed_order(count: int) -> Tensor:
     if torch.jit.is_scripting():
         return torch.ops.zoo.fixed_order(count)
     else:  # a scripted function may hold Python of any kind in the branch that it never takes
-        if torch.compiler.is_dynamo_compiling():  # `count` may be a symbol there
+        # A symbol has no value: its order is not known before the program runs.
+        if torch.compiler.is_dynamo_compiling() or isinstance(count, torch.SymInt):
             return fixed_order_op(count)
         return _fixed_order(count)
 

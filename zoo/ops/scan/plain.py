@@ -74,8 +74,7 @@ def doubling(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tenso
 
 def two_level(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """In about 2 sqrt(L) rounds: all chunks at once step by step, then the carry between them."""
-    a, v = terms(u, delta, A, B)
-    return read_out(_states(a, v, max(2, int(u.shape[-1] ** 0.5))), C)
+    return _chunked(u, delta, A, B, C, max(2, int(u.shape[-1] ** 0.5)))
 
 
 def multi_level(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -84,8 +83,14 @@ def multi_level(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Te
     As few operators as `doubling` within a small factor, and work that grows with L alone: the form
     for exporting long sequences.
     """
+    return _chunked(u, delta, A, B, C, RADIX)
+
+
+def _chunked(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
+    """The scan by `_states`, in tensors of at most five axes: Core ML takes no more."""
     a, v = terms(u, delta, A, B)
-    return read_out(_states(a, v, RADIX), C)
+    h = _states(a.flatten(1), v.flatten(1), chunk)
+    return read_out(h.view(a.shape), C)
 
 
 def _states(a: Tensor, v: Tensor, chunk: int) -> Tensor:

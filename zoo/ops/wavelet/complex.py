@@ -49,7 +49,8 @@ def dual_tree(x: Tensor) -> tuple[Tensor, Tensor]:
         Low band, B x C x H x W; bands, B x C x 2 x 6 x H/2 x W/2: real and imaginary parts, then
         orientations.
     """
-    return analyse(x, filters()[0].to(x))
+    low, bands = analyse(x, filters()[0].to(x))
+    return low, bands.unflatten(0, x.shape[:2])
 
 
 def inverse_dual_tree(low: Tensor, bands: Tensor) -> Tensor:
@@ -62,11 +63,14 @@ def inverse_dual_tree(low: Tensor, bands: Tensor) -> Tensor:
     Returns:
         B x C x H x W.
     """
-    return synthesise(low, bands, filters()[1].to(low))
+    return synthesise(low, bands.flatten(0, 1), filters()[1].to(low))
 
 
 def analyse(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    """`dual_tree` with given filters, 2 x 19."""
+    """`dual_tree` with given filters, 2 x 19; the bands are BC x 2 x 6 x H/2 x W/2.
+
+    Of five axes, since Core ML takes no more.
+    """
     batch, channels, height, width = x.shape
     reach = taps.shape[1] // 2
     maps = x.reshape(batch * channels, 1, height, width)
@@ -77,22 +81,21 @@ def analyse(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     maps = F.conv2d(
         continued(maps, -2, reach), both, groups=2
     )  # ll, lh, hh, hl: width, then height
-    maps = maps.view(batch, channels, 4, height, width)
-    a, b, c, d = F.pixel_unshuffle(maps[:, :, 1:], 2).unflatten(2, (3, 4)).unbind(3)
-    first = torch.stack([a - d, b + c], 2)  # B C 2 3 h w; lh, hh, hl
-    second = torch.stack([a + d, b - c], 2).flip(3)
-    return maps[:, :, 0], 0.5**0.5 * torch.cat([first, second], dim=3)
+    a, b, c, d = F.pixel_unshuffle(maps[:, 1:], 2).unflatten(1, (3, 4)).unbind(2)
+    first = torch.stack([a - d, b + c], 1)  # BC 2 3 h w; lh, hh, hl
+    second = torch.stack([a + d, b - c], 1).flip(2)
+    return maps[:, 0].view_as(x), 0.5**0.5 * torch.cat([first, second], dim=2)
 
 
 def synthesise(low: Tensor, bands: Tensor, taps: Tensor) -> Tensor:
-    """`inverse_dual_tree` with given filters, 2 x 19."""
-    batch, channels, height, width = low.shape
+    """`inverse_dual_tree` with given filters, 2 x 19, and bands as `analyse` gives them."""
+    height, width = low.shape[2], low.shape[3]
     reach = taps.shape[1] // 2
-    first, second = bands[:, :, :, :3], bands[:, :, :, 3:].flip(3)  # lh, hh, hl
-    plus, minus = 0.5**0.5 * (first + second), 0.5**0.5 * (first - second)  # B C 2 3 h w
-    cells = torch.stack([plus[:, :, 0], plus[:, :, 1], minus[:, :, 1], -minus[:, :, 0]], dim=3)
-    high = F.pixel_shuffle(cells.flatten(2, 3), 2)
-    maps = torch.cat([low.unsqueeze(2), high], dim=2).view(-1, 4, height, width)
+    first, second = bands[:, :, :3], bands[:, :, 3:].flip(2)  # lh, hh, hl
+    plus, minus = 0.5**0.5 * (first + second), 0.5**0.5 * (first - second)  # BC 2 3 h w
+    cells = torch.stack([plus[:, 0], plus[:, 1], minus[:, 1], -minus[:, 0]], dim=2)
+    high = F.pixel_shuffle(cells.flatten(1, 2), 2)
+    maps = torch.cat([low.reshape(-1, 1, height, width), high], dim=1)
     both = torch.stack([taps, taps.flip(0)])[:, :, :, None]
     maps = F.conv2d(continued(maps, -2, reach), both, groups=2)
     return F.conv2d(continued(maps, -1, reach), taps[None, :, None, :]).view_as(low)
@@ -101,5 +104,6 @@ def synthesise(low: Tensor, bands: Tensor, taps: Tensor) -> Tensor:
 def continued(x: Tensor, axis: int, reach: int) -> Tensor:
     """Continue maps beyond both edges of an axis by half-sample symmetry, as often as it takes."""
     side = x.shape[axis]
-    place = torch.arange(-reach, side + reach, device=x.device) % (2 * side)
+    place = torch.arange(-reach, side + reach, device=x.device)
+    place = place % torch.full_like(place, 2 * side)  # a tensor: ONNX takes no size as a modulus
     return x.index_select(axis, torch.minimum(place, 2 * side - 1 - place))
