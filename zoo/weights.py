@@ -64,6 +64,11 @@ def load_weights(
     named = "the given state dict" if isinstance(source, Mapping) else str(source)
     if isinstance(source, str | os.PathLike):
         source = read_checkpoint(source, sha256)
+        if "qat" in source and "state_dict" in source:
+            raise BadWeights(
+                f"{named} was trained with train.qat and is no longer {type(model).__name__}, but a"
+                " graph in int8: eval.py and export.py build it, train.resume goes on with it"
+            )
     if not isinstance(source, Mapping):
         raise BadWeights(f"source is a {type(source).__name__}; give a file, an address or tensors")
     state = converted(unwrap(source, named, model.state_dict().keys()), model)

@@ -12,7 +12,7 @@ from torch import nn
 from zoo.blocks.sizes import pair
 from zoo.config import model_arguments
 from zoo.errors import BadInput, BadWeights, ZooError
-from zoo.exporters import formats
+from zoo.exporters import formats, prepared
 from zoo.exporters.formats import get_format
 from zoo.exporters.manifest import Origin
 from zoo.exporters.pipeline import Artefact, export
@@ -170,8 +170,11 @@ def build(cfg: Any, overrides: Sequence[str] | None = None) -> tuple[nn.Module, 
             f"leave model out, or give model={stated['name']}"
         )
     arguments = {**stated, **asked}
-    model = create_model(**arguments).eval()
-    load_weights(model, cfg.weights)
+    if prepared.KEY in content:
+        model = _trained_for_int8(cfg, content, arguments)
+    else:
+        model = create_model(**arguments).eval()
+        load_weights(model, cfg.weights)
     name = arguments.pop("name")
     data = data if stated and isinstance(data, dict) else {}
     config = content.get("config") if stated else None
@@ -183,6 +186,19 @@ def build(cfg: Any, overrides: Sequence[str] | None = None) -> tuple[nn.Module, 
         preprocessing=data.get("preprocessing") or {},
         data=config.get("data") if isinstance(config, dict) else None,
     )
+
+
+def _trained_for_int8(cfg: Any, content: dict[str, Any], arguments: dict[str, Any]) -> nn.Module:
+    """Build what `train.qat=true` trained, with its weights in int8."""
+    if cfg.quantize.int8:
+        raise BadInput(
+            f"{cfg.weights} was trained with train.qat and is exported in int8 by itself; leave "
+            "quantize.int8 out"
+        )
+    changed = [key for key, value in content["model"].items() if arguments.get(key, value) != value]
+    if changed:
+        raise BadInput(f"model.{changed[0]} differs from that of {cfg.weights}; leave it out")
+    return prepared.converted(prepared.rebuild(content, str(cfg.weights)))
 
 
 def _names_model(overrides: Sequence[str] | None) -> bool:

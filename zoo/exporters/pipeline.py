@@ -11,7 +11,7 @@ from torch import nn
 
 from zoo import runtimes
 from zoo.errors import BadInput
-from zoo.exporters import files, formats, manifest, place
+from zoo.exporters import files, formats, manifest, place, prepared
 from zoo.exporters.checks import Check, check
 from zoo.exporters.formats import get_format as get_format
 from zoo.exporters.manifest import Origin
@@ -105,7 +105,7 @@ def export(
         found = job.write(folder)
         content = job.describe(
             folder,
-            precision="float16" if half else "float32",
+            precision=_precision(model, half),
             found=found,
             comparison=_comparison(found),
         )
@@ -239,7 +239,11 @@ def prepare(
     package = _packaging(model, origin, preprocess, postprocess, len(size) - 2)
     target = place.target_of(Path(path), kind, overwrite)
     runtimes.need(f"format {format!r}", importlib.import_module(kind.module).PACKAGES)
-    form = _fused(model) if fuse else model
+    form = model
+    if prepared.is_converted(model):
+        prepared.check_export(model, format, settings, fuse)
+    elif fuse:
+        form = _fused(model)
     return Job(model, form, format, kind, origin, settings, package, target)
 
 
@@ -317,6 +321,10 @@ def _fused(model: nn.Module) -> nn.Module:
     from zoo.reparam import reparameterize
 
     return reparameterize(model)
+
+
+def _precision(model: nn.Module, half: bool) -> str:
+    return "int8" if prepared.is_converted(model) else "float16" if half else "float32"
 
 
 def _is_fused(model: nn.Module) -> bool:

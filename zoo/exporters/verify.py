@@ -21,6 +21,7 @@ TOLERANCE = 1e-3  # of the outputs' spread
 ROUNDING = 1e-5  # of their magnitude: what float32 may lose in a deep model
 HALF = (5e-2, 5e-3)  # the same two where weights and perhaps values are float16
 CLASSES = (1e-3, 1e-2)  # share of pixels that may get another class: float32, float16
+INT8 = 0.25  # of the spread: the root mean square error of what is rounded to int8 everywhere
 LEAST_SPREAD = 1e-3  # of their magnitude: below it, nothing is proven
 SCALES = (0.3, 1.0, 3.0)
 OWN_LOSS = 3.0  # times what the model loses itself in single precision, where that is more
@@ -45,7 +46,8 @@ class Agreement:
             order a runtime adds up. `allowed` is then three times as much.
         measure: `"value"`, or `"class"` where outputs are numbers of classes: then an error is the
             share of pixels with another class, and the spread that of pixels that are not of the
-            commonest class.
+            commonest class. `"rms"` of int8: then `allowed` is for the root mean square error,
+            `rms_error`.
         batch_sizes: Batches that were compared.
         images: Images that were compared.
     """
@@ -62,6 +64,7 @@ class Agreement:
     measure: str
     batch_sizes: list[int]
     images: int
+    rms_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -74,6 +77,12 @@ class Agreement:
                 f"NOT PROVEN equal: the outputs hardly differ between images (spread "
                 f"{self.spread:.1e}, magnitude {self.magnitude:.1e}; largest error "
                 f"{self.max_abs_error:.1e}) on {images}; export with trained weights"
+            )
+        if self.rms_error is not None:
+            return (
+                f"equal but for steps of int8: root mean square error {self.rms_error:.1e}, "
+                f"{self.rms_error / self.spread:.1%} of the outputs' spread ({self.tolerance:.0%} "
+                f"allowed), on {images}"
             )
         limit = f"{self.tolerance:.0e} allowed"
         if self.own_error is not None:
@@ -91,6 +100,7 @@ def agree(
     batch_sizes: Sequence[int],
     *,
     half: bool = False,
+    int8: bool = False,
     pixels: bool = False,
     classes: bool = False,
     exact: Callable[[], Runtime] | None = None,
@@ -103,6 +113,7 @@ def agree(
         input_size: C H W, or C D H W.
         batch_sizes: Batches to feed; each is fed images of several kinds and scales.
         half: Whether the artefact holds float16.
+        int8: Whether both compute in steps of int8.
         pixels: Whether both take bytes.
         classes: Whether both give numbers of classes.
         exact: Loads the model in double precision, in case single precision is to be judged.
@@ -120,8 +131,8 @@ def agree(
         fed.append(batch)
         _check_shapes(wanted[-1], found[-1], len(batch))
     judge = functools.partial(
-        _judge_classes if classes else _judge,
-        half=half,
+        _judge_classes if classes else _judge_steps if int8 else _judge,
+        half=half or int8,
         batch_sizes=sorted(set(batch_sizes)),
         images=sum(map(len, fed)),
     )
@@ -129,7 +140,7 @@ def agree(
     try:
         return severest([judge(mine, its) for mine, its in pairs])
     except NotExportable:
-        if exact is None or half or classes:
+        if exact is None or half or int8 or classes:
             raise
     double = exact()
     values = [double(batch) for batch in fed]
@@ -192,6 +203,40 @@ def _judge_classes(
         measure="class",
         batch_sizes=batch_sizes,
         images=images,
+    )
+
+
+def _judge_steps(
+    mine: np.ndarray, its: np.ndarray, *, half: bool, batch_sizes: list[int], images: int
+) -> Agreement:
+    """Compare two that round to int8 after every layer.
+
+    Sums are added up in another order, so that a value may be rounded to the next step; what
+    follows makes more of it, in a deep model, than of any error of float32. Few outputs change by
+    much; something else than the model differs by more than the whole spread on average.
+    """
+    difference = np.abs(its - mine)
+    rms = float(np.sqrt(np.mean(difference**2)))
+    spread, magnitude = float(mine.std(axis=0).mean()), float(np.abs(mine).max(initial=0))
+    if not rms <= INT8 * spread + ROUNDING * magnitude:
+        raise NotExportable(
+            f"the artefact computes something else: the root mean square error is {rms:.1e}, the "
+            f"spread of the outputs {spread:.1e} ({INT8:.0%} of it is allowed)"
+        )
+    return Agreement(
+        proven=spread > LEAST_SPREAD * magnitude,
+        max_abs_error=float(difference.max()),
+        max_rel_error=float(difference.max()) / spread if spread else None,
+        spread=spread,
+        magnitude=magnitude,
+        allowed=INT8 * spread + ROUNDING * magnitude,
+        tolerance=INT8,
+        rounding=ROUNDING,
+        own_error=None,
+        measure="rms",
+        batch_sizes=batch_sizes,
+        images=images,
+        rms_error=rms,
     )
 
 

@@ -54,6 +54,7 @@ def check_train(train: Any) -> None:
         choose("train.loggers", name, LOGGERS)
     _check_devices(train.devices)
     _check_together(train)
+    _check_qat(train)
     _check_without_effect(train)
 
 
@@ -113,6 +114,24 @@ def _check_together(train: Any) -> None:
         raise BadInput(f"train.distill={train.distill} needs train.distill_teacher=<model>")
     if train.min_lr > train.lr and train.scheduler in ("cosine", "tanh", "poly", "wsd", "rsqrt"):
         raise BadInput(f"train.min_lr={train.min_lr:g} is above train.lr={train.lr:g}")
+
+
+def _check_qat(train: Any) -> None:
+    if not train.qat:
+        return
+    other = {
+        "precision": (str(train.precision) == "32", "32: steps of int8 are lost in 16 bit"),
+        "compile": (not train.compile, "false: the graph is compiled to nothing faster"),
+        "sync_bn": (not train.sync_bn, "false: batch norms are folded"),
+        "strategy": (train.strategy == "auto", "auto: it runs in one process"),
+        "num_nodes": (train.num_nodes == 1, "1: it runs in one process"),
+        "loss": (train.loss != "bias", "another: bias watches layers that the graph lacks"),
+    }
+    for key, (good, wanted) in other.items():
+        if not good:
+            raise BadInput(
+                f"train.{key}={train[key]} does not go with train.qat=true; take {wanted}"
+            )
 
 
 def _check_without_effect(train: Any) -> None:

@@ -51,6 +51,9 @@ class TrainConfig:
     distill_alpha: float = 0.5  # share of the teacher in the loss
     distill_tau: float = 1.0  # temperature of soft distillation
 
+    # int8 in training, from weights to start from (docs/qat.md)
+    qat: bool = False
+
     # averaged weights; 0: none
     ema_decay: float = 0.0
     ema_warmup: bool = True  # start with a short memory

@@ -169,9 +169,12 @@ def _open_data(cfg: DictConfig, own: Content | None) -> Any:
 def _build(cfg: DictConfig, own: Content | None, content: Content | None, data: Any) -> Any:
     """Build the model in eval mode, with its weights."""
     import zoo
+    from zoo.exporters import prepared
     from zoo.training.parts import check_forward, model_arguments
     from zoo.weights import unwrap
 
+    if own is not None and prepared.KEY in own:
+        return _trained_for_int8(cfg, own, data)
     arguments = model_arguments(cfg.model, data.num_classes, data.in_chans)
     if own is not None and own["model"]["name"] == cfg.model.name:
         arguments = {**own["model"], "in_chans": data.in_chans}
@@ -188,6 +191,23 @@ def _build(cfg: DictConfig, own: Content | None, content: Content | None, data: 
     model.eval()
     check_forward(model, cfg.model.name, data)
     return zoo.reparameterize(model) if cfg.fused else model
+
+
+def _trained_for_int8(cfg: DictConfig, own: Content, data: Any) -> Any:
+    """Build what `train.qat=true` trained: it rounds as its artefact in int8 will."""
+    from zoo.exporters import prepared
+
+    if cfg.fused:
+        raise BadInput(f"fused=true has no effect: {cfg.weights} was trained fused, with train.qat")
+    if cfg.model.name != own["model"]["name"]:
+        raise BadInput(f"{cfg.weights} is of {own['model']['name']}, not of {cfg.model.name}")
+    size = [data.in_chans, *data.image_size]
+    if size != own[prepared.KEY]["input_size"]:
+        raise BadInput(
+            f"data.image_size={size[1:]}: {cfg.weights} was trained with train.qat for"
+            f" {own[prepared.KEY]['input_size'][1:]} alone; leave it out"
+        )
+    return prepared.rebuild(own, str(cfg.weights))
 
 
 def _explained(message: str, data: Any) -> str:

@@ -43,6 +43,10 @@ def train(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Path:
         check_train(cfg.train)
     else:
         run_folder.check_writable(cfg.train.out, "train.out")
+        if cfg.train.qat:
+            from zoo.training import qat
+
+            cfg = qat.started(cfg, overrides)
     with Interrupt() as interrupt, _determinism(cfg.train.deterministic):
         return _train(cfg, resumed, interrupt)
 
@@ -66,7 +70,7 @@ def _train(cfg: DictConfig, resumed: dict[str, Any] | None, interrupt: Interrupt
     fabric = _launch(cfg.train)
     console = records.make_console()
     logger = records.make_logger(console, fabric.is_global_zero)
-    parts = _build(cfg, fabric, logger)
+    parts = _build(cfg, fabric, logger, resumed)
     if resumed is not None:
         resume.check_place(
             resumed["progress"], fabric.world_size, cfg.train.epochs, resumed["path"]
@@ -132,30 +136,41 @@ def _launch(train: Any) -> Any:
     return fabric
 
 
-def _build(cfg: DictConfig, fabric: Any, logger: logging.Logger) -> Any:
+def _build(
+    cfg: DictConfig, fabric: Any, logger: logging.Logger, resumed: dict[str, Any] | None
+) -> Any:
     """Build what the loop works on; everything that can be wrong shows here."""
     import torch
     from lightning.fabric import seed_everything
     from timm.utils import ModelEmaV3
 
-    from zoo.training import freezing, optim, parts
+    from zoo.training import freezing, optim, parts, qat
     from zoo.training.loop import Parts
 
     train = cfg.train
-    data = parts.build_data(cfg)
+    if train.qat:
+        qat.check_processes(fabric.world_size)
+    data = parts.build_data(cfg, resumed)
     seed_everything(train.seed, verbose=False)
-    net, arguments = parts.build_model(cfg, data)
+    net, arguments = parts.build_model(cfg, data, fresh=resumed is not None)
+    if train.qat:
+        net = qat.fused(net)
     criterion = parts.build_criterion(train, net, data)
     frozen_norms = freezing.freeze(net, train.freeze)
     if train.sync_bn:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     net = fabric.to_device(net)
+    updates = _updates_per_epoch(train, data)
+    about = {}
+    if train.qat:
+        net = qat.prepare(net, data, calibrate=resumed is None)
+        about[qat.KEY] = qat.facts(net)
     if train.channels_last:
         net = net.to(memory_format=torch.channels_last)
     images = train.batch_size * train.accumulate * fabric.world_size
     lr = optim.scaled_lr(train, images)
     optimizer = optim.create_optimizer(net, train, lr)
-    scheduler = optim.create_scheduler(optimizer, train, _updates_per_epoch(train, data))
+    scheduler = optim.create_scheduler(optimizer, train, updates)
     ema = None
     if train.ema_decay > 0:
         ema = ModelEmaV3(net, decay=train.ema_decay, use_warmup=train.ema_warmup)
@@ -175,7 +190,9 @@ def _build(cfg: DictConfig, fabric: Any, logger: logging.Logger) -> Any:
         mixing=parts.build_mixing(train, data.num_classes),
         ema=ema,
         frozen_norms=frozen_norms,
+        ranges_follow=qat.ranges_follow(updates * train.epochs) if train.qat else None,
         about={
+            **about,
             "model": arguments,
             "data": {
                 "num_classes": data.num_classes,

@@ -5,6 +5,7 @@ What is random in a step (mixing, dropout, stochastic depth) is drawn from gener
 """
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -70,6 +71,7 @@ class Parts:
         frozen_norms: Batch norms of `net` that stay in eval mode.
         ema: Averages the weights of `net`, or None.
         about: Goes into checkpoints as it is: model, data, config, versions.
+        ranges_follow: Of a `net` prepared for int8: for how many updates its ranges follow.
     """
 
     data: ImageData
@@ -82,6 +84,7 @@ class Parts:
     ema: ModelEmaV3 | None
     frozen_norms: list[nn.Module]
     about: dict[str, Any]
+    ranges_follow: int | None = None
 
 
 class Loop:
@@ -177,6 +180,8 @@ class Loop:
                 continue
             self._update()
             place.batch, place.update = index + 1, place.update + 1
+            if place.update == self.parts.ranges_follow:
+                self._fix_ranges()
             ended = place.batch == self.batches
             if ended or place.update % self.train.log_every == 0:
                 now = time.perf_counter()
@@ -194,9 +199,15 @@ class Loop:
         self.parts.criterion.train()
         for norm in self.parts.frozen_norms:
             norm.eval()
+        if self.place.update >= (self.parts.ranges_follow or math.inf):
+            self._fix_ranges()
         mixing, off = self.parts.mixing, self.train.mixup_off_epoch
         if mixing is not None and off and self.place.epoch >= off:
             mixing.off()
+
+    def _fix_ranges(self) -> None:
+        net: Any = self.parts.net
+        net.fix_ranges()
 
     def _forward_backward(
         self, index: int, images: Tensor, targets: Tensor, size: int, last: bool

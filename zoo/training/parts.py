@@ -21,16 +21,17 @@ from zoo.weights import read_checkpoint
 Normalization = tuple[list[float], list[float]]
 
 
-def build_data(cfg: Any) -> ImageData:
+def build_data(cfg: Any, resumed: dict[str, Any] | None = None) -> ImageData:
     """Open the data of a training run.
 
     Args:
         cfg: The configuration of the run.
+        resumed: The checkpoint that it goes on with.
 
     Raises:
         BadInput: The data cannot be had, or `cfg.model` names other numbers than it has.
     """
-    mean, std = normalization(cfg.model)
+    mean, std = normalization(cfg.model, resumed)
     data = create_datamodule(
         cfg.data, batch_size=cfg.train.batch_size, mean=mean, std=std, seed=cfg.train.seed
     )
@@ -58,10 +59,17 @@ def check_against_data(model: Any, data: ImageData) -> None:
             )
 
 
-def normalization(model: Any) -> tuple[list[float] | None, list[float] | None]:
-    """Return the mean and std that weights to start from were trained with; None from scratch."""
+def normalization(
+    model: Any, resumed: dict[str, Any] | None = None
+) -> tuple[list[float] | None, list[float] | None]:
+    """Return the mean and std that weights to start from were trained with; None from scratch.
+
+    Args:
+        model: The group `model` of the configuration.
+        resumed: The checkpoint to go on with, which has them; others need no longer be there.
+    """
     if model.checkpoint_path is not None:
-        content = read_checkpoint(model.checkpoint_path)
+        content = resumed or read_checkpoint(model.checkpoint_path)
         if is_own(content):
             prepared = content["data"]["preprocessing"]
             return prepared["mean"], prepared["std"]
@@ -99,8 +107,13 @@ def model_arguments(model: Any, num_classes: int, in_chans: int) -> dict[str, An
     return {**plain, **extra, "num_classes": num_classes, "in_chans": in_chans}
 
 
-def build_model(cfg: Any, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
+def build_model(cfg: Any, data: ImageData, fresh: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """Build the model and check that it takes the images of `data`.
+
+    Args:
+        cfg: The configuration of the run.
+        data: After `setup`.
+        fresh: Leave out the weights to start from: a checkpoint to go on with will replace them.
 
     Returns:
         The model and the arguments that build it again.
@@ -110,9 +123,8 @@ def build_model(cfg: Any, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
         BadWeights: Weights to start from that do not fit.
     """
     arguments = model_arguments(cfg.model, data.num_classes, data.in_chans)
-    model = zoo.create_model(
-        **arguments, pretrained=cfg.model.pretrained, checkpoint_path=cfg.model.checkpoint_path
-    )
+    weights = {key: cfg.model[key] for key in ("pretrained", "checkpoint_path") if not fresh}
+    model = zoo.create_model(**arguments, **weights)
     check_forward(model, cfg.model.name, data, cfg.train.batch_size)
     return model, arguments
 
