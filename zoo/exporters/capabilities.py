@@ -6,6 +6,9 @@ that tell, and compared. `results/capabilities.json` keeps what came out, with v
 """
 
 import argparse
+import contextlib
+import fcntl
+import functools
 import json
 import os
 import signal
@@ -13,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,9 +34,13 @@ MODES: dict[str, dict[str, bool]] = {
     "dynamic batch": {"dynamic_batch": True},
     "dynamic size": {"dynamic_batch": False, "dynamic_size": True},
     "fp16": {"dynamic_batch": False, "half": True},
+    "int8": {"dynamic_batch": False},
 }
+CALIBRATION = 8  # random images of each kind, to find the ranges of values on for int8
+LEAST_SNR = 3.0  # dB: below it, half of what int8 says of an image is noise
 LIMIT = 240  # seconds for a cell: of the processor, so that a busy machine changes no result
 PATIENCE = 5  # times that by the clock, for what waits instead of computing
+NOISY = "with weights that are not trained, int8 drowns what the model says of an image"
 LATE = (-signal.SIGPROF, -signal.SIGALRM)  # how a process ends that took too long
 
 Cell = tuple[str, str]  # format and mode, of one model
@@ -60,33 +67,60 @@ def small_input(name: str) -> tuple[int, ...]:
 
 def attempt(name: str, format: str, mode: str) -> dict[str, Any]:
     """Export a model in one mode, and return whether that works and else why not."""
-    from zoo.exporters import Origin, export
-    from zoo.factory import create_model
-    from zoo.reparam import shake
-
-    size = small_input(name)
     begin = time.perf_counter()
     try:
-        model = shake(create_model(name)).eval()
+        model = shaken(name)
         with tempfile.TemporaryDirectory() as folder:
-            made = export(
-                model, format, folder, input_size=size, origin=Origin(name), **MODES[mode]
-            )
-        agreement = made.agreement
-        compared = agreement is not None
-        said = {
-            "works": agreement is None or agreement.proven,
-            "reason": None if compared else "converted and validated, not compared",
-            "error_of_spread": agreement.max_rel_error if agreement else None,
-            "multiple": made.manifest["input"].get("multiple"),
-        }
-        if compared and not agreement.proven:
-            said["reason"] = "the outputs hardly differ between images: not proven equal"
+            said = _judged(export_in(mode, model, name, format, folder))
     except ZooError as error:
         said = {"works": False, "reason": str(error), "error": type(error).__name__}
     except Exception as error:  # what is not foreseen belongs in the table, too
         said = {"works": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
     return {**_blank(name, format, mode), **said, "seconds": round(time.perf_counter() - begin, 1)}
+
+
+@functools.lru_cache(1)
+def shaken(name: str) -> Any:
+    """Build a model with weights that tell; exports leave it as it is."""
+    from zoo.factory import create_model
+    from zoo.reparam import shake
+
+    return shake(create_model(name)).eval()
+
+
+def export_in(mode: str, model: Any, name: str, format: str, folder: str | Path) -> Any:
+    """Export `model`, a registered one, at its small size in a mode; in int8 by random images."""
+    from zoo import quantization
+    from zoo.exporters import Origin, export
+    from zoo.exporters.verify import batches
+
+    size = small_input(name)
+    options: dict[str, Any] = {"input_size": size, "origin": Origin(name), **MODES[mode]}
+    if mode != "int8":
+        return export(model, format, folder, **options)
+    images = list(batches(size[1:], [1] * CALIBRATION))
+    return quantization.quantize(model, format, folder, batches=images, **options)
+
+
+def _judged(made: Any) -> dict[str, Any]:
+    """What the manifest of an artefact says for the table."""
+    found = made.manifest["comparison"]
+    said = {
+        "works": True,
+        "reason": None,
+        "error_of_spread": found.get("max_rel_error"),
+        "multiple": made.manifest["input"].get("multiple"),
+    }
+    if "snr_db" in found:
+        said |= {"snr_db": round(found["snr_db"], 1), "works": found["snr_db"] >= LEAST_SNR}
+        if not said["works"]:
+            said["reason"] = f"{NOISY}: below {LEAST_SNR:g} dB on random images"
+    elif found["runtime"] is None:
+        said["reason"] = "converted and validated, not compared"
+    elif not found["proven"]:
+        said |= {"works": False}
+        said["reason"] = "the outputs hardly differ between images: not proven equal"
+    return said
 
 
 def attempt_all(name: str, cells: Sequence[Cell]) -> None:
@@ -122,8 +156,12 @@ def _blank(name: str, format: str, mode: str) -> dict[str, Any]:
 
 def _refused(name: str, format: str, mode: str) -> dict[str, Any] | None:
     """What the format cannot do in principle needs no process."""
+    from zoo.quantization import pipeline as quantization
+
     reasons = [FORMATS[format].cannot[key] for key, on in MODES[mode].items()
                if on and not FORMATS[format].can(key)]  # fmt: skip
+    if mode == "int8" and format in quantization.WITHOUT:
+        reasons = [quantization.WITHOUT[format]]
     if not reasons:
         return None
     said = {"works": False, "reason": reasons[0], "error": "NotExportable", "seconds": 0.0}
@@ -136,35 +174,40 @@ def _apart(name: str, cells: list[Cell]) -> Iterator[dict[str, Any]]:
     A cell that crashes after others is tried once more alone, as what came before may be why.
     """
     while cells:
-        code, found = _process(name, cells)
-        yield from found
-        cells = cells[len(found) :]
+        code, done = yield from _process(name, cells)
+        cells = cells[done:]
         if not cells:
             return
-        if found and code not in LATE:
-            code, again = _process(name, cells[:1])
-            yield from again
-            if again:
+        if done and code not in LATE:
+            code, done = yield from _process(name, cells[:1])
+            if done:
                 cells = cells[1:]
                 continue
         yield _crashed(name, cells[0], code)
         cells = cells[1:]
 
 
-def _process(name: str, cells: list[Cell]) -> tuple[int, list[dict[str, Any]]]:
-    """Return how a process for some cells ended, and the results that it printed."""
+def _process(name: str, cells: list[Cell]) -> Generator[dict[str, Any], None, tuple[int, int]]:
+    """Yield what a process for some cells finds out; return how it ended, and after how many."""
     call = f"from zoo.exporters.capabilities import attempt_all; attempt_all({name!r}, {cells!r})"
-    with tempfile.TemporaryDirectory() as folder:  # gone whole, even if the process was killed
-        done = subprocess.run(
+    count = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,  # gone whole, even if the process was killed
+        subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", call],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=ROOT,
             env={**os.environ, "TMPDIR": folder},
-        )
-    lines = done.stdout.splitlines()
-    return done.returncode, [json.loads(line) for line in lines if line.startswith('{"model"')]
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith('{"model"'):
+                count += 1
+                yield json.loads(line)
+    return process.returncode, count
 
 
 def _crashed(name: str, cell: Cell, code: int) -> dict[str, Any]:
@@ -178,17 +221,30 @@ def _keep(cells: list[dict[str, Any]]) -> None:
     from zoo.profiling.machine import describe_machine, versions
 
     stamp = {"versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    both = {_key(cell): cell for cell in read()["cells"]}
-    both |= {_key(cell): {**cell, **stamp} for cell in cells}
-    content = {
-        "command": "python -m zoo.exporters.capabilities",
-        "machine": describe_machine(),
-        "cells": [both[key] for key in sorted(both)],
-    }
+    machine = describe_machine()
     RECORDS.parent.mkdir(exist_ok=True)
-    draft = RECORDS.with_suffix(".partial")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draft.replace(RECORDS)
+    with _alone(RECORDS.parent):
+        both = {_key(cell): cell for cell in read()["cells"]}
+        both |= {_key(cell): {**cell, **stamp} for cell in cells}
+        content = {
+            "command": "python -m zoo.exporters.capabilities",
+            "machine": machine,
+            "cells": [both[key] for key in sorted(both)],
+        }
+        draft = RECORDS.with_suffix(".partial")
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        draft.replace(RECORDS)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until nobody else writes: several runs may share out the models."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _key(cell: dict[str, Any]) -> tuple[str, str, str]:
