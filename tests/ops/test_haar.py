@@ -236,12 +236,13 @@ def images(size):
 
 @pytest.mark.usefixtures("quiet_script")
 @pytest.mark.parametrize("size", PROGRAM_SIZES)
-@pytest.mark.parametrize("kind", ["script", "trace", "symbolic"])
+@pytest.mark.parametrize("kind", ["script", "trace", "symbolic", "both"])
 def test_programs_take_any_size(kind, size):
     program = {
         "script": lambda: torch.jit.script(Wavelets()),
         "trace": lambda: torch.jit.trace(Wavelets(), images((8, 12))),
         "symbolic": lambda: torch.fx.symbolic_trace(Wavelets()),
+        "both": lambda: torch.jit.script(torch.fx.symbolic_trace(Wavelets())),
     }[kind]()
     assert same(program, images(size))
 

@@ -38,7 +38,7 @@ def run(
     report = folder / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-c", "pytest.ini", "--rootdir", "."]
     command += ["--import-mode=importlib", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    # where GitHub's runners are told from others, timm leaves tests out
+    # where this is set timm leaves tests out
     ours = {key: value for key, value in os.environ.items() if key != "GITHUB_ACTIONS"}
     paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
