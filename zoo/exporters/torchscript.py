@@ -39,6 +39,8 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
         raise NotExportable(
             f"{tracing.title(model)} cannot be exported to TorchScript: {tracing.reason(error)}"
         ) from error
+    kinds = [node.kind() for node in program.inlined_graph.nodes()]  # type: ignore[union-attr]
+    tracing.check_operators(model, settings, kinds)
     written = io.BytesIO()  # so that a full disk is an error that says so
     with tracing.silence():
         torch.jit.save(program, written)
