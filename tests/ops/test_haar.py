@@ -235,6 +235,7 @@ def images(size):
 
 
 @pytest.mark.usefixtures("quiet_script")
+@pytest.mark.filterwarnings("ignore:The TorchScript type system")  # says so of torch's GraphModule
 @pytest.mark.parametrize("size", PROGRAM_SIZES)
 @pytest.mark.parametrize("kind", ["script", "trace", "symbolic", "both"])
 def test_programs_take_any_size(kind, size):
