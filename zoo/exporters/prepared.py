@@ -28,7 +28,7 @@ from zoo.reparam import reparameterize
 
 PACKAGES = ("torchao", "executorch")
 KEY = "qat"  # of a checkpoint: what has to be known to build the graph again
-FORMATS = ("onnx", "openvino", "executorch")
+FORMATS = ("onnx", "executorch")  # OpenVINO turns the weights of such a file into floats again
 SCHEME = "xnnpack/1"
 SMALLEST_SCALE = 2**-12  # what XNNPACK's quantiser states
 
@@ -319,6 +319,9 @@ def _settle(fake: Any) -> None:
 
     They may be others: where weights are averaged so are the ranges, but a zero point cannot be.
     """
+    seen = fake.activation_post_process.min_val
+    if not seen.numel() or not seen.isfinite().all():
+        return  # nothing was observed yet: a checkpoint is about to be loaded
     scale, zero = fake.calculate_qparams()
     with torch.no_grad():
         fake.scale.resize_(scale.shape).copy_(scale)

@@ -63,6 +63,7 @@ def _check_weights(cfg: DictConfig) -> None:
 def _evaluate(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     import torch
 
+    from zoo.exporters import prepared
     from zoo.training.judging import Subject, judge
 
     content, path = _read(cfg.weights)
@@ -72,6 +73,7 @@ def _evaluate(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     out = _output_folder(cfg, path)
     data = _open_data(cfg, own)
     model = _build(cfg, own, content, data)
+    rounds = own is not None and prepared.KEY in own
     device = _device(cfg.device)
     layout = torch.channels_last
     subject = Subject(
@@ -81,9 +83,10 @@ def _evaluate(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         about={
             "model": cfg.model.name,
             "weights": str(path or cfg.model.checkpoint_path or "published"),
-            "fused": cfg.fused,
+            "fused": cfg.fused or rounds,
+            **({"qat": True} if rounds else {}),
         },
-        title=cfg.model.name + (", fused" if cfg.fused else ""),
+        title=cfg.model.name + (", fused" if cfg.fused else ", rounding to int8" if rounds else ""),
         class_names=own["data"]["class_names"] if own is not None else None,
         memory_format=layout,
     )
