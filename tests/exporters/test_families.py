@@ -13,7 +13,7 @@ import zoo
 CASES = {
     "mobilemamba_t2": ({"depths": (1, 1, 1)}, (64, 64), (113, 80)),
     "efficientvmamba_tiny": ({"depths": (1, 1, 1, 1)}, (64, 64), (92, 124)),
-    "lightm_unet_2d": ({"blocks_down": (1, 1, 1), "blocks_up": (1, 1)}, (64, 48), (16, 40)),
+    "lightm_unet_2d": ({"blocks_down": (1, 1), "blocks_up": (1,)}, (24, 16), (6, 10)),
     "lightm_unet_3d_8": ({"blocks_down": (1, 1), "blocks_up": (1,)}, (8, 8, 8), (6, 4, 8)),
     "wavemix_144_7_l1_cifar10": ({"dim": 16, "depth": 2}, (64, 64), (18, 22)),
     "wavemix_seg_192_16_l3_cityscapes": ({"dim": 16, "depth": 2}, (64, 64), (96, 160)),
