@@ -279,21 +279,19 @@ def on_grid(bias: Tensor, values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _put_biases_on_grids(graph: GraphModule) -> None:
-    modules = dict(graph.named_modules(remove_duplicate=False))
+    modules: dict[str, Any] = dict(graph.named_modules(remove_duplicate=False))
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or len(node.args) < 3:
+        if node.op != "call_function" or len(node.args) < 3 or node.args[2] is None:
             continue
-        bias, fakes = (
-            node.args[2],
-            [modules.get(str(getattr(n, "target", ""))) for n in node.args[:2]],
-        )
-        if not all(hasattr(fake, "fake_quant_enabled") for fake in fakes) or bias is None:
+        values, weights = (modules.get(str(getattr(n, "target", ""))) for n in node.args[:2])
+        if getattr(values, "is_per_channel", None) is not False:
             continue
-        if not fakes[1].is_per_channel or fakes[0].is_per_channel:
+        if not getattr(weights, "is_per_channel", False):
             continue
         with graph.graph.inserting_before(node):
             scales = [graph.graph.get_attr(f"{n.target}.scale") for n in node.args[:2]]
-            node.update_arg(2, graph.graph.call_function(on_grid, (bias, *scales)))
+            grid = graph.graph.call_function(on_grid, (node.args[2], *scales))
+            node.update_arg(2, grid)
     graph.recompile()
 
 
