@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from zoo.errors import NotExportable
@@ -24,7 +25,15 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
         NotExportable: The exporter fails.
     """
     need("format 'executorch'", PACKAGES)
-    program = tracing.trace(model, settings, "ExecuTorch")
+    lower(model, tracing.trace(model, settings, "ExecuTorch"), file)
+
+
+def lower(model: nn.Module, program: torch.export.ExportedProgram, file: Path) -> None:
+    """Write a program, traced from `model`, to `file`: XNNPACK gets what it knows.
+
+    Raises:
+        NotExportable: Lowering fails.
+    """
     try:
         with tracing.silence():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
