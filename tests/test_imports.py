@@ -45,6 +45,7 @@ EXCEPTIONS = {
     ("zoo.exporters", "zoo.config"): "the command reads the schema of its run",
     ("zoo.training", "zoo.config"): "the command reads the schema of its run",
     ("zoo.profiling", "zoo.config"): "the command reads the schema of its run",
+    ("zoo.quantization", "zoo.config"): "the command reads the schema of its run",
 }
 HEAVY = {"torch", "timm", "torchvision", "lightning", "hydra", "numpy", "onnx", "sklearn", "fvcore"}
 

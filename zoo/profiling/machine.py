@@ -18,6 +18,8 @@ _PACKAGES = {
     "openvino": "openvino",
     "executorch": "executorch",
     "coremltools": "coremltools",
+    "nncf": "nncf",
+    "torchao": "torchao",
 }
 
 

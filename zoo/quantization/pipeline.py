@@ -15,6 +15,7 @@ from zoo.exporters import place
 from zoo.exporters.checks import OPEN_BATCHES, Check
 from zoo.exporters.formats import get_format
 from zoo.exporters.pipeline import Artefact, Job, prepare
+from zoo.exporters.prepared import is_converted
 from zoo.exporters.tracing import Packaged
 from zoo.quantization import report, sensitivity
 from zoo.quantization.layers import check_names, layers, within
@@ -72,6 +73,11 @@ def quantize(
             outputs are not finite or have other shapes.
     """
     check(format, half=options.get("half", False))
+    if is_converted(model):
+        raise BadInput(
+            "quantize.int8=true: the model was trained in int8's steps and is in int8 already; "
+            "leave it out"
+        )
     job = prepare(model, format, path, **options)
     quantizer: Any = importlib.import_module(MODULES[format])
     check_names(job.form, keep_float)
@@ -94,7 +100,8 @@ def quantize(
         names = layers(job.form)
         about = {
             "artefact_sha256": content["artefact"]["sha256"],
-            "calibrated_on": sum(map(len, batches)),
+            # A fixed batch may be filled up with images that it has already.
+            "calibrated_on": len({hash(x.tobytes()) for batch in batches for x in batch}),
             "weights": "int8, one scale an output channel",
             "layers": len(names),
             "keep_float": [name for name in names if within(name, keep_float)],

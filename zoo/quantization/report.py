@@ -17,7 +17,7 @@ from zoo.training.tasks import Forward, get_task
 
 Content = dict[str, Any]
 
-# What the score of a task is called, what a hundredth or a unit of it is, and what agrees.
+# What the score of a task is called, and what agreement is the agreement of.
 SCORES = {
     "classification": ("top-1", "share of images with the same class"),
     "segmentation": ("mean IoU", "share of pixels with the same class"),
@@ -156,15 +156,15 @@ def _score_rows(about: Content) -> list[tuple[str, str, str, str]]:
     score, agreement = about["score"], about["agreement"]
     share = about["task"] != "super-resolution"
     form = ".2%" if share else ".2f"
-    lost = f"{100 * score['lost']:.2f} points" if share else f"{score['lost']:.2f} dB"
+    gained = 0.0 - score["lost"]  # never a negative zero
+    change = f"{100 * gained:+.2f} points" if share else f"{gained:+.2f} dB"
     agrees = f"{agreement['value']:.2%}" if share else f"{agreement['value']:.1f}"
-    images = f"of {about['evaluated_on']} images"
     return [
         (
             score["name"],
             format(score["float"], form),
             format(score["int8"], form),
-            f"{lost} lost, {images}",
+            f"{change} on {about['evaluated_on']} images",
         ),
         ("agreement", "", agrees, agreement["what"]),
     ]
