@@ -25,7 +25,7 @@ ASKED = (
 
 def possible(test: str) -> bool:
     """Say whether facts leave a test a chance; TorchScript and torch.fx may be stated to fail."""
-    name = test.rpartition("-zoo_")[2].rstrip("]")
+    name = test.rpartition("zoo_")[2].rstrip("]")
     stated = zoo.model_info(name)["capabilities"]
     return not (
         ("torchscript" in test and not stated.get("script", True))
