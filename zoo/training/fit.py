@@ -163,7 +163,8 @@ def _build(
     updates = _updates_per_epoch(train, data)
     about = {}
     if train.qat:
-        net = qat.prepare(net, data, calibrate=resumed is None)
+        layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        net = qat.prepare(net, data, resumed is None, layout)
         about[qat.KEY] = qat.facts(net)
     if train.channels_last:
         net = net.to(memory_format=torch.channels_last)

@@ -7,16 +7,17 @@ in all else a run like any other.
 import itertools
 from collections.abc import Sequence
 
+import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.data.datamodule import ImageData
-from zoo.errors import BadInput, BadWeights
+from zoo.errors import BadInput, BadWeights, NotExportable
 from zoo.exporters import prepared
 from zoo.exporters.prepared import KEY, Prepared
 from zoo.exporters.prepared import facts as facts
 from zoo.reparam import reparameterize
-from zoo.runtimes import need
+from zoo.runtimes import first_line, need
 from zoo.training import overrides as command_line
 from zoo.training.checkpoint import is_own
 from zoo.weights import read_checkpoint
@@ -89,21 +90,45 @@ def fused(model: nn.Module) -> nn.Module:
     return reparameterize(model.eval())
 
 
-def prepare(model: nn.Module, data: ImageData, calibrate: bool) -> Prepared:
+def prepare(
+    model: nn.Module, data: ImageData, calibrate: bool, layout: torch.memory_format
+) -> Prepared:
     """Return the graph to train.
 
     Args:
         model: Fused, on its device.
         data: Says the size of images.
         calibrate: Find the first ranges; a checkpoint has its own.
+        layout: Of the images.
+
+    Raises:
+        NotExportable: The model cannot be traced, or its graph cannot be trained.
     """
     net = prepared.prepare(model, (data.in_chans, *data.image_size))
+    net.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     if calibrate:
         device = next(net.parameters()).device
         loader = data.train_dataloader()
         loader.load_state_dict({"epoch": 0, "batch": 0})
-        net.calibrate(images.to(device) for images, _ in itertools.islice(loader, CALIBRATION))
+        batches = itertools.islice(loader, CALIBRATION)
+        net.calibrate(images.to(device, memory_format=layout) for images, _ in batches)
+        _check_gradients(net, torch.zeros(2, *net.meta["input_size"], device=device), layout)
     return net
+
+
+def _check_gradients(net: Prepared, images: Tensor, layout: torch.memory_format) -> None:
+    """Raise `NotExportable` unless a step of training is possible: not every operator is."""
+    try:
+        net.eval()(images.to(memory_format=layout)).sum().backward()
+    except Exception as error:  # whatever an operator raises on what it is not made for
+        last = layout == torch.channels_last
+        advice = "; train.channels_last=false may help" if last else ""
+        raise NotExportable(
+            f"{type(net).__name__} cannot be trained with train.qat: {first_line(error)}{advice}"
+        ) from error
+    finally:
+        net.zero_grad()
+        net.train()
 
 
 def ranges_follow(updates: int) -> int:
