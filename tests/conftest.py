@@ -25,14 +25,14 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def models_go_with_the_file():
+def models_go_with_the_file(request):
     """Free what a file of tests shares, or a process ends up holding every model in every form."""
     yield
-    from support import shaken
-
     from zoo.profiling.memory import give_back_memory
 
-    shaken.cache_clear()
+    for shared in vars(request.module).values():  # `support.shaken`, too, where it is imported
+        if callable(clear := getattr(shared, "cache_clear", None)):
+            clear()
     torch.compiler.reset()
     give_back_memory()
 

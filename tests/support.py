@@ -74,18 +74,18 @@ def sizes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (even * multiple,) * axes(name), tuple(side * multiple for side in odd)
 
 
-def quick(name: str) -> dict[str, Any]:
+def quick(name: str, blocks: int = 2) -> dict[str, Any]:
     """Return arguments that leave blocks out where a program of all of them takes long to make.
 
-    Two blocks of a stage stay: the first of them often has another form.
+    Two blocks of a stage stay by default: the first of them often has another form.
     """
     fewer: dict[str, Any] = {"blocks_down": (1, 1, 1, 1)}
     arguments = getattr(get_builder(name), "keywords", {})
     depth, depths = arguments.get("depth"), arguments.get("depths")
     if isinstance(depth, int):
-        fewer["depth"] = min(depth, 4)
+        fewer["depth"] = min(depth, 2 * blocks)
     if depths and all(isinstance(depth, int) for depth in depths):
-        fewer["depths"] = tuple(min(depth, 2) for depth in depths)
+        fewer["depths"] = tuple(min(depth, blocks) for depth in depths)
     return {argument: value for argument, value in fewer.items() if takes(name, argument)}
 
 
