@@ -24,6 +24,8 @@ RECORDS = {file.stem: file for file in sorted((Path(__file__).parent / "records"
 # Relative to the spread of what is compared; records hold seven digits of single values.
 TOLERANCE = 2e-6
 DIGITS = 1e-7
+# The public scans compute in single precision, whatever goes in: gradients keep five digits.
+GRADIENT = 2e-5
 
 
 def draw(name: str, shape) -> np.ndarray:
@@ -120,7 +122,7 @@ def compare_gradients(model, outputs, state, record) -> list[str]:
     for name, want in record["grad_norm"].items():
         grad = ours[named[name]].grad
         have = 0.0 if grad is None else grad.norm().item()
-        if not abs(have - (want or 0.0)) <= 1e-5 * (want or 0.0) + 1e-12:
+        if not abs(have - (want or 0.0)) <= GRADIENT * (want or 0.0) + 1e-12:
             wrong.append(f"gradient of {name}: {have:.9g}, expected {want:.9g}")
     return wrong
 
