@@ -56,9 +56,9 @@ def test_what_is_said_not_to_work_fails_with_the_reason(cell, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_every_family_was_tried(format):
-    tried = {name for name, kind, mode in CELLS if (kind, mode) == (format, "static")}
+def test_every_family_was_tried():
+    """In ONNX at least; what else was not tried the table shows as a dot."""
+    tried = {name for name, format, mode in CELLS if (format, mode) == ("onnx", "static")}
     missing = sorted(set(capabilities.smallest()) - tried)
     assert not missing, f"python -m zoo.exporters.capabilities --models {' '.join(missing)}"
 
