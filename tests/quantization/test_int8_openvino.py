@@ -15,7 +15,7 @@ import zoo
 from zoo.exporters import openvino as exporter
 from zoo.exporters.settings import Settings
 from zoo.exporters.tracing import Packaged
-from zoo.quantization.openvino import convert
+from zoo.quantization.openvino import check_outputs, convert
 from zoo.reparam import reparameterize, shake
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +157,7 @@ def test_nothing_is_printed_or_reported(tmp_path):
         "import sys; sys.path.insert(0, 'tests/quantization')\n"
         "from nets import SIZE, Mixed, pictures\n"
         "from pathlib import Path; from zoo.exporters.settings import Settings\n"
-        "from zoo.quantization.openvino import convert\n"
+        "from zoo.quantization.openvino import check_outputs, convert\n"
         f"file = Path({str(tmp_path)!r}) / 'x.xml'\n"
         "convert(Mixed().eval(), file, Settings(SIZE), [pictures(1)], [])\n"
         "import nncf.telemetry.wrapper as wrapper\n"
@@ -166,3 +166,36 @@ def test_nothing_is_printed_or_reported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_openvino_computes_wrongly_stays_in_float(tmp_path):
+    """A linear layer that takes a maximum over the image."""
+
+    class Strongest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.mix = nn.Conv2d(3, 8, 3)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.head(self.mix(x).relu().amax((2, 3)))
+
+    model = Strongest().eval()
+    convert(model, tmp_path / "x.xml", OPEN, [pictures(16)], [])
+    (only,) = integers(tmp_path / "x.xml")
+    assert is_near(weight_of(model, "mix"), *only)
+    images = pictures(32, seed=1)
+    with torch.no_grad():
+        want = model(torch.from_numpy(images)).numpy()
+    assert correlation(answers(tmp_path / "x.xml", images), want) > 0.95
+
+
+def test_nonsense_is_refused():
+    generator = np.random.default_rng(0)
+    outputs = [generator.standard_normal((4, 5)).astype(np.float32) for _ in range(4)]
+    near = [y + 0.1 for y in outputs]
+    check_outputs(Mixed(), outputs, near)
+    with pytest.raises(zoo.NotExportable, match=r"Mixed in int8: .* \(-.* dB\); keep more layers"):
+        check_outputs(Mixed(), outputs[:2], outputs[2:])
+    check_outputs(Mixed(), outputs[:1], outputs[1:2])  # too few to tell
