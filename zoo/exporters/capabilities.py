@@ -39,7 +39,7 @@ MODES: dict[str, dict[str, bool]] = {
 CALIBRATION = 8  # random images of each kind, to find the ranges of values on for int8
 LEAST_SNR = 3.0  # dB: below it, half of what int8 says of an image is noise
 LIMIT = 240  # seconds for a cell: of the processor, so that a busy machine changes no result
-PATIENCE = 5  # times that by the clock, for what waits instead of computing
+PATIENCE = 20  # times that by the clock, for what waits instead of computing
 NOISY = "with weights that are not trained, int8 drowns what the model says of an image"
 LATE = (-signal.SIGPROF, -signal.SIGALRM)  # how a process ends that took too long
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.errors import BadInput, NotExportable
 from zoo.exporters.settings import Settings
+from zoo.exporters.tables import settled
 from zoo.runtimes import first_line
 from zoo.runtimes.pytorch import flat
 
@@ -99,7 +100,7 @@ def ready(model: nn.Module) -> nn.Module:
 
 
 def form(model: nn.Module, settings: Settings) -> nn.Module:
-    """Return the copy of a model that is traced: `ready`, and `halved` if that is asked for.
+    """Return the copy of a model that is traced: `ready`, for the asked size and precision.
 
     Raises:
         NotExportable: The size is to stay open, and the model scans: the operators of a scan are
@@ -110,6 +111,8 @@ def form(model: nn.Module, settings: Settings) -> nn.Module:
             f"{title(model)} cannot be exported with an open size: its selective scans are written "
             "out for the number of pixels; export.dynamic_size=false makes a file of one size"
         )
+    if not settings.dynamic_size:
+        model = settled(model, example(model, settings))
     model = ready(model)
     return halved(model) if settings.half else model
 
