@@ -15,9 +15,11 @@ from zoo.__main__ import main
 from zoo.config import compose
 from zoo.data import DataConfig, create_datamodule
 from zoo.quantization import quantize, sensitivity
+from zoo.quantization.calibration import arrays, calibration
 from zoo.quantization.command import run
 from zoo.quantization.report import table
 from zoo.reparam import shake
+from zoo.training.tasks import get_task
 
 MODEL = "mobilenetv2_035"
 SIDE = 32
@@ -46,15 +48,15 @@ class Net(torch.nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def checkpoint(folder, task: str = "digits", name: str = MODEL, classes: int = 10):
+def checkpoint(folder, classes: int = 10):
     """Write a run folder with the checkpoint that train.py would leave; its weights are shaken."""
-    arguments = {"name": name, "num_classes": classes, "in_chans": 3}
+    arguments = {"name": MODEL, "num_classes": classes, "in_chans": 3}
     model = shake(zoo.create_model(**arguments))
     content = {
         "format": "zoo.checkpoint/1",
         "state_dict": model.state_dict(),
         "model": arguments,
-        "config": {"data": {"name": task, "val_images": 24} if "seg" in task else {"name": task}},
+        "config": {"data": {"name": "digits"}},
         "data": {
             "class_names": [f"c{i}" for i in range(classes)],
             "num_classes": classes,
@@ -200,6 +202,45 @@ def test_in_python_without_data(tmp_path):
     assert not (tmp_path / "b").exists()
     zoo.export(model, "onnx", tmp_path, input_size=(1, 3, SIDE, SIDE), overwrite=True)
     assert not (tmp_path / "quantization.json").exists(), "it spoke of the artefact that is gone"
+
+
+@pytest.mark.parametrize("name", ["digits_segmentation", "photos_superres"])
+def test_maps_are_judged_by_their_own_score(name, tmp_path):
+    settings = {"val_images": 8} if "seg" in name else {}
+    data = create_datamodule(DataConfig(name=name, image_size=SIDE, **settings), batch_size=4)
+    data.setup("validate")
+    torch.manual_seed(0)
+    if data.task == "segmentation":
+        model = torch.nn.Conv2d(3, data.num_classes, 3, padding=1)
+    else:  # what is next to copying each pixel four times
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 1), torch.nn.PixelShuffle(2))
+        std, mean = torch.tensor(data.std), torch.tensor(data.mean)
+        with torch.no_grad():
+            model[0].weight.copy_(torch.diag(std).repeat_interleave(4, 0)[..., None, None])
+            model[0].bias.copy_(mean.repeat_interleave(4))
+    artefact = quantize(
+        model.eval(),
+        "onnx",
+        tmp_path,
+        batches=arrays(calibration(data, 16), data),
+        data=data,
+        input_size=(1, 3, SIDE, SIDE),
+    )
+    about = artefact.manifest["quantization"]
+    plain = get_task(data.task).validate(model, data.val_dataloader(), data, torch.device("cpu"))
+    assert about["evaluated_on"] == plain.images
+    assert about["score"]["float"] == pytest.approx(plain.score, rel=1e-3)
+    assert about["score"]["int8"] == pytest.approx(plain.score, rel=0.05)
+    assert about["score"]["int8"] != about["score"]["float"]
+    line, agreement = table(about).splitlines()[1:3]
+    if data.task == "segmentation":
+        assert line.startswith("mean IoU")
+        assert 0.9 < about["agreement"]["value"] < 1
+    else:
+        assert line.startswith("PSNR, dB")
+        assert f"{about['score']['int8']:.2f}" in line
+        assert 35 < about["agreement"]["value"] < 70
+        assert "dB" in agreement
 
 
 @pytest.mark.parametrize(
