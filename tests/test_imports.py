@@ -27,7 +27,7 @@ RANKS = {
     10: ["zoo.profiling", "zoo.exporters", "zoo.runtimes"],
     11: ["zoo.data", "zoo.predict"],
     12: ["zoo.training"],
-    13: ["zoo.quantization"],
+    13: ["zoo.quantization", "zoo.exporters.capabilities"],  # which tries int8, too
     14: ["zoo.config"],
     15: ["zoo.__main__"],
 }

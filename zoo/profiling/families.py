@@ -18,8 +18,8 @@ README = ROOT / "README.md"
 BEGIN = "<!-- models: written by `python -m zoo catalogue` or `results`, do not edit -->"
 END = "<!-- end of models -->"
 
-_HEAD = ["family", "variants", "params", "MACs", "top-1", "ms", "fastest", "weights", "takes"]
-_HEAD += ["paper"]
+_HEAD = ["family", "variants", "params", "MACs", "top-1", "weights", "takes", "paper"]
+_TIMES = ["ms", "fastest"]  # before the weights, once something was measured
 
 
 def write() -> None:
@@ -43,24 +43,29 @@ def readme_table(counts: dict[str, dict[str, Any]], records: Sequence[Record]) -
 
     Args:
         counts: Of each model its `macs`, as `results/counts.json` holds them.
-        records: The latencies, as `results/models.jsonl` holds them; where a model has none, the
-            cells of its family stay empty.
+        records: The latencies, as `results/models.jsonl` holds them; without any the table has no
+            columns for them, and where one model has none, the cells of its family stay empty.
     """
     families: dict[str, list[str]] = {}
     for name in finished():
         families.setdefault(registry.get_spec(name).family, []).append(name)
     found = by_model(records)
+    head = [*_HEAD[:5], *(_TIMES if found else ()), *_HEAD[5:]]
     rows = [_row(family, names, counts, found) for family, names in sorted(families.items())]
-    machines = "; ".join(dict.fromkeys(map(describe, records)))
     after = (
         f"{len(finished())} models in {len(rows)} families; every one of them, with its figures: "
-        "[docs/models.md](docs/models.md), [results/](results). MACs are of one image of the "
-        "model's own size, as trained. Top-1 is the best published on ImageNet-1k. ms: median "
-        "latency of that image, fused, in PyTorch on one core; fastest: in the faster one of "
-        f"PyTorch and ONNX Runtime ({machines}). Weights: how many variants have published ones "
-        "that are fetched by name."
+        "[docs/models.md](docs/models.md). MACs are of one image of the model's own size, as "
+        "trained. Top-1 is the best published on ImageNet-1k. Weights: how many variants have "
+        "published ones that are fetched by name."
     )
-    return f"{grid(_HEAD, rows)}\n\n{after}"
+    if found:
+        machines = "; ".join(dict.fromkeys(map(describe, records)))
+        after += (
+            " ms: median latency of one image, fused, in PyTorch on one core; fastest: in the "
+            f"faster one of PyTorch and ONNX Runtime ({machines}); each model's own: "
+            "[results/](results)."
+        )
+    return f"{grid(head, rows)}\n\n{after}"
 
 
 def with_table(text: str, table: str) -> str:
@@ -90,7 +95,7 @@ def _row(
         _range([fact["params"] for fact in facts]),
         _range([counts[name]["macs"] for name in names]),
         _span([f"{min(tops):.1f}", f"{max(tops):.1f}"]) if tops else "",
-        *_latencies([found.get(name, {}) for name in names]),
+        *(_latencies([found.get(name, {}) for name in names]) if found else ()),
         f"{pretrained} of {len(names)}",
         ", ".join(_abilities(facts)),
         _papers(facts),
