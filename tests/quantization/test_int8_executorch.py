@@ -114,6 +114,24 @@ def test_small_weights_are_not_rounded_away():
     assert correlation(have.detach().numpy(), want.detach().numpy()) > 0.999
 
 
+def test_indices_stay_whole_numbers():
+    """Numbers that are added to indices, as tables of positions have them, are no values."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Conv2d(3, 4, 1)
+            self.register_buffer("order", torch.tensor([2, 0, 1]))
+
+        def forward(self, x):
+            return self.mix(x)[:, self.order + 1].mean((2, 3))
+
+    with tracing.silence():
+        made = quantized(tracing.trace(Shifted().eval(), ONE, "a test"), batches(4), [])
+        found = made(torch.from_numpy(batches(1)[0]))
+    assert found.shape == (1, 3)
+
+
 def test_a_real_model_takes_less_than_a_third(tmp_path):
     model = reparameterize(shake(zoo.create_model("mobilenetv2_035")).eval())
     settings = Settings((1, 3, 32, 32))

@@ -91,6 +91,10 @@ def _quantizer(keep_float: Collection[str]) -> Any:
     static, dynamic = _configs()
 
     class Layers(XNNPACKQuantizer):
+        def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            # Its own makes float tensors of numbers, for sums and products in int8; of indices too.
+            return model
+
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
             for node in model.graph.nodes:
                 if node.target in LIMITS:
