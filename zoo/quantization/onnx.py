@@ -60,6 +60,8 @@ def convert(
         chosen = nodes_of(graph, layers(model), keep_float)
         if not chosen:
             raise NotExportable(f"{tracing.title(model)}: no layer of it is left to be in int8")
+        _transpose(graph)
+        onnx.save(graph, plain)
         try:
             with tracing.silence():
                 quantization.quantize_static(
@@ -99,6 +101,7 @@ class _Reader:
 def nodes_of(graph: Any, names: Collection[str], keep_float: Collection[str]) -> list[str]:
     """Return the nodes of a graph that compute the layers `names`, without those to be kept."""
     constants = {tensor.name for tensor in graph.graph.initializer}
+    constants |= {node.output[0] for node in _transposed(graph)}
     return [
         node.name
         for node in graph.graph.node
@@ -114,6 +117,33 @@ def owner_of(node: Any) -> str:
     scopes = [entry.value for entry in node.metadata_props if entry.key == SCOPES]
     # The last of them is the operator itself.
     return ast.literal_eval(scopes[0])[-2] if scopes else ""
+
+
+def _transposed(graph: Any) -> list[Any]:
+    """Return the nodes that turn a weight: those that several nodes share come so."""
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    return [
+        node
+        for node in graph.graph.node
+        if node.op_type == "Transpose" and node.input[0] in constants
+    ]
+
+
+def _transpose(graph: Any) -> None:
+    """Put turned weights in the place of weights and what turns them."""
+    from onnx import numpy_helper
+
+    held = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for node in _transposed(graph):
+        (order,) = [entry.ints for entry in node.attribute if entry.name == "perm"]
+        array = numpy_helper.to_array(held[node.input[0]]).transpose(order)
+        turned = numpy_helper.from_array(np.ascontiguousarray(array), node.output[0])
+        graph.graph.initializer.append(turned)
+        graph.graph.node.remove(node)
+    used = {name for node in graph.graph.node for name in node.input}
+    for name, tensor in held.items():
+        if name not in used:
+            graph.graph.initializer.remove(tensor)
 
 
 def _folded(graph: Any, chosen: Collection[str]) -> list[str]:
