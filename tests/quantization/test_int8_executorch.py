@@ -133,7 +133,7 @@ def test_indices_stay_whole_numbers():
 
 
 def test_a_real_model_takes_less_than_a_third(tmp_path):
-    model = reparameterize(shake(zoo.create_model("mobilenetv2_035")).eval())
+    model = reparameterize(shake(zoo.create_model("simplenet_cifar_310k")).eval())
     settings = Settings((1, 3, 32, 32))
     images = list(pictures(12, settings.input_size)[:, None])
     exporter.convert(model, tmp_path / "float.pte", settings)
