@@ -105,5 +105,6 @@ def continued(x: Tensor, axis: int, reach: int) -> Tensor:
     """Continue maps beyond both edges of an axis by half-sample symmetry, as often as it takes."""
     side = x.shape[axis]
     place = torch.arange(-reach, side + reach, device=x.device)
+    place = torch.maximum(place, -1 - place)  # ExecuTorch takes remainders of no negative numbers
     place = place % torch.full_like(place, 2 * side)  # a tensor: ONNX takes no size as a modulus
     return x.index_select(axis, torch.minimum(place, 2 * side - 1 - place))
