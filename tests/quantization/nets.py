@@ -32,7 +32,8 @@ class Mixed(nn.Module):
         torch.manual_seed(0)
         self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
         self.block = Block()
-        self.mix = nn.Conv2d(8, 8, 1, bias=False)
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.mix = nn.Conv2d(6, 8, 2, stride=2, bias=False)
         self.qkv = nn.Linear(8, 24)
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, 5)
@@ -43,14 +44,14 @@ class Mixed(nn.Module):
     def forward(self, x):
         x = self.stem(x).relu()
         x = x + self.block(x)
-        x = x + nn.functional.silu(self.mix(x))
+        x = x + nn.functional.silu(self.mix(self.up(x)))
         tokens = x.flatten(2).mT
         q, k, v = self.qkv(self.norm(tokens)).chunk(3, dim=-1)
         tokens = tokens + (q @ k.mT).softmax(dim=-1) @ v
         return self.head(tokens.mean(1)) * self.even
 
 
-LAYERS = ("stem", "block.depthwise", "mix", "qkv", "head")
+LAYERS = ("stem", "block.depthwise", "up", "mix", "qkv", "head")
 
 
 def pictures(count: int, size=SIZE, *, seed: int = 0) -> np.ndarray:
@@ -61,16 +62,23 @@ def pictures(count: int, size=SIZE, *, seed: int = 0) -> np.ndarray:
 
 
 def weight_of(model: nn.Module, name: str) -> np.ndarray:
-    """Return the weight of a layer."""
-    return model.get_submodule(name).weight.detach().numpy()
+    """Return the weight of a layer, output channels first."""
+    layer = model.get_submodule(name)
+    weight: np.ndarray = layer.weight.detach().numpy()  # type: ignore[union-attr,operator]
+    return weight.swapaxes(0, 1) if isinstance(layer, nn.ConvTranspose2d) else weight
 
 
 def is_near(weight: np.ndarray, integers: np.ndarray, scales: np.ndarray) -> bool:
-    """Say whether int8 with a scale for each output channel stands for a weight."""
-    if integers.shape != weight.shape or scales.size != len(weight):
+    """Say whether int8 with a scale for each output channel stands for a weight.
+
+    It may lie there with its channels exchanged, or with groups as an axis of their own.
+    """
+    if integers.shape == weight.swapaxes(0, 1).shape != weight.shape:
+        integers = integers.swapaxes(0, 1)
+    if integers.size != weight.size or scales.size != len(weight):
         return False
     scales = scales.reshape(-1, *[1] * (weight.ndim - 1))
-    return bool((np.abs(integers * scales - weight) <= 0.51 * scales).all())
+    return bool((np.abs(integers.reshape(weight.shape) * scales - weight) <= 0.51 * scales).all())
 
 
 def correlation(have: np.ndarray, want: np.ndarray) -> float:

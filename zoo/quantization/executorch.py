@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from zoo import runtimes
 from zoo.errors import NotExportable
 from zoo.exporters import executorch as exporter
 from zoo.exporters import tracing
 from zoo.exporters.settings import Settings
+from zoo.quantization import sanity
 from zoo.quantization.layers import within
 from zoo.runtimes import need
 
@@ -65,6 +67,20 @@ def convert(
             f"{tracing.title(model)} cannot be quantised for ExecuTorch: {tracing.reason(error)}"
         ) from error
     exporter.lower(model, program, file)
+    _check(model, file, sanity.watched(batches))
+
+
+def _check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> None:
+    """Raise `NotExportable` where XNNPACK does not take the file, or computes something else."""
+    try:
+        runtime = runtimes.load(file, "executorch")
+        found = [runtime(batch)[0] for batch in batches]
+    except Exception as error:  # XNNPACK objects to some graphs only when it loads them
+        raise NotExportable(
+            f"{tracing.title(model)} in int8 does not run in ExecuTorch: {tracing.reason(error)}"
+        ) from error
+    reference = runtimes.load(model, "eager")
+    sanity.check(model, [reference(batch)[0] for batch in batches], found, "ExecuTorch")
 
 
 def quantized(

@@ -18,8 +18,8 @@ from zoo.errors import NotExportable
 from zoo.exporters import openvino as exporter
 from zoo.exporters import tracing
 from zoo.exporters.settings import Settings
+from zoo.quantization import sanity
 from zoo.quantization.layers import layers
-from zoo.quantization.noise import Noise
 from zoo.quantization.onnx import nodes_of
 from zoo.runtimes import first_line, need
 
@@ -31,8 +31,6 @@ QUANTIZABLE = {
     "Multiply", "NormalizeL2", "Power", "ReduceMax", "ReduceMean", "ReduceSum",
     "ScaledDotProductAttention", "Subtract",
 }  # fmt: skip
-WATCHED = 16  # images on which what runs is compared with the float program
-FEWEST = 8  # of fewer, nothing can be said of how much images differ
 REPORTER = "openvino_telemetry"
 BARE = "/WithoutBiases"  # what OpenVINO adds to the name of a layer whose bias it adds apart
 
@@ -68,17 +66,24 @@ def convert(
         chosen = set(nodes_of(graph, layers(model), keep_float))
         if not chosen:
             raise NotExportable(f"{tracing.title(model)}: no layer of it is left to be in int8")
-        outputs = {name for node in graph.graph.node if node.name in chosen for name in node.output}
-        seen = batches[: 1 + WATCHED // len(batches[0])]
+        # OpenVINO names a layer after its node or its output, its bias apart; or not at all, and
+        # then its weight has a name.
+        names = {
+            name
+            for node in graph.graph.node
+            if node.name in chosen
+            for name in (node.name, node.input[1], *node.output)
+        }
+        seen = sanity.watched(batches)
         wanted = _outputs(program, seen)
         try:
-            program = _quantized(program, batches, chosen | outputs)
+            program = _quantized(program, batches, names)
         except Exception as error:  # whatever NNCF raises on a graph that it does not understand
             raise NotExportable(
                 f"{tracing.title(model)} cannot be quantised for OpenVINO: {first_line(error)}"
             ) from error
         exporter.write(model, program, file)
-    check_outputs(model, wanted, _outputs(file, seen))
+    sanity.check(model, wanted, _outputs(file, seen), "OpenVINO")
 
 
 def _outputs(program: Any, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -90,24 +95,7 @@ def _outputs(program: Any, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [compiled(batch)[0].copy() for batch in batches]
 
 
-def check_outputs(
-    model: nn.Module, wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]
-) -> None:
-    """Raise `NotExportable` where what runs has little to do with the float program.
-
-    OpenVINO merges what lies around a layer in int8 into it, and not always rightly.
-    """
-    noise = Noise()
-    for want, have in zip(wanted, found, strict=True):
-        noise.add(want, have)
-    if noise.images >= FEWEST and noise.snr_db < 0:
-        raise NotExportable(
-            f"{tracing.title(model)} in int8: what OpenVINO computes differs from the float "
-            f"program by more than images do ({noise.snr_db:.1f} dB); keep more layers in float"
-        )
-
-
-def _quantized(program: Any, batches: Sequence[np.ndarray], chosen: Collection[str]) -> Any:
+def _quantized(program: Any, batches: Sequence[np.ndarray], chosen: set[str]) -> Any:
     """Return the program with the layers `chosen` in int8, named as in ONNX."""
     with tracing.silence():
         nncf = _nncf()
@@ -117,8 +105,7 @@ def _quantized(program: Any, batches: Sequence[np.ndarray], chosen: Collection[s
         ignored = [
             op.get_friendly_name()
             for op in program.get_ops()
-            if op.get_type_name() in QUANTIZABLE
-            and (op.get_friendly_name().removesuffix(BARE) not in chosen or _fails(op))
+            if op.get_type_name() in QUANTIZABLE and (not _names(op) & chosen or _fails(op))
         ]
         return nncf.quantize(
             program,
@@ -133,6 +120,14 @@ def _quantized(program: Any, batches: Sequence[np.ndarray], chosen: Collection[s
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
             ),
         )
+
+
+def _names(op: Any) -> set[str]:
+    """Return the names that an operation may be known by in ONNX: its own, or its weight's."""
+    own = op.get_friendly_name().removesuffix(BARE)
+    if op.get_input_size() < 2 or "Convolution" not in op.get_type_name():
+        return {own}
+    return {own, op.input(1).get_source_output().get_node().get_friendly_name()}
 
 
 def _fails(op: Any) -> bool:
