@@ -127,9 +127,9 @@ def merge_pointwise(layer: nn.ConvTranspose2d, pointwise: nn.Conv2d) -> nn.ConvT
     if pointwise.bias is not None:
         bias = bias + pointwise.bias.detach().double()
     weight, dtype = layer.weight.detach().double(), layer.weight.dtype
-    merged = rebuilt(
-        layer, weight=torch.einsum("imhw,om->iohw", weight, mix).to(dtype), bias=bias.to(dtype)
-    )
+    mixed = torch.einsum("imhw,om->iohw", weight, mix).to(dtype)
+    # Laid out as written: ExecuTorch refuses weights in another order.
+    merged = rebuilt(layer, weight=mixed.contiguous(), bias=bias.to(dtype))
     merged.out_channels = pointwise.out_channels
     return merged
 
