@@ -54,4 +54,7 @@ def inverse_haar(bands: Tensor) -> Tensor:
         ],
         dim=-3,
     )
-    return F.pixel_shuffle(pixels, 2).squeeze(-3)
+    if pixels.dim() == 3:
+        return F.pixel_shuffle(pixels, 2).squeeze(-3)
+    # Channels of one axis, as images have them: Core ML and ExecuTorch shuffle no more.
+    return F.pixel_shuffle(pixels.flatten(-4, -3), 2)
