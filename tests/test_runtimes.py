@@ -177,6 +177,23 @@ def test_an_artefact_runs_without_torch(tmp_path, model, runtime):
     assert float(done.stdout) == pytest.approx(wanted, rel=1e-4)
 
 
+def test_signals_are_handled_after_openvino_went_in_any_order(tmp_path, model):
+    """OpenVINO once left a freed stack to whatever signal came next: it killed the process."""
+    from zoo.exporters import convert
+
+    file = tmp_path / "model.onnx"
+    convert(model, file, input_size=BATCH.shape, dynamic_batch=False)
+    code = (
+        "import faulthandler, signal; from zoo import runtimes; faulthandler.enable()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        f"first = runtimes.load({str(file)!r}, 'openvino')\n"
+        f"second = runtimes.load({str(file)!r}, 'openvino')\n"
+        "del first; del second; signal.raise_signal(signal.SIGUSR1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, model):
     found = importlib.util.find_spec
     monkeypatch.setattr(

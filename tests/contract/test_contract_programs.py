@@ -16,6 +16,7 @@ from support import (
     tensors,
     trainable,
 )
+from torch._dynamo.testing import CompileCounter
 
 import zoo
 
@@ -75,12 +76,16 @@ def test_symbolic_trace_trains(name):
 def test_compile_in_one_graph_for_any_size(name):
     torch.compiler.reset()
     model = shaken(name, **quick(name, blocks=1))  # sizes as symbols make every operator dear
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    graphs = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
     with torch.no_grad():
         free = "multiple" not in zoo.model_info(name)["input"]
-        for batch, size in zip((2, 3), ((64, 64), (96, 128)) if free else sizes(name), strict=True):
+        square, other = ((64, 64), (96, 128)) if free else sizes(name)
+        for batch, size in ((2, other), (5, square)):  # sides that are equal would be one symbol
             x = images(batch, size, model.in_chans)
             assert difference(compiled(x), model(x)) < 1e-5
+    # Maps of a single cell, and windows that fill a map, may be another graph.
+    assert graphs.frame_count <= 2
     torch.compiler.reset()
 
 

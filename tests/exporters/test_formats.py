@@ -19,6 +19,7 @@ import zoo
 from zoo.config import compose
 from zoo.exporters import Origin, files, formats
 from zoo.exporters.command import run
+from zoo.runtimes.openvino import core
 
 MODEL = "mobilenetv2_035"
 SIZE = (1, 3, 16, 20)
@@ -76,10 +77,8 @@ def bare(artefact, x):
         session = onnxruntime.InferenceSession(path)
         return session.run(None, {artefact.manifest["input"]["name"]: x})[0]
     if path.endswith(".xml"):
-        import openvino
-
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
-        return openvino.Core().compile_model(path, "CPU", settings)(x)[0]
+        return core().compile_model(path, "CPU", settings)(x)[0]
     with torch.no_grad():
         if path.endswith(".aoti.pt2"):
             return torch._inductor.aoti_load_package(path)(torch.from_numpy(x)).numpy()

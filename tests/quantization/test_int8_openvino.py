@@ -18,6 +18,7 @@ from zoo.exporters.tracing import Packaged
 from zoo.quantization.openvino import convert
 from zoo.quantization.sanity import check
 from zoo.reparam import reparameterize, shake
+from zoo.runtimes.openvino import core
 
 ROOT = Path(__file__).parents[2]
 OPEN = Settings(SIZE, dynamic_batch=True)
@@ -25,7 +26,7 @@ OPEN = Settings(SIZE, dynamic_batch=True)
 
 def answers(file, images: np.ndarray) -> np.ndarray:
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    return openvino.Core().compile_model(str(file), "CPU", settings)(images)[0]
+    return core().compile_model(str(file), "CPU", settings)(images)[0]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
 def integers(file) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return each weight in int8 of a file with its scales."""
     found = []
-    for op in openvino.Core().read_model(file).get_ordered_ops():
+    for op in core().read_model(file).get_ordered_ops():
         if op.get_type_name() == "Constant" and op.get_element_type() == openvino.Type.i8:
             (converted,) = (i.get_node() for i in op.output(0).get_target_inputs())
             (scaled,) = (i.get_node() for i in converted.output(0).get_target_inputs())
@@ -80,7 +81,7 @@ def test_kept_layers_are_float(folder):
 
 
 def test_only_layers_are_quantised(folder):
-    program = openvino.Core().read_model(folder / "int8.xml")
+    program = core().read_model(folder / "int8.xml")
     fed = {
         target.get_node().get_type_name()
         for op in program.get_ops()

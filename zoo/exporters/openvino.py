@@ -15,6 +15,7 @@ from zoo.errors import NotExportable
 from zoo.exporters import onnx, tracing
 from zoo.exporters.settings import Settings
 from zoo.runtimes import first_line, need
+from zoo.runtimes.openvino import core
 
 PACKAGES = ("onnx", "onnxscript", "openvino")
 EXTRA = "export"
@@ -55,7 +56,7 @@ def read(model: nn.Module, middle: Path, settings: Settings) -> Any:
     try:
         with tracing.silence():
             # Not convert_model: it reads ONNX in the same way, and reports its use to its makers.
-            program = openvino.Core().read_model(middle)
+            program = core().read_model(middle)
             folding = openvino.passes.Manager()
             folding.register_pass(openvino.passes.ConstantFolding())
             folding.run_passes(program)
@@ -90,6 +91,4 @@ def versions() -> tuple[str, ...]:
 
 def describe(file: Path) -> dict[str, Any]:
     """Return what the file states of itself: number of operations."""
-    import openvino
-
-    return {"nodes": len(openvino.Core().read_model(file).get_ops())}
+    return {"nodes": len(core().read_model(file).get_ops())}

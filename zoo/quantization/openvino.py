@@ -22,6 +22,7 @@ from zoo.quantization import sanity
 from zoo.quantization.layers import layers
 from zoo.quantization.onnx import nodes_of
 from zoo.runtimes import first_line, need
+from zoo.runtimes.openvino import core
 
 PACKAGES = (*exporter.PACKAGES, "nncf")
 # What NNCF would quantise for a CPU, by OpenVINO's names; of it, only chosen layers are.
@@ -88,10 +89,8 @@ def convert(
 
 def _outputs(program: Any, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return the first output of a program, or of its file, for each batch."""
-    import openvino
-
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(program, "CPU", settings)
+    compiled = core().compile_model(program, "CPU", settings)
     return [compiled(batch)[0].copy() for batch in batches]
 
 

@@ -1,6 +1,7 @@
 """OpenVINO on a CPU."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,21 @@ from zoo.errors import BadInput
 from zoo.runtimes.base import first_line
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+@functools.cache
+def core() -> Any:
+    """Return this process's `openvino.Core`, its CPU plugin loaded.
+
+    It stays until the process ends. Each core makes a stack for signal handlers, and one that goes
+    after a later one has come leaves the process with a stack that is freed: the next signal that
+    Python handles (Ctrl-C, the end of a data loader's worker) would kill the process.
+    """
+    import openvino
+
+    made = openvino.Core()
+    made.get_property("CPU", "FULL_DEVICE_NAME")
+    return made
 
 
 class OpenVino:
@@ -50,9 +66,10 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype],
         }
+        known = core()
         begin = time.perf_counter()
         try:
-            self.model = openvino.Core().compile_model(str(artefact), "CPU", settings)
+            self.model = known.compile_model(str(artefact), "CPU", settings)
         except RuntimeError as error:
             raise BadInput(f"OpenVINO cannot load {artefact}: {first_line(error)}") from error
         self.load_s = time.perf_counter() - begin
