@@ -370,3 +370,16 @@ def test_the_command_says_a_mistake_in_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: no model named 'mobilenet_v2'")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "typed"),
+    [
+        ("/somewhere/zoo/__main__.py", "python -m zoo results"),
+        ("/somewhere/benchmark.py", "python benchmark.py results"),
+        ("/somewhere/bin/zoo", "zoo results"),
+    ],
+)
+def test_records_say_what_was_typed_and_not_where(script, typed, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script, "results"])
+    assert " ".join(sweep._command()) == typed

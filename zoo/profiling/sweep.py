@@ -324,4 +324,8 @@ def _raise_if_incomplete(rows: Sequence[Record]) -> None:
 
 
 def _command() -> list[str]:
-    return ["python", *sys.argv] if sys.argv[0].endswith(".py") else list(sys.argv)
+    """Return what was typed, without where the script stands on this machine."""
+    script, arguments = Path(sys.argv[0]), sys.argv[1:]
+    if script.name == "__main__.py":
+        return ["python", "-m", script.parent.name, *arguments]
+    return [*(["python"] if script.suffix == ".py" else []), script.name, *arguments]
