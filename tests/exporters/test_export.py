@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -81,6 +82,12 @@ def test_the_artefact_runs_with_nothing_but_the_manifest(made):
         with torch.no_grad():
             wanted = model(torch.from_numpy(x)).numpy()
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_the_artefact_says_nothing_of_the_machine_it_was_made_on(made):
+    content = made[1].path.read_bytes()
+    assert str(Path(zoo.__file__).parent).encode() not in content
+    assert b"site-packages" not in content
 
 
 def test_what_the_manifest_says(made):

@@ -16,6 +16,9 @@ EXTRA = "export"
 OPSETS = (18, 23)  # those that torch's exporter writes and ONNX Runtime is tested with
 INPUT = "input"
 
+# What the exporter notes at each node besides its module: files of this machine, and the program.
+_NOTES = tuple(f"pkg.torch.onnx.{key}" for key in ("stack_trace", "fx_node", "class_hierarchy"))
+
 
 def convert(model: nn.Module, file: Path, settings: Settings) -> None:
     """Write `model`, in evaluation mode, to `file`, a single ONNX file.
@@ -45,6 +48,9 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
                 dynamic_shapes=(_open(settings),) if settings.open_axes else None,
             )
             assert program is not None  # it is only without dynamo that nothing is returned
+            for node in program.model.graph.all_nodes():
+                for key in _NOTES:
+                    node.metadata_props.pop(key, None)
             program.save(file, external_data=False)
     except OSError:
         raise
