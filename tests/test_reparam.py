@@ -5,7 +5,17 @@ import copy
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from support import CLASSIFIERS, PYRAMIDS, SMALLEST, difference, fresh, images, inputs, shaken
+from support import (
+    CLASSIFIERS,
+    PYRAMIDS,
+    SMALLEST,
+    difference,
+    fresh,
+    images,
+    inputs,
+    quick,
+    shaken,
+)
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -163,7 +173,7 @@ def test_train_mode_is_refused(name):
 def test_report_agrees_with_the_counts(name):
     two = tuple(inputs(name).shape)
     size = (1, *two[1:])
-    model = shaken(name)
+    model = shaken(name, **quick(name))
     fused = zoo.reparameterize(model)
     found = report(model, fused, two, timed=False)
     counts = zoo.count(model, size), zoo.count(fused, size)
