@@ -5,8 +5,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
-# In a process of its own: what interprets GPU kernels has ended processes that did much before.
-TRITON := tests/ops/test_selective_scan_triton.py
 
 .PHONY: demo test lint results clean
 
@@ -29,8 +27,7 @@ demo: $(VENV)/installed $(DEMO)/trained
 	$(BIN)/python export.py weights=$$run format=onnx export.out=$${run}export export.overwrite=true
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --ignore $(TRITON)
-	$(BIN)/python -m pytest -n 0 $(TRITON)
+	$(BIN)/python -m pytest
 
 results: $(VENV)/installed
 	$(BIN)/python -m zoo results
