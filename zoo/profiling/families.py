@@ -7,7 +7,7 @@ from typing import Any
 from zoo import registry
 from zoo.errors import BadInput
 from zoo.profiling.changes import describe
-from zoo.profiling.markdown import Markup, grid, ms
+from zoo.profiling.markdown import Markup, grid
 from zoo.profiling.overview import RECORDS, ROOT, by_model, fastest, finished
 from zoo.profiling.pareto import published
 from zoo.profiling.records import Record, read
@@ -108,7 +108,12 @@ def _latencies(models: list[dict[tuple[str, bool], Record]]) -> tuple[str, str]:
         return "", ""
     eager = [forms["eager", True]["p50_ms"] for forms in models]
     best = [fastest(forms)["p50_ms"] for forms in models]
-    return _span([ms(min(eager)), ms(max(eager))]), _span([ms(min(best)), ms(max(best))])
+    return _from_to(eager), _from_to(best)
+
+
+def _from_to(times: list[float]) -> str:
+    """Return the least and the largest, in the three digits that a spread of a percent leaves."""
+    return _span([f"{t:.3g}" if t < 999.5 else f"{t:.0f}" for t in (min(times), max(times))])
 
 
 # What facts state, in words; what every model can (features, onnx) goes without saying.
