@@ -1,12 +1,16 @@
 """Whole models: a second counter, the published figures, both within one percent or explained."""
 
+import json
+
 import pytest
 import torch
 from support import FINISHED, SMALLEST, inputs
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from zoo.profiling import catalogue
 
+COUNTS = json.loads(catalogue.COUNTS.read_text("utf-8"))
 # Peers of four kinds; PyTorch's own counter knows matrix products, convolutions and attention.
 PEERS = [
     f"timm/{name}"
@@ -25,7 +29,9 @@ def macs_of_pytorch(model, size) -> int:
 def test_the_counter_of_pytorch_agrees(name):
     model = zoo.create_model(name).eval()
     size = (1, 3, 224, 224) if name in PEERS else (1, *zoo.model_info(name)["input"]["size"])
-    assert zoo.count(model, size).macs == pytest.approx(macs_of_pytorch(model, size), rel=0.01)
+    found = zoo.count(model, size).macs
+    assert found == pytest.approx(macs_of_pytorch(model, size), rel=0.01)
+    assert name in PEERS or found == COUNTS[name]["macs"]
 
 
 @pytest.mark.parametrize("name", SMALLEST)
@@ -43,10 +49,8 @@ def test_published_macs_agree_or_the_facts_say_why_not(name):
         reasons = [row.get("why", {}).get("macs_g") for row in facts["published"]]
         assert any(reasons), "no published figure to compare with, and no reason"
         return
-    with torch.device("meta"):
-        model = zoo.create_model(name)
-    model = model.to_empty(device="cpu")  # what the values are does not matter
-    found = zoo.count(model, (1, *facts["input"]["size"])).macs / 1e9
+    # Counting every variant again takes minutes; above, the smallest ones of all families are.
+    found = COUNTS[name]["macs"] / 1e9
     for row in rows:
         if row.get("why", {}).get("macs_g"):
             continue
