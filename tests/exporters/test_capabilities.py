@@ -21,12 +21,15 @@ WORKS = [
     ("mobilenetv2_035", "torchscript", "fp16"),
     ("simplenet_cifar_310k", "pt2", "dynamic size"),
     ("simplenet_cifar_310k", "onnx", "static"),
+    ("cvt_2_4_32", "torchscript", "dynamic size"),
 ]
 FAILS = [
     ("mobilenetv2_035", "executorch", "dynamic batch"),
     ("mobilenetv2_035", "executorch", "dynamic size"),
     ("simplenet_cifar_310k", "coreml", "dynamic size"),
     ("simplenet_cifar_310k", "pt2", "int8"),
+    ("efficientvmamba_tiny", "onnx", "dynamic size"),
+    ("efficientvmamba_tiny", "torchscript", "dynamic size"),
 ]
 
 
@@ -50,6 +53,13 @@ def test_what_is_said_not_to_work_fails_with_the_reason(cell, tmp_path):
         again(*cell, tmp_path)
     assert CELLS[cell]["reason"] in str(caught.value)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("format", [format for format in FORMATS if format != "aoti"])
+def test_every_family_was_tried(format):
+    assert {name for name, kind, mode in CELLS if (kind, mode) == (format, "static")} == set(
+        capabilities.smallest()
+    )
 
 
 def test_the_page_is_written_from_the_records():
