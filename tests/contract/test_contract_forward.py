@@ -53,19 +53,6 @@ def test_the_smallest_images_work(name, size):
         assert shaken(name)(images(2, size)).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in SMALLEST
-        if name in zoo.list_models(dynamic_size=False) and name not in IN_MULTIPLES
-    ],
-)
-def test_a_size_that_cannot_work_is_said_to_be_that(name):
-    with pytest.raises(ValueError, match=r"97|130"):
-        shaken(name)(images(1, (97, 130)))
-
-
 @pytest.mark.parametrize("name", IN_MULTIPLES)
 def test_sides_are_multiples_and_others_are_refused_with_some_that_work(name):
     model, number = shaken(name), axes(name)

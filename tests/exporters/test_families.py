@@ -21,13 +21,8 @@ CASES = {
 }
 
 
-# The tests of the README export the others at their first size.
-FIRST = [name for name in CASES if name not in ("efficientvmamba_tiny", "lightm_unet_2d")]
-
-
-@pytest.mark.parametrize(
-    ("name", "which"), [(name, 0) for name in FIRST] + [(name, 1) for name in CASES]
-)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("which", [0, 1])
 def test_a_file_for_each_size(name, which, tmp_path):
     kwargs, *both = CASES[name]
     size = both[which]

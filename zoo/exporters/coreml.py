@@ -20,8 +20,7 @@ from zoo.runtimes import need
 PACKAGES = ("coremltools",)
 EXTRA = "coreml"
 INPUT = "input"
-# What coremltools does not know is told in simpler operators.
-UNKNOWN = (torch.ops.aten.addcmul.default, torch.ops.aten.upsample_trilinear3d.vec)
+UNKNOWN = (torch.ops.aten.addcmul.default,)  # to coremltools: told in simpler operators
 
 
 def convert(model: nn.Module, file: Path, settings: Settings) -> None:
