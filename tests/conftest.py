@@ -1,5 +1,6 @@
 """Options of the whole suite, and one thread a process."""
 
+import gc
 import os
 import sys
 
@@ -35,6 +36,12 @@ def models_go_with_the_file(request):
             clear()
     torch.compiler.reset()
     give_back_memory()
+    # PyTorch keeps what programs were made of, a million objects: no search for garbage in them.
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 @pytest.fixture

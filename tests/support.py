@@ -80,8 +80,10 @@ def quick(name: str, blocks: int = 2) -> dict[str, Any]:
     Two blocks of a stage stay by default: the first of them often has another form.
     """
     fewer: dict[str, Any] = {"blocks_down": (1, 1, 1, 1)}
-    arguments = getattr(get_builder(name), "keywords", {})
-    depth, depths = arguments.get("depth"), arguments.get("depths")
+    arguments = inspect.signature(get_builder(name)).parameters
+    depth, depths = (
+        arguments[key].default if key in arguments else None for key in ("depth", "depths")
+    )
     if isinstance(depth, int):
         fewer["depth"] = min(depth, 2 * blocks)
     if depths and all(isinstance(depth, int) for depth in depths):

@@ -97,13 +97,16 @@ def at_a_user(tmp_path, monkeypatch):
 )
 @pytest.mark.usefixtures("at_a_user")
 def test_exports_do_as_the_page_says(command, capsys):
-    """As typed, but with few blocks of the model that takes long."""
+    """As typed, but with few blocks of the models that take long."""
     from zoo.config import compose
     from zoo.quantization.command import run
 
     words = shlex.split(command, comments=True)[2:]
     if "model=lightm_unet_2d" in words:
         words += ["+model.kwargs.blocks_down=[1,1]", "+model.kwargs.blocks_up=[1]"]
+        words += ["+model.kwargs.init_filters=8"]
+    if "model=efficientvmamba_tiny" in words:
+        words += ["+model.kwargs.depths=[1,1,1,1]"]
     (artefact,) = run(compose("export", words), words)
     assert artefact.path.is_file()
     printed = capsys.readouterr().out

@@ -52,7 +52,7 @@ def test_checkpointing_changes_memory_only(name, features_only):
     kwargs = {"features_only": features_only}
     kwargs |= {"drop_path_rate": 0.3} if takes(name, "drop_path_rate") else {}
     kwargs |= {"depth": 4} if takes(name, "dim") and takes(name, "depth") else {}  # WaveMix: 16
-    model, x = fresh(name, torch.float64, **kwargs).train(), inputs(name, 4, dtype=torch.float64)
+    model, x = fresh(name, torch.float64, **kwargs).train(), inputs(name, dtype=torch.float64)
     want, plain = gradients(model, x)
     model.set_grad_checkpointing(True)
     with counting_saved() as saved:

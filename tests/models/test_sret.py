@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from published import WRAPPERS, public_state, wrapped
-from support import difference, fresh, images, shaken
+from support import difference, fresh, images, quick, shaken
 
 import zoo
 from zoo.models.sret import Recursion, Scalar, SharedBlock, order_of, sliced
@@ -146,4 +146,4 @@ def test_fusing_leaves_the_numbers_of_the_residual_path():
 
 @pytest.mark.parametrize("name", ["sret_t", "sret_t_wo_slice"])
 def test_export(name, tmp_path):
-    zoo.export(shaken(name), "onnx", tmp_path / name, input_size=(1, 3, 64, 96))
+    zoo.export(shaken(name, **quick(name)), "onnx", tmp_path / name, input_size=(1, 3, 64, 96))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from published import WRAPPERS, public_state, wrapped
-from support import difference, fresh, images, shaken
+from support import difference, fresh, images, quick, shaken
 from torch import nn
 
 import zoo
@@ -169,4 +169,6 @@ def test_no_weights_are_published():
 
 
 def test_export(tmp_path):
-    zoo.export(shaken("svt_s"), "onnx", tmp_path / "svt_s", input_size=(1, 3, 96, 64))
+    zoo.export(
+        shaken("svt_s", **quick("svt_s")), "onnx", tmp_path / "svt_s", input_size=(1, 3, 96, 64)
+    )

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from published import WRAPPERS, public_state, wrapped
-from support import difference, fresh, images, shaken
+from support import difference, fresh, images, quick, shaken
 from torch import nn
 
 import zoo
@@ -155,7 +155,7 @@ def test_the_softmax_form_is_fused_and_a_program_too():
 
 @pytest.mark.parametrize("name", [PERFORMER, SOFTMAX])
 def test_export(name, tmp_path):
-    zoo.export(shaken(name), "onnx", tmp_path / name, input_size=(1, 3, 48, 64))
+    zoo.export(shaken(name, **quick(name)), "onnx", tmp_path / name, input_size=(1, 3, 48, 64))
 
 
 def test_images_smaller_than_a_token():

@@ -36,6 +36,8 @@ MODES: dict[str, dict[str, bool]] = {
     "fp16": {"dynamic_batch": False, "half": True},
     "int8": {"dynamic_batch": False},
 }
+NARROW = ("fp16", "int8")  # modes whose numbers have fewer bits
+SEEN = 8  # random images of each kind, for batch norms to take their statistics from
 CALIBRATION = 8  # random images of each kind, to find the ranges of values on for int8
 LEAST_SNR = 3.0  # dB: below it, half of what int8 says of an image is noise
 LIMIT = 240  # seconds for a cell: of the processor, so that a busy machine changes no result
@@ -69,7 +71,7 @@ def attempt(name: str, format: str, mode: str) -> dict[str, Any]:
     """Export a model in one mode, and return whether that works and else why not."""
     begin = time.perf_counter()
     try:
-        model = shaken(name)
+        model = weighted(name, settled=mode in NARROW)
         with tempfile.TemporaryDirectory() as folder:
             said = _judged(export_in(mode, model, name, format, folder))
     except ZooError as error:
@@ -79,13 +81,32 @@ def attempt(name: str, format: str, mode: str) -> dict[str, Any]:
     return {**_blank(name, format, mode), **said, "seconds": round(time.perf_counter() - begin, 1)}
 
 
-@functools.lru_cache(1)
-def shaken(name: str) -> Any:
-    """Build a model with weights that tell; exports leave it as it is."""
+@functools.lru_cache(2)
+def weighted(name: str, *, settled: bool) -> Any:
+    """Build a model with weights that tell; exports leave it as it is.
+
+    Args:
+        name: Of a registered model.
+        settled: Let batch norms hold the statistics of random images, as training would: else
+            values grow from layer to layer, beyond what few bits hold, as in no trained model.
+    """
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from zoo.exporters.verify import batches
     from zoo.factory import create_model
     from zoo.reparam import shake
 
-    return shake(create_model(name)).eval()
+    model = shake(create_model(name)).eval()
+    if settled:
+        for norm in (module for module in model.modules() if isinstance(module, _BatchNorm)):
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of what is seen
+            norm.train()
+        with torch.no_grad():
+            for images in batches(small_input(name)[1:], [SEEN]):
+                model(torch.from_numpy(images))
+    return model.eval()
 
 
 def export_in(mode: str, model: Any, name: str, format: str, folder: str | Path) -> Any:

@@ -7,17 +7,31 @@ of the map, weights that are made of others.
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 
 def fold(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Return the program with what is computed from weights alone in the place of the weights."""
     module: Any = program.module(check_guards=False)
+    fold_in(module)
+    args, kwargs = program.example_inputs or ((), {})
+    return torch.export.export(module, args, kwargs)
+
+
+def fold_in(module: Any, *, trained: bool = True) -> None:
+    """Put constants in the place of what computes them, in a traced module itself.
+
+    Args:
+        module: What `torch.export` made of a model.
+        trained: Fold what depends on parameters, too; they cannot be trained then.
+    """
     known: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
-            known[node] = _attribute(module, node.target)
+            value = _attribute(module, node.target)
+            if trained or not isinstance(value, nn.Parameter):
+                known[node] = value
         elif node.op == "call_function" and _is_known(node, known):
             args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
             with torch.no_grad():
@@ -31,18 +45,18 @@ def fold(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
         module.register_buffer(name, value)
         with module.graph.inserting_before(node):
             constant = module.graph.get_attr(name)
+        constant.meta.update(node.meta)
         node.replace_all_uses_with(constant, lambda user: user not in known)
     for node in reversed(known):  # checks of constants, too, which count as having an effect
         if not node.users:
             module.graph.erase_node(node)
     module.recompile()
-    args, kwargs = program.example_inputs or ((), {})
-    return torch.export.export(module, args, kwargs)
 
 
 def _is_known(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
-    inputs = node.all_input_nodes
-    return bool(inputs) and all(other in known for other in inputs)
+    """Say whether a call depends on what is known alone, and gives the same at every call."""
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return not random and all(other in known for other in node.all_input_nodes)
 
 
 def _attribute(module: Any, path: str) -> Any:

@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 
 from zoo import runtimes
 from zoo.errors import BadInput, BadWeights, NotExportable
-from zoo.exporters import tracing
+from zoo.exporters import constants, tracing
 from zoo.exporters.settings import Settings
 from zoo.factory import create_model
 from zoo.reparam import reparameterize
@@ -29,7 +29,7 @@ from zoo.reparam import reparameterize
 PACKAGES = ("torchao", "executorch")
 KEY = "qat"  # of a checkpoint: what has to be known to build the graph again
 FORMATS = ("onnx", "executorch")  # OpenVINO turns the weights of such a file into floats again
-SCHEME = "xnnpack/1"
+SCHEME = "xnnpack/2"
 SMALLEST_SCALE = 2**-12  # what XNNPACK's quantiser states
 
 
@@ -220,7 +220,10 @@ def _traced(model: nn.Module, size: list[int]) -> GraphModule:
             f"{name} cannot be traced for train.qat: what it computes depends on the number of"
             " images"
         )
-    return program.module()  # type: ignore[return-value]
+    graph = program.module()
+    # Indices that the size of the map gives would be taken for values to round.
+    constants.fold_in(graph, trained=False)
+    return graph  # type: ignore[return-value]
 
 
 def _quantizer() -> Any:
@@ -298,16 +301,22 @@ def _put_biases_on_grids(graph: GraphModule) -> None:
 def _with_biases_on_grids(net: Prepared) -> Prepared:
     """Return a copy whose biases have the values that `on_grid` gives them, without its calls."""
     net = copy.deepcopy(net)
-    for node in list(net.graph.nodes):
+    for number, node in enumerate(list(net.graph.nodes)):
         if node.target is not on_grid:
             continue
         bias, *scales = node.args
-        held = net.get_parameter(bias.target)
         values = [net.get_buffer(scale.target) for scale in scales]
-        held.data = on_grid(held.data, *values)
-        node.replace_all_uses_with(bias)
-        for unused in (node, *scales):
-            net.graph.erase_node(unused)
+        rounded = on_grid(net.get_parameter(bias.target), *values)
+        # A layer that is used twice has a bias for each of its grids.
+        name = f"bias_on_grid_{number}"
+        net.register_parameter(name, nn.Parameter(rounded.detach(), requires_grad=False))
+        with net.graph.inserting_before(node):
+            own = net.graph.get_attr(name)
+        own.meta.update(bias.meta)
+        node.replace_all_uses_with(own)
+        for unused in (node, bias, *scales):
+            if not unused.users:
+                net.graph.erase_node(unused)
     net.recompile()
     return net
 
