@@ -20,7 +20,9 @@ MEANT = {
     "dynamic batch": "`export.batch=dynamic`; compared at batches of 1, 2 and 3.",
     "dynamic size": "`export.batch=1 export.dynamic_size=true`; compared at two or three sizes. "
     "**yes ×32**: sides must be multiples of 32.",
-    "fp16": "`export.batch=1 export.half=true`; what goes in and comes out stays float32.",
+    "fp16": "`export.batch=1 export.half=true`; what goes in and comes out stays float32. Whether "
+    "16 bits hold what a model computes depends on its weights: these are random, and where they "
+    "are too wild, a second try has batch norms with the statistics of random images.",
     "int8": "`export.batch=1 quantize.int8=true`. int8 is not equal to float: the number says how "
     "far the differences between images stand above the error, in dB of power, with weights that "
     "are not trained and on random images; from 3 dB on it counts as working. What it costs a "
