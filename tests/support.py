@@ -77,9 +77,11 @@ def sizes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def quick(name: str, blocks: int = 2) -> dict[str, Any]:
     """Return arguments that leave blocks out where a program of all of them takes long to make.
 
-    Two blocks of a stage stay by default: the first of them often has another form.
+    Two blocks of a stage stay by default: the first of them often has another form. With one,
+    two levels of a U-Net stay, too.
     """
-    fewer: dict[str, Any] = {"blocks_down": (1, 1, 1, 1)}
+    levels = 2 if blocks == 1 else 4
+    fewer: dict[str, Any] = {"blocks_down": (1,) * levels, "blocks_up": (1,) * (levels - 1)}
     arguments = inspect.signature(get_builder(name)).parameters
     depth, depths = (
         arguments[key].default if key in arguments else None for key in ("depth", "depths")

@@ -72,7 +72,7 @@ def family(name):
 )
 @pytest.mark.parametrize("which", [0, 1])
 def test_outputs_stay(name, which, features_only):
-    fewer = quick(name) if features_only else {}  # the blocks of maps are those of the model
+    fewer = quick(name, 1) if features_only else {}  # the blocks of maps are those of the model
     model = shaken(name, torch.float64, features_only=features_only, **fewer)
     x = inputs(name, which=which, dtype=torch.float64)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_train_mode_is_refused(name):
 def test_report_agrees_with_the_counts(name):
     two = tuple(inputs(name).shape)
     size = (1, *two[1:])
-    model = shaken(name, **quick(name))
+    model = shaken(name, **quick(name, 1))
     fused = zoo.reparameterize(model)
     found = report(model, fused, two, timed=False)
     counts = zoo.count(model, size), zoo.count(fused, size)

@@ -57,3 +57,16 @@ def test_volumes_have_three_sides(size, tmp_path):
         zoo.export(
             model, "onnx", tmp_path / "a", input_size=size, origin=Origin("lightm_unet_3d_8")
         )
+
+
+def test_the_rules_of_the_optimiser_come_back():
+    """All but one are applied while a model is exported; that one still has this name."""
+    from onnxscript import rewriter
+
+    from zoo.exporters.onnx import _in_linear_time
+
+    before = rewriter._DEFAULT_REWRITE_RULES
+    with _in_linear_time():
+        applied = rewriter._DEFAULT_REWRITE_RULES
+    assert [rule.name for rule in before if rule not in applied] == ["SlicesSplit"]
+    assert rewriter._DEFAULT_REWRITE_RULES is before

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from published import WRAPPERS, public_state, wrapped
-from support import difference, fresh, images, shaken
+from support import difference, fresh, images, quick, shaken
 from torch import nn
 
 import zoo
@@ -190,7 +190,7 @@ def test_sizes_that_cannot_work(wrong):
 def test_export(tmp_path):
     """With statistics of its own images: shaken, softmax saturates and rounding decides."""
     torch.manual_seed(0)
-    model = zoo.create_model("lsnet_t")
+    model = zoo.create_model("lsnet_t", **quick("lsnet_t"))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean of what is seen
