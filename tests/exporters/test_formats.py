@@ -161,6 +161,28 @@ def test_half_precision_halves_the_weights(format, tmp_path):
     assert half.manifest["input"]["dtype"] == "float32"
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_wide_layer_norms_in_half_precision(affine, tmp_path):
+    """ExecuTorch's own kernel is wrong by several spreads there."""
+
+    class Normed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Linear(8, 300)
+            self.norm = nn.LayerNorm(300, elementwise_affine=affine)
+            self.head = nn.Linear(300, 5)
+            if affine:
+                nn.init.normal_(self.norm.weight)
+                nn.init.normal_(self.norm.bias)
+
+        def forward(self, x):
+            return self.head(self.norm(self.wide(self.body(x).mean((2, 3)))))
+
+    made = export(Normed(), "executorch", tmp_path, half=True, dynamic_batch=False, fuse=False)
+    assert made.agreement.proven
+    assert made.manifest["precision"] == "float16"
+
+
 def test_half_precision_that_overflows_is_refused(tmp_path):
     class Large(Net):
         def forward(self, x):
