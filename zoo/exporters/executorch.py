@@ -39,7 +39,7 @@ def _layer_norm(
     eps: float = 1e-5,
     _: bool = True,
 ) -> Tensor:
-    """In float32: from width 256 on ExecuTorch 1.5's kernel is off by several spreads in float16."""
+    """In float32: ExecuTorch 1.5 is off by several spreads in float16 from 256 channels on."""
     affine = [None if tensor is None else tensor.float() for tensor in (weight, bias)]
     y, _mean, _rstd = torch.ops.aten.native_layer_norm(x.float(), shape, *affine, eps)
     return y.to(x.dtype)
