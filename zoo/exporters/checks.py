@@ -12,12 +12,11 @@ from zoo import runtimes
 from zoo.errors import NotExportable
 from zoo.exporters.onnx import output_names
 from zoo.exporters.prepared import is_converted
-from zoo.exporters.settings import Settings
+from zoo.exporters.settings import COARSE, Settings
 from zoo.exporters.tracing import title
 from zoo.exporters.verify import Agreement, agree, severest
 
 OPEN_BATCHES = (1, 2, 3)  # compared where the batch is open; one of them is the traced one
-COARSE = 32  # sides of which an open size is tried at in any case, unless the model says another
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,7 @@ class Check:
     outputs: list[dict[str, Any]]
 
 
-def check(
-    model: nn.Module, draft: Path, runtime: str | None, settings: Settings, multiple: int | None
-) -> Check:
+def check(model: nn.Module, draft: Path, runtime: str | None, settings: Settings) -> Check:
     """Load an artefact and compare it with the model.
 
     Args:
@@ -49,7 +46,6 @@ def check(
         draft: The artefact.
         runtime: Where to run it.
         settings: What was asked of it.
-        multiple: What sides must be a multiple of, as far as the model's facts say.
 
     Raises:
         NotExportable: It does not run, or computes something else.
@@ -64,10 +60,11 @@ def check(
         if not settings.dynamic_size:
             outputs = _outputs(reference, settings, None)
             return Check(runtime, found[0], [list(own)], None, outputs)
-        step = multiple or COARSE
-        sizes = [own, _next(own, step)]
+        # The traced size lies between the asked one and the next.
+        step = settings.multiple or COARSE
+        sizes = [own, settings.further(2)]
         found.append(_agree_elsewhere(reference, artefact, settings, sizes[1]))
-        if multiple is None:
+        if settings.multiple is None:
             odd = tuple(side + 1 for side in sizes[1])
             try:
                 found.append(_agree(reference, artefact, settings, odd))
@@ -110,7 +107,7 @@ def _agree(reference: Any, artefact: Any, settings: Settings, sides: tuple[int, 
 def _agree_elsewhere(
     reference: Any, artefact: Any, settings: Settings, sides: tuple[int, ...]
 ) -> Agreement:
-    """Compare at another size than the traced one, and say so where that fails."""
+    """Compare at another size than the asked one, and say so where that fails."""
     try:
         return _agree(reference, artefact, settings, sides)
     except Exception as error:  # the runtime refuses, or the outputs differ
@@ -118,14 +115,9 @@ def _agree_elsewhere(
         # What a runtime says names nodes of the file: it is the cause, not the reason.
         found = str(error) if isinstance(error, NotExportable) else f"it does not run at {sizes[1]}"
         raise NotExportable(
-            f"what {title(reference.model)} computes is made for the traced size "
+            f"what {title(reference.model)} computes is made for a size such as "
             f"{sizes[0]}: {found}; export.dynamic_size=false makes a file of one size"
         ) from error
-
-
-def _next(own: tuple[int, ...], step: int) -> tuple[int, ...]:
-    """The next multiples of `step`: another one for each side, so that exchanged sides show."""
-    return tuple((side // step + 1 + i) * step for i, side in enumerate(own))
 
 
 def _outputs(

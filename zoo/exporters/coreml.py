@@ -36,7 +36,7 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
         import coremltools as ct
 
         target, types = ct.target.iOS16, ct.precision
-    outputs = tracing.output_count(model, tracing.example(model, settings))
+    outputs = tracing.output_count(model, settings)
     names = ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
     # coremltools casts by itself, what it must not cast left out
     program = tracing.trace(model, dataclasses.replace(settings, half=False), "Core ML")

@@ -35,7 +35,7 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
     if opset is not None and not OPSETS[0] <= opset <= OPSETS[1]:
         raise BadInput(f"opset={opset!r}: {OPSETS[0]} to {OPSETS[1]} can be written")
     x = tracing.example(model, settings)
-    names = output_names(tracing.output_count(model, x))
+    names = output_names(tracing.output_count(model, settings))
     model = tracing.form(model, settings)
     try:
         with tracing.silence(), _in_linear_time():

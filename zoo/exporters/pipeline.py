@@ -146,8 +146,7 @@ class Job:
         draft = folder / self.target.name
         self.exporter.convert(self.package(self.form), draft, self.settings)
         # With the model as it was handed in, so that fusing is checked along with the rest.
-        whole, multiple = self.package(self.model), _multiple(self.origin)
-        return check(whole, draft, self.kind.runtime, self.settings, multiple)
+        return check(self.package(self.model), draft, self.kind.runtime, self.settings)
 
     def describe(
         self,
@@ -235,7 +234,7 @@ def prepare(
     manifest.check_classes(model, origin)
     size = _input_size(model, origin.name, input_size)
     open_batch = kind.can("dynamic_batch") if dynamic_batch is None else dynamic_batch
-    settings = Settings(size, open_batch, dynamic_size, opset, half)
+    settings = Settings(size, open_batch, dynamic_size, opset, half, _multiple(origin))
     package = _packaging(model, origin, preprocess, postprocess, len(size) - 2)
     target = place.target_of(Path(path), kind, overwrite)
     runtimes.need(f"format {format!r}", importlib.import_module(kind.module).PACKAGES)

@@ -30,7 +30,7 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
         NotExportable: It cannot be traced.
     """
     x = tracing.example(model, settings)
-    tracing.output_count(model, x)
+    tracing.output_count(model, settings)
     model = tracing.form(model, settings)
     try:
         with tracing.silence(), torch.no_grad():

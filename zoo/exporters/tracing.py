@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import io
 import logging
 import re
@@ -124,19 +125,33 @@ def example(model: nn.Module, settings: Settings) -> Tensor:
     return x.byte() if getattr(model, "takes_pixels", False) else x
 
 
-def output_count(model: nn.Module, x: Tensor) -> int:
+def output_count(model: nn.Module, settings: Settings) -> int:
     """Return how many tensors a model returns.
 
     Raises:
-        BadInput: The model does not run on `x`.
+        BadInput: The model does not run on the asked size.
+        NotExportable: The size is to stay open, and the model does not run on the traced one.
     """
+    x = example(model, dataclasses.replace(settings, dynamic_size=False))
     try:
         with torch.inference_mode():
-            return len(flat(model(x)))
+            count = len(flat(model(x)))
     except Exception as error:  # whatever a model raises at a size that it does not take
         raise BadInput(
             f"the model does not run on input_size={tuple(x.shape)}: {first_line(error)}"
         ) from error
+    if settings.dynamic_size:
+        x = example(model, settings)
+        try:
+            with torch.inference_mode():
+                model(x)
+        except Exception as error:
+            raise NotExportable(
+                f"{title(model)} cannot be exported with an open size: it does not run at "
+                f"{'x'.join(map(str, x.shape[2:]))}; export.dynamic_size=false makes a file of one "
+                "size"
+            ) from error
+    return count
 
 
 def trace(model: nn.Module, settings: Settings, what: str) -> torch.export.ExportedProgram:
@@ -148,7 +163,7 @@ def trace(model: nn.Module, settings: Settings, what: str) -> torch.export.Expor
             message starts with the model and `what` it cannot be exported to.
     """
     x = example(model, settings)
-    output_count(model, x)
+    output_count(model, settings)
     model = form(model, settings)
     open_axes = dict.fromkeys(settings.open_axes, torch.export.Dim.AUTO)
     try:
@@ -187,7 +202,7 @@ def check_open(model: nn.Module, shape: Sequence[object], settings: Settings) ->
         names = " and ".join(settings.open_axes[axis] for axis in fixed)
         raise NotExportable(
             f"{title(model)} cannot be exported with an open size: what it computes is made for "
-            f"the traced {names}; export.dynamic_size=false makes a file of one size"
+            f"one {names}; export.dynamic_size=false makes a file of one size"
         )
 
 
