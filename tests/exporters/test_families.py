@@ -1,11 +1,11 @@
-"""Wavelets and scans in ONNX: plain operators alone, at two sizes, run with ONNX Runtime only."""
+"""ONNX: plain operators alone for wavelets and scans, open sizes; run with ONNX Runtime only."""
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from support import fresh, images
+from support import fresh, images, quick
 
 import zoo
 
@@ -35,6 +35,22 @@ def test_a_file_for_each_size(name, which, tmp_path):
     session = onnxruntime.InferenceSession(made.path)
     for batch in (1, 5):  # 5 was neither traced nor compared
         x = images(batch, size, model.in_chans)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            want = model(x).numpy()
+        np.testing.assert_allclose(found, want, rtol=0, atol=2e-3 * np.abs(want).max())
+
+
+# One with a table for the positions of its own size, one whose last map is a single position.
+@pytest.mark.parametrize(("name", "side"), [("cvt_2_4_32", 32), ("lsnet_t", 64)])
+def test_size_and_batch_open_at_the_models_own_size(name, side, tmp_path):
+    model = fresh(name, **quick(name, 1))
+    made = zoo.export(model, "onnx", tmp_path, input_size=(1, 3, side, side), dynamic_size=True)
+    assert made.agreement.proven
+    assert made.manifest["input"]["multiple"] == 1
+    session = onnxruntime.InferenceSession(made.path)
+    for size in ((side, side), (2 * side, side), (side // 2 + 1, 3 * side)):
+        x = images(5, size)
         (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         with torch.no_grad():
             want = model(x).numpy()
