@@ -98,7 +98,7 @@ def test_batch_and_size_may_be_open(format, tmp_path):
     made = export(model, format, tmp_path, dynamic_size=True)
     assert made.manifest["input"]["shape"] == ["batch", 3, "height", "width"]
     assert made.manifest["input"]["multiple"] == 1
-    assert made.manifest["comparison"]["sizes"] == [[16, 20], [32, 64], [33, 65]]
+    assert made.manifest["comparison"]["sizes"] == [[16, 20], [64, 96], [65, 97]]
     assert made.manifest["comparison"]["proven"]
     assert files.read(tmp_path) == (made.path, json.loads(made.manifest_path.read_text()))
     for batch, size in ((1, (16, 20)), (5, (41, 23))):  # neither traced nor compared

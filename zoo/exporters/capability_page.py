@@ -21,8 +21,7 @@ MEANT = {
     "dynamic size": "`export.batch=1 export.dynamic_size=true`; compared at two or three sizes. "
     "**yes ×32**: sides must be multiples of 32.",
     "fp16": "`export.batch=1 export.half=true`; what goes in and comes out stays float32. Whether "
-    "16 bits hold what a model computes depends on its weights: these are random, and where they "
-    "are too wild, a second try has batch norms with the statistics of random images.",
+    "16 bits hold what a model computes depends on its weights.",
     "int8": "`export.batch=1 quantize.int8=true`. int8 is not equal to float: the number says how "
     "far the differences between images stand above the error, in dB of power, with weights that "
     "are not trained and on random images; from 3 dB on it counts as working. What it costs a "
@@ -33,7 +32,8 @@ OPENING = """\
 
 What can be exported to what. The smallest variant of each family (and task) was exported to each
 format in each way, loaded again in the runtime that the format is for, and its outputs were
-compared with the model's on random images.
+compared with the model's on random images. Weights are random, too: where they are so wild that
+rounding decides what comes out, a second try has batch norms with the statistics of random images.
 
 - **yes**: it was exported, runs, and computes the same (how close that is: [export.md](export.md)).
 - **no** and a number: `zoo.export` raises `zoo.NotExportable` and leaves no file; the number leads

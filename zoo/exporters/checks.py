@@ -56,14 +56,15 @@ def check(model: nn.Module, draft: Path, runtime: str | None, settings: Settings
     try:
         artefact = runtimes.load(draft, runtime)
         own = settings.input_size[2:]
-        found = [_agree(reference, artefact, settings, own)]
+        compare = _agree_open if settings.dynamic_size else _agree
+        found = [compare(reference, artefact, settings, own)]
         if not settings.dynamic_size:
             outputs = _outputs(reference, settings, None)
             return Check(runtime, found[0], [list(own)], None, outputs)
         # The traced size lies between the asked one and the next.
         step = settings.multiple or COARSE
         sizes = [own, settings.further(2)]
-        found.append(_agree_elsewhere(reference, artefact, settings, sizes[1]))
+        found.append(compare(reference, artefact, settings, sizes[1]))
         if settings.multiple is None:
             odd = tuple(side + 1 for side in sizes[1])
             try:
@@ -104,19 +105,20 @@ def _agree(reference: Any, artefact: Any, settings: Settings, sides: tuple[int, 
     )
 
 
-def _agree_elsewhere(
+def _agree_open(
     reference: Any, artefact: Any, settings: Settings, sides: tuple[int, ...]
 ) -> Agreement:
-    """Compare at another size than the asked one, and say so where that fails."""
+    """Compare at a size that was not traced, and say so where that fails."""
     try:
         return _agree(reference, artefact, settings, sides)
     except Exception as error:  # the runtime refuses, or the outputs differ
-        sizes = ["x".join(map(str, each)) for each in (settings.input_size[2:], sides)]
+        size = "x".join(map(str, sides))
         # What a runtime says names nodes of the file: it is the cause, not the reason.
-        found = str(error) if isinstance(error, NotExportable) else f"it does not run at {sizes[1]}"
+        differs = isinstance(error, NotExportable)
+        found = f"at {size} {error}" if differs else f"the artefact does not run at {size}"
         raise NotExportable(
-            f"what {title(reference.model)} computes is made for a size such as "
-            f"{sizes[0]}: {found}; export.dynamic_size=false makes a file of one size"
+            f"{title(reference.model)} cannot be exported with an open size: {found}; "
+            "export.dynamic_size=false makes a file of one size"
         ) from error
 
 
