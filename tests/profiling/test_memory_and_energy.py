@@ -19,7 +19,7 @@ def test_the_peak_of_a_call_is_what_it_held_at_once(mib):
         other = half + 1
         del half, other
 
-    assert peak_memory(call) == pytest.approx(mib * MIB, rel=0.1, abs=4 * MIB)
+    assert peak_memory(call) == pytest.approx(mib * MIB, rel=0.1, abs=2 * MIB)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")

@@ -68,9 +68,8 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
 def _in_linear_time() -> Iterator[None]:
     """Leave out the one rule of onnxscript's optimiser that is tried on every pair of nodes.
 
-    It makes a split of two slices. It takes a fifth of the export of a large graph, and none of our
-    models has such a pair: what they halve, they split. Where onnxscript keeps its rules elsewhere,
-    all of them are applied.
+    It makes one split of two slices, and takes up to a fifth of the export of a large graph. Where
+    onnxscript keeps its rules elsewhere, all of them are applied.
     """
     from onnxscript import rewriter
 
