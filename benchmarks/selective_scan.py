@@ -2,11 +2,13 @@
 
     python benchmarks/selective_scan.py                   # the shapes of four published models
     python benchmarks/selective_scan.py --forms auto      # only what "auto" takes
+    python benchmarks/selective_scan.py --device cuda --forms auto
 
 The baseline is what `selective_scan_ref` of state-spaces/mamba does, written anew: decays and
 inputs of all steps made at once, then a loop over the steps. Forms are timed in turn with it, in
 one process, so that the ratios hold on a busy machine; both are the least of as many calls. Memory
-is the growth of the process's peak over what it held before the call, inputs included.
+is the growth of the process's peak (on a GPU, of PyTorch's allocator) over what was held before
+the call; it is given over the bytes of inputs and output.
 """
 
 import argparse
@@ -17,7 +19,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from zoo.ops import backends, selective_scan
 from zoo.ops.scan import running
+from zoo.profiling.memory import peak_memory
 
 SHAPES = (  # batch, channels, length, states, groups
     (1, 384, 784, 16, 4),
@@ -50,8 +52,9 @@ def reference(u, delta, A, B, C, D, bias) -> Tensor:
     return torch.stack(outputs, dim=2) + u * D[:, None]
 
 
-def make(batch: int, channels: int, length: int, states: int, groups: int) -> list[Tensor]:
+def make(shape: tuple[int, ...], device: str) -> list[Tensor]:
     """Return u, delta, A, B, C, D and bias with values like those of a trained model."""
+    batch, channels, length, states, groups = shape
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -60,7 +63,8 @@ def make(batch: int, channels: int, length: int, states: int, groups: int) -> li
     A = -torch.arange(1.0, states + 1).repeat(channels, 1)
     weights = [draw(batch, groups, states, length) for _ in range(2)]
     sequences = [draw(batch, channels, length) for _ in range(2)]
-    return [*sequences, A, *weights, draw(channels), draw(channels) - 3]
+    inputs = [*sequences, A, *weights, draw(channels), draw(channels) - 3]
+    return [x.to(device) for x in inputs]
 
 
 def form(name: str) -> Callable[..., Tensor]:
@@ -82,10 +86,12 @@ def both(function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
     torch.autograd.grad(function(*inputs).sum(), inputs)
 
 
-def seconds(call: Callable[[], None]) -> float:
-    """Time one call."""
+def seconds(call: Callable[[], None], device: torch.device) -> float:
+    """Time one call, with all the work that it puts on a GPU."""
     start = time.perf_counter()
     call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -96,29 +102,14 @@ def ratio(run: Callable, function: Callable, inputs: list[Tensor], budget: float
     end = time.perf_counter() + budget
     while len(ratios) < 3 or (time.perf_counter() < end and len(ratios) < 30):
         slow, fast = (
-            min(seconds(lambda: run(each, inputs)) for _ in range(3))  # noqa: B023
+            min(seconds(lambda: run(each, inputs), inputs[0].device) for _ in range(3))  # noqa: B023
             for each in (reference, function)
         )
         ratios.append(slow / fast)
     return statistics.median(ratios)
 
 
-def peak(function: Callable[..., Tensor], inputs: list[Tensor]) -> int:
-    """Return the growth of the process's peak memory in one inference, in bytes."""
-    status = Path("/proc/self/status")
-    forward(function, inputs)
-
-    def field(name: str) -> int:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-        return int(line.split()[1]) * 1024
-
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    before = field("VmRSS")
-    forward(function, inputs)
-    return max(0, field("VmHWM") - before)
-
-
-def memory(names: list[str]) -> list[list[float]]:
+def memory(names: list[str], device: str) -> list[list[float]]:
     """Return peaks over the bytes of inputs and output: a list a shape, the baseline's last.
 
     To be run in a process of its own: it makes the C library return every freed tensor to the
@@ -128,10 +119,13 @@ def memory(names: list[str]) -> list[list[float]]:
     ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 14)
     table = []
     for shape in SHAPES:
-        inputs = make(*shape)
+        inputs = make(shape, device)
         size = 4 * (sum(x.numel() for x in inputs) + inputs[0].numel())
-        functions = [*(form(name) for name in names), reference]
-        table.append([peak(function, inputs) / size for function in functions])
+        peaks = [
+            peak_memory(lambda: forward(function, inputs), device)  # noqa: B023
+            for function in [*(form(name) for name in names), reference]
+        ]
+        table.append([math.nan if peak is None else peak / size for peak in peaks])
     return table
 
 
@@ -145,20 +139,21 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="for one figure")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     there = ", ".join(name for name, usable in backends().items() if usable)
-    print(f"{args.threads} threads; forms here: {there}; auto takes {running('cpu')}")
+    print(f"{args.threads} threads; forms here: {there}; auto takes {running(args.device)}")
     print(
         f"{'B, D, L, N, G':<24}{'form':<12}{'forward':>10}{'both':>10}"
         f"{'peak/(in+out)':>15}{'ref':>8}"
     )
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        peaks = pool.submit(memory, args.forms).result()
+        peaks = pool.submit(memory, args.forms, args.device).result()
     forwards: dict[str, list[float]] = {name: [] for name in args.forms}
     trainings: dict[str, list[float]] = {name: [] for name in args.forms}
     for shape, (*growths, baseline) in zip(SHAPES, peaks, strict=True):
-        inputs = make(*shape)
+        inputs = make(shape, args.device)
         for name, growth in zip(args.forms, growths, strict=True):
             forwards[name].append(ratio(forward, form(name), inputs, args.seconds))
             trainings[name].append(ratio(both, form(name), inputs, args.seconds))

@@ -1,6 +1,8 @@
 """Model -> artefact: fuse, convert, load it again, compare, describe. Only what passed is kept."""
 
+import copy
 import importlib
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,7 +63,8 @@ def export(
     anything fails, nothing of them is at `path`.
 
     Args:
-        model: In evaluation mode; it is left as it is.
+        model: In evaluation mode; it is left as it is. Of one on a GPU a copy on the CPU is
+            exported: artefacts run anywhere.
         format: `"onnx"`, `"pt2"`, `"torchscript"`, `"openvino"`, `"executorch"`, `"aoti"` or
             `"coreml"`.
         path: A file with the suffix of the format, or a folder, which gets `model.onnx` or the
@@ -232,6 +235,7 @@ def prepare(
         opset=opset,
     )
     manifest.check_classes(model, origin)
+    model = _on_cpu(model)
     size = _input_size(model, origin.name, input_size)
     open_batch = kind.can("dynamic_batch") if dynamic_batch is None else dynamic_batch
     settings = Settings(size, open_batch, dynamic_size, opset, half, _multiple(origin))
@@ -314,6 +318,12 @@ def _input_size(model: nn.Module, name: str | None, given: Sequence[int] | None)
         }[lengths[0]]
         raise BadInput(f"input_size={size!r} must be {what}")
     return size
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """Return the model, or a copy if it lies elsewhere."""
+    held = itertools.chain(model.parameters(), model.buffers())
+    return model if all(x.device.type == "cpu" for x in held) else copy.deepcopy(model).cpu()
 
 
 def _fused(model: nn.Module) -> nn.Module:

@@ -166,6 +166,15 @@ def resized_matrix(matrix: Tensor, side: int) -> Tensor:
 torch.fx.wrap("resized_matrix")
 
 
+def features_last(x: Tensor, num_heads: int) -> Tensor:
+    """B C H W -> B heads N D, laid out in this order: kernels for GPUs take no other.
+
+    A map of a single position counts as contiguous in any order, so that `contiguous` would not do.
+    """
+    heads = x.flatten(2).unflatten(1, (num_heads, -1)).transpose(2, 3)
+    return heads.clone(memory_format=torch.contiguous_format)
+
+
 class Attention(nn.Module):
     """Attention with an offset bias and queries that see their neighbours (LeViT's, fig. 4).
 
@@ -192,9 +201,9 @@ class Attention(nn.Module):
         height, width = x.shape[2], x.shape[3]
         keys = self.local.conv.out_channels
         q, k, v = self.qkv(x).split([keys, keys, x.shape[1]], dim=1)
-        q_BHND = self.local(q).flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
-        k_BHND = k.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
-        v_BHND = v.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+        q_BHND, k_BHND, v_BHND = (
+            features_last(map_BCHW, self.num_heads) for map_BCHW in (self.local(q), k, v)
+        )
         bias_HNN = self.bias(height, width).to(q_BHND.dtype)
         y_BHND = F.scaled_dot_product_attention(
             q_BHND, k_BHND, v_BHND, attn_mask=bias_HNN[None], scale=self.scale

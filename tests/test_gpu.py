@@ -1,0 +1,147 @@
+"""On a GPU every family computes what it computes on a CPU, and so does what is made of it."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from support import (
+    SMALLEST,
+    capability,
+    difference,
+    fresh,
+    images,
+    inputs,
+    quick,
+    tensors,
+    trainable,
+)
+
+import zoo
+from zoo.config import compose
+from zoo.profiling.latency import measure
+from zoo.training.fit import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+HYBRIDS = ["efficientformer_l1", "efficientvmamba_tiny", "lsnet_t"]
+
+
+@pytest.fixture(autouse=True)
+def _exact():
+    """TensorFloat-32 keeps ten bits of a product."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+DYNAMIC = [name for name in SMALLEST if name in zoo.list_models(dynamic_size=True)]
+
+
+def outputs(model, x):
+    with torch.no_grad():
+        return [y.cpu() for y in tensors(model(x))]
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_family_computes_the_same_as_on_a_cpu(name):
+    model = fresh(name, torch.float64)
+    for which in (0, 1):
+        x = inputs(name, which=which, dtype=torch.float64)
+        want = outputs(model.cpu(), x)
+        # Hard swish has its constants in single precision on a GPU.
+        assert difference(outputs(model.cuda(), x.cuda()), want) < 2e-5
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_maps_of_a_single_position_work(name, dtype):
+    least = capability(name, "smallest", capability(name, "patch", 1))
+    model = fresh(name).cuda()
+    with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        assert all(y.isfinite().all() for y in tensors(model(images(2, (least, least)).cuda())))
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_family_is_fused_where_it_lies(name):
+    model = fresh(name, torch.float64).cuda()
+    x = inputs(name, dtype=torch.float64).cuda()
+    fused = zoo.reparameterize(model)
+    held = [*fused.parameters(), *fused.buffers()]
+    assert {tensor.device.type for tensor in held} == {"cuda"}
+    assert difference(outputs(fused, x), outputs(model, x)) < 1e-8
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_family_learns_in_bfloat16(name):
+    torch.manual_seed(0)
+    model = zoo.create_model(name, **quick(name)).cuda().train()
+    with torch.autocast("cuda", torch.bfloat16):
+        y = tensors(model(inputs(name).cuda()))[0]
+        loss = y.float().square().mean()
+    loss.backward()
+    gradients = {name: p.grad for name, p in trainable(model).items()}
+    assert loss.isfinite()
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_counts_do_not_depend_on_the_device(name):
+    model = zoo.create_model(name).eval()
+    here, there = zoo.count(model), zoo.count(copy.deepcopy(model).cuda())
+    for what in ("macs", "flops", "params", "activations"):
+        assert getattr(here, what) == getattr(there, what)
+
+
+@pytest.mark.parametrize("runtime", ["eager", "compile"])
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_latency_is_that_of_the_gpu(name, runtime):
+    model = fresh(name, **quick(name)).cuda()
+    found = measure(model, (4, 3, 64, 64), runtime, min_runs=5, min_time=0.0, max_time=30.0)
+    assert found.device.startswith("cuda")
+    assert found.p50_ms > 0
+    assert found.peak_memory_bytes is not None
+    assert found.peak_memory_bytes > 4 * 3 * 64 * 64
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_compiled_model_computes_the_same(name):
+    model = fresh(name, **quick(name)).cuda()
+    x = inputs(name).cuda()
+    have, want = (
+        zoo.runtimes.load(model, runtime)(x.cpu().numpy()) for runtime in ("compile", "eager")
+    )
+    assert difference([torch.from_numpy(y) for y in have], [torch.from_numpy(y) for y in want]) < (
+        1e-2
+    )
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2", "torchscript"])
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_model_is_exported_from_a_gpu_as_from_a_cpu(name, format, tmp_path):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    model = fresh(name, **quick(name, 1))
+    here = zoo.export(copy.deepcopy(model).cuda(), format, tmp_path, input_size=(1, 3, 64, 64))
+    x = inputs(name, 1)
+    loaded = zoo.runtimes.load(here.path, {"onnx": "onnxruntime"}.get(format, format))
+    have = torch.from_numpy(np.concatenate([loaded(x.numpy())[0], loaded(2 * x.numpy())[0]]))
+    want = torch.cat(outputs(model, x) + outputs(model, 2 * x))
+    assert difference(have, want) < 1e-2
+
+
+def test_training_on_a_gpu(tmp_path):
+    given = [
+        "model=mobilenetv2_035",
+        "data.image_size=32",
+        "train.epochs=1",
+        "train.limit_train_batches=4",
+        "train.accelerator=cuda",
+        "train.precision=bf16",
+        "train.ema_decay=0.9",
+        "train.loggers=[csv]",
+        f"train.out={tmp_path}",
+    ]
+    folder = train(compose("train", given), given)
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in content["state_dict"].values() if tensor.ndim)
