@@ -133,6 +133,21 @@ def test_the_scan_operator_of_torch_exports_with_any_length():
         assert relative_error(program.module()(*more), other(*more)) < 1e-12
 
 
+# Traced in the middle; one step, less than a chunk, whole chunks of each level and one step more.
+@pytest.mark.parametrize("traced", [37, 700])
+def test_a_program_for_any_length(traced):
+    module, given = module_and_inputs("any_length", case=Case(1, 4, traced, 2, groups=2, z=True))
+    module.log = torch.nn.Parameter(module.log[:4, :2])
+    axis = torch.export.Dim.AUTO
+    shapes = tuple({x.ndim - 1: axis} if x.ndim > 2 else None for x in given)
+    program = torch.export.export(module, given, dynamic_shapes=shapes)
+    assert not any("zoo" in str(node.target) for node in program.graph.nodes)
+    for length in (1, 2, 7, 8, 9, 64, 65, 512, 4096, 4097, 5000):
+        _, more = module_and_inputs("auto", case=Case(1, 4, length, 2, groups=2, z=True))
+        want = selective_scan(*more[:2], -torch.exp(module.log), *more[2:5], *more[5:])
+        assert relative_error(program.module()(*more), want) < 1e-12, length
+
+
 @pytest.mark.usefixtures("quiet_script")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_scripts(dtype, tmp_path):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.folding import rebuilt, scale_outputs
+from zoo.blocks.sizes import is_size
 
 
 def offset_bias(
@@ -30,7 +31,7 @@ def offset_bias(
         heads x N x N with N = height * width, positions row by row.
     """
     heads = table.shape[0]
-    if height != grid[0] or width != grid[1]:
+    if not is_size(height, width, grid):
         image = table.view(1, heads, grid[0], grid[1])
         image = F.interpolate(image, [height, width], mode="bicubic", align_corners=align_corners)
         table = image.view(heads, height * width)
@@ -94,7 +95,7 @@ def constant_or_offset_bias(
     align_corners: bool = True,
 ) -> Tensor:
     """Return `bias` where the map has the size of the grid, else look it up anew."""
-    if height == grid[0] and width == grid[1]:
+    if is_size(height, width, grid):
         return bias
     return offset_bias(table, grid, height, width, align_corners)
 

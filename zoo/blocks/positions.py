@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.blocks.sizes import is_open, is_size
 from zoo.blocks.tokens import to_map, to_tokens
 
 torch.fx.wrap("to_map")
@@ -35,16 +36,48 @@ def resampled_table(
     Returns:
         1 x (entries before + height * width) x C.
     """
-    if height == grid[0] and width == grid[1]:
+    if is_size(height, width, grid):
         return table
     before = table.shape[1] - grid[0] * grid[1]
     image = table[:, before:].transpose(1, 2).unflatten(2, (grid[0], grid[1]))
     image = image.to(torch.promote_types(table.dtype, torch.float32))  # half has no resampling
-    image = F.interpolate(
-        image, [height, width], mode=mode, align_corners=False, antialias=antialias
-    )
+    image = _resized(image, height, width, mode, antialias)
     places = image.flatten(2).transpose(1, 2).to(table.dtype)
     return torch.cat([table[:, :before], places], dim=1)
+
+
+def _resized(image: Tensor, height: int, width: int, mode: str, antialias: bool) -> Tensor:
+    if torch.jit.is_scripting():
+        return F.interpolate(
+            image, [height, width], mode=mode, align_corners=False, antialias=antialias
+        )
+    else:  # a scripted function may hold Python of any kind in the branch that it never takes
+        if antialias and is_open(height):
+            rows, columns = (blur(image, n, mode, axis) for n, axis in ((height, 2), (width, 3)))
+            return rows @ image @ columns.transpose(0, 1)
+        return F.interpolate(
+            image, [height, width], mode=mode, align_corners=False, antialias=antialias
+        )
+
+
+def blur(image: Tensor, count: int, mode: str, axis: int) -> Tensor:
+    """The matrix, count x side, that resamples an axis of `image` with antialiasing.
+
+    What `F.interpolate` does (Pillow's filters: a triangle, or Keys' cubic with a = -0.5, stretched
+    by how much smaller the image gets), for programs that leave the size open: some runtimes know
+    it without the blur.
+    """
+    side = image.shape[axis]
+    ratio = side * image.new_ones(()) / count
+    centre = (torch.arange(count, device=image.device, dtype=image.dtype) + 0.5) * ratio
+    place = torch.arange(side, device=image.device, dtype=image.dtype) + 0.5
+    d = (place - centre[:, None]).abs() / ratio.clamp(min=1.0)
+    if mode == "bilinear":
+        weight = (1 - d).clamp(min=0.0)
+    else:
+        near, far = (1.5 * d - 2.5) * d * d + 1, ((2.5 - 0.5 * d) * d - 4) * d + 2
+        weight = torch.where(d < 1, near, far * (d < 2))
+    return weight / weight.sum(1, keepdim=True)
 
 
 torch.fx.wrap("resampled_table")  # a leaf for symbolic tracing: its branch depends on the size

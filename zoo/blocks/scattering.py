@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.precision import outside_autocast
+from zoo.blocks.sizes import is_size
 from zoo.ops.wavelet import complex as transform
 
 BLOCKS = 4  # groups of channels that the complex layers mix, each for itself
@@ -12,7 +13,7 @@ BLOCKS = 4  # groups of channels that the complex layers mix, each for itself
 
 def resized(table: Tensor, height: int, width: int) -> Tensor:
     """Resample a table ... x H x W, read as images; one of the size asked for stays as it is."""
-    if table.shape[-2] == height and table.shape[-1] == width:
+    if is_size(height, width, (table.shape[-2], table.shape[-1])):
         return table
     image = table.reshape(1, -1, table.shape[-2], table.shape[-1])
     image = F.interpolate(image, [height, width], mode="bilinear", align_corners=False)
@@ -24,7 +25,7 @@ def resized_matrices(table: Tensor, rows: int, side: int) -> Tensor:
 
     What is summed over keeps its weight: values shrink as the side grows.
     """
-    if table.shape[1] == rows and table.shape[2] == side:
+    if is_size(rows, side, (table.shape[1], table.shape[2])):
         return table
     volume = F.interpolate(table[None], [rows, side, side], mode="trilinear", align_corners=False)
     return volume[0] * (table.shape[2] / side)

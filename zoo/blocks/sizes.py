@@ -28,6 +28,36 @@ def pair(size: int | Sequence[int], name: str = "img_size") -> tuple[int, int]:
     return sides
 
 
+def is_size(height: int, width: int, own: tuple[int, int]) -> bool:
+    """Say whether a map has the size `own`, so that what is made for that fits as it is.
+
+    For a program that leaves the size open the answer is no, whatever it is traced with: what is
+    done then must be right for any.
+    """
+    if torch.jit.is_scripting():
+        return height == own[0] and width == own[1]
+    else:  # a scripted function may hold Python of any kind in the branch that it never takes
+        if is_open(height) or is_open(width):
+            return False
+        return height == own[0] and width == own[1]
+
+
+def is_open(side: int) -> bool:
+    """Say whether a program is being made that leaves a side open."""
+    return torch.compiler.is_exporting() and isinstance(side, torch.SymInt)
+
+
+def in_order(x: Tensor, side: int) -> Tensor:
+    """Return `x`; in a program that leaves `side` open, a copy laid out in the order of its axes.
+
+    Whether `reshape` has to copy would depend on whether there is more than one along a side.
+    """
+    if torch.jit.is_scripting():
+        return x
+    else:
+        return x.clone(memory_format=torch.contiguous_format) if is_open(side) else x
+
+
 def grid_size(size: int | Sequence[int], stride: int) -> tuple[int, int]:
     """Return the size of the map that an image has after `stride`, halved with rounding up."""
     height, width = pair(size)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.folding import rebuilt, scale_outputs
+from zoo.blocks.sizes import in_order, is_size
 
 
 def pad_to_windows(x: Tensor, side: int) -> Tensor:
@@ -18,7 +19,7 @@ def pad_to_windows(x: Tensor, side: int) -> Tensor:
     height, width = x.shape[2], x.shape[3]
     below = (height + side - 1) // side * side - height
     right = (width + side - 1) // side * side - width
-    return F.pad(x, (0, right, 0, below)) if below > 0 or right > 0 else x
+    return x if is_size(below, right, (0, 0)) else F.pad(x, (0, right, 0, below))
 
 
 def _heads_of_windows(
@@ -31,6 +32,7 @@ def _heads_of_windows(
     else:
         grid = x.reshape(batch * channels, side, rows, side, columns).permute(2, 4, 0, 1, 3)
     windows = rows * columns * batch
+    grid = in_order(grid, columns)
     return grid.reshape(windows, num_heads, channels // num_heads, side * side).transpose(2, 3)
 
 
@@ -39,9 +41,10 @@ def _map_of_windows(
 ) -> Tensor:
     """Put the result of `_heads_of_windows` back: n*B heads side*side D -> B heads*D H W."""
     channels = y.shape[1] * y.shape[3]
-    grid = y.transpose(2, 3).reshape(rows, columns, batch * channels, side, side)
+    y = in_order(y.transpose(2, 3), columns)
+    grid = y.reshape(rows, columns, batch * channels, side, side)
     grid = grid.permute(2, 0, 3, 1, 4) if close else grid.permute(2, 3, 0, 4, 1)
-    return grid.reshape(batch, channels, side * rows, side * columns)
+    return in_order(grid, columns).reshape(batch, channels, side * rows, side * columns)
 
 
 def attend_in_windows(
@@ -67,7 +70,7 @@ def attend_in_windows(
     far = _attend(qk, v, side, num_heads, scale, False)
     if not close:
         return far
-    if qk.shape[2] == side and qk.shape[3] == side:
+    if is_size(qk.shape[2], qk.shape[3], (side, side)):
         return 2 * far
     return far + _attend(qk, v, side, num_heads, scale, True)
 

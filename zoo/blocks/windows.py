@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.attention import BiasedAttention
 from zoo.blocks.folding import affine_inputs, rebuilt, split_affine
+from zoo.blocks.sizes import in_order, is_size
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
@@ -22,10 +23,11 @@ def to_windows(x: Tensor, side: int) -> Tensor:
     batch, height, width, channels = x.shape
     rows, columns = (height + side - 1) // side, (width + side - 1) // side
     below, right = rows * side - height, columns * side - width
-    if below > 0 or right > 0:
+    if not is_size(below, right, (0, 0)):
         x = F.pad(x, (0, 0, 0, right, 0, below))
     strips = x.reshape(batch * rows, side, columns, side * channels)  # a row of windows each
-    return strips.transpose(1, 2).reshape(batch * rows * columns, side * side, channels)
+    strips = in_order(strips.transpose(1, 2), columns)
+    return strips.reshape(batch * rows * columns, side * side, channels)
 
 
 def from_windows(windows: Tensor, side: int, batch: int, height: int, width: int) -> Tensor:
@@ -41,7 +43,7 @@ def from_windows(windows: Tensor, side: int, batch: int, height: int, width: int
     rows, columns = (height + side - 1) // side, (width + side - 1) // side
     channels = windows.shape[2]
     strips = windows.reshape(batch * rows, columns, side, side * channels).transpose(1, 2)
-    x = strips.reshape(batch, rows * side, columns * side, channels)
+    x = in_order(strips, columns).reshape(batch, rows * side, columns * side, channels)
     return x[:, :height, :width]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as switches
 
 from zoo.errors import BadInput, NotExportable
 from zoo.exporters.settings import Settings
@@ -19,7 +20,8 @@ from zoo.runtimes import first_line
 from zoo.runtimes.pytorch import flat
 
 OWN_OPERATOR = re.compile(r"\bzoo(?:\.|::)(\w+)")
-SCAN = "multi_level"  # few operators at any length, memory in proportion to it, any batch
+# Forms of selective scans: few operators at any length, memory in proportion to it, any batch.
+SCAN, OPEN_SCAN = "multi_level", "any_length"  # for one size, for any
 
 
 class Packaged(nn.Module):
@@ -89,32 +91,29 @@ def halved(model: nn.Module) -> nn.Module:
     return outer
 
 
-def ready(model: nn.Module) -> nn.Module:
+def ready(model: nn.Module, scan: str = SCAN) -> nn.Module:
     """Return a copy whose selective scans are made of PyTorch's operators; or the model itself."""
     if not any(hasattr(module, "scan_backend") for module in model.modules()):
         return model
     model = copy.deepcopy(model)
     for module in model.modules():
         if hasattr(module, "scan_backend"):
-            module.scan_backend = SCAN  # pyright: ignore[reportArgumentType]
+            module.scan_backend = scan  # pyright: ignore[reportArgumentType]
     return model
 
 
-def form(model: nn.Module, settings: Settings) -> nn.Module:
+def form(model: nn.Module, settings: Settings, open_scan: str = OPEN_SCAN) -> nn.Module:
     """Return the copy of a model that is traced: `ready`, for the asked size and precision.
 
-    Raises:
-        NotExportable: The size is to stay open, and the model scans: the operators of a scan are
-            written out for one length.
+    Args:
+        model: In evaluation mode.
+        settings: What is asked.
+        open_scan: The form of selective scans if the size stays open.
     """
-    if settings.dynamic_size and any(hasattr(module, "scan_backend") for module in model.modules()):
-        raise NotExportable(
-            f"{title(model)} cannot be exported with an open size: its selective scans are written "
-            "out for the number of pixels; export.dynamic_size=false makes a file of one size"
-        )
-    if not settings.dynamic_size:
-        model = settled(model, example(model, settings))
-    model = ready(model)
+    if settings.dynamic_size:
+        model = ready(model, open_scan)
+    else:
+        model = ready(settled(model, example(model, settings)))
     return halved(model) if settings.half else model
 
 
@@ -167,7 +166,7 @@ def trace(model: nn.Module, settings: Settings, what: str) -> torch.export.Expor
     model = form(model, settings)
     open_axes = dict.fromkeys(settings.open_axes, torch.export.Dim.AUTO)
     try:
-        with silence():
+        with silence(), no_side_is_one(settings):
             program = torch.export.export(model, (x,), dynamic_shapes=(open_axes or None,))
     except Exception as error:  # whatever tracing the model raises
         raise NotExportable(f"{title(model)} cannot be exported to {what}: {reason(error)}") from (
@@ -176,6 +175,24 @@ def trace(model: nn.Module, settings: Settings, what: str) -> torch.export.Expor
     check_operators(model, settings, [str(node.target) for node in program.graph.nodes])
     check_open(model, input_shape(program), settings)
     return program
+
+
+@contextlib.contextmanager
+def no_side_is_one(settings: Settings) -> Iterator[None]:
+    """Where the size is open, let tracing take what it makes of a side for a number like any other.
+
+    Otherwise each is held to be 1, or not to be, as it was while tracing, and a program does not
+    run on maps of one position or with one window, or on no others. PyTorch has a switch for that;
+    it would hold an open batch to be more than 1.
+    """
+    before = switches.backed_size_oblivious
+    switches.backed_size_oblivious = before or (
+        settings.dynamic_size and not settings.dynamic_batch
+    )
+    try:
+        yield
+    finally:
+        switches.backed_size_oblivious = before
 
 
 def check_operators(model: nn.Module, settings: Settings, used: Sequence[str]) -> None:

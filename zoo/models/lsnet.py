@@ -23,7 +23,7 @@ from zoo.blocks.folding import add_identity, batch_norm_affine, is_fixed_batch_n
 from zoo.blocks.heads import ClassifierHead, DistilledHead
 from zoo.blocks.residual import Residual
 from zoo.blocks.scale import ChannelAffine
-from zoo.blocks.sizes import grid_size
+from zoo.blocks.sizes import grid_size, is_size
 from zoo.blocks.squeeze import SqueezeExcite
 from zoo.keys import KeyStyle, State, rename
 from zoo.ops import aggregate
@@ -158,7 +158,7 @@ class ConstantMatrixBias(nn.Module):
 
 def resized_matrix(matrix: Tensor, side: int) -> Tensor:
     """heads x N x N -> heads x side x side, as images; of that size already, it stays."""
-    if matrix.shape[1] == side:
+    if is_size(side, side, (matrix.shape[1], matrix.shape[2])):
         return matrix
     return F.interpolate(matrix[None], [side, side], mode="bicubic", align_corners=False)[0]
 

@@ -21,6 +21,7 @@ from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import linear_rates
 from zoo.blocks.heads import HiddenHead
 from zoo.blocks.inverted_residual import InvertedResidual, init_weights
+from zoo.blocks.sizes import is_open, is_size
 from zoo.blocks.squeeze import SqueezeExcite
 from zoo.keys import KeyStyle, State, rename
 from zoo.registry import register
@@ -54,9 +55,26 @@ def pool_like(x: Tensor, like: Tensor, ratio: int) -> Tensor:
         ratio: Side of a cell where all are alike: windows of it are what exporters know.
     """
     height, width = like.shape[2], like.shape[3]
-    if x.shape[2] == ratio * height and x.shape[3] == ratio * width:
+    if is_size(x.shape[2], x.shape[3], (ratio * height, ratio * width)):
         return F.avg_pool2d(x, ratio)
-    return F.adaptive_avg_pool2d(x, (height, width))
+    if torch.jit.is_scripting():
+        return F.adaptive_avg_pool2d(x, (height, width))
+    else:  # a scripted function may hold Python of any kind in the branch that it never takes
+        if is_open(height):
+            return cells(x, height, 2) @ x @ cells(x, width, 3).transpose(0, 1)
+        return F.adaptive_avg_pool2d(x, (height, width))
+
+
+def cells(x: Tensor, count: int, axis: int) -> Tensor:
+    """The matrix, count x side, that takes an axis of `x` to the means of so many cells of it.
+
+    What adaptive pooling does, for programs that leave the size open: exporters know it for one.
+    """
+    side = x.shape[axis]
+    cell = torch.arange(count, device=x.device)[:, None]
+    first, last = cell * side // count, ((cell + 1) * side + count - 1) // count
+    place = torch.arange(side, device=x.device)
+    return ((place >= first) & (place < last)).to(x.dtype) / (last - first)
 
 
 torch.fx.wrap("pool_like")  # a leaf for symbolic tracing: its branch depends on the size

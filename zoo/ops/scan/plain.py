@@ -17,7 +17,8 @@ from torch import Tensor
 
 Form = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
-RADIX = 8  # steps of a chunk of `multi_level`
+RADIX = 8  # steps of a chunk of `multi_level` and `any_length`
+LEVELS, LAST = (RADIX, RADIX, 64, 64), 64  # chunks of `any_length`, and steps that are left
 
 
 def sequential(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -119,23 +120,76 @@ def _runs(a: Sequence[Tensor], v: Sequence[Tensor]) -> tuple[list[Tensor], list[
     return h, products
 
 
+def any_length(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """In about 40 rounds whatever the length is: the form for programs that leave it open.
+
+    As `multi_level`, with as many levels as 2^24 steps need: 4096 x 4096 positions, whose states
+    would fill 64 GiB for 1024 of them at each.
+    """
+    a, v = terms(u, delta, A, B)
+    h = _open_states(a.flatten(1), v.flatten(1), LEVELS)
+    return read_out(h.view(v.shape), C)
+
+
+def _open_states(a: Tensor, v: Tensor, levels: Sequence[int]) -> Tensor:
+    """`_states` without a look at how many there are: slices that always fit.
+
+    Each level leaves a share of the steps. There are two chunks at least: where one could be all,
+    a program would be for one or for more.
+    """
+    if not levels:
+        return _doubled(a, v, LAST)[0]
+    length, (chunk, *rest) = a.shape[0], levels
+    # Those behind the end change nothing: decay 1, input 0.
+    missing = [0, 0] * (a.ndim - 1) + [0, 2 * chunk - 1]
+    a, v = F.pad(a, missing, value=1.0), F.pad(v, missing)
+    if chunk == RADIX:  # step by step
+        ends = [j + 1 - chunk or None for j in range(chunk)]
+        steps = [slice(j, end, chunk) for j, end in enumerate(ends)]
+        inside, products = _runs([a[step] for step in steps], [v[step] for step in steps])
+        before = _later(_open_states(products[-1], inside[-1], rest), 1, 0.0)
+        h = [state + product * before for state, product in zip(inside, products, strict=True)]
+        return torch.stack(h, dim=1).flatten(0, 1)[:length]
+    a, v = (x.unfold(0, chunk, chunk) for x in (a, v))
+    a, v = (x.movedim(-1, 0) for x in (a, v))  # chunk n ...
+    h, products = _doubled(a, v, chunk)
+    before = _later(_open_states(products[-1], h[-1], rest), 1, 0.0)
+    return (h + products * before).transpose(0, 1).flatten(0, 1)[:length]
+
+
+def _doubled(a: Tensor, v: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Return the states after at most `length` steps, a power of 2, and the products of decays."""
+    reach = 1
+    while reach < length:
+        v = torch.addcmul(v, a, _later(v, reach, 0.0))
+        a = a * _later(a, reach, 1.0)
+        reach *= 2
+    return v, a
+
+
+def _later(x: Tensor, steps: int, fill: float) -> Tensor:
+    """Move all steps back by `steps`; `fill` comes before."""
+    start = [0, 0] * (x.ndim - 1) + [steps, 0]
+    return F.pad(x, start, value=fill)[:-steps]
+
+
 def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """By torch's scan operator: one ONNX Scan, so that an exported model takes any length."""
     from torch._higher_order_ops.scan import scan as torch_scan
 
-    groups, channels = B.shape[1], u.shape[1]
+    groups = B.shape[1]
+    A = A.unflatten(0, (groups, -1)).contiguous()  # every state in the layout of the first
 
+    # No size is named in a step: a program could not pass an open one to its body.
     def step(h: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        u_l, delta_l, B_l, C_l = now  # B D, B D, B G N, B G N
-        B_l, C_l = (x.repeat_interleave(channels // groups, dim=1) for x in (B_l, C_l))
-        h = torch.exp(delta_l.unsqueeze(-1) * A) * h + (delta_l * u_l).unsqueeze(-1) * B_l
+        u_l, delta_l, B_l, C_l = now  # B G W 1, B G W 1, B G 1 N, B G 1 N
+        h = torch.exp(delta_l * A) * h + (delta_l * u_l) * B_l
         return h, (h * C_l).sum(-1)
 
-    start = u.new_zeros(u.shape[0], channels, A.shape[1])
-    A = A.contiguous()  # the operator wants every state in the layout of the first
-    over = [x.movedim(-1, 0).contiguous() for x in (u, delta, B, C)]
-    _, y = torch_scan(step, start, tuple(over))
-    return y.movedim(0, -1)
+    start = u.new_zeros(u.shape[0], *A.shape)
+    over = [by_step(u, groups), by_step(delta, groups), weights_by_step(B), weights_by_step(C)]
+    _, y = torch_scan(step, start, tuple(x.contiguous() for x in over))
+    return y.flatten(2).permute(1, 2, 0)
 
 
 FORMS: dict[str, Form] = {
@@ -143,6 +197,7 @@ FORMS: dict[str, Form] = {
     "two_level": two_level,
     "multi_level": multi_level,
     "doubling": doubling,
+    "any_length": any_length,
     "scan": scan,
 }
 
