@@ -154,3 +154,31 @@ def test_a_model_without_layers_is_refused(tmp_path):
     with pytest.raises(zoo.NotExportable, match="no layer of it is left to be in int8"):
         convert(Scaled().eval(), tmp_path / "x.pte", ONE, batches(2), [])
     assert not list(tmp_path.iterdir())
+
+
+class Padded(nn.Module):
+    """A layer whose values are padded, as they come and turned to tokens."""
+
+    def __init__(self, turned: bool):
+        super().__init__()
+        self.turned = turned
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.turned:
+            x = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 2, 3, 0, 1), value=0.5)
+        else:
+            x = nn.functional.pad(x, (0, 3, 1, 0)).permute(0, 2, 3, 1)
+        return self.fc(self.norm(x)).mean((1, 2))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_comes_out_of_a_layer_may_be_padded(turned, tmp_path):
+    torch.manual_seed(0)
+    model = Padded(turned).eval()
+    convert(model, tmp_path / "padded.pte", ONE, batches(8), [])
+    images = batches(8, seed=1)
+    with torch.no_grad():
+        want = np.concatenate([model(torch.from_numpy(image)).numpy() for image in images])
+    assert correlation(answers(tmp_path / "padded.pte", images), want) > 0.98

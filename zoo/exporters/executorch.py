@@ -58,6 +58,7 @@ def lower(model: nn.Module, program: torch.export.ExportedProgram, file: Path) -
             )
             from executorch.exir import to_edge_transform_and_lower
 
+            _concatenate_pads(program)
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             buffer = edge.to_executorch().buffer
     except Exception as error:  # whatever lowering raises
@@ -65,6 +66,47 @@ def lower(model: nn.Module, program: torch.export.ExportedProgram, file: Path) -
             f"{tracing.title(model)} cannot be exported to ExecuTorch: {tracing.reason(error)}"
         ) from error
     file.write_bytes(buffer)
+
+
+def _concatenate_pads(program: torch.export.ExportedProgram) -> None:
+    """Put zeros beside what comes quantised out of a layer by concatenation.
+
+    XNNPACK in ExecuTorch 1.5 lowers a pad of such values, and refuses it when it loads the file.
+    """
+    aten, graph = torch.ops.aten, program.graph
+    for node in [n for n in graph.nodes if n.target == aten.pad.default]:
+        padded: Any = node.args[0]
+        mode, value = (*node.args[2:], *["constant", 0.0][len(node.args) - 2 :])
+        if mode != "constant" or min(node.args[1]) < 0 or not _was_quantised(padded):
+            continue
+        with graph.inserting_before(node):
+            for i, (before, after) in enumerate(zip(*[iter(node.args[1])] * 2, strict=True)):
+                axis = padded.meta["val"].ndim - 1 - i
+                parts = [_filled(graph, padded, axis, n, value) for n in (before, after) if n]
+                parts.insert(1 if before else 0, padded)
+                if len(parts) > 1:
+                    padded = graph.call_function(aten.cat.default, (parts, axis))
+                    shapes = [part.meta["val"] for part in parts]
+                    padded.meta = {**node.meta, "val": torch.cat(shapes, axis)}
+        node.replace_all_uses_with(padded)
+        graph.erase_node(node)
+    program.graph_module.recompile()
+
+
+def _was_quantised(node: torch.fx.Node) -> bool:
+    moves = (torch.ops.aten.permute.default, torch.ops.aten.transpose.int)
+    while node.target in moves:
+        node = node.args[0]  # type: ignore[assignment]
+    return "dequantize" in str(node.target)
+
+
+def _filled(graph: torch.fx.Graph, like: torch.fx.Node, axis: int, side: int, value: float) -> Any:
+    shape = [*like.meta["val"].shape]
+    shape[axis] = side
+    kind = {"dtype": like.meta["val"].dtype}
+    node = graph.call_function(torch.ops.aten.full.default, (shape, value or 0.0), kind)
+    node.meta = {**like.meta, "val": like.meta["val"].new_empty(shape)}
+    return node
 
 
 def versions() -> tuple[str, ...]:

@@ -17,6 +17,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 EXTRA = "export"
 OPSETS = (18, 23)  # those that torch's exporter writes and ONNX Runtime is tested with
 INPUT = "input"
+LARGEST = 1 << 28  # values of a constant: no model has one with more
 OPEN_SCAN = "scan"  # ONNX has an operator for it: as fast as written out, and a tenth of the nodes
 
 # What the exporter notes at each node besides its module: files of this machine, and the program.
@@ -52,6 +53,8 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
                 dynamic_shapes=(_open(settings),) if settings.open_axes else None,
             )
             assert program is not None  # it is only without dynamo that nothing is returned
+            if settings.dynamic_size:
+                _fold(program.model)
             for node in program.model.graph.all_nodes():
                 for key in _NOTES:
                     node.metadata_props.pop(key, None)
@@ -64,6 +67,17 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
             f"{tracing.title(model)} cannot be exported to ONNX: {tracing.reason(error)}"
         ) from error
     tracing.check_open(model, _shapes(file)[0], settings)
+
+
+def _fold(program: Any) -> None:
+    """Compute what is constant, however large: the exporter leaves what is made of over 8192 values.
+
+    OpenVINO takes nothing that is computed outside of a scan into it.
+    """
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(program, input_size_limit=LARGEST, output_size_limit=LARGEST)
+    optimizer.remove_unused_nodes(program)
 
 
 @contextlib.contextmanager
