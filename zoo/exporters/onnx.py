@@ -70,7 +70,7 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
 
 
 def _fold(program: Any) -> None:
-    """Compute what is constant, however large: the exporter leaves what is made of over 8192 values.
+    """Compute what is constant, however large: the exporter leaves what has over 8192 values.
 
     OpenVINO takes nothing that is computed outside of a scan into it.
     """
