@@ -34,7 +34,7 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
     program = tracing.trace(model, settings, "compiled code")
     taken = "uint8" if getattr(model, "takes_pixels", False) else "float32"
     try:
-        with tracing.silence():
+        with tracing.silence(), tracing.no_side_is_one(settings.dynamic_size):
             torch._inductor.aoti_compile_and_package(
                 program,
                 package_path=str(file),

@@ -172,7 +172,9 @@ def trace(model: nn.Module, settings: Settings, what: str) -> torch.export.Expor
     model = form(model, settings)
     open_axes = dict.fromkeys(settings.open_axes, torch.export.Dim.AUTO)
     try:
-        with silence(), no_side_is_one(settings):
+        # With an open batch as well, the switch would hold that to be more than 1.
+        sides_alone = settings.dynamic_size and not settings.dynamic_batch
+        with silence(), no_side_is_one(sides_alone):
             program = torch.export.export(model, (x,), dynamic_shapes=(open_axes or None,))
     except Exception as error:  # whatever tracing the model raises
         raise NotExportable(f"{title(model)} cannot be exported to {what}: {reason(error)}") from (
@@ -184,17 +186,14 @@ def trace(model: nn.Module, settings: Settings, what: str) -> torch.export.Expor
 
 
 @contextlib.contextmanager
-def no_side_is_one(settings: Settings) -> Iterator[None]:
-    """Where the size is open, let tracing take what it makes of a side for a number like any other.
+def no_side_is_one(asked: bool) -> Iterator[None]:
+    """If `asked`, let what is made of an open side be a number like any other.
 
     Otherwise each is held to be 1, or not to be, as it was while tracing, and a program does not
-    run on maps of one position or with one window, or on no others. PyTorch has a switch for that;
-    it would hold an open batch to be more than 1.
+    run on maps of one position or with one window, or on no others. PyTorch has a switch for that.
     """
     before = switches.backed_size_oblivious
-    switches.backed_size_oblivious = before or (
-        settings.dynamic_size and not settings.dynamic_batch
-    )
+    switches.backed_size_oblivious = before or asked
     try:
         yield
     finally:
