@@ -333,6 +333,13 @@ def test_other_values_that_cannot_work():
             run(inputs, "triton")
 
 
+def test_more_steps_than_any_length_has_levels_for():
+    u, B = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 1)
+    u, B = u.expand(1, 1, plain.LONGEST + 1), B.expand(1, 1, 1, plain.LONGEST + 1)
+    with pytest.raises(BadInput, match="u has 16777217 steps: 'any_length' takes 16777216"):
+        plain.any_length(u, u, -torch.ones(1, 1), B, B)
+
+
 def test_an_empty_batch_gives_an_empty_result():
     inputs = {k: v[:0] if v is not None and v.ndim > 2 else v for k, v in SMALL[2].inputs().items()}
     for form in QUICK:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as switches
 
-from zoo.blocks.selective import Decay
 from zoo.errors import BadInput, NotExportable
 from zoo.exporters.settings import Settings
 from zoo.exporters.tables import settled
@@ -93,18 +92,13 @@ def halved(model: nn.Module) -> nn.Module:
 
 
 def ready(model: nn.Module, scan: str = SCAN) -> nn.Module:
-    """Return a copy whose selective scans are made of PyTorch's operators; or the model itself.
-
-    The decay rates of the copy are constants.
-    """
+    """Return a copy whose selective scans are made of PyTorch's operators; or the model itself."""
     if not any(hasattr(module, "scan_backend") for module in model.modules()):
         return model
     model = copy.deepcopy(model)
     for module in model.modules():
         if hasattr(module, "scan_backend"):
             module.scan_backend = scan  # pyright: ignore[reportArgumentType]
-            if isinstance(decay := getattr(module, "decay", None), Decay):
-                module.decay = decay.fused()
     return model
 
 

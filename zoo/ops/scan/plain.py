@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.errors import BadInput
+
 Form = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 RADIX = 8  # steps of a chunk of `multi_level` and `any_length`
 LEVELS, LAST = (RADIX, RADIX, 64, 64), 64  # chunks of `any_length`, and steps that are left
+LONGEST = RADIX * RADIX * 64 * 64 * LAST
 
 
 def sequential(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -125,7 +128,13 @@ def any_length(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
 
     As `multi_level`, with as many levels as 2^24 steps need: 4096 x 4096 positions, whose states
     would fill 64 GiB for 1024 of them at each.
+
+    Raises:
+        BadInput: More steps than that, where their number is known.
     """
+    length = u.shape[-1]
+    if isinstance(length, int) and length > LONGEST:
+        raise BadInput(f"u has {length} steps: 'any_length' takes {LONGEST}; take 'multi_level'")
     a, v = terms(u, delta, A, B)
     h = _open_states(a.flatten(1), v.flatten(1), LEVELS)
     return read_out(h.view(v.shape), C)
