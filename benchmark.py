@@ -1,17 +1,9 @@
-"""Count and time models: `python benchmark.py model=efficientformer_l1`, or `models=[a,b]`."""
+"""Count and time models: `python benchmark.py model=efficientformer_l1`, or `models=[a,b]`.
 
-from omegaconf import DictConfig
+Keys: `BenchmarkRun` in zoo/settings.py.
+"""
 
-from zoo.config import entry_point
-
-
-@entry_point("benchmark")
-def main(cfg: DictConfig) -> None:
-    """Measure as `cfg` says. The keys: zoo/config.py, BenchmarkRun."""
-    from zoo.profiling.sweep import run
-
-    run(cfg)
-
+from zoo.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("benchmark")

@@ -1,20 +1,9 @@
-"""Evaluate: `python eval.py weights=<run folder or file>`, or `artefact=<file or its folder>`.
+"""Evaluate weights or an exported file: `python eval.py weights=<run folder or file>`.
 
-The keys: zoo/config.py, EvalRun.
+Keys: `EvalRun` in zoo/settings.py.
 """
 
-from omegaconf import DictConfig
-
-from zoo.config import entry_point
-
-
-@entry_point("eval")
-def main(cfg: DictConfig) -> None:
-    """Evaluate as `cfg` says."""
-    from zoo.training.evaluate import evaluate
-
-    evaluate(cfg)
-
+from zoo.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("eval")

@@ -1,17 +1,9 @@
-"""Export a model: `python export.py model=efficientformer_l1 weights=runs/... format=onnx`."""
+"""Export a model: `python export.py weights=<run folder or file> format=onnx`.
 
-from omegaconf import DictConfig
+Keys: `ExportRun` in zoo/settings.py.
+"""
 
-from zoo.config import entry_point
-
-
-@entry_point("export")
-def main(cfg: DictConfig) -> None:
-    """Export as `cfg` says. The keys: zoo/config.py, ExportRun."""
-    from zoo.quantization.command import run
-
-    run(cfg)
-
+from zoo.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("export")

@@ -1,17 +1,6 @@
-"""Train a model: `python train.py model=efficientformer_l1`. The keys: zoo/config.py, TrainRun."""
+"""Train a model: `python train.py model=efficientformer_l1`. Keys: `TrainRun` in zoo/settings.py."""
 
-from omegaconf import DictConfig
-
-from zoo.config import entry_point
-
-
-@entry_point("train")
-def main(cfg: DictConfig) -> None:
-    """Train as `cfg` says."""
-    from zoo.training.fit import train
-
-    train(cfg)
-
+from zoo.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("train")

@@ -20,7 +20,8 @@ from PIL import Image
 from timm.data.dataset_factory import create_dataset
 from timm.data.loader import create_loader
 
-from zoo.data import DataConfig, create_datamodule
+from zoo.data import create_datamodule
+from zoo.settings import DataConfig
 
 SETTINGS = {
     "default": {},

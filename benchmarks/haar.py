@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.environment import summary
 from zoo.ops import haar, haar_pyramid, inverse_haar
 from zoo.ops.wavelet import BANDS, running
-from zoo.profiling.machine import summary
 
 LEAST = 3.0
 SHAPES = {  # B C H W: what is transformed, and where

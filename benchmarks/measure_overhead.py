@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
+from zoo.environment import summary
 from zoo.profiling.latency import Effort, time_calls
-from zoo.profiling.machine import summary
 
 LIMIT_US = 20.0
 

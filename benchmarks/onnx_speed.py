@@ -20,7 +20,7 @@ import torch
 
 import zoo
 from zoo import runtimes
-from zoo.profiling.machine import summary, versions
+from zoo.environment import summary, versions
 
 MODELS = ("efficientformer_l1", "mobilenetv2_100")
 

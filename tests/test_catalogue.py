@@ -7,10 +7,10 @@ import pytest
 from support import FINISHED, SMALLEST
 
 import zoo
+from tools import catalogue, families
+from tools.overview import RECORDS
 from zoo import registry
 from zoo.__main__ import main
-from zoo.profiling import catalogue, families
-from zoo.profiling.overview import RECORDS
 
 COUNTS = json.loads(catalogue.COUNTS.read_text("utf-8"))
 PAGE = catalogue.PAGE.read_text("utf-8")

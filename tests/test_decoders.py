@@ -3,10 +3,10 @@
 import pytest
 import torch
 from support import images
+from zoo.config import compose, model_arguments
 
 import zoo
 from zoo import decoders
-from zoo.config import compose, model_arguments
 from zoo.registry import DECODERS
 
 pytest.importorskip("segmentation_models_pytorch")

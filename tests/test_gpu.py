@@ -16,9 +16,9 @@ from support import (
     tensors,
     trainable,
 )
+from zoo.config import compose
 
 import zoo
-from zoo.config import compose
 from zoo.profiling.latency import measure
 from zoo.training.fit import train
 

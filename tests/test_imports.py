@@ -24,28 +24,28 @@ RANKS = {
     7: ["zoo.factory", "zoo.decoders", "zoo.inputs", "zoo.timm_bridge"],
     8: [f"zoo.profiling.{name}" for name in ("count", "rules", "traffic", "hooks")],
     9: ["zoo.reparam"],
-    10: ["zoo.profiling", "zoo.exporters", "zoo.runtimes"],
-    11: ["zoo.data", "zoo.predict"],
+    10: ["zoo.profiling", "zoo.deploy", "zoo.runtimes"],
+    11: ["zoo.data", "zoo.deploy.predict"],
     12: ["zoo.training"],
-    13: ["zoo.quantization", "zoo.exporters.capabilities"],  # which tries int8, too
+    13: ["zoo.compression", "tools.capabilities"],  # which tries int8, too
     14: ["zoo.config"],
     15: ["zoo.__main__"],
 }
 # Schemas are plain dataclasses of their own parts; whoever reads settings may import them.
 SCHEMAS = {
     "zoo.data.config",
-    "zoo.exporters.config",
+    "zoo.deploy.config",
     "zoo.profiling.config",
-    "zoo.quantization.config",
+    "zoo.compression.config",
     "zoo.training.config",
 }
 # Imports against the direction, each with its reason.
 EXCEPTIONS = {
     ("zoo.reparam", "zoo.profiling.latency"): "its report times both forms",
-    ("zoo.exporters", "zoo.config"): "the command reads the schema of its run",
+    ("zoo.deploy", "zoo.config"): "the command reads the schema of its run",
     ("zoo.training", "zoo.config"): "the command reads the schema of its run",
     ("zoo.profiling", "zoo.config"): "the command reads the schema of its run",
-    ("zoo.quantization", "zoo.config"): "the command reads the schema of its run",
+    ("zoo.compression", "zoo.config"): "the command reads the schema of its run",
 }
 HEAVY = {"torch", "timm", "torchvision", "lightning", "hydra", "numpy", "onnx", "sklearn", "fvcore"}
 
@@ -152,8 +152,8 @@ def loaded_after(code: str, python) -> set[str]:
         "import zoo; zoo.list_models('mobile*', smallest_of_family=True)",
         "import zoo; zoo.model_info('efficientformer_l1')",
         "import zoo; zoo.BadInput, zoo.register, dir(zoo)",
-        "from zoo.data.config import DataConfig; from zoo.training.config import TrainConfig",
-        "from zoo.exporters.config import ExportConfig; import zoo.profiling.config",
+        "from zoo.settings import DataConfig; from zoo.training.config import TrainConfig",
+        "from zoo.settings import ExportConfig; import zoo.profiling.config",
     ],
 )
 def test_what_needs_no_torch_imports_none(code, python):

@@ -11,14 +11,15 @@ from PIL import Image
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
+from zoo.config import compose
 
 import zoo
 from zoo.__main__ import main
-from zoo.config import compose
 from zoo.data.segmentation import Fit
 from zoo.data.transforms import eval_preparation
-from zoo.exporters import Origin, files
-from zoo.predict import Predictor, colours, pictures, predict, resized
+from zoo.deploy import files
+from zoo.deploy.manifest import Origin
+from zoo.deploy.predict import Predictor, colours, pictures, predict, resized
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 NAMES = ["red", "green", "blue"]

@@ -98,8 +98,8 @@ def at_a_user(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("at_a_user")
 def test_exports_do_as_the_page_says(command, capsys):
     """As typed, but with few blocks of the models that take long."""
+    from zoo.commands.quantize import run
     from zoo.config import compose
-    from zoo.quantization.command import run
 
     words = shlex.split(command, comments=True)[2:]
     if "model=lightm_unet_2d" in words:

@@ -161,7 +161,7 @@ def test_a_provider_that_is_not_there(model):
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_an_artefact_runs_without_torch(tmp_path, model, runtime):
-    from zoo.exporters import convert
+    from zoo.deploy.pipeline import convert
 
     file = tmp_path / "model.onnx"
     convert(model, file, input_size=BATCH.shape, dynamic_batch=False)
@@ -179,7 +179,7 @@ def test_an_artefact_runs_without_torch(tmp_path, model, runtime):
 
 def test_signals_are_handled_after_openvino_went_in_any_order(tmp_path, model):
     """OpenVINO once left a freed stack to whatever signal came next: it killed the process."""
-    from zoo.exporters import convert
+    from zoo.deploy.pipeline import convert
 
     file = tmp_path / "model.onnx"
     convert(model, file, input_size=BATCH.shape, dynamic_batch=False)
@@ -205,7 +205,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, 
 
 
 def test_the_threads_of_executorch_are_set_once(tmp_path, model):
-    from zoo.exporters import convert
+    from zoo.deploy.pipeline import convert
 
     file = tmp_path / "model.pte"
     convert(model, file, input_size=BATCH.shape, dynamic_batch=False)

@@ -16,10 +16,10 @@ _HOME = {
     "create_model": "zoo.factory",
     "load_weights": "zoo.weights",
     "reparameterize": "zoo.reparam",
-    "count": "zoo.profiling.count",
+    "count": "zoo.counting.count",
     "measure": "zoo.profiling.latency",
     "compare": "zoo.profiling.latency",
-    "export": "zoo.exporters",
+    "export": "zoo.deploy",
     "ZooError": "zoo.errors",
     "UnknownModel": "zoo.errors",
     "BadWeights": "zoo.errors",
@@ -32,6 +32,8 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
+    from zoo.counting.count import count as count
+    from zoo.deploy.pipeline import export as export
     from zoo.errors import BadInput as BadInput
     from zoo.errors import BadWeights as BadWeights
     from zoo.errors import MissingExtra as MissingExtra
@@ -39,9 +41,7 @@ if TYPE_CHECKING:
     from zoo.errors import UncountedOperator as UncountedOperator
     from zoo.errors import UnknownModel as UnknownModel
     from zoo.errors import ZooError as ZooError
-    from zoo.exporters import export as export
     from zoo.factory import create_model as create_model
-    from zoo.profiling.count import count as count
     from zoo.profiling.latency import compare as compare
     from zoo.profiling.latency import measure as measure
     from zoo.registry import list_models as list_models

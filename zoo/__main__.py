@@ -114,8 +114,8 @@ def _count(args: argparse.Namespace) -> None:
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    from zoo.counting.count import count
     from zoo.factory import create_model
-    from zoo.profiling.count import count
     from zoo.reparam import reparameterize
 
     model = create_model(args.model).eval()
@@ -135,20 +135,20 @@ def _count(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from zoo.profiling.report import write
+    from zoo.reports.report import write
 
     for file in write(Path(args.records), Path(args.out) if args.out else None):
         print(f"wrote {file}")
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from zoo.profiling.changes import compare_files
+    from zoo.reports.changes import compare_files
 
     compare_files(Path(args.a), Path(args.b))
 
 
 def _results(args: argparse.Namespace) -> None:
-    from zoo.profiling import families, overview
+    from tools import families, overview
 
     try:
         overview.write() if args.write else overview.measure_and_write()
@@ -157,13 +157,13 @@ def _results(args: argparse.Namespace) -> None:
 
 
 def _catalogue(args: argparse.Namespace) -> None:
-    from zoo.profiling import catalogue
+    from tools import catalogue
 
     catalogue.write()
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from zoo.predict import command
+    from zoo.deploy.predict import command
 
     command(args)
 

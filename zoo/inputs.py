@@ -1,4 +1,4 @@
-"""What a model expects of its input: size, normalisation, resizing."""
+"""The input that published weights expect: size, normalisation, resizing."""
 
 from typing import Any
 
@@ -9,25 +9,34 @@ from zoo import registry
 KEYS = ("size", "mean", "std", "interpolation", "crop_pct")
 
 
-def own_input(model: nn.Module, name: str | None) -> dict[str, Any]:
-    """Return the input that a model was published for; what is not known is None.
+def published_input(name: str | None) -> dict[str, Any]:
+    """Return the input that the published weights of a model expect; unknown values are None.
 
     Args:
-        model: The model; it says how many channels it takes.
-        name: Its name for `zoo.create_model`; None for a model from elsewhere.
+        name: A name for `zoo.create_model`; None for a model from elsewhere.
 
     Returns:
         `size` (C, H, W), `mean` and `std` (of values in 0..1), `interpolation`, `crop_pct`.
     """
     known: dict[str, Any] = {}
     if name is not None and name.startswith("timm/"):
-        from timm.data.config import resolve_model_data_config
+        from timm.data.config import resolve_data_config
+        from timm.models import get_pretrained_cfg
 
-        known = dict(resolve_model_data_config(model))
-        known["size"] = known.get("input_size")
+        cfg = get_pretrained_cfg(name.removeprefix("timm/"))
+        known = dict(resolve_data_config(pretrained_cfg=cfg.to_dict() if cfg else {}))
+        known["size"] = known["input_size"]
     elif name is not None:
         known = registry.model_info(name).get("input", {})
-    found = {key: _plain(known.get(key)) for key in KEYS}
+    return {key: _as_list(known.get(key)) for key in KEYS}
+
+
+def input_of(model: nn.Module, name: str | None) -> dict[str, Any]:
+    """Return `published_input(name)` for a model that may take other channels.
+
+    Mean and std are None if the model's number of channels differs from the published one.
+    """
+    found = published_input(name)
     channels = getattr(model, "in_chans", None)
     if found["size"] and channels:
         found["size"] = [channels, *found["size"][1:]]
@@ -36,5 +45,5 @@ def own_input(model: nn.Module, name: str | None) -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple | list) else value

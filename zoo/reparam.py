@@ -7,8 +7,6 @@ convolution or linear layer whose results it alone reads (zoo/blocks/dataflow.py
 that have a method of their own for it are fused by that first.
 """
 
-import copy
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import timm.utils
@@ -20,7 +18,6 @@ from zoo.blocks.dataflow import pairs, replace
 from zoo.blocks.folding import fold_batch_norm, is_fixed_batch_norm
 from zoo.blocks.scale import LayerScale
 from zoo.errors import BadInput
-from zoo.profiling.count import count
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -172,105 +169,3 @@ def _floats(module: nn.Module) -> list[tuple[str, Tensor]]:
     constants = module._non_persistent_buffers_set
     buffers = module.named_buffers(recurse=False)
     return [(n, b) for n, b in buffers if b.is_floating_point() and n not in constants]
-
-
-@dataclass(frozen=True)
-class FuseReport:
-    """What fusing did: values before and after, and the largest error on shaken weights.
-
-    Attributes:
-        layers: Modules without children.
-        params: Parameters.
-        macs: Multiply-accumulates of one image.
-        flops: FLOPs of one image.
-        activations: Elements that the operators with MACs write, of one image.
-        nodes: Operators executed, views left out.
-        error: Largest difference of the outputs in float64, relative to their spread.
-        latency: How long the fused model takes beside the other, called in turn in PyTorch on one
-            image; None where it was not asked for.
-    """
-
-    layers: tuple[int, int]
-    params: tuple[int, int]
-    macs: tuple[int, int]
-    flops: tuple[int, int]
-    activations: tuple[int, int]
-    nodes: tuple[int, int]
-    error: float
-    latency: Any = None
-
-    def __str__(self) -> str:
-        rows = [
-            f"{name:<12}{before:>16,}{after:>16,}"
-            for name, (before, after) in (
-                ("layers", self.layers),
-                ("params", self.params),
-                ("MACs", self.macs),
-                ("FLOPs", self.flops),
-                ("activations", self.activations),
-                ("nodes", self.nodes),
-            )
-        ]
-        if self.latency is not None:
-            times = self.latency.a.p50 * 1e3, self.latency.b.p50 * 1e3
-            rows.append(f"{'latency, ms':<12}{times[0]:>16.3f}{times[1]:>16.3f}")
-            verdict = {"B is faster": "faster", "B is slower": "slower"}
-            low, high = self.latency.low, self.latency.high
-            interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-            rows.append(
-                f"fused: {verdict.get(self.latency.verdict, 'no difference')}, "
-                f"{self.latency.ratio:.3f}{interval} of the time"
-            )
-        head = f"{'':<12}{'unfused':>16}{'fused':>16}"
-        return "\n".join(
-            [head, *rows, f"largest relative error on shaken weights {self.error:.1e}"]
-        )
-
-
-def report(
-    before: nn.Module,
-    after: nn.Module,
-    input_size: tuple[int, ...] = (2, 3, 224, 224),
-    *,
-    timed: bool = True,
-) -> FuseReport:
-    """Compare a model with its fused form.
-
-    Args:
-        before: The model as it was, in evaluation mode.
-        after: What `reparameterize` made of it.
-        input_size: Shape of the images to compare on, at least two of them.
-        timed: Whether to compare latencies, too, which takes some seconds.
-
-    Raises:
-        BadInput: The outputs do not depend on the image, so that comparing them shows nothing.
-    """
-    shaken = shake(copy.deepcopy(before).double().cpu())
-    images = torch.randn(input_size, generator=torch.Generator().manual_seed(1)).double()
-    with torch.no_grad():
-        want, have = shaken(images), reparameterize(shaken)(images)
-    spread = (want[0] - want[1]).abs().mean().item()
-    if not spread > 1e-6 * want.abs().max().item():
-        raise BadInput(f"the outputs of {type(before).__name__} do not depend on the image")
-    one = (1, *input_size[1:])
-    counts = count(before, one), count(after, one)
-    latency = None
-    if timed:
-        from zoo.profiling.latency import compare
-
-        latency = compare(before, after, one)
-    return FuseReport(
-        layers=(_leaves(before), _leaves(after)),
-        params=(counts[0].params, counts[1].params),
-        macs=(counts[0].macs, counts[1].macs),
-        flops=(counts[0].flops, counts[1].flops),
-        activations=(counts[0].activations, counts[1].activations),
-        nodes=(counts[0].operators, counts[1].operators),
-        error=(want - have).abs().max().item() / spread,
-        latency=latency,
-    )
-
-
-def _leaves(model: nn.Module) -> int:
-    """The number of layers: modules without children that do something."""
-    return sum(not list(m.children()) and not isinstance(m, nn.Identity) for m in model.modules())

@@ -36,6 +36,8 @@ _BRANCHES = (
     "module",
     "network_weights",  # nnU-Net
 )
+# A checkpoint of quantisation-aware training has this key: it holds a graph, not the plain model.
+QAT_KEY = "qat"
 # What wrappers put in front of every key.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 
@@ -64,13 +66,24 @@ def load_weights(
     named = "the given state dict" if isinstance(source, Mapping) else str(source)
     if isinstance(source, str | os.PathLike):
         source = read_checkpoint(source, sha256)
-        if "qat" in source and "state_dict" in source:
-            raise BadWeights(
-                f"{named} was trained with train.qat and is no longer {type(model).__name__}, but a"
-                " graph in int8: eval.py and export.py build it, train.resume goes on with it"
-            )
     if not isinstance(source, Mapping):
         raise BadWeights(f"source is a {type(source).__name__}; give a file, an address or tensors")
+    return load_content(model, source, named, strict)
+
+
+def load_content(
+    model: nn.Module, source: Mapping[str, Any], named: str, strict: bool = True
+) -> list[str]:
+    """Load what `read_checkpoint` returned; arguments and errors as of `load_weights`.
+
+    Args:
+        named: What to call it in messages.
+    """
+    if QAT_KEY in source and "state_dict" in source:
+        raise BadWeights(
+            f"{named} is a quantisation-aware checkpoint, not a plain {type(model).__name__}; load"
+            " it with eval.py or export.py, or continue it with train.resume"
+        )
     state = converted(unwrap(source, named, model.state_dict().keys()), model)
     wrong = misfits(state, model)
     if wrong and strict:

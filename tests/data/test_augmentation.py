@@ -6,8 +6,9 @@ import pickle
 import pytest
 import torch
 
-from zoo.data import DataConfig, create_datamodule
+from zoo.data import create_datamodule
 from zoo.data.dataset import own_randomness, seed_sample
+from zoo.settings import DataConfig
 
 # Nothing random is left: the whole square image, neither flipped nor recoloured.
 STILL = {"image_size": 32, "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "color_jitter": 0.0}

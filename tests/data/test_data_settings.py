@@ -2,11 +2,12 @@
 
 import pytest
 from omegaconf import OmegaConf
-
 from zoo.config import compose
-from zoo.data import DataConfig, create_datamodule
+
+from zoo.data import create_datamodule
 from zoo.data.presets import SETS, resolve
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 REFUSED = [
     ({"name": "digit"}, "no data set named 'digit'; did you mean digits"),

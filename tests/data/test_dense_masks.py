@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from zoo.config import compose
-from zoo.data import DataConfig, create_datamodule, readable
+
+from zoo.data import create_datamodule, readable
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 COLOURS = [[0, 0, 0], [200, 10, 10], [0, 0, 255]]
 

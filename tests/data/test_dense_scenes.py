@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data import DataConfig, create_datamodule, photos, scenes, sources
+from zoo.data import create_datamodule, photos, scenes, sources
 from zoo.data.scenes import Scenes
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 
 def made(batch_size=8, seed=0, **keys):

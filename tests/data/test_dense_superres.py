@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.data import DataConfig, create_datamodule, photos
+from zoo.data import create_datamodule, photos
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 
 def made(batch_size=4, seed=0, **keys):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data import DataConfig, create_datamodule
+from zoo.data import create_datamodule
 from zoo.data.samplers import TrainBatches
+from zoo.settings import DataConfig
 
 SMALL = {"image_size": 16}
 

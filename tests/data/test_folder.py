@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data import DataConfig, create_datamodule
+from zoo.data import create_datamodule
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 SMALL = {"name": "folder", "image_size": 16, "num_workers": 0}
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torchvision import datasets as tv
 
-from zoo.data import DataConfig, create_datamodule
+from zoo.data import create_datamodule
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 SMALL = {"image_size": 16, "num_workers": 0}
 

@@ -9,8 +9,9 @@ import tarfile
 import pytest
 import torch
 
-from zoo.data import DataConfig, create_datamodule
+from zoo.data import create_datamodule
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 pytest.importorskip("webdataset", reason="pip install 'zoo-vision[data]'")
 # webdataset leaves the shards it read to the garbage collector.

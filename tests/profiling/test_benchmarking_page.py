@@ -4,12 +4,13 @@ import re
 import shlex
 from pathlib import Path
 
+from zoo.config import compose
+
 import zoo
 from zoo.__main__ import main
-from zoo.config import compose
 from zoo.profiling import sweep
-from zoo.profiling.config import ProfileConfig
 from zoo.runtimes import NAMES
+from zoo.settings import ProfileConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarking.md"
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ from synthetic import noisy, record
 
 import zoo
 from zoo.__main__ import main
-from zoo.profiling.changes import SAME, changes, outcome, ratio, remarks
 from zoo.profiling.stats import summarize
+from zoo.reports.changes import SAME, changes, outcome, ratio, remarks
 
 
 def times(seconds: float, noise: float, seed: int, n: int = 50) -> dict:
@@ -154,7 +154,7 @@ def test_what_cannot_be_compared(missing, tmp_path, capsys):
 
 
 def test_files_of_other_models_have_nothing_to_compare(tmp_path):
-    from zoo.profiling.changes import compare_files
+    from zoo.reports.changes import compare_files
 
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for file, name in zip(files, ("one", "two"), strict=True):

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import zoo
-from zoo.profiling.count import count, evaluation
-from zoo.profiling.rules import FREE, SOFTMAX, all_rules
+from zoo.counting.count import count, evaluation
+from zoo.counting.rules import FREE, SOFTMAX, all_rules
 
 
 class Call(nn.Module):
@@ -111,7 +111,7 @@ def test_matrix_products(kind):
     assert found.activations == module(torch.zeros(shape)).numel()
 
 
-# Function, input, elementwise FLOPs: as stated at the head of zoo/profiling/rules.py.
+# Function, input, elementwise FLOPs: as stated at the head of zoo/counting/rules.py.
 N = 2 * 6 * 4 * 4
 ELEMENTWISE = {
     "batch norm": (nn.BatchNorm2d(6), 2 * N),

@@ -9,8 +9,8 @@ from support import FINISHED, SMALLEST, inputs
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from zoo.profiling import catalogue
-from zoo.profiling.count import Counts
+from tools import catalogue
+from zoo.counting.count import Counts
 
 COUNTS = json.loads(catalogue.COUNTS.read_text("utf-8"))
 # Peers of four kinds; PyTorch's own counter knows matrix products, convolutions and attention.

@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo.blocks.mamba import Mamba
+from zoo.counting.count import count
 from zoo.ops import selective_scan
 from zoo.ops.scan import cost
-from zoo.profiling.count import count
 
 BATCH, CHANNELS, LENGTH, STATES, GROUPS = 2, 12, 30, 5, 3
 ELEMENTS = BATCH * CHANNELS * LENGTH

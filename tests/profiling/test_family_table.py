@@ -6,9 +6,9 @@ import pytest
 from synthetic import record
 
 import zoo
-from zoo.profiling import families
-from zoo.profiling.families import BEGIN, END
-from zoo.profiling.overview import FORMS, finished
+from tools import families
+from tools.families import BEGIN, END
+from tools.overview import FORMS, finished
 
 RENEW = "run `python -m zoo catalogue`, or `make results` where latencies are missing"
 

@@ -7,7 +7,7 @@ import pytest
 from synthetic import record
 
 import zoo
-from zoo.profiling.records import Results, case_key, flatten, read, unfinished
+from zoo.reports.records import Results, case_key, flatten, read, unfinished
 
 
 def test_records_are_on_disk_as_they_come_and_csv_mirrors_them(tmp_path):

@@ -5,7 +5,7 @@ import platform
 
 import torch
 
-from zoo.profiling.machine import describe_machine, summary, versions
+from zoo.environment import describe_machine, summary, versions
 
 
 def test_the_machine_is_described_without_naming_it():

@@ -6,9 +6,9 @@ import pytest
 from synthetic import record
 
 import zoo
-from zoo.profiling import overview
-from zoo.profiling.overview import FORMS
-from zoo.profiling.records import read
+from tools import overview
+from tools.overview import FORMS
+from zoo.reports.records import read
 
 RENEW = "run `make results` (or `python -m zoo results --write` where nothing was measured anew)"
 

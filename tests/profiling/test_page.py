@@ -7,7 +7,7 @@ import pytest
 from synthetic import record
 
 import zoo
-from zoo.profiling.report import write
+from zoo.reports.report import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")

@@ -6,7 +6,7 @@ import pytest
 from synthetic import record
 
 import zoo
-from zoo.profiling.pareto import front, published
+from zoo.reports.pareto import front, published
 
 
 def test_the_front_by_hand():

@@ -11,10 +11,10 @@ from synthetic import record
 
 import zoo
 from zoo.__main__ import main
-from zoo.profiling.markdown import escape
-from zoo.profiling.page import LAYERS_BYTES, render
-from zoo.profiling.report import markdown, write
-from zoo.profiling.view import View
+from zoo.reports.markdown import escape
+from zoo.reports.page import LAYERS_BYTES, render
+from zoo.reports.report import markdown, write
+from zoo.reports.view import View
 
 EVIL = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(1)>|`*[a](javascript:b)"
 
@@ -204,7 +204,7 @@ def test_three_hundred_models_stay_under_six_megabytes(tmp_path):
 
 
 def test_layers_that_have_no_room_are_counted(monkeypatch):
-    monkeypatch.setattr("zoo.profiling.page.LAYERS_BYTES", 1500)
+    monkeypatch.setattr("zoo.reports.page.LAYERS_BYTES", 1500)
     records = [record(model=name, layers=layers(5)) for name in ("a", "a", "b", "c", "d", "e", "f")]
     data = data_of(render(View(records), "t"))
     shown = [data["rows"][entry["row"]][0] for entry in data["layers"]]

@@ -10,12 +10,12 @@ import weakref
 from pathlib import Path
 
 import pytest
+from zoo.config import compose
 
 import zoo
-from zoo.config import compose
 from zoo.profiling import sweep
 from zoo.profiling.plan import Plan
-from zoo.profiling.records import read
+from zoo.reports.records import read
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "mobilenetv2_035"

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 from synthetic import record
 
-from zoo.profiling.table import legend, quantity, table
+from zoo.reports.table import legend, quantity, table
 
 
 def text(records):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import zoo
-from zoo.profiling.traffic import observe
+from zoo.counting.traffic import observe
 
 KIB = 1024
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from zoo.config import compose
+
 from zoo.training.fit import train
 
 TINY = [

@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 from zoo.config import compose
-from zoo.training.evaluate import evaluate
+
+from zoo.commands.eval import evaluate
 from zoo.training.fit import train
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

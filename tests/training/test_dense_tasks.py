@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-
 from zoo.config import compose
+
+from zoo.commands.eval import evaluate
 from zoo.data import create_datamodule
 from zoo.errors import BadInput
 from zoo.training import loop, pictures, super_resolution
-from zoo.training.evaluate import evaluate
 from zoo.training.fit import train
 from zoo.training.tasks import get_task
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from zoo.config import compose
 
 import zoo
-from zoo.config import compose
+from zoo.commands.eval import evaluate
 from zoo.errors import BadInput, BadWeights, ZooError
 from zoo.training import report
-from zoo.training.evaluate import evaluate
 from zoo.training.validation import validate
 
 from .conftest import checkpoint_of

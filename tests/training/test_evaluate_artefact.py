@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from zoo.config import compose
 
 import zoo
-from zoo.config import compose
+from zoo.commands import export
+from zoo.commands.eval import evaluate
 from zoo.data import create_datamodule
+from zoo.deploy.manifest import Origin
 from zoo.errors import BadInput
-from zoo.exporters import Origin, command
-from zoo.training.evaluate import evaluate
 from zoo.training.tasks import get_task
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def evaluated(*overrides: str) -> dict:
 
 def exported(run: Path, folder: Path, *overrides: str) -> Path:
     given = [f"weights={run}", f"export.out={folder}", *overrides]
-    return command.run(compose("export", given), given)[0].path
+    return export.run(compose("export", given), given)[0].path
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from zoo.config import compose
+
 from zoo.training.fit import train
 
 from .conftest import checkpoint_of

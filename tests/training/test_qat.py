@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from support import fresh, inputs, quick
+from zoo.config import compose
 
 import zoo
 from zoo import runtimes
-from zoo.config import compose
-from zoo.data import DataConfig, create_datamodule
-from zoo.exporters import prepared
-from zoo.exporters.command import run as export
+from zoo.commands.eval import evaluate
+from zoo.commands.export import run as export
+from zoo.data import create_datamodule
+from zoo.deploy import int8_graph
+from zoo.settings import DataConfig
 from zoo.training import loop
-from zoo.training.evaluate import evaluate
 from zoo.training.fit import train
 
 from .conftest import assert_same_run, checkpoint_of, resume_run, rows_of
@@ -97,7 +98,7 @@ def artefact_of(run: Path, out: Path, format: str) -> Any:
 
 def test_every_layer_rounds_weights_by_channel_and_values() -> None:
     model = zoo.create_model("mobilenetv2_035", num_classes=10).eval()
-    net = prepared.prepare(zoo.reparameterize(model), (3, 32, 32))
+    net = int8_graph.prepare(zoo.reparameterize(model), (3, 32, 32))
     layers = [n for n in net.graph.nodes if str(n.target) in ("aten.conv2d.default",
                                                               "aten.linear.default")]  # fmt: skip
     assert len(layers) == 53
@@ -111,9 +112,9 @@ def test_every_layer_rounds_weights_by_channel_and_values() -> None:
         assert weights.ch_axis == 0
         assert weights.scale.numel() == weight.shape[0] == weight.shape[weights.ch_axis]
         assert torch.equal(weights.scale, weight.detach().abs().flatten(1).amax(1).clamp_min(
-            127 * prepared.SMALLEST_SCALE) / 127)  # fmt: skip
-        assert node.args[2].target is prepared.on_grid
-    form = prepared.converted(net)
+            127 * int8_graph.SMALLEST_SCALE) / 127)  # fmt: skip
+        assert node.args[2].target is int8_graph.on_grid
+    form = int8_graph.converted(net)
     x = torch.randn(5, 3, 32, 32)  # another batch than was traced
     with torch.no_grad():
         assert torch.equal(form(x), net(x))
@@ -126,13 +127,13 @@ def test_every_layer_rounds_weights_by_channel_and_values() -> None:
 def test_tables_and_layers_that_are_used_twice(name: str) -> None:
     """Indices into a table are no values to round, and a bias has the grid of each of its uses."""
     model, x = fresh(name, **quick(name)), inputs(name)
-    net = prepared.prepare(zoo.reparameterize(model), x.shape[1:])
+    net = int8_graph.prepare(zoo.reparameterize(model), x.shape[1:])
     net.calibrate([x])
     net(x).square().mean().backward()
     with torch.no_grad():
         want = net.eval()(x)
         assert not torch.equal(want[0], want[1])
-        assert torch.equal(prepared.converted(net)(x), want)
+        assert torch.equal(int8_graph.converted(net)(x), want)
 
 
 def test_training_changes_weights_and_lowers_the_loss(float_run: Path, qat_run: Path) -> None:
@@ -187,7 +188,7 @@ def test_the_artefact_is_what_was_judged(
     assert manifest["model"]["fused"]
     assert manifest["comparison"]["proven"]
     x, y = images(qat_run)
-    net = prepared.rebuild(checkpoint_of(qat_run, "best"), "run")
+    net = int8_graph.rebuild(checkpoint_of(qat_run, "best"), "run")
     with torch.no_grad():
         wanted = net(torch.from_numpy(x)).numpy()
     runtime = runtimes.load(made.path, manifest["comparison"]["runtime"], threads=1)
@@ -235,7 +236,7 @@ def test_it_is_no_longer_the_model(qat_run: Path, float_run: Path, tmp_path: Pat
 def test_what_cannot_be_exported(
     asked: list[str], said: str, qat_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = prepared.rebuild(checkpoint_of(qat_run, "best"), "run")
+    content = int8_graph.rebuild(checkpoint_of(qat_run, "best"), "run")
     monkeypatch.setattr(prepared, "rebuild", lambda content_, named: content)
     given = [f"weights={qat_run}", f"export.out={tmp_path}", *asked]
     with pytest.raises(zoo.ZooError, match=said) as caught:
@@ -279,11 +280,11 @@ def test_what_cannot_be_traced_is_named() -> None:
             return x * int(x.sum().item() > 0)
 
     with pytest.raises(zoo.NotExportable, match=r"^Counting cannot be traced for train\.qat: "):
-        prepared.prepare(Counting().eval(), (3, 8, 8))
+        int8_graph.prepare(Counting().eval(), (3, 8, 8))
 
     class Doubling(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.sin(x)
 
     with pytest.raises(zoo.NotExportable, match="Doubling has no layer that XNNPACK computes"):
-        prepared.prepare(Doubling().eval(), (3, 8, 8))
+        int8_graph.prepare(Doubling().eval(), (3, 8, 8))

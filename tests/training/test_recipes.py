@@ -2,10 +2,10 @@
 
 import pytest
 from omegaconf import OmegaConf
-
 from zoo.config import CONFIGS, compose
+
+from zoo.settings import TrainConfig
 from zoo.training.checks import check_train
-from zoo.training.config import TrainConfig
 
 RECIPES = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
 

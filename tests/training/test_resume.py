@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from zoo.config import compose
+
 from zoo.errors import BadInput, BadWeights
 from zoo.training import loop
 from zoo.training.fit import train

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
+from zoo.config import compose
 
 import zoo
-from zoo.config import compose
 from zoo.errors import BadInput, ZooError
 from zoo.training import loop
 from zoo.training.fit import train
@@ -251,7 +251,7 @@ def test_freed_memory_is_kept_and_used_again() -> None:
     """After the first step, page faults fall by far: what `keep_freed_memory` is for."""
     code = """
 import resource, sys, numpy
-from zoo.training.memory import keep_freed_memory
+from zoo.training.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():

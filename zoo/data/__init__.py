@@ -7,17 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
-    "DataConfig": "zoo.data.config",
     "ImageData": "zoo.data.datamodule",
     "create_datamodule": "zoo.data.datamodule",
 }
 
-__all__ = ["DataConfig", "ImageData", "create_datamodule"]
+__all__ = ["ImageData", "create_datamodule"]
 
 if TYPE_CHECKING:
-    from zoo.data.config import DataConfig as DataConfig
     from zoo.data.datamodule import ImageData as ImageData
     from zoo.data.datamodule import create_datamodule as create_datamodule
+    from zoo.settings import DataConfig as DataConfig
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 """The data sets by name: from (configuration, split) to a source."""
 
 from zoo.data import folders, hub, presets, readable, sources
-from zoo.data.config import DataConfig
 from zoo.data.sources import Source
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 DIGITS_VAL = 0.2
 

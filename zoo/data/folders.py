@@ -7,9 +7,9 @@ from pathlib import Path
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from zoo.data.config import DataConfig
 from zoo.data.sources import Files, Source, held_out
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 

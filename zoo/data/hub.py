@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zoo.data.config import DataConfig
 from zoo.data.images import convert, read_image
 from zoo.data.samplers import rank_and_world
 from zoo.data.sources import Source, held_out
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 
 def fetch_cifar(cfg: DataConfig) -> None:

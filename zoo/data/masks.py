@@ -9,9 +9,9 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from zoo.data import folders, pairs, readable
-from zoo.data.config import DataConfig
 from zoo.data.samplers import rank_and_world
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 # fmt: off
 VOC_NAMES = [

@@ -12,12 +12,12 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from zoo.data import masks, scenes
-from zoo.data.config import DataConfig
 from zoo.data.datamodule import ImageData
 from zoo.data.dataset import Batch, ImageSet, Preparation, own_randomness, seed_sample
 from zoo.data.pairs import IGNORE
 from zoo.data.samplers import Key
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 Pair = tuple[Image.Image, Image.Image]
 # Of both nearest modes the one whose pixels lie where those of the resized image lie.

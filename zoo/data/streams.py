@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from zoo.data.config import DataConfig
 from zoo.data.dataset import Batch, Failure, Preparation, as_is, own_randomness, seed_sample
 from zoo.data.folders import existing_root
 from zoo.data.hub import need_extra
@@ -25,6 +24,7 @@ from zoo.data.images import MODES
 from zoo.data.loader import unwrapped
 from zoo.data.samplers import mix, rank_and_world
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 # timm's reader drops what it cannot decode and says so here, and nowhere else.
 READER_LOG = "timm.data.readers.reader_wds"

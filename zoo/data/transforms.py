@@ -7,9 +7,9 @@ from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
 
-from zoo.data.config import DataConfig
 from zoo.data.dataset import Preparation
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 
 def train_preparation(cfg: DataConfig) -> Preparation:

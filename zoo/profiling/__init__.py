@@ -1,0 +1,1 @@
+"""Cost on a machine: latency, layers, memory, energy, sweeps over models."""

@@ -9,21 +9,26 @@ import contextlib
 import gc
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from zoo import runtimes
-from zoo.errors import BadInput
+from zoo.deploy import files
+from zoo.deploy.pipeline import convert
+from zoo.environment import describe_machine, versions
+from zoo.errors import BadInput, first_line
 from zoo.profiling.energy import energy_of
-from zoo.profiling.machine import describe_machine, versions
 from zoo.profiling.memory import Growth
 from zoo.profiling.stats import Summary, shift, summarize
+from zoo.reparam import reparameterize
 from zoo.runtimes.pytorch import in_eval_mode
 
 Clock = Callable[[], float]
@@ -231,7 +236,12 @@ def measure(
     effort.check()
     batch = random_batch(input_size)
     if isinstance(model, nn.Module | str | os.PathLike):
-        loaded = _load(model, runtime, fused, batch.shape, threads, dtype, channels_last)
+        settings: dict[str, Any] = {
+            "threads": threads,
+            "dtype": dtype,
+            "channels_last": channels_last,
+        }
+        loaded = load(model, runtime, input_size=batch.shape, fused=fused, **settings)
     else:
         loaded = _already(model, fused, threads, dtype, channels_last)
     with _quiet(), loaded.held():
@@ -276,7 +286,7 @@ def compare(
     effort.check()
     batch = random_batch(input_size)
     first, second = (
-        _load(side, runtime, False, batch.shape, threads, dtype, channels_last)
+        load(side, runtime, input_size=batch.shape, **settings)
         if isinstance(side, nn.Module | str | os.PathLike)
         else _already(side, False, threads, dtype, channels_last)
         for side in (a, b)
@@ -377,30 +387,48 @@ def random_batch(input_size: Sequence[int]) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(size, dtype=np.float32)
 
 
-def _load(
+def load(
     source: nn.Module | str | os.PathLike[str],
-    runtime: str,
-    fused: bool,
-    size: Sequence[int],
-    threads: int | None,
-    dtype: str | None,
-    channels_last: bool,
+    runtime: str = "eager",
+    *,
+    input_size: Sequence[int] = (1, 3, 224, 224),
+    fused: bool = False,
+    **settings: Any,
 ) -> runtimes.Runtime:
-    settings: dict[str, Any] = {
-        "threads": threads,
-        "dtype": dtype,
-        "channels_last": channels_last,
-    }
+    """Load a model or a file into a runtime; a model is exported first if the runtime loads files.
+
+    Args:
+        source: A model, which is not changed, or a file.
+        runtime: One of `zoo.runtimes.NAMES`.
+        input_size: B C H W that a model is exported for.
+        fused: Re-parameterise the model first.
+        **settings: `threads`, `dtype` and `channels_last` of `zoo.runtimes.load`.
+
+    Raises:
+        BadInput: A setting that the runtime does not support, or `fused` for a file.
+        MissingExtra: A package of the runtime is not installed.
+        NotExportable: The model cannot be exported to the format that the runtime loads.
+    """
     runtimes.check(runtime, **settings)
     if not isinstance(source, nn.Module):
         if fused:
-            raise BadInput(f"fused=True: {str(source)!r} is an artefact, which is fused or is not")
-        return runtimes.load(source, runtime, **settings)
+            raise BadInput(
+                f"fused=True: {str(source)!r} is an exported file and cannot be fused; export the"
+                " fused model"
+            )
+        stated = files.stated_fused(Path(source))
+        return runtimes.load(source, runtime, fused=stated, **settings)
     if fused:
-        from zoo.reparam import reparameterize
-
         source = reparameterize(in_eval_mode(source))
-    return runtimes.load(source, runtime, input_size=size, **settings)
+    suffix = runtimes.artefact_suffix(runtime)
+    if suffix is None:
+        return runtimes.load(source, runtime, **settings)
+    is_fused = bool(getattr(source, "reparameterized", False))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"model{suffix}"
+        model = in_eval_mode(source)
+        convert(model, file, input_size=tuple(input_size), dynamic_batch=False)
+        return runtimes.load(file, runtime, fused=is_fused, **settings)
 
 
 def _already(
@@ -425,7 +453,7 @@ def _first_calls(
         return warm_up(call, clock, max_time)
     except Exception as error:  # whatever a model raises at a size that it does not take
         raise BadInput(
-            f"the model does not run on input_size={tuple(size)}: {runtimes.first_line(error)}"
+            f"the model does not run on input_size={tuple(size)}: {first_line(error)}"
         ) from error
 
 

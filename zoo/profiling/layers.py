@@ -19,10 +19,10 @@ from rich.table import Table
 from torch import nn
 
 from zoo import runtimes
-from zoo.profiling.count import count
-from zoo.profiling.hooks import around_modules
+from zoo.counting.count import count
+from zoo.counting.hooks import around_modules
+from zoo.counting.traffic import observe
 from zoo.profiling.latency import random_batch
-from zoo.profiling.traffic import observe
 
 OVERHEAD = 10.0  # times what MACs and bytes would take: it is neither that bounds the layer
 _SIDE = 1024  # of the matrices

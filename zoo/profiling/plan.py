@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from zoo import registry, runtimes
-from zoo.config import model_arguments
 from zoo.errors import BadInput, UnknownModel
+from zoo.inputs import published_input
 from zoo.profiling.latency import Effort
+from zoo.settings import ProfileConfig
 
 FUSED = {"both": (False, True), "true": (True,), "false": (False,)}
 Sides = tuple[int, ...]
@@ -97,7 +97,7 @@ class Plan:
 
     def _image(self, name: str, wanted: Sides | None) -> tuple[Sides, str | None]:
         """Return C H W for `name`, and what speaks against it."""
-        channels, *own = _own_input(name)
+        channels, *own = published_input(name)["size"] or (3,)
         channels = self.arguments.get("in_chans") or channels
         if wanted is None:
             own = _listed(self.arguments.get("img_size")) or own
@@ -112,22 +112,23 @@ class Plan:
         return (channels, *sides), _off_grid(name, sides)
 
 
-def read_plan(cfg: Any) -> Plan:
-    """Check every value of the configuration, without building a model.
+def make_plan(names: Sequence[str], arguments: dict[str, Any], profile: ProfileConfig) -> Plan:
+    """Check every setting, without building a model.
+
+    Args:
+        names: Names of models, or globs over them.
+        arguments: Other arguments of `create_model`.
+        profile: The group `profile`.
 
     Raises:
         UnknownModel: A name or glob that no model has.
         BadInput: A value that cannot work.
     """
-    profile = cfg.profile
-    arguments = model_arguments(cfg.model)
-    named = arguments.pop("name")
-    names = list(cfg.models) or [named]
     fused = str(profile.fused).lower()
     if fused not in FUSED:
         raise BadInput(f"profile.fused={profile.fused!r} must be both, true or false")
     for key in ("runtimes", "batch_sizes"):
-        if not profile[key]:
+        if not getattr(profile, key):
             raise BadInput(f"profile.{key}=[] leaves nothing to measure")
     for batch in profile.batch_sizes:
         if batch < 1:
@@ -199,16 +200,6 @@ def _timm_names(pattern: str, is_glob: bool) -> list[str]:
     raise UnknownModel(f"timm has no model {bare!r}{hint}")
 
 
-def _own_input(name: str) -> Sequence[int]:
-    """Return the C H W that a model was published for; C alone where no size is known."""
-    if not name.startswith("timm/"):
-        return registry.get_spec(name).facts.get("input", {}).get("size", (3,))
-    from timm.models import get_pretrained_cfg
-
-    cfg = get_pretrained_cfg(name.removeprefix("timm/"))
-    return cfg.input_size if cfg is not None else (3, 224, 224)
-
-
 def _off_grid(name: str, sides: Sides) -> str | None:
     """Say that a model does not take these sides, where its facts tell."""
     if name.startswith("timm/"):
@@ -227,8 +218,7 @@ def _sides(size: Any) -> Sides | None:
     sides = tuple(_listed(size))
     if len(sides) > 3 or not sides or not all(type(side) is int and side > 0 for side in sides):
         raise BadInput(
-            f"profile.image_sizes={_shown(size)!r}: give a positive number of pixels, or "
-            "[height, width]"
+            f"profile.image_sizes={size!r}: give a positive number of pixels, or [height, width]"
         )
     return sides
 
@@ -236,8 +226,4 @@ def _sides(size: Any) -> Sides | None:
 def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
-    return list(value) if OmegaConf.is_list(value) or isinstance(value, list | tuple) else [value]
-
-
-def _shown(size: Any) -> Any:
-    return list(size) if OmegaConf.is_list(size) else size
+    return list(value) if isinstance(value, list | tuple) else [value]

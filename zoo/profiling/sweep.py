@@ -27,19 +27,19 @@ from rich.progress import (
 from torch import nn
 
 from zoo import runtimes
-from zoo.errors import BadInput, UncountedOperator, ZooError
-from zoo.exporters import convert
+from zoo.counting.count import count
+from zoo.deploy.pipeline import convert
+from zoo.environment import describe_machine, summary, versions
+from zoo.errors import BadInput, UncountedOperator, ZooError, first_line
 from zoo.factory import create_model
-from zoo.profiling.count import count
 from zoo.profiling.latency import measure
 from zoo.profiling.layers import profile_layers
-from zoo.profiling.machine import describe_machine, summary, versions
-from zoo.profiling.plan import Case, Plan, read_plan
-from zoo.profiling.records import Record, Results, case_key
-from zoo.profiling.table import legend, print_whole, table
+from zoo.profiling.plan import Case, Plan
 from zoo.reparam import reparameterize
+from zoo.reports.records import Record, Results, case_key
+from zoo.reports.table import legend, print_whole, table
 
-# What a record holds of one image, by its name in `zoo.profiling.count.Counts`.
+# What a record holds of one image, by its name in `zoo.counting.count.Counts`.
 _COUNTS = (
     "params",
     "macs",
@@ -49,18 +49,6 @@ _COUNTS = (
     "moved_bytes",
     "intensity",
 )
-
-
-def run(cfg: Any) -> list[Record]:
-    """Do what the configuration of `benchmark.py` asks, print the table, keep the records.
-
-    Raises:
-        ZooError: Something asked cannot work; or, at the end, an operator has no rule or a model
-            could not be measured: the table says which.
-    """
-    plan = read_plan(cfg)
-    out = cfg.profile.out or _new_folder(plan.models)
-    return sweep(plan, Path(out).expanduser())
 
 
 def sweep(plan: Plan, out: Path) -> list[Record]:
@@ -74,7 +62,7 @@ def sweep(plan: Plan, out: Path) -> list[Record]:
         A record for each case; where it could not be measured, it has `error`.
 
     Raises:
-        ZooError: As of `run`.
+        ZooError: At the end, if an operator has no rule or a model could not be measured.
         SystemExit: The user interrupted it; what was measured is kept.
     """
     work = Work(plan)
@@ -156,7 +144,7 @@ class Work:
             counts = forms.counts(case.fused, case.image)
             figures = self._figures(case, forms)
         except Exception as error:  # one model that fails does not end a sweep over many
-            message = str(error) if isinstance(error, ZooError) else runtimes.first_line(error)
+            message = str(error) if isinstance(error, ZooError) else first_line(error)
             self.failures.append(message)
             figures = self._unmeasured(message)
         return {
@@ -250,7 +238,7 @@ class _Forms:
             return {"params": params, **missing, "count_error": str(error)}
         except Exception as error:  # whatever a model raises at a size that it does not take
             size = "x".join(map(str, image[1:]))
-            why = runtimes.first_line(error)
+            why = first_line(error)
             raise BadInput(f"{self._name} does not run at {size}: {why}") from error
         return {**{key: getattr(counts, key) for key in _COUNTS}, "count_error": None}
 
@@ -295,7 +283,7 @@ def _say_what_is_there(work: Work, measured: dict[str, Record], results: Results
         )
 
 
-def _new_folder(models: Sequence[str]) -> str:
+def new_folder(models: Sequence[str]) -> str:
     """Name a folder that is not there yet, by time and models."""
     named = models[0].replace("/", "_") if len(models) == 1 else f"{len(models)}_models"
     stem = f"runs/benchmark/{datetime.now():%Y-%m-%d_%H%M%S}_{named}"

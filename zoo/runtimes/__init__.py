@@ -9,18 +9,15 @@ PyTorch is imported where a model is handed in or a runtime needs it: an ONNX fi
 
 import difflib
 import importlib
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.environment import need
 from zoo.errors import BadInput
 from zoo.runtimes.base import Runtime as Runtime
-from zoo.runtimes.base import first_line as first_line
-from zoo.runtimes.base import need as need
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,28 +65,25 @@ def load(
     source: "nn.Module | str | os.PathLike[str]",
     runtime: str = "eager",
     *,
-    input_size: Sequence[int] = (1, 3, 224, 224),
     threads: int | None = None,
     dtype: str | None = None,
     channels_last: bool = False,
+    fused: bool | None = None,
 ) -> Runtime:
-    """Load a model or an artefact into a runtime.
+    """Load a model or a file into a runtime.
 
     Args:
-        source: A model, which is left as it is, or the path of an artefact of that runtime.
+        source: A model, which is not changed, or a file of a format that the runtime loads.
         runtime: One of `NAMES`.
-        input_size: B C H W with which a model is exported where the runtime wants an artefact.
-        threads: Threads that share one call; None: as many as PyTorch uses.
+        threads: Threads of one call; None: as many as PyTorch uses.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; None: the model's own.
-        channels_last: Whether images and weights lie as NHWC in memory.
-
-    Returns:
-        What executes it; a model for a runtime of artefacts is exported to a temporary one first.
+        channels_last: Whether images and weights are NHWC in memory.
+        fused: Whether the model in a file was re-parameterised, if that is known.
 
     Raises:
-        BadInput: A setting that the runtime cannot take, or an artefact that it cannot load.
+        BadInput: A setting that the runtime does not support, a file that it cannot load, or a
+            model for a runtime that only loads files.
         MissingExtra: A package of the runtime is not installed.
-        NotExportable: The model cannot be exported to the format that the runtime loads.
     """
     check(runtime, threads=threads, dtype=dtype, channels_last=channels_last)
     kind = _class(runtime)
@@ -99,10 +93,12 @@ def load(
         "channels_last": channels_last,
     }
     if not isinstance(source, str | os.PathLike):
-        settings["fused"] = bool(getattr(source, "reparameterized", False))
-        if not kind.suffixes:
-            return kind(source, **settings)
-        return _exported(source, kind, input_size, settings)
+        if kind.suffixes:
+            raise BadInput(
+                f"runtime {runtime!r} loads {' or '.join(kind.suffixes)} files, not a model; export"
+                " the model first"
+            )
+        return kind(source, fused=bool(getattr(source, "reparameterized", False)), **settings)
     path = Path(source)
     if not path.name.endswith(kind.suffixes or ("/",)):
         files = " or ".join(kind.suffixes)
@@ -110,7 +106,7 @@ def load(
         raise BadInput(f"runtime {runtime!r} loads {takes}, not {str(source)!r}")
     if not path.is_file():
         raise BadInput(f"no artefact at {str(source)!r}")
-    return kind(path, fused=_stated_fused(path), **settings)
+    return kind(path, fused=fused, **settings)
 
 
 def artefact_suffix(runtime: str) -> str | None:
@@ -138,25 +134,3 @@ def _threads() -> int:
     if "torch" in sys.modules:
         return sys.modules["torch"].get_num_threads()
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _stated_fused(artefact: Path) -> bool | None:
-    """What the manifest beside an artefact says of it; None where there is none of it."""
-    try:
-        content = json.loads((artefact.parent / "manifest.json").read_text(encoding="utf-8"))
-        return content["model"]["fused"] if content["artefact"]["file"] == artefact.name else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _exported(
-    model: "nn.Module", kind: Any, input_size: Sequence[int], settings: dict[str, Any]
-) -> Runtime:
-    """Load a model through a temporary artefact with a fixed batch."""
-    from zoo.exporters import convert
-    from zoo.runtimes.pytorch import in_eval_mode
-
-    with tempfile.TemporaryDirectory() as folder:
-        artefact = Path(folder) / f"model{kind.suffixes[0]}"
-        convert(in_eval_mode(model), artefact, input_size=tuple(input_size), dynamic_batch=False)
-        return kind(artefact, **settings)

@@ -9,12 +9,12 @@ from zoo import runtimes
 from zoo.errors import BadInput
 
 
-class Loaded:
+class LoadedArtefact:
     """A finished export in a runtime.
 
     Args:
         file: The artefact.
-        manifest: What is said of it; `zoo.exporters.files.read` returns both.
+        manifest: What is said of it; `zoo.deploy.files.read` returns both.
         runtime: What runs it; None: what it was compared in.
         threads: That share one call; None: all there are.
 

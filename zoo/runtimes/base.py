@@ -1,13 +1,10 @@
 """What every runtime offers, and what the code around them has in common; imports no torch."""
 
 import contextlib
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-
-from zoo.errors import MissingExtra
 
 
 class Runtime(Protocol):
@@ -49,18 +46,3 @@ class Runtime(Protocol):
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Hold the process-wide settings that this runtime needs while it is called."""
         ...
-
-
-def need(what: str, packages: Sequence[str]) -> None:
-    """Raise `MissingExtra`, with the line that installs them, unless `packages` are there."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtra(
-            f"{what} needs packages that are not installed: pip install {' '.join(missing)}"
-        )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error that says something, else the name of its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

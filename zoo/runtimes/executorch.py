@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from zoo.errors import BadInput
-from zoo.runtimes.base import first_line
+from zoo.errors import BadInput, first_line
 
 
 def bindings() -> tuple[Any, Any]:

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from zoo.errors import BadInput, MissingExtra
-from zoo.runtimes.base import first_line
+from zoo.errors import BadInput, MissingExtra, first_line
 
 _TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
 

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from zoo.errors import BadInput
-from zoo.runtimes.base import first_line
+from zoo.errors import BadInput, first_line
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 

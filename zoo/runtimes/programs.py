@@ -2,19 +2,16 @@
 
 import contextlib
 import functools
-import io
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from zoo.errors import BadInput
-from zoo.runtimes.base import first_line
+from zoo.environment import quiet
+from zoo.errors import BadInput, first_line
 from zoo.runtimes.pytorch import flat, with_threads
 
 
@@ -44,7 +41,7 @@ class Program:
         self.fused = fused
         begin = time.perf_counter()
         try:
-            with _silence():
+            with quiet():
                 self.call, self.takes = self.read(artefact)
         except Exception as error:  # whatever PyTorch raises on a file that is none
             raise BadInput(
@@ -108,20 +105,3 @@ class Script(Program):
 def _input_type(program: torch.export.ExportedProgram) -> torch.dtype:
     (name,) = program.graph_signature.user_inputs
     return next(node for node in program.graph.nodes if node.name == name).meta["val"].dtype
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Loading prints and warns of what is old or new; its errors still come."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            contextlib.redirect_stderr(io.StringIO()),
-            contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -1,5 +1,5 @@
-"""Training and evaluation: `fit.train` and `evaluate.evaluate` are what the entry points call.
+"""Training and evaluation; `fit.train` runs the loop, `evaluation.evaluate_on` scores a model.
 
-The loop is our own, on Lightning's Fabric (devices, precision, processes): an interrupted run can
-then be continued from any batch, bit for bit, without reaching into a framework's counters.
+The loop is our own, on Lightning Fabric (devices, precision, processes), so that an interrupted run
+can be resumed at any batch with bit-identical results.
 """

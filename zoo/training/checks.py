@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from zoo.errors import BadInput
-from zoo.training.config import TrainConfig
+from zoo.settings import TrainConfig
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 CHOICES = {
@@ -45,11 +45,11 @@ _FRACTIONS = ("mixup_prob", "mixup_switch_prob", "distill_alpha")
 _BELOW_ONE = ("label_smoothing", "ema_decay")
 
 
-def check_train(train: Any) -> None:
+def check_train(train: TrainConfig) -> None:
     """Raise `BadInput` for the first value of `train` that cannot work or has no effect."""
     _check_ranges(train)
     for key, choices in CHOICES.items():
-        choose(f"train.{key}", str(train[key]), choices)
+        choose(f"train.{key}", str(getattr(train, key)), choices)
     for name in train.loggers:
         choose("train.loggers", name, LOGGERS)
     _check_devices(train.devices)
@@ -66,28 +66,28 @@ def choose(key: str, value: str, choices: Any) -> None:
     hint = f"; did you mean {near[0]}?" if near else ""
     shown = sorted(choices)
     listed = ", ".join(shown[:40]) + (", ..." if len(shown) > 40 else "")
-    raise BadInput(f"{key}={value!r} is not known{hint} There is: {listed}")
+    raise BadInput(f"unknown {key} {value!r}{hint}; choices: {listed}")
 
 
-def _check_ranges(train: Any) -> None:
+def _check_ranges(train: TrainConfig) -> None:
     def need(key: str, good: bool, what: str) -> None:
         if not good:
-            raise BadInput(f"train.{key}={train[key]} cannot work; it must be {what}")
+            raise BadInput(f"train.{key}={getattr(train, key)} cannot work; it must be {what}")
 
     for entry in dataclasses.fields(TrainConfig):
-        value = train[entry.name]
+        value = getattr(train, entry.name)
         if isinstance(value, float):
             need(entry.name, math.isfinite(value), "a finite number")
     for key in _AT_LEAST_ONE:
-        need(key, train[key] is None or train[key] >= 1, "at least 1")
+        need(key, getattr(train, key) is None or getattr(train, key) >= 1, "at least 1")
     for key in _POSITIVE:
-        need(key, train[key] is None or train[key] > 0, "greater than 0")
+        need(key, getattr(train, key) is None or getattr(train, key) > 0, "greater than 0")
     for key in _NOT_NEGATIVE:
-        need(key, train[key] >= 0, "0 or more")
+        need(key, getattr(train, key) >= 0, "0 or more")
     for key in _FRACTIONS:
-        need(key, 0 <= train[key] <= 1, "between 0 and 1")
+        need(key, 0 <= getattr(train, key) <= 1, "between 0 and 1")
     for key in _BELOW_ONE:
-        need(key, 0 <= train[key] < 1, "at least 0 and below 1")
+        need(key, 0 <= getattr(train, key) < 1, "at least 0 and below 1")
     need("layer_decay", train.layer_decay is None or train.layer_decay <= 1, "at most 1")
 
 
@@ -99,7 +99,7 @@ def _check_devices(devices: Any) -> None:
     raise BadInput(f"train.devices={devices!r} cannot work; it must be auto or a number from 1")
 
 
-def _check_together(train: Any) -> None:
+def _check_together(train: TrainConfig) -> None:
     if train.warmup_epochs > train.epochs:
         raise BadInput(
             f"train.warmup_epochs={train.warmup_epochs:g} is longer than"
@@ -116,7 +116,7 @@ def _check_together(train: Any) -> None:
         raise BadInput(f"train.min_lr={train.min_lr:g} is above train.lr={train.lr:g}")
 
 
-def _check_qat(train: Any) -> None:
+def _check_qat(train: TrainConfig) -> None:
     if not train.qat:
         return
     other = {
@@ -130,11 +130,11 @@ def _check_qat(train: Any) -> None:
     for key, (good, wanted) in other.items():
         if not good:
             raise BadInput(
-                f"train.{key}={train[key]} does not go with train.qat=true; take {wanted}"
+                f"train.{key}={getattr(train, key)} does not go with train.qat=true; take {wanted}"
             )
 
 
-def _check_without_effect(train: Any) -> None:
+def _check_without_effect(train: TrainConfig) -> None:
     """A key that was given another value than its default must change something."""
     mixing = train.mixup > 0 or train.cutmix > 0
     pointless = {
@@ -159,8 +159,8 @@ def _check_without_effect(train: Any) -> None:
     }
     defaults = TrainConfig()
     for key, (used, needed) in pointless.items():
-        if not used and train[key] != getattr(defaults, key):
-            raise BadInput(f"train.{key}={train[key]} has no effect without {needed}")
+        if not used and getattr(train, key) != getattr(defaults, key):
+            raise BadInput(f"train.{key}={getattr(train, key)} has no effect without {needed}")
     if train.scheduler == "none" and train.warmup_epochs > 0:
         raise BadInput(
             f"train.warmup_epochs={train.warmup_epochs:g} has no effect with train.scheduler=none;"

@@ -1,110 +1,102 @@
-"""`train(cfg)`: everything from a configuration to a trained run folder."""
+"""`train`: from resolved settings to a trained run folder."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import torch
+from lightning.fabric import Fabric, seed_everything
+from timm.utils import ModelEmaV3
 
-from zoo.errors import BadInput
-from zoo.training import overrides as command_line
-from zoo.training import run_folder
-from zoo.training.checks import PRECISIONS, check_train
+from zoo.errors import BadInput, first_line
+from zoo.settings import TrainConfig, TrainRun
+from zoo.training import builders, checkpoint, freezing, optim, records, run_folder
+from zoo.training.allocator import disable_malloc_trim
+from zoo.training.checks import PRECISIONS
 from zoo.training.interrupt import EXIT_CODES, Interrupt
-from zoo.training.memory import keep_freed_memory
+from zoo.training.loop import Components, Interrupted, Loop
+from zoo.training.method import TrainingMethod
 
 
-def train(cfg: DictConfig, overrides: Sequence[str] | None = None) -> Path:
-    """Train a model; print and record how it goes.
+def train(
+    run: TrainRun, resumed: dict[str, Any] | None = None, method: TrainingMethod | None = None
+) -> Path:
+    """Train a model; print and record the progress.
 
     Args:
-        cfg: The configuration of `train.py`.
-        overrides: What of it was asked for; by default what the command line says. It matters for
-            `train.resume`, where everything else is the saved configuration's.
+        run: The resolved settings.
+        resumed: The checkpoint to continue from, with its `path`.
+        method: Changes what is trained; None for ordinary training.
 
     Returns:
         The run folder.
 
     Raises:
-        ZooError: Something in `cfg` cannot work; nothing was written. Or the training diverged.
+        ZooError: A setting cannot work (nothing was written), or training diverged.
         SystemExit: Ctrl-C or SIGTERM; the run can be resumed.
     """
-    check_train(cfg.train)
-    if overrides is None:
-        overrides = command_line.from_command_line()
-    resumed = None
-    if cfg.train.resume is not None:
-        cfg, resumed = _resume(cfg, overrides)
-        check_train(cfg.train)
-    else:
-        run_folder.check_writable(cfg.train.out, "train.out")
-        if cfg.train.qat:
-            from zoo.training import qat
-
-            cfg = qat.started(cfg, overrides)
-    with Interrupt() as interrupt, _determinism(cfg.train.deterministic):
-        return _train(cfg, resumed, interrupt)
+    with Interrupt() as interrupt, _determinism(run.train.deterministic):
+        return _train(run, resumed, method or TrainingMethod(), interrupt)
 
 
-def _resume(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
-    """Return the configuration to go on with, and the checkpoint."""
-    from zoo.config import TrainRun
-    from zoo.training import checkpoint, resume
-
-    content, path = checkpoint.load(cfg.train.resume)
-    run_folder.check_writable(path.parent, "train.resume")
-    asked = command_line.asked(cfg, overrides, TrainRun)
-    cfg = resume.continued(cfg, content["config"], asked, path)
-    return cfg, {**content, "path": path}
-
-
-def _train(cfg: DictConfig, resumed: dict[str, Any] | None, interrupt: Interrupt) -> Path:
-    from zoo.training import checkpoint, records, resume
-    from zoo.training.loop import Interrupted, Loop
-
-    fabric = _launch(cfg.train)
+def _train(
+    run: TrainRun, resumed: dict[str, Any] | None, method: TrainingMethod, interrupt: Interrupt
+) -> Path:
+    fabric = _launch(run.train)
     console = records.make_console()
     logger = records.make_logger(console, fabric.is_global_zero)
-    parts = _build(cfg, fabric, logger, resumed)
+    components = _build(run, fabric, logger, resumed, method)
+    found = None
     if resumed is not None:
-        resume.check_place(
-            resumed["progress"], fabric.world_size, cfg.train.epochs, resumed["path"]
-        )
-    found = checkpoint.folder_of(resumed["path"]) if resumed is not None else None
-    folder = _agree_on_folder(fabric, cfg, found)
+        _check_progress(resumed["progress"], fabric.world_size, run.train.epochs, resumed["path"])
+        found = checkpoint.folder_of(resumed["path"])
+    folder = _agree_on_folder(fabric, run, found)
     own = folder if fabric.is_global_zero else None
     if own is not None:
-        run_folder.describe(own, cfg)
-    loop = Loop(fabric, parts, cfg.train, own, logger)
+        run_folder.describe(own, components.about["config"])
+    loop = Loop(fabric, components, run.train, own, logger)
     if resumed is not None:
         loop.restore(resumed)
-    place = loop.place
-    book = records.Records(own, cfg.train.loggers, place.epoch, place.update)
-    total = loop.batches * cfg.train.epochs
-    done = loop.batches * place.epoch + place.batch
+    progress = loop.progress
+    book = records.Records(own, run.train.loggers, progress.epoch, progress.update)
+    total = loop.batches * run.train.epochs
+    done = loop.batches * progress.epoch + progress.batch
     with (
         contextlib.closing(book),
         records.kept_in(logger, None if own is None else own / "train.log"),
-        records.Bar(console, total, done, cfg.train.progress and own is not None) as bar,
+        records.Bar(console, total, done, run.train.progress and own is not None) as bar,
     ):
-        _announce(logger, folder, loop, parts.about, resumed)
+        _announce(logger, folder, loop, components.about, resumed)
         try:
             loop.run(book, bar, interrupt)
         except Interrupted:
-            _leave(logger, folder, loop, interrupt)
+            _report_interruption(logger, folder, loop, interrupt)
         logger.info(_summary(folder, loop))
     return folder
 
 
-def _launch(train: Any) -> Any:
-    """Start the processes and return the Fabric that this one works with."""
-    from lightning.fabric import Fabric
+def _check_progress(progress: dict[str, Any], world_size: int, epochs: int, path: Path) -> None:
+    """Raise `BadInput` unless the run can continue with `world_size` processes up to `epochs`."""
+    if progress["world_size"] != world_size:
+        raise BadInput(
+            f"{path} was trained with {progress['world_size']} processes; resume with"
+            f" {progress['world_size']} (got {world_size}), otherwise the data order changes"
+        )
+    if progress["epoch"] >= epochs:
+        raise BadInput(
+            f"the run of {path} has finished its {progress['epoch']} epochs;"
+            f" give train.epochs=<more than {progress['epoch']}> to train on"
+        )
 
+
+def _launch(train: TrainConfig) -> Fabric:
+    """Start the processes and return the Fabric of this one."""
     devices, nodes = train.devices, train.num_nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -125,49 +117,43 @@ def _launch(train: Any) -> Any:
         )
         fabric.launch()
     except (ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
         raise BadInput(
-            f"train.accelerator={train.accelerator}, train.devices={train.devices}: {first}"
+            f"train.accelerator={train.accelerator}, train.devices={train.devices}:"
+            f" {first_line(error)}"
         ) from error
     if fabric.device.type == "cpu":
-        keep_freed_memory()
+        disable_malloc_trim()
     if train.sync_bn and (fabric.world_size == 1 or fabric.device.type != "cuda"):
         raise BadInput("train.sync_bn=True has an effect only for several processes on GPUs")
     return fabric
 
 
 def _build(
-    cfg: DictConfig, fabric: Any, logger: logging.Logger, resumed: dict[str, Any] | None
-) -> Any:
-    """Build what the loop works on; everything that can be wrong shows here."""
-    import torch
-    from lightning.fabric import seed_everything
-    from timm.utils import ModelEmaV3
-
-    from zoo.training import freezing, optim, parts, qat
-    from zoo.training.loop import Parts
-
-    train = cfg.train
-    if train.qat:
-        qat.check_processes(fabric.world_size)
-    data = parts.build_data(cfg, resumed)
+    run: TrainRun,
+    fabric: Fabric,
+    logger: logging.Logger,
+    resumed: dict[str, Any] | None,
+    method: TrainingMethod,
+) -> Components:
+    """Build everything that the loop works on; settings that cannot work are refused here."""
+    train = run.train
+    method.check_processes(fabric.world_size)
+    data = builders.build_data(run, resumed)
     seed_everything(train.seed, verbose=False)
-    net, arguments = parts.build_model(cfg, data, fresh=resumed is not None)
-    if train.qat:
-        net = qat.fused(net)
-    criterion = parts.build_criterion(train, net, data)
+    net, arguments = builders.build_model(run, data, fresh=resumed is not None)
+    net = method.transform(net)
+    criterion = builders.build_criterion(train, net, data)
     frozen_norms = freezing.freeze(net, train.freeze)
     if train.sync_bn:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     net = fabric.to_device(net)
     updates = _updates_per_epoch(train, data)
-    about = {}
-    if train.qat:
-        layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        net = qat.prepare(net, data, resumed is None, layout)
-        about[qat.KEY] = qat.facts(net)
+    layout = torch.channels_last if train.channels_last else torch.contiguous_format
+    net = method.prepare(net, data, resumed=resumed is not None, layout=layout)
+    method.plan(updates * train.epochs)
+    entries = method.checkpoint_entries(net)
     if train.channels_last:
-        net = net.to(memory_format=torch.channels_last)
+        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images = train.batch_size * train.accumulate * fabric.world_size
     lr = optim.scaled_lr(train, images)
     optimizer = optim.create_optimizer(net, train, lr)
@@ -181,32 +167,32 @@ def _build(
         f" ({train.lr_scale}) to {images} = {train.batch_size} a batch x {train.accumulate}"
         f" accumulated x {fabric.world_size} processes"
     )
-    return Parts(
+    return Components(
         data=data,
         net=net,
         forward=forward,
         optimizer=wrapped,
         scheduler=scheduler,
         criterion=fabric.to_device(criterion),
-        mixing=parts.build_mixing(train, data.num_classes),
+        mixing=builders.build_mixing(train, data.num_classes),
         ema=ema,
         frozen_norms=frozen_norms,
-        ranges_follow=qat.ranges_follow(updates * train.epochs) if train.qat else None,
+        method=method,
         about={
-            **about,
+            **entries,
             "model": arguments,
             "data": {
                 "num_classes": data.num_classes,
                 "class_names": data.class_names,
                 "preprocessing": data.eval_preprocessing(),
             },
-            "config": OmegaConf.to_container(cfg, resolve=True),
+            "config": dataclasses.asdict(run),
             "versions": run_folder.versions(),
         },
     )
 
 
-def _updates_per_epoch(train: Any, data: Any) -> int:
+def _updates_per_epoch(train: TrainConfig, data: Any) -> int:
     batches = len(data.train_dataloader())
     batches = min(batches, train.limit_train_batches or batches)
     if train.accumulate > batches:
@@ -216,14 +202,14 @@ def _updates_per_epoch(train: Any, data: Any) -> int:
     return -(-batches // train.accumulate)
 
 
-def _agree_on_folder(fabric: Any, cfg: DictConfig, found: Path | None) -> Path:
+def _agree_on_folder(fabric: Fabric, run: TrainRun, found: Path | None) -> Path:
     """Return the run folder, which the first process makes unless it exists already."""
     if found is not None:
         return found
     made: Any = None
     if fabric.is_global_zero:
         try:
-            made = run_folder.create(cfg.train.out, cfg.model.name)
+            made = run_folder.create(run.train.out, run.model.name)
         except BadInput as error:  # the others must hear of it
             made = error
     made = fabric.broadcast(made)
@@ -235,8 +221,8 @@ def _agree_on_folder(fabric: Any, cfg: DictConfig, found: Path | None) -> Path:
 def _announce(
     logger: logging.Logger, folder: Path, loop: Any, about: dict[str, Any], resumed: Any
 ) -> None:
-    data, place = loop.parts.data, loop.place
-    parameters = list(loop.parts.net.parameters())
+    data, progress = loop.components.data, loop.progress
+    parameters = list(loop.components.net.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     logger.info(
         f"{about['model']['name']}: {sum(p.numel() for p in parameters):,} parameters"
@@ -246,11 +232,11 @@ def _announce(
     )
     if resumed is not None:
         logger.info(
-            f"going on with {folder} after epoch {place.epoch}, batch {place.batch}"
-            f" (update {place.update})"
+            f"continuing {folder} after epoch {progress.epoch}, batch {progress.batch}"
+            f" (update {progress.update})"
         )
         before = resumed["config"]["train"]["epochs"]
-        if before != loop.train.epochs and loop.parts.scheduler is not None:
+        if before != loop.train.epochs and loop.components.scheduler is not None:
             logger.warning(
                 f"train.epochs was {before} and is {loop.train.epochs} now: the learning rate goes"
                 " on as in a run planned that long, which the epochs so far were not"
@@ -259,24 +245,26 @@ def _announce(
         logger.info(f"run folder: {folder}")
 
 
-def _leave(logger: logging.Logger, folder: Path, loop: Any, interrupt: Interrupt) -> None:
-    place = loop.place
+def _report_interruption(
+    logger: logging.Logger, folder: Path, loop: Any, interrupt: Interrupt
+) -> None:
+    progress = loop.progress
     name = "a signal" if interrupt.signal is None else interrupt.signal.name
     logger.warning(
-        f"stopped by {name} in epoch {place.epoch + 1}, after batch {place.batch} of"
-        f" {loop.batches}; go on with: {_resume_command(folder)}"
+        f"stopped by {name} in epoch {progress.epoch + 1}, after batch {progress.batch} of"
+        f" {loop.batches}; continue with: {_resume_command(folder)}"
     )
     sys.exit(EXIT_CODES.get(interrupt.signal, 1) if interrupt.signal is not None else 1)
 
 
 def _summary(folder: Path, loop: Any) -> str:
-    place = loop.place
+    progress = loop.progress
     best = (
-        f"best {loop.task.best(place.best)} in epoch {place.best_epoch}; evaluate with:"
+        f"best {loop.task.best(progress.best)} in epoch {progress.best_epoch}; evaluate with:"
         f" python eval.py weights={shlex.quote(str(folder))}"
     )
-    if place.epoch < loop.train.epochs:
-        return f"{best}; go on with: {_resume_command(folder)}"
+    if progress.epoch < loop.train.epochs:
+        return f"{best}; continue with: {_resume_command(folder)}"
     return best
 
 
@@ -285,14 +273,12 @@ def _resume_command(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _determinism(wanted: bool) -> Iterator[None]:
-    """Refuse operators that are not reproducible, while entered."""
-    if not wanted:
+def _determinism(enabled: bool) -> Iterator[None]:
+    """Refuse operators that are not reproducible while the context is open."""
+    if not enabled:
         yield
         return
-    import torch
-
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:

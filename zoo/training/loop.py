@@ -5,7 +5,6 @@ What is random in a step (mixing, dropout, stochastic depth) is drawn from gener
 """
 
 import logging
-import math
 import random
 import time
 from collections.abc import Callable
@@ -23,9 +22,11 @@ from torch.optim import Optimizer
 from zoo.data.datamodule import ImageData
 from zoo.data.samplers import mix
 from zoo.errors import ZooError
+from zoo.settings import TrainConfig
 from zoo.training import checkpoint
 from zoo.training.interrupt import Interrupt
 from zoo.training.losses import Distillation
+from zoo.training.method import TrainingMethod
 from zoo.training.mixing import Mixing
 from zoo.training.records import Bar, Records
 from zoo.training.tasks import Result, get_task
@@ -40,7 +41,7 @@ class Interrupted(Exception):
 
 
 @dataclass
-class Place:
+class Progress:
     """Where a run is.
 
     Attributes:
@@ -62,7 +63,7 @@ class Place:
 
 
 @dataclass
-class Parts:
+class Components:
     """What `Loop` works on; all but `data` already on the device.
 
     Attributes:
@@ -71,7 +72,7 @@ class Parts:
         frozen_norms: Batch norms of `net` that stay in eval mode.
         ema: Averages the weights of `net`, or None.
         about: Goes into checkpoints as it is: model, data, config, versions.
-        ranges_follow: Of a `net` prepared for int8: for how many updates its ranges follow.
+        method: Changes what is trained.
     """
 
     data: ImageData
@@ -84,41 +85,46 @@ class Parts:
     ema: ModelEmaV3 | None
     frozen_norms: list[nn.Module]
     about: dict[str, Any]
-    ranges_follow: int | None = None
+    method: TrainingMethod
 
 
 class Loop:
-    """Trains `parts` from `place` on."""
+    """Trains `components` from `progress` on."""
 
     def __init__(
-        self, fabric: Fabric, parts: Parts, train: Any, folder: Path | None, logger: logging.Logger
+        self,
+        fabric: Fabric,
+        components: Components,
+        train: TrainConfig,
+        folder: Path | None,
+        logger: logging.Logger,
     ):
         """Take everything that a run needs.
 
         Args:
             fabric: Devices, precision, processes.
-            parts: What to train.
+            components: What to train.
             train: The group `train` of the configuration.
             folder: The run folder; None on all processes but the first.
             logger: For messages.
         """
-        self.fabric, self.parts, self.train, self.folder, self.log = (
+        self.fabric, self.components, self.train, self.folder, self.log = (
             fabric,
-            parts,
+            components,
             train,
             folder,
             logger,
         )
-        self.loader = parts.data.train_dataloader()
+        self.loader = components.data.train_dataloader()
         self.batches = min(len(self.loader), train.limit_train_batches or len(self.loader))
         self.updates_per_epoch = -(-self.batches // train.accumulate)
-        self.place = Place(world_size=fabric.world_size)
+        self.progress = Progress(world_size=fabric.world_size)
         self.metrics: dict[str, float] = {}
-        self.task = get_task(parts.data.task)
+        self.task = get_task(components.data.task)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self._loss_sum = torch.zeros((), device=fabric.device)
         self._interrupt = Interrupt()
-        second_order = getattr(parts.optimizer, "is_second_order", False)  # timm's AdaHessian
+        second_order = getattr(components.optimizer, "is_second_order", False)  # timm's AdaHessian
         self._backward_args: dict[str, Any] = {"create_graph": True} if second_order else {}
 
     @property
@@ -129,21 +135,21 @@ class Loop:
     @property
     def _loss(self) -> nn.Module:
         """The loss on the labels; some have a state of their own."""
-        criterion = self.parts.criterion
+        criterion = self.components.criterion
         return criterion.base if isinstance(criterion, Distillation) else criterion
 
     def restore(self, content: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.parts.net.load_state_dict(content["state_dict"])
-        if self.parts.ema is not None:
-            self.parts.ema.module.load_state_dict(content["state_dict_ema"])
-        self.parts.optimizer.load_state_dict(content["optimizer"])
+        self.components.net.load_state_dict(content["state_dict"])
+        if self.components.ema is not None:
+            self.components.ema.module.load_state_dict(content["state_dict_ema"])
+        self.components.optimizer.load_state_dict(content["optimizer"])
         self.precision.load_state_dict(content["scaler"])
         self._loss.load_state_dict(content.get("loss", {}))
-        self.place = Place(**content["progress"])
+        self.progress = Progress(**content["progress"])
         self.metrics = dict(content["metrics"])
-        if self.place.loss_sums:
-            self._loss_sum.fill_(self.place.loss_sums[self.fabric.global_rank])
+        if self.progress.loss_sums:
+            self._loss_sum.fill_(self.progress.loss_sums[self.fabric.global_rank])
 
     def run(self, records: Records, bar: Bar, interrupt: Interrupt) -> dict[str, float]:
         """Train up to the last epoch; return the metrics of its validation.
@@ -153,8 +159,8 @@ class Loop:
             Interrupted: A signal came; where to go on is saved.
         """
         self._records, self._bar, self._interrupt = records, bar, interrupt
-        while self.place.epoch < (self.train.stop_at_epoch or self.train.epochs):
-            start, first = time.perf_counter(), self.place.batch
+        while self.progress.epoch < (self.train.stop_at_epoch or self.train.epochs):
+            start, first = time.perf_counter(), self.progress.batch
             self._train_epoch()
             seconds = time.perf_counter() - start
             images = (self.batches - first) * self.train.batch_size * self.fabric.world_size
@@ -165,13 +171,13 @@ class Loop:
     # -- training ---------------------------------------------------------------------------------
 
     def _train_epoch(self) -> None:
-        place, accumulate = self.place, self.train.accumulate
+        progress, accumulate = self.progress, self.train.accumulate
         self._enter_train_mode()
-        if place.batch == self.batches:
+        if progress.batch == self.batches:
             return
-        self.loader.load_state_dict({"epoch": place.epoch, "batch": place.batch})
-        clock, counted = time.perf_counter(), place.batch
-        for index, (images, targets) in enumerate(self.loader, start=place.batch):
+        self.loader.load_state_dict({"epoch": progress.epoch, "batch": progress.batch})
+        clock, counted = time.perf_counter(), progress.batch
+        for index, (images, targets) in enumerate(self.loader, start=progress.batch):
             group = index // accumulate * accumulate
             size = min(accumulate, self.batches - group)
             last = index + 1 == group + size
@@ -179,15 +185,14 @@ class Loop:
             if not last:
                 continue
             self._update()
-            place.batch, place.update = index + 1, place.update + 1
-            if place.update == self.parts.ranges_follow:
-                self._fix_ranges()
-            ended = place.batch == self.batches
-            if ended or place.update % self.train.log_every == 0:
+            progress.batch, progress.update = index + 1, progress.update + 1
+            self.components.method.after_update(self.components.net, progress.update)
+            ended = progress.batch == self.batches
+            if ended or progress.update % self.train.log_every == 0:
                 now = time.perf_counter()
-                images_done = (place.batch - counted) * len(images) * self.fabric.world_size
-                self._look(loss, images_done / (now - clock))
-                clock, counted = now, place.batch
+                images_done = (progress.batch - counted) * len(images) * self.fabric.world_size
+                self._log_step(loss, images_done / (now - clock))
+                clock, counted = now, progress.batch
             else:
                 self._show()
             self._stop_if_asked()
@@ -195,59 +200,54 @@ class Loop:
                 break
 
     def _enter_train_mode(self) -> None:
-        self.parts.net.train()
-        self.parts.criterion.train()
-        for norm in self.parts.frozen_norms:
+        self.components.net.train()
+        self.components.criterion.train()
+        for norm in self.components.frozen_norms:
             norm.eval()
-        if self.place.update >= (self.parts.ranges_follow or math.inf):
-            self._fix_ranges()
-        mixing, off = self.parts.mixing, self.train.mixup_off_epoch
-        if mixing is not None and off and self.place.epoch >= off:
+        self.components.method.after_update(self.components.net, self.progress.update)
+        mixing, off = self.components.mixing, self.train.mixup_off_epoch
+        if mixing is not None and off and self.progress.epoch >= off:
             mixing.off()
-
-    def _fix_ranges(self) -> None:
-        net: Any = self.parts.net
-        net.fix_ranges()
 
     def _forward_backward(
         self, index: int, images: Tensor, targets: Tensor, size: int, last: bool
     ) -> Tensor:
         """Add the gradients of one batch, one of `size` of an update; return its loss."""
-        parts, fabric = self.parts, self.fabric
-        step = self.place.epoch * self.batches + index
+        components, fabric = self.components, self.fabric
+        step = self.progress.epoch * self.batches + index
         seed_step(self.train.seed, step, fabric.global_rank)
         images = images.to(fabric.device, non_blocking=True, memory_format=self.layout)
         targets = targets.to(fabric.device, non_blocking=True)
-        if parts.mixing is not None:
-            images, targets = parts.mixing(images, targets)
-        with fabric.no_backward_sync(parts.forward, enabled=not last):  # type: ignore[arg-type]
-            outputs = parts.forward(images)
+        if components.mixing is not None:
+            images, targets = components.mixing(images, targets)
+        with fabric.no_backward_sync(components.forward, enabled=not last):  # type: ignore[arg-type]
+            outputs = components.forward(images)
             with fabric.autocast():
-                if isinstance(parts.criterion, Distillation):
-                    loss = parts.criterion(outputs, targets, images)
+                if isinstance(components.criterion, Distillation):
+                    loss = components.criterion(outputs, targets, images)
                 else:
-                    loss = parts.criterion(outputs, targets)
+                    loss = components.criterion(outputs, targets)
             fabric.backward(loss / size, **self._backward_args)
         loss = loss.detach().float()
         self._loss_sum += loss
         return loss
 
     def _update(self) -> None:
-        parts, train = self.parts, self.train
+        components, train = self.components, self.train
         if train.clip_grad is not None:
-            self.precision.unscale_gradients(parts.optimizer)
-            trained = [p for p in parts.net.parameters() if p.grad is not None]
+            self.precision.unscale_gradients(components.optimizer)
+            trained = [p for p in components.net.parameters() if p.grad is not None]
             dispatch_clip_grad(trained, train.clip_grad, mode=train.clip_mode)
-        parts.optimizer.step()
-        parts.optimizer.zero_grad()
-        if parts.scheduler is not None:
-            parts.scheduler.step_update(self.place.update + 1)
-        if parts.ema is not None:
-            parts.ema.update(parts.net, self.place.update + 1)
+        components.optimizer.step()
+        components.optimizer.zero_grad()
+        if components.scheduler is not None:
+            components.scheduler.step_update(self.progress.update + 1)
+        if components.ema is not None:
+            components.ema.update(components.net, self.progress.update + 1)
 
     # -- looking ----------------------------------------------------------------------------------
 
-    def _look(self, loss: Tensor, rate: float) -> None:
+    def _log_step(self, loss: Tensor, rate: float) -> None:
         """Fetch the loss, stop if it is no number, tell it."""
         seen = torch.stack([loss, self._loss_sum])
         if self.fabric.world_size > 1:
@@ -255,25 +255,25 @@ class Loop:
         latest, total = seen.tolist()  # type: ignore[union-attr]
         if not np.isfinite(total):
             raise Diverged(self._diverged(f"the loss is {latest if latest != latest else total}"))
-        lr = self.parts.optimizer.param_groups[0]["lr"]
+        lr = self.components.optimizer.param_groups[0]["lr"]
         self._bar.values(latest, lr, rate)
         self._show()
         self._records.step(
-            self.place.update, {"train/loss": latest, "train/lr": lr, "train/images_per_s": rate}
+            self.progress.update, {"train/loss": latest, "train/lr": lr, "train/images_per_s": rate}
         )
 
     def _show(self) -> None:
-        place = self.place
-        done = place.epoch * self.batches + place.batch
-        self._bar.show(f"epoch {place.epoch + 1}/{self.train.epochs}", done)
+        progress = self.progress
+        done = progress.epoch * self.batches + progress.batch
+        self._bar.show(f"epoch {progress.epoch + 1}/{self.train.epochs}", done)
 
     def _diverged(self, what: str) -> str:
         kept = "none was written yet"
         if self.folder is not None and (last := self.folder / "checkpoints/last.ckpt").exists():
             kept = str(last)
-        epoch = self.place.epoch + (self.place.batch > 0)
+        epoch = self.progress.epoch + (self.progress.batch > 0)
         return (
-            f"{what} in epoch {epoch}, by update {self.place.update}; stopped (last"
+            f"{what} in epoch {epoch}, by update {self.progress.update}; stopped (last"
             f" good checkpoint: {kept}). Try a lower train.lr, train.clip_grad=1 or"
             " train.precision=32"
         )
@@ -282,7 +282,7 @@ class Loop:
         """After an update: if any process was signalled, save and raise `Interrupted`."""
         asked = self._interrupt.signal is not None
         if self.fabric.world_size > 1:
-            if self.place.update % self.train.log_every and self.place.batch < self.batches:
+            if self.progress.update % self.train.log_every and self.progress.batch < self.batches:
                 return  # asking the others costs time
             asked = self.fabric.strategy.reduce_boolean_decision(asked, all=False)  # type: ignore[attr-defined]
         if asked:
@@ -299,51 +299,53 @@ class Loop:
     @property
     def judged(self) -> nn.Module:
         """The weights that count: the averaged ones if there are any."""
-        return self.parts.net if self.parts.ema is None else self.parts.ema.module
+        return self.components.net if self.components.ema is None else self.components.ema.module
 
-    def _judge(self, images: Tensor) -> Tensor:
+    def _eval_forward(self, images: Tensor) -> Tensor:
         with self.fabric.autocast():
             return self.judged.eval()(images)
 
     def _validate(self) -> Result:
         # Every process has normed its own batches; all judge and save what the first has.
-        self._agree()
+        self._sync_buffers()
         return self.task.validate(
-            self._judge,
-            self.parts.data.val_dataloader(),
-            self.parts.data,
+            self._eval_forward,
+            self.components.data.val_dataloader(),
+            self.components.data,
             self.fabric.device,
             limit=self.train.limit_val_batches,
             after_batch=self._stop_while_validating,
             memory_format=self.layout,
         )
 
-    def _agree(self) -> None:
+    def _sync_buffers(self) -> None:
         if self.fabric.world_size > 1:
-            distribute_bn(self.parts.net, self.fabric.world_size, reduce=False)
-            if self.parts.ema is not None:
-                distribute_bn(self.parts.ema.module, self.fabric.world_size, reduce=False)
+            distribute_bn(self.components.net, self.fabric.world_size, reduce=False)
+            if self.components.ema is not None:
+                distribute_bn(self.components.ema.module, self.fabric.world_size, reduce=False)
 
     def _end_epoch(self, found: Result, rate: float) -> None:
-        place = self.place
+        progress = self.progress
         total = self._loss_sum
         if self.fabric.world_size > 1:
             total = self.fabric.all_reduce(total, reduce_op="mean")
         train_loss = float(total) / self.batches  # type: ignore[arg-type]
         self.metrics = found.metrics()
         self._loss_sum.zero_()
-        place.epoch, place.batch = place.epoch + 1, 0
-        better = found.score > place.best
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        better = found.score > progress.best
         if better:
-            place.best, place.best_epoch = found.score, place.epoch
+            progress.best, progress.best_epoch = found.score, progress.epoch
         self._save(best=better)
         if better and self.folder is not None:
-            self.task.draw(self.folder, self._judge, self.parts.data, self.fabric.device)
-        lr = self.parts.optimizer.param_groups[0]["lr"]
+            self.task.draw(
+                self.folder, self._eval_forward, self.components.data, self.fabric.device
+            )
+        lr = self.components.optimizer.param_groups[0]["lr"]
         row = {"train/loss": train_loss, "lr": lr, "images_per_s": round(rate, 1), **self.metrics}
-        self._records.epoch(place.epoch, place.update, row)
+        self._records.epoch(progress.epoch, progress.update, row)
         self.log.info(
-            f"epoch {place.epoch}/{self.train.epochs}: loss {train_loss:.4f}, lr {lr:.2e},"
+            f"epoch {progress.epoch}/{self.train.epochs}: loss {train_loss:.4f}, lr {lr:.2e},"
             f" {rate:.0f} images/s; validation ({found.images} images): {found.words()}"
             + (" (best)" if better else "")
         )
@@ -362,17 +364,19 @@ class Loop:
         self.fabric.barrier()
 
     def _content(self) -> dict[str, Any]:
-        parts = self.parts
-        sums = self.fabric.all_gather(self._loss_sum) if self.place.batch else torch.zeros(0)
-        self.place.loss_sums = sums.flatten().tolist()  # type: ignore[union-attr]
-        averaged = {} if parts.ema is None else {"state_dict_ema": parts.ema.module.state_dict()}
+        components = self.components
+        sums = self.fabric.all_gather(self._loss_sum) if self.progress.batch else torch.zeros(0)
+        self.progress.loss_sums = sums.flatten().tolist()  # type: ignore[union-attr]
+        averaged = (
+            {} if components.ema is None else {"state_dict_ema": components.ema.module.state_dict()}
+        )
         return {
-            **parts.about,
-            "state_dict": parts.net.state_dict(),
+            **components.about,
+            "state_dict": components.net.state_dict(),
             **averaged,
             "metrics": self.metrics,
-            "progress": asdict(self.place),
-            "optimizer": parts.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "optimizer": components.optimizer.state_dict(),
             "scaler": self.precision.state_dict(),
             **({"loss": state} if (state := self._loss.state_dict()) else {}),
         }

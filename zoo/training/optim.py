@@ -14,7 +14,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, first_line
 from zoo.training.checks import choose
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
@@ -31,7 +31,7 @@ SCHEDULERS = (
 )
 
 
-def scaled_lr(train: Any, images: int) -> float:
+def scaled_lr(train: TrainConfig, images: int) -> float:
     """Return the learning rate for `images` an update.
 
     Args:
@@ -42,7 +42,7 @@ def scaled_lr(train: Any, images: int) -> float:
     return train.lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[train.lr_scale]
 
 
-def create_optimizer(model: nn.Module, train: Any, lr: float) -> Optimizer:
+def create_optimizer(model: nn.Module, train: TrainConfig, lr: float) -> Optimizer:
     """Build the optimizer that `train` names, over the parameters that are not frozen.
 
     Raises:
@@ -74,10 +74,10 @@ def create_optimizer(model: nn.Module, train: Any, lr: float) -> Optimizer:
             **kwargs,
         )
     except Exception as error:  # whatever the optimizer or what it is built on objects to
-        raise BadInput(f"train.optimizer={name} cannot be built: {_first_line(error)}") from error
+        raise BadInput(f"train.optimizer={name} cannot be built: {first_line(error)}") from error
 
 
-def create_scheduler(optimizer: Optimizer, train: Any, updates_per_epoch: int) -> Any:
+def create_scheduler(optimizer: Optimizer, train: TrainConfig, updates_per_epoch: int) -> Any:
     """Build the schedule that `train` names, in units of updates; None for `"none"`.
 
     Raises:
@@ -99,11 +99,7 @@ def create_scheduler(optimizer: Optimizer, train: Any, updates_per_epoch: int) -
             **dict(train.scheduler_args),
         )
     except (TypeError, ValueError, AssertionError) as error:
-        raise BadInput(f"train.scheduler_args cannot work: {_first_line(error)}") from error
+        raise BadInput(f"train.scheduler_args cannot work: {first_line(error)}") from error
     if scheduler is None and train.scheduler != "none":
         raise BadInput(f"train.scheduler={train.scheduler!r} needs a newer timm")
     return scheduler
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
 from zoo.errors import BadInput
 
@@ -47,9 +47,10 @@ def create(out: str | Path, model: str) -> Path:
     return folder
 
 
-def describe(folder: Path, cfg: DictConfig) -> None:
-    """Write the full configuration of the run and the versions it runs with."""
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+def describe(folder: Path, config: dict[str, Any]) -> None:
+    """Write the resolved settings of the run and the versions of the packages."""
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
     lines = [f"{name}: {version}\n" for name, version in versions().items()]
     (folder / "versions.yaml").write_text("".join(lines), encoding="utf-8")
 

@@ -24,9 +24,9 @@ from zoo.training.tasks import (
     DenseTask,
     Forward,
     Result,
+    denormalized,
     examples,
     outputs_of,
-    shown,
 )
 
 DRAWN = 6  # images in the picture
@@ -166,7 +166,7 @@ class Segmentation(DenseTask):
         chosen = outputs_of(model, images, device).argmax(dim=1)
         pictures.draw_labels(
             folder / "predictions.png",
-            shown(data, images),
+            denormalized(data, images),
             labels,
             chosen,
             report.class_names(data),

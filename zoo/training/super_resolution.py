@@ -24,9 +24,9 @@ from zoo.training.tasks import (
     DenseTask,
     Forward,
     Result,
+    denormalized,
     examples,
     outputs_of,
-    shown,
 )
 
 DRAWN = 4  # images in the picture
@@ -105,7 +105,7 @@ class SuperResolution(DenseTask):
             targets = targets.to(device, non_blocking=True)
             found: dict[str, Tensor] = {}
             drawn = model(images).float()
-            for prefix, large in (("", drawn), ("bicubic_", bicubic(shown(data, images)))):
+            for prefix, large in (("", drawn), ("bicubic_", bicubic(denormalized(data, images)))):
                 each = _judged(large, targets)
                 found |= {prefix + name: values for name, values in each.items()}
                 judges[f"{prefix}psnr"].update(large.clamp(0, 1), targets)
@@ -138,7 +138,7 @@ class SuperResolution(DenseTask):
     def draw(self, folder: Path, model: Forward, data: Any, device: torch.device) -> None:
         """Draw `predictions.png`: input, bicubic interpolation, model and target side by side."""
         images, targets = examples(data, DRAWN)
-        small = shown(data, images)
+        small = denormalized(data, images)
         enlarged = {"bicubic": bicubic(small), "model": outputs_of(model, images, device)}
         pictures.draw_enlargements(
             folder / "predictions.png",

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from zoo.errors import BadInput
+from zoo.settings import TrainConfig
 
 Forward = Callable[[Tensor], Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -107,7 +108,7 @@ class Task(abc.ABC):
         """Draw what the model makes of some validation images to `folder`; or nothing."""
         return
 
-    def check(self, train: Any) -> None:
+    def check(self, train: TrainConfig) -> None:
         """Raise `BadInput` for a key of `train` that this task has no use for."""
         return
 
@@ -115,11 +116,13 @@ class Task(abc.ABC):
 class DenseTask(Task):
     """A task whose targets are maps."""
 
-    def check(self, train: Any) -> None:
+    def check(self, train: TrainConfig) -> None:
         """Raise `BadInput` for what turns or teaches the classes of whole images."""
         for key in ("mixup", "cutmix"):
-            if train[key]:
-                raise BadInput(f"train.{key}={train[key]:g} has no meaning for {self.name}")
+            if getattr(train, key):
+                raise BadInput(
+                    f"train.{key}={getattr(train, key):g} has no meaning for {self.name}"
+                )
         if train.distill != "none":
             raise BadInput(f"train.distill={train.distill} has no meaning for {self.name}")
 
@@ -159,7 +162,7 @@ def outputs_of(model: Forward, images: Tensor, device: torch.device) -> Tensor:
     return model(images.to(device)).float().cpu()
 
 
-def shown(data: Any, images: Tensor) -> Tensor:
+def denormalized(data: Any, images: Tensor) -> Tensor:
     """Return normalised images as values 0..1, N C H W."""
     mean, std = (
         torch.tensor(values, device=images.device)[:, None, None]

@@ -1,0 +1,147 @@
+"""export.py: configuration -> model, weights, artefact."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from zoo.config import compose
+
+import zoo
+from zoo.commands.export import build, run
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "mobilenetv2_035"
+ARGUMENTS = {"name": MODEL, "num_classes": 3, "in_chans": 3, "drop_rate": 0.1}
+PREPARED = {
+    "size": [3, 32, 48],
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A run folder with the checkpoint that train.py would leave."""
+    folder = tmp_path_factory.mktemp("run")
+    model = zoo.create_model(**ARGUMENTS)
+    content = {
+        "format": "zoo.checkpoint/1",
+        "state_dict": model.state_dict(),
+        "model": ARGUMENTS,
+        "data": {"class_names": ["cat", "dog", "owl"], "num_classes": 3, "preprocessing": PREPARED},
+    }
+    (folder / "checkpoints").mkdir()
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    return folder, model.eval()
+
+
+def test_a_run_is_exported_with_all_that_it_knows(checkpoint, tmp_path, capfd):
+    folder, _ = checkpoint
+    out = tmp_path / "out"
+    asked = [f"model={MODEL}", f"weights={folder}", f"export.out={out}"]
+    (artefact,) = run(compose("export", asked))
+    manifest = artefact.manifest
+    assert manifest["model"]["name"] == MODEL
+    assert manifest["model"]["num_classes"] == 3
+    assert manifest["model"]["args"]["num_classes"] == 3
+    assert manifest["class_names"] == ["cat", "dog", "owl"]
+    assert manifest["input"]["shape"] == ["batch", 3, 32, 48]
+    for key in ("mean", "std", "interpolation", "crop_pct"):
+        assert manifest["input"][key] == PREPARED[key]
+    file = folder / "checkpoints" / "best.ckpt"
+    assert manifest["weights"]["file"] == "best.ckpt"
+    assert manifest["weights"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    printed, chatter = capfd.readouterr()
+    assert printed.startswith(f"{MODEL} (fused) -> {out}/model.onnx")
+    assert len(printed.splitlines()) == 4
+    assert re.search(r", \d+ nodes$", printed.splitlines()[0])
+    assert re.search(r"latency of 1 image in onnxruntime, 1 thread: median \d+\.\d\d ms", printed)
+    assert chatter == ""
+
+
+def test_the_weights_are_those_of_the_checkpoint(checkpoint):
+    folder, trained = checkpoint
+    model, origin = build(compose("export", [f"model={MODEL}", f"weights={folder}"]))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), trained(x))
+    assert not model.training
+    assert origin.args["drop_rate"] == 0.1
+
+
+def test_a_run_says_itself_which_model_it_is_of(checkpoint):
+    cfg = compose("export", [f"weights={checkpoint[0]}"])
+    assert cfg.model.name != MODEL
+    model, origin = build(cfg)
+    assert origin.name == MODEL
+    assert model.num_classes == 3
+
+
+def test_a_plain_file_of_weights(checkpoint, tmp_path):
+    _, trained = checkpoint
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    asked = [f"model={MODEL}", f"weights={tmp_path}/w.pth", "model.num_classes=3"]
+    model, origin = build(compose("export", asked))
+    state = trained.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert origin.class_names is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        (["model=efficientformer_l1", "weights={run}"], zoo.BadWeights, f"give model={MODEL}"),
+        ([f"model={MODEL}", "weights={run}", "model.num_classes=9"], zoo.BadWeights, "3"),
+        ([f"model={MODEL}", "weights={run}/absent.pth"], zoo.BadWeights, "absent.pth"),
+        ([f"model={MODEL}", "weights={run}", "model.pretrained=true"], zoo.BadInput, "leave one"),
+        ([f"model={MODEL}", "format=onxx"], zoo.BadInput, "did you mean 'onnx'"),
+        ([f"model={MODEL}", "export.batch=some"], zoo.BadInput, "export.batch='some'"),
+        ([f"model={MODEL}", "export.batch=0"], zoo.BadInput, "export.batch=0"),
+        ([f"model={MODEL}", "export.image_size=[3,4,5]"], zoo.BadInput, "export.image_size"),
+        ([f"model={MODEL}", "export.image_size=wide"], zoo.BadInput, "export.image_size"),
+        (["model=timm/vit_tiny_patch16_224", "export.image_size=100"], zoo.BadInput, "100"),
+    ],
+)
+def test_what_cannot_be_exported(asked, error, said, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = [word.format(run=checkpoint[0]) for word in asked]
+    with pytest.raises(error, match=said) as caught:
+        run(compose("export", asked), asked)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_an_artefact_goes_by_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = [f"model={MODEL}", "export.image_size=32", "export.batch=2", "export.fuse=false"]
+    (artefact,) = run(compose("export", asked))
+    assert artefact.path.as_posix() == f"artefacts/{MODEL}/onnx/model.onnx"
+    assert artefact.manifest["input"]["shape"] == [2, 3, 32, 32]
+    assert f"{MODEL} (unfused, fresh weights)" in capsys.readouterr().out
+
+
+def test_the_command(checkpoint, tmp_path):
+    def command(*asked):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "export.py"), *asked],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    done = command(f"weights={checkpoint[0]}", "format=onnx", "export.out=out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{MODEL} (fused) -> out/model.onnx")
+    assert len(done.stdout.splitlines()) == 4
+    again = command(f"weights={checkpoint[0]}", "export.out=out")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr == "error: out/model.onnx exists; export.overwrite=true replaces it\n"
+    assert os.listdir(tmp_path) == ["out"]

@@ -1,0 +1,303 @@
+"""zoo.export: what is written, what the manifest says, and that nothing wrong stays behind."""
+
+import hashlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from zoo.deploy.manifest import Origin
+
+
+class Net(nn.Module):
+    """A convolution, a batch norm that does something, a classifier."""
+
+    num_classes = 5
+    in_chans = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 5)
+        nn.init.uniform_(self.body[1].running_mean, -0.5, 0.5)
+        nn.init.uniform_(self.body[1].running_var, 0.5, 2.0)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Broken(Net):
+    """Exports as something else than it computes."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y * 1.01 if torch.compiler.is_exporting() else y
+
+
+SIZE = (1, 3, 16, 20)
+ORIGIN = Origin(
+    "mobilenetv2_035",
+    {"num_classes": 5},
+    class_names=["a", "b", "c", "d", "é"],
+    preprocessing={"mean": [0.1, 0.2, 0.3], "crop_pct": 1.0},
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    model = Net().eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    artefact = zoo.export(model, "onnx", folder / "new" / "net", input_size=SIZE, origin=ORIGIN)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    return model, artefact
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_only_the_artefact_and_its_manifest_are_left(made):
+    _, artefact = made
+    assert sorted(os.listdir(artefact.path.parent)) == ["manifest.json", "model.onnx"]
+    assert artefact.manifest_path == artefact.path.parent / "manifest.json"
+
+
+def test_the_artefact_runs_with_nothing_but_the_manifest(made):
+    model, artefact = made
+    manifest = read(artefact.manifest_path)
+    session = onnxruntime.InferenceSession(artefact.path.parent / manifest["artefact"]["file"])
+    for batch in (1, 2, 7):  # 7 was neither traced nor compared
+        shape = [batch if n == "batch" else n for n in manifest["input"]["shape"]]
+        x = np.random.default_rng(batch).standard_normal(shape).astype(manifest["input"]["dtype"])
+        (found,) = session.run(None, {manifest["input"]["name"]: x})
+        with torch.no_grad():
+            wanted = model(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_the_artefact_says_nothing_of_the_machine_it_was_made_on(made):
+    content = made[1].path.read_bytes()
+    assert str(Path(zoo.__file__).parent).encode() not in content
+    assert b"site-packages" not in content
+
+
+def test_what_the_manifest_says(made):
+    model, artefact = made
+    manifest = read(artefact.manifest_path)
+    content = artefact.path.read_bytes()
+    assert manifest["artefact"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert manifest["artefact"]["bytes"] == len(content)
+    assert manifest["format"] == "onnx"
+    assert manifest["model"] == {
+        "name": "mobilenetv2_035",
+        "args": {"num_classes": 5},
+        "class": "Net",
+        "num_classes": 5,
+        "fused": True,
+    }
+    assert manifest["class_names"] == ["a", "b", "c", "d", "é"]
+    published = zoo.model_info("mobilenetv2_035")["input"]
+    assert manifest["input"] == {
+        "name": "input",
+        "shape": ["batch", 3, 16, 20],
+        "size": [3, 16, 20],
+        "layout": "NCHW",
+        "dtype": "float32",
+        "channels": "RGB",
+        "range": [0.0, 1.0],
+        "mean": [0.1, 0.2, 0.3],
+        "std": published["std"],
+        "normalised_inside": None,
+        "interpolation": published["interpolation"],
+        "crop_pct": 1.0,
+        "resize": "crop",
+    }
+    assert manifest["outputs"] == [{"name": "output", "shape": ["batch", 5]}]
+    for package in ("zoo", "torch", "onnx", "onnxscript", "onnxruntime", "python"):
+        assert manifest["versions"][package]
+    assert manifest["artefact"]["opset"] >= 18
+    comparison = manifest["comparison"]
+    assert comparison["proven"]
+    assert comparison["batch_sizes"] == [1, 2, 3]
+    assert 0 < comparison["max_abs_error"] <= comparison["allowed"]
+    assert manifest["weights"]["sha256"] is None
+    assert len(manifest["weights"]["state_sha256"]) == 64
+    assert artefact.manifest["comparison"] == comparison
+
+
+def test_batch_norms_are_gone_unless_asked_for(made, tmp_path):
+    _, artefact = made
+    plain = zoo.export(Net().eval(), "onnx", tmp_path / "plain.onnx", input_size=SIZE, fuse=False)
+    assert plain.manifest["model"]["fused"] is False
+    assert plain.path == tmp_path / "plain.onnx"
+    measured = [
+        zoo.measure(made.path, SIZE, "onnxruntime", min_runs=6, min_time=0, threads=1).fused
+        for made in (plain, artefact)
+    ]
+    assert measured == [False, True]
+
+
+def test_a_fixed_batch_is_fixed(tmp_path):
+    artefact = zoo.export(
+        Net().eval(), "onnx", tmp_path, input_size=(4, *SIZE[1:]), dynamic_batch=False, opset=18
+    )
+    assert artefact.manifest["input"]["shape"] == [4, *SIZE[1:]]
+    assert artefact.manifest["outputs"][0]["shape"] == [4, 5]
+    assert artefact.agreement.batch_sizes == [4]
+    assert artefact.manifest["artefact"]["opset"] == 18
+
+
+def test_an_artefact_that_computes_something_else_is_deleted(tmp_path):
+    target = tmp_path / "a" / "b"
+    with pytest.raises(zoo.NotExportable, match="computes something else"):
+        zoo.export(Broken().eval(), "onnx", target, input_size=SIZE)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_export_leaves_the_older_artefact(tmp_path):
+    zoo.export(Net().eval(), "onnx", tmp_path, input_size=SIZE)
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    with pytest.raises(zoo.NotExportable):
+        zoo.export(Broken().eval(), "onnx", tmp_path, input_size=SIZE, overwrite=True)
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks, "agree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        zoo.export(Net().eval(), "onnx", tmp_path / "a", input_size=SIZE)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_existing_artefact_is_replaced_only_when_asked(tmp_path):
+    model = Net().eval()
+    first = zoo.export(model, "onnx", tmp_path, input_size=SIZE)
+    with pytest.raises(zoo.BadInput, match=r"model\.onnx exists; export\.overwrite=true"):
+        zoo.export(model, "onnx", tmp_path, input_size=SIZE)
+    with pytest.raises(zoo.BadInput, match=r"manifest\.json belongs to another artefact"):
+        zoo.export(model, "onnx", tmp_path / "other.onnx", input_size=SIZE, overwrite=True)
+    with pytest.raises(zoo.BadInput, match=r"manifest\.json exists"):
+        zoo.export(model, "onnx", tmp_path / "other.onnx", input_size=SIZE)
+    torch.nn.init.zeros_(model.head.bias)
+    second = zoo.export(model, "onnx", tmp_path, input_size=SIZE, overwrite=True)
+    assert second.manifest["weights"]["state_sha256"] != first.manifest["weights"]["state_sha256"]
+    assert read(second.manifest_path)["artefact"]["sha256"] == second.manifest["artefact"]["sha256"]
+
+
+def test_a_model_whose_outputs_hardly_vary_is_not_called_equal(tmp_path):
+    model = Net().eval()
+    nn.init.normal_(model.head.weight, std=1e-7)
+    artefact = zoo.export(model, "onnx", tmp_path, input_size=SIZE)
+    assert not artefact.agreement.proven
+    assert read(artefact.manifest_path)["comparison"]["proven"] is False
+
+
+def test_a_model_that_needs_a_fixed_batch_says_so(tmp_path):
+    class Fixed(Net):
+        def forward(self, x):
+            return super().forward(x) * (1.0 if x.shape[0] == 2 else 2.0)
+
+    with pytest.raises(
+        zoo.NotExportable, match=r"Fixed cannot be .*open batch.*export\.batch=1"
+    ) as e:
+        zoo.export(Fixed().eval(), "onnx", tmp_path / "a", input_size=SIZE)
+    assert "\n" not in str(e.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_model_that_cannot_be_traced(tmp_path):
+    class Untraceable(Net):
+        def forward(self, x):
+            return super().forward(x) * float(np.float32(x.mean().item()))
+
+    with pytest.raises(zoo.NotExportable, match="Untraceable cannot be exported to ONNX: .+") as e:
+        zoo.export(Untraceable().eval(), "onnx", tmp_path / "a", input_size=SIZE)
+    assert "\n" not in str(e.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_exporter_is_silent(tmp_path, capfd):
+    zoo.export(Net().eval(), "onnx", tmp_path, input_size=SIZE)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_several_outputs(tmp_path):
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = nn.ModuleList(nn.Conv2d(3, 3, 3, stride=2) for _ in range(2))
+
+        def forward(self, x):
+            maps = []
+            for stage in self.stages:
+                x = stage(x)
+                maps.append(x)
+            return maps
+
+    artefact = zoo.export(Pyramid().eval(), "onnx", tmp_path, input_size=SIZE)
+    assert [y["name"] for y in artefact.manifest["outputs"]] == ["output_0", "output_1"]
+    assert artefact.manifest["outputs"][1]["shape"] == ["batch", 3, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": "onxx"}, "no format named 'onxx'; did you mean 'onnx'"),
+        ({"format": "tflite"}, "no format named 'tflite'; there is onnx"),
+        ({"input_size": (3, 16, 16)}, "B C H W"),
+        ({"input_size": None}, "own size is not known"),
+        ({"input_size": (1, 4, 16, 16)}, r"does not run on input_size=\(2, 4, 16, 16\)"),
+        ({"opset": 3}, "opset=3: 18 to"),
+        ({"origin": Origin(class_names=["one"])}, "1 class names .* 5 classes"),
+    ],
+)
+def test_what_cannot_be_exported(change, said, tmp_path):
+    arguments = {"format": "onnx", "input_size": SIZE, "path": tmp_path / "a", **change}
+    with pytest.raises(zoo.BadInput, match=said):
+        zoo.export(Net().eval(), **arguments)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_model_in_training_mode_is_refused(tmp_path):
+    model = Net().eval()
+    model.body[1].train()
+    for fuse in (True, False):
+        with pytest.raises(zoo.BadInput, match=r"training mode; call model\.eval\(\)"):
+            zoo.export(model, "onnx", tmp_path / "a", input_size=SIZE, fuse=fuse)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_target_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(zoo.BadInput, match="cannot write to .*file"):
+        zoo.export(Net().eval(), "onnx", tmp_path / "file" / "a", input_size=SIZE)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(zoo.ZooError, match="pip install onnx onnxscript onnxruntime"):
+        zoo.export(Net().eval(), "onnx", tmp_path / "a", input_size=SIZE)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_035", "efficientformer_l1"])
+def test_registered_models(name, tmp_path):
+    model = zoo.create_model(name, num_classes=7).eval()
+    artefact = zoo.export(
+        model, "onnx", tmp_path, input_size=(1, 3, 64, 64), origin=Origin(name=name)
+    )
+    assert artefact.agreement.proven
+    assert artefact.manifest["input"]["mean"] == zoo.model_info(name)["input"]["mean"]

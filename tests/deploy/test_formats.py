@@ -1,0 +1,346 @@
+"""Every format: what is written runs outside the project and answers like the model."""
+
+import importlib.util
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from zoo.config import compose
+
+import zoo
+from zoo.commands.export import run
+from zoo.deploy import files, formats
+from zoo.deploy.manifest import Origin
+from zoo.runtimes.openvino import core
+
+MODEL = "mobilenetv2_035"
+SIZE = (1, 3, 16, 20)
+
+
+class Net(nn.Module):
+    """A convolution, a batch norm that does something, a classifier."""
+
+    num_classes, in_chans = 5, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 5)
+        nn.init.uniform_(self.body[1].running_mean, -0.5, 0.5)
+        nn.init.uniform_(self.body[1].running_var, 0.5, 2.0)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Dense(Net):
+    """A class for each pixel."""
+
+    def forward(self, x):
+        return self.head(self.body(x).movedim(1, 3)).movedim(3, 1)
+
+
+class FixedSize(Net):
+    """Has a table for one size only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 3, 16, 20))
+
+    def forward(self, x):
+        return super().forward(x + self.table)
+
+
+def export(model, format, folder, **kwargs):
+    return zoo.export(model.eval(), format, folder, input_size=SIZE, **kwargs)
+
+
+def pictures(batch, size=SIZE[2:]):
+    return np.random.default_rng(batch).standard_normal((batch, 3, *size)).astype(np.float32)
+
+
+def bare(artefact, x):
+    """Run an artefact with its own runtime, without this package."""
+    path = str(artefact.path)
+    if path.endswith(".onnx"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        return session.run(None, {artefact.manifest["input"]["name"]: x})[0]
+    if path.endswith(".xml"):
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        return core().compile_model(path, "CPU", settings)(x)[0]
+    with torch.no_grad():
+        if path.endswith(".aoti.pt2"):
+            return torch._inductor.aoti_load_package(path)(torch.from_numpy(x)).numpy()
+        if path.endswith(".pt2"):
+            return torch.export.load(path).module()(torch.from_numpy(x)).numpy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.jit is called deprecated
+            return torch.jit.load(path)(torch.from_numpy(x)).numpy()
+
+
+OPEN = ["onnx", "openvino", "pt2", "torchscript"]
+
+
+@pytest.mark.parametrize("format", OPEN)
+def test_batch_and_size_may_be_open(format, tmp_path):
+    model = Net().eval()
+    made = export(model, format, tmp_path, dynamic_size=True)
+    assert made.manifest["input"]["shape"] == ["batch", 3, "height", "width"]
+    assert made.manifest["input"]["multiple"] == 1
+    assert made.manifest["comparison"]["sizes"] == [[16, 20], [64, 96], [65, 97]]
+    assert made.manifest["comparison"]["proven"]
+    assert files.read(tmp_path) == (made.path, json.loads(made.manifest_path.read_text()))
+    for batch, size in ((1, (16, 20)), (5, (41, 23))):  # neither traced nor compared
+        x = pictures(batch, size)
+        with torch.no_grad():
+            wanted = model(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(bare(made, x), wanted, rtol=0, atol=1e-5)
+
+
+def test_compiled_code(tmp_path):
+    model = Net().eval()
+    made = export(model, "aoti", tmp_path)
+    assert made.path.name == "model.aoti.pt2"
+    assert made.manifest["comparison"]["runtime"] == "aoti"
+    x = pictures(4)
+    with torch.no_grad():
+        np.testing.assert_allclose(bare(made, x), model(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+def test_executorch_takes_one_batch_and_one_size(tmp_path):
+    made = export(Net(), "executorch", tmp_path)
+    assert made.manifest["input"]["shape"] == list(SIZE)
+    assert made.manifest["comparison"]["proven"]
+    assert made.manifest["outputs"] == [{"name": "output", "shape": [1, 5]}]
+
+
+def test_core_ml_is_converted_and_said_to_be_not_compared(tmp_path):
+    pytest.importorskip("coremltools")
+    made = export(Net(), "coreml", tmp_path)
+    assert made.path.is_dir()
+    assert made.agreement is None
+    comparison = made.manifest["comparison"]
+    assert comparison["runtime"] is None
+    assert comparison["proven"] is False
+    assert "not compared" in comparison["why"]
+    assert made.manifest["artefact"]["operations"]["conv"] == 1
+    assert (
+        sum(made.manifest["artefact"]["operations"].values())
+        == (made.manifest["artefact"]["nodes"])
+    )
+    files.read(tmp_path)
+    part = next(iter(made.manifest["artefact"]["parts"]))
+    (tmp_path / part).write_bytes(b"other")
+    with pytest.raises(zoo.BadInput, match="does not fit"):
+        files.read(tmp_path)
+
+
+@pytest.mark.parametrize("format", ["openvino", "torchscript"])
+def test_half_precision_halves_the_weights(format, tmp_path):
+    model = Net().eval()
+    model.head = nn.Sequential(nn.Linear(8, 30000), nn.Linear(30000, 5))
+    model.num_classes = 5
+    whole = export(model, format, tmp_path / "float", fuse=False)
+    half = export(model, format, tmp_path / "half", half=True, fuse=False)
+    share = half.manifest["artefact"]["bytes"] / whole.manifest["artefact"]["bytes"]
+    assert 0.45 < share < 0.6
+    assert half.manifest["precision"] == "float16"
+    assert half.manifest["comparison"]["proven"]
+    assert half.agreement.max_abs_error > 10 * whole.agreement.max_abs_error
+    assert half.manifest["input"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_wide_layer_norms_in_half_precision(affine, tmp_path):
+    """ExecuTorch's own kernel is wrong by several spreads there."""
+
+    class Normed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Linear(8, 300)
+            self.norm = nn.LayerNorm(300, elementwise_affine=affine)
+            self.head = nn.Linear(300, 5)
+            if affine:
+                nn.init.normal_(self.norm.weight)
+                nn.init.normal_(self.norm.bias)
+
+        def forward(self, x):
+            return self.head(self.norm(self.wide(self.body(x).mean((2, 3)))))
+
+    made = export(Normed(), "executorch", tmp_path, half=True, dynamic_batch=False, fuse=False)
+    assert made.agreement.proven
+    assert made.manifest["precision"] == "float16"
+
+
+def test_half_precision_that_overflows_is_refused(tmp_path):
+    class Large(Net):
+        def forward(self, x):
+            return super().forward(x * 1e5) * 1e-5
+
+    with pytest.raises(zoo.NotExportable, match="float16 ends at 65504|computes something else"):
+        export(Large(), "torchscript", tmp_path / "a", half=True)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("kind", "format"), [(Net, "onnx"), (Dense, "torchscript")])
+def test_bytes_in_and_answers_out(kind, format, tmp_path):
+    task = MODEL if kind is Net else "wavemix_seg_192_16_l3_cityscapes"
+    model, mean, std = kind().eval(), [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
+    origin = Origin(task, preprocessing={"mean": mean, "std": std})
+    made = export(model, format, tmp_path, origin=origin, preprocess=True, postprocess=True)
+    x = np.random.default_rng(0).integers(0, 256, (2, *SIZE[1:]), np.uint8)
+    found = bare(made, x)
+    scaled = (x / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    with torch.no_grad():
+        logits = model(torch.from_numpy(scaled).float())
+    if kind is Net:
+        np.testing.assert_allclose(found, logits.softmax(1).numpy(), atol=1e-5)
+    else:
+        assert np.mean(found == logits.argmax(1).numpy()) > 0.99
+    assert made.manifest["input"]["dtype"] == "uint8"
+    assert made.manifest["input"]["mean"] is None
+    assert made.manifest["input"]["normalised_inside"] == {"mean": mean, "std": std}
+    assert made.manifest["postprocessing"] == ("softmax" if kind is Net else "argmax")
+    assert made.manifest["comparison"]["measure"] == ("value" if kind is Net else "class")
+
+
+@pytest.mark.parametrize(
+    ("format", "asked", "error", "said"),
+    [
+        ("executorch", {"dynamic_batch": True}, zoo.NotExportable, "memory for one batch"),
+        ("executorch", {"dynamic_size": True}, zoo.NotExportable, "memory for one size"),
+        ("coreml", {"dynamic_size": True}, zoo.NotExportable, "for one size here"),
+        ("executorch", {"preprocess": True}, zoo.NotExportable, "programs that take bytes"),
+        ("coreml", {"preprocess": True}, zoo.NotExportable, "no tensor of bytes"),
+        ("pt2", {"opset": 18}, zoo.BadInput, "only formats 'onnx' and 'openvino'"),
+        ("onnx", {"preprocess": True}, zoo.BadInput, "mean and std are not known"),
+    ],
+)
+def test_what_a_format_cannot_do(format, asked, error, said, tmp_path):
+    with pytest.raises(error, match=said) as caught:
+        export(Net(), format, tmp_path / "a", **asked)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_a_model_of_one_size(format, tmp_path):
+    with pytest.raises(zoo.NotExportable, match="does not run at 32x64; .*dynamic_size=false"):
+        export(FixedSize(), format, tmp_path / "a", dynamic_size=True)
+    assert os.listdir(tmp_path) == []
+    assert export(FixedSize(), format, tmp_path / "a").agreement.proven
+
+
+def test_answers_need_classes(tmp_path):
+    origin = Origin("wavemix_sisr_144_4_l1")
+    with pytest.raises(zoo.BadInput, match="model for super-resolution has no classes"):
+        export(Net(), "onnx", tmp_path / "a", origin=origin, postprocess=True)
+
+
+@contextmanager
+def room(size):
+    """Let files grow to so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2", "torchscript"])
+def test_a_full_target(format, tmp_path):
+    with room(500), pytest.raises(zoo.BadInput, match="cannot write to .*too large") as caught:
+        export(Net(), format, tmp_path / "a")
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_target_without_room_for_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 9}))
+    with pytest.raises(zoo.BadInput, match="0.0 MiB are free, the weights take"):
+        export(Net(), "torchscript", tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_killed_export_leaves_nothing_under_the_final_name(tmp_path):
+    """Killed when the artefact is written and compared, just before it is put in place."""
+    code = (
+        "import sys, time, torch, zoo\n"
+        "from zoo.deploy import pipeline\n"
+        "def late(*a):\n    print('compared', flush=True)\n    time.sleep(60)\n"
+        "pipeline.manifest.write = late\n"
+        "net = torch.nn.Conv2d(3, 4, 3).eval()\n"
+        f"zoo.export(net, 'torchscript', {str(tmp_path / 'out')!r}, input_size=(1, 3, 8, 8))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as it:
+        assert it.stdout is not None
+        assert it.stdout.readline() == "compared\n"
+        it.send_signal(signal.SIGKILL)
+    assert it.returncode == -signal.SIGKILL
+    left = os.listdir(tmp_path / "out")
+    assert left
+    assert all(name.startswith(".partial-") for name in left)
+    made = export(Net(), "torchscript", tmp_path / "out")
+    assert files.read(made.path)
+
+
+@pytest.mark.parametrize(
+    ("format", "package", "line"),
+    [
+        ("openvino", "openvino", "pip install openvino"),
+        ("executorch", "executorch", "pip install executorch"),
+        ("coreml", "coremltools", "pip install coremltools"),
+    ],
+)
+def test_a_missing_package(format, package, line, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else found(name)
+    )
+    with pytest.raises(zoo.MissingExtra, match=line):
+        export(Net(), format, tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_artefact_is_replaced_with_all_its_files(tmp_path):
+    first = export(Net(), "openvino", tmp_path)
+    with pytest.raises(zoo.BadInput, match="export.overwrite=true"):
+        export(Net(), "openvino", tmp_path)
+    other = Net()
+    nn.init.zeros_(other.head.bias)
+    second = export(other, "openvino", tmp_path, overwrite=True)
+    parts = [made.manifest["artefact"]["parts"]["model.bin"] for made in (first, second)]
+    assert parts[0] != parts[1]
+    assert sorted(os.listdir(tmp_path)) == ["manifest.json", "model.bin", "model.xml"]
+    files.read(tmp_path)
+
+
+def test_several_formats_in_one_run(tmp_path, capsys):
+    asked = [f"model={MODEL}", "format=[torchscript,executorch]", "export.image_size=32"]
+    more = ["export.dynamic_size=true", f"export.out={tmp_path}"]
+    with pytest.raises(zoo.NotExportable, match="1 of 2 formats failed: executorch: .*one size"):
+        run(compose("export", [*asked, *more]))
+    assert os.listdir(tmp_path) == ["torchscript"]
+    assert files.read(tmp_path / "torchscript")[1]["format"] == "torchscript"
+    assert "model.pt" in capsys.readouterr().out
+    with pytest.raises(zoo.BadInput, match="did you mean 'openvino'"):
+        run(compose("export", [*asked[:1], "format=[onnx,openvno]"]))
+
+
+def test_the_longest_ending_names_the_format():
+    assert formats.by_file("a.pt2") is formats.FORMATS["pt2"]
+    assert formats.by_file("a.aoti.pt2") is formats.FORMATS["aoti"]
+    assert formats.by_file("a.pt") is formats.FORMATS["torchscript"]

@@ -1,0 +1,160 @@
+"""The int8 step of `export.py`: calibrate on training images, quantise, evaluate, report."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from zoo.commands import resolve
+from zoo.compression import calibration, int8, int8_report, sensitivity
+from zoo.data.datamodule import ImageData
+from zoo.deploy.formats import get_format
+from zoo.deploy.manifest import Origin, preprocessing_of
+from zoo.deploy.pipeline import Artefact
+from zoo.errors import BadInput
+from zoo.reparam import reparameterize
+from zoo.settings import ExportConfig, ExportRun, QuantizeConfig
+from zoo.training.builders import check_forward, open_evaluation_data
+from zoo.training.tasks import get_task, task_of_model
+
+LAYERS_SHOWN = 5  # rows of the table of layers that are printed
+EVALUATION_BATCH = 64  # images
+
+
+def check_quantize(quantize: QuantizeConfig) -> None:
+    """Raise `BadInput` for values that cannot work."""
+    for key, least in (("images", 1), ("keep_float", 0)):
+        if getattr(quantize, key) < least:
+            raise BadInput(f"quantize.{key}={getattr(quantize, key)} must be at least {least}")
+
+
+def refuse_unused(quantize: QuantizeConfig, explicit: resolve.Explicit) -> None:
+    """Raise `BadInput` for settings that only matter for int8, which was not requested."""
+    defaults = QuantizeConfig()
+    unused = [key for key in explicit if key.startswith("data.")]
+    unused += [
+        f"quantize.{key}"
+        for key, value in dataclasses.asdict(quantize).items()
+        if value != getattr(defaults, key)
+    ]
+    if unused:
+        raise BadInput(
+            f"{unused[0]} has no effect without quantize.int8=true; set that, or leave it out"
+        )
+
+
+class Int8Step:
+    """Makes int8 artefacts of one model; the data and the table of layers are shared by formats.
+
+    Args:
+        settings: Resolved.
+        explicit: Keys that the user set.
+        model: In evaluation mode.
+        origin: Of the model.
+        options: Arguments of `zoo.export`.
+        has_weights: Whether the weights are trained, as opposed to random.
+    """
+
+    def __init__(
+        self,
+        settings: ExportRun,
+        explicit: resolve.Explicit,
+        model: nn.Module,
+        origin: Origin,
+        options: dict[str, Any],
+        has_weights: bool,
+    ) -> None:
+        self.settings, self.explicit = settings, explicit
+        self.model, self.origin = model, origin
+        self.options, self.has_weights = options, has_weights
+        self._data: ImageData | None = None
+        self._rows: list[sensitivity.Row] | None = None
+
+    @staticmethod
+    def check_format(name: str, export: ExportConfig) -> None:
+        """Raise an error for a format that has no int8."""
+        int8.check(name, half=export.half)
+
+    def run(self, name: str, path: Path) -> Artefact:
+        """Make one artefact, and print what it costs and saves."""
+        quantize, shape = self.settings.quantize, self.options["input_size"]
+        if self._data is None:
+            self._data = self._open_data()
+        images = calibration.calibration(self._data, quantize.images)
+        if self._rows is None and (quantize.sensitivity or quantize.keep_float):
+            self._rows = self._sensitivity(self._data, images)
+        kept = sensitivity.worst(self._rows, quantize.keep_float) if self._rows else []
+        is_dynamic = self.options["dynamic_batch"]
+        if is_dynamic is None:
+            is_dynamic = get_format(name).can("dynamic_batch")
+        batches = calibration.arrays(
+            images,
+            self._data,
+            pixels=self.options["preprocess"],
+            batch=None if is_dynamic else shape[0],
+        )
+        artefact = int8.quantize(
+            self.model,
+            name,
+            path,
+            batches=batches,
+            keep_float=kept,
+            data=self._data,
+            rows=self._rows,
+            **self.options,
+        )
+        self._print(artefact)
+        return artefact
+
+    def _open_data(self) -> ImageData:
+        """Open the data set of the saved run, or the one that the user named."""
+        name, shape = str(self.origin.name), self.options["input_size"]
+        config = resolve.fit_images(
+            self.settings.data, self.explicit, f"the artefact of {name}", shape, shape[1:]
+        )
+        task = task_of_model(name)
+        # A super-resolution model has output channels instead of classes.
+        classes = None if task == "super-resolution" else getattr(self.model, "num_classes", None)
+        data = open_evaluation_data(
+            config,
+            EVALUATION_BATCH,
+            preprocessing_of(self.model, self.origin),
+            source=name,
+            task=task,
+            num_classes=classes,
+        )
+        check_forward(self.model, name, data)
+        return data
+
+    def _sensitivity(
+        self, data: ImageData, images: Sequence[calibration.Batch]
+    ) -> list[sensitivity.Row]:
+        held = calibration.held(data, sensitivity.HELD)
+        begin = time.perf_counter()
+        model = reparameterize(self.model) if self.settings.export.fuse else self.model
+        rows = sensitivity.measure(model, get_task(data.task), data, images, held)
+        count = sum(len(part) for part, _ in held)
+        seconds = time.perf_counter() - begin
+        print(f"{len(rows)} layers, one at a time in int8 on {count} images, in {seconds:.0f} s:")
+        print(sensitivity.table(rows[:LAYERS_SHOWN], data.task))
+        return rows
+
+    def _print(self, artefact: Artefact) -> None:
+        about = artefact.manifest["quantization"]
+        print(artefact.summary(self.has_weights))
+        kept = about["keep_float"]
+        in_float = f", {', '.join(kept)} in float" if kept else ""
+        print(
+            f"int8: {about['layers'] - len(kept)} of {about['layers']} layers{in_float}; calibrated"
+            f" on {about['calibrated_on']} training images of {about['data']}"
+        )
+        print(int8_report.table(about))
+        if not self.has_weights or about["score"]["at_chance"]:
+            print(
+                "the float model is no better than chance, so its score says nothing about int8;"
+                " give trained weights"
+            )
+        print(f"described in {artefact.manifest_path}")

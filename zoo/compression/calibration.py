@@ -1,0 +1,88 @@
+"""The images that ranges of values are found on, and others to judge single layers by.
+
+Both are training images, prepared as in evaluation, without augmentation: what is calibrated or
+chosen on them, such as the layers that stay in float, is judged on images that had no part in it.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.data.dataset import own_randomness, seed_sample
+from zoo.errors import BadInput
+from zoo.training.tasks import denormalized
+
+BATCH = 32  # images of a batch where an artefact takes any number
+Batch = tuple[Tensor, Tensor]
+
+
+def calibration(data: Any, images: int) -> list[Batch]:
+    """Return evenly spread training images in batches, with their targets; all if there are fewer.
+
+    Args:
+        data: Any datamodule, after `setup`.
+        images: How many.
+
+    Raises:
+        BadInput: `images` is less than 1, or there are no training images.
+    """
+    return _drawn(data, images, 0.0)
+
+
+def held(data: Any, images: int) -> list[Batch]:
+    """Return training images that lie between those of `calibration`, as far as there are more."""
+    return _drawn(data, images, 0.5)
+
+
+def arrays(
+    batches: Sequence[Batch], data: Any, *, pixels: bool = False, batch: int | None = None
+) -> list[np.ndarray]:
+    """Return the images of batches as an artefact takes them.
+
+    Args:
+        batches: Images, and targets.
+        data: What they come from, and knows how they were normalised.
+        pixels: Whether it takes bytes.
+        batch: How many it takes at once; the last one's are filled up with the last image, which
+            widens no range. None: any number.
+    """
+    parts = [images for images, _ in batches]
+    if batch is not None:
+        parts = list(torch.cat(parts).split(batch))
+        last = parts[-1]
+        parts[-1] = torch.cat([last, last[-1:].expand(batch - len(last), *last.shape[1:])])
+    if pixels:
+        parts = [
+            (255 * denormalized(data, images)).round().clamp(0, 255).byte() for images in parts
+        ]
+    return [np.ascontiguousarray(images.numpy()) for images in parts]
+
+
+def _drawn(data: Any, images: int, offset: float) -> list[Batch]:
+    if images < 1:
+        raise BadInput(f"quantize.images={images} must be at least 1")
+    loader = data.eval_dataloader("train")
+    if data.streaming:  # shards have no numbers to choose by: the first images, then the next
+        total = _streamed(loader, images, skipped=images if offset else 0)
+    else:
+        count = min(images, len(loader.dataset))
+        step = len(loader.dataset) / count
+        # Some sets draw their training images at random; a repeated calibration sees the same.
+        with own_randomness():
+            seed_sample(int(2 * offset))
+            total = loader.dataset.load([(0, int((i + offset) * step)) for i in range(count)])
+    return list(zip(total[0].split(BATCH), total[1].split(BATCH), strict=True))
+
+
+def _streamed(loader: Any, images: int, skipped: int) -> Batch:
+    size = loader.dataset.batch_size
+    taken = list(itertools.islice(loader, -(-(skipped + images) // size)))
+    if not taken:
+        raise BadInput("there are no training images to calibrate on")
+    both = [torch.cat(part) for part in zip(*taken, strict=True)]
+    start = skipped if len(both[0]) > skipped else 0
+    return both[0][start : start + images], both[1][start : start + images]

@@ -1,0 +1,215 @@
+"""Model -> artefact in int8: made beside the float one, loaded again, judged by what it costs."""
+
+import importlib
+import json
+import os
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from zoo.compression import int8_report, sensitivity
+from zoo.compression.layers import check_names, layers, within
+from zoo.compression.signal_to_noise import Noise
+from zoo.deploy import atomic_output
+from zoo.deploy.comparison import OPEN_BATCHES, Check
+from zoo.deploy.formats import get_format
+from zoo.deploy.int8_graph import is_converted
+from zoo.deploy.pipeline import Artefact, Job, prepare
+from zoo.deploy.tracing import Packaged
+from zoo.environment import need
+from zoo.errors import BadInput, NotExportable, first_line
+from zoo.runtimes.artefacts import LoadedArtefact
+
+MODULES = {
+    "onnx": "zoo.compression.int8_onnx",
+    "openvino": "zoo.compression.int8_openvino",
+    "executorch": "zoo.compression.int8_executorch",
+}
+WITHOUT = {
+    "pt2": "torch.export's programs run on PyTorch's float kernels",
+    "aoti": "Inductor compiles float kernels for a CPU",
+    "torchscript": "TorchScript's int8 is deprecated by PyTorch",
+    "coreml": "nothing on this platform runs Core ML, so that its loss could not be measured",
+}
+WHY = "int8 is not equal to float; `quantization` says what it costs, and on which images"
+
+
+def quantize(
+    model: nn.Module,
+    format: str,
+    path: str | os.PathLike[str],
+    *,
+    batches: Sequence[np.ndarray],
+    keep_float: Collection[str] = (),
+    data: Any = None,
+    rows: Sequence[sensitivity.Row] | None = None,
+    **options: Any,
+) -> Artefact:
+    """Export a model in int8 and find out what that costs.
+
+    The float artefact is made first and compared with the model, as `zoo.export` does; the one in
+    int8 is then measured against it: outputs, size, latency and, with `data`, the score.
+
+    Args:
+        model: In evaluation mode; it is left as it is.
+        format: `"onnx"`, `"openvino"` or `"executorch"`.
+        path: As for `zoo.export`.
+        batches: Images to find the ranges of values on, B C H W as the artefact takes them: float32
+            and normalised, or bytes with `preprocess`; of a fixed batch, so many at a time.
+        keep_float: Names of modules of the fused model that stay in float.
+        data: A datamodule, after `setup`, whose evaluation images both are judged on.
+        rows: What `zoo.compression.sensitivity.measure` found out, to write beside the artefact.
+        **options: As for `zoo.export`.
+
+    Returns:
+        The artefact; `manifest["quantization"]` is what was found out.
+
+    Raises:
+        BadInput: A value that cannot work.
+        MissingExtra: A package of the format is not installed.
+        NotExportable: The format has no int8, the model cannot be converted, or the artefact's
+            outputs are not finite or have other shapes.
+    """
+    check(format, half=options.get("half", False))
+    if is_converted(model):
+        raise BadInput(
+            "quantize.int8=true: the model was trained in int8's steps and is in int8 already; "
+            "leave it out"
+        )
+    job = prepare(model, format, path, **options)
+    quantizer: Any = importlib.import_module(MODULES[format])
+    check_names(job.form, keep_float)
+    _check_batches(job, batches)
+    with atomic_output.workplace(job.target.parent, model) as folder:
+        plain = folder / "float"
+        plain.mkdir()
+        found = job.write(plain)
+        packaged = job.package(job.form)
+        inside = "model." if isinstance(packaged, Packaged) else ""
+        draft = folder / job.target.name
+        kept = [inside + name for name in keep_float]
+        quantizer.convert(packaged, draft, job.settings, batches, kept)
+        content = job.describe(
+            folder, precision="int8", found=found, comparison={}, packages=quantizer.PACKAGES
+        )
+        both = [
+            LoadedArtefact(file, content, found.runtime)
+            for file in (plain / job.target.name, draft)
+        ]
+        _check_outputs(job, both, batches, found)
+        content["comparison"] = _comparison(both, batches, found)
+        names = layers(job.form)
+        about = {
+            "artefact_sha256": content["artefact"]["sha256"],
+            # A fixed batch may be filled up with images that it has already.
+            "calibrated_on": len({hash(x.tobytes()) for batch in batches for x in batch}),
+            "weights": "int8, one scale an output channel",
+            "layers": len(names),
+            "keep_float": [name for name in names if within(name, keep_float)],
+            **int8_report.sizes(plain / job.target.name, draft),
+            **int8_report.latency(both, content["input"]),
+        }
+        if data is not None:
+            about |= int8_report.judged(both, content, data)
+        content["quantization"] = about
+        beside = ["quantization.json"]
+        (folder / beside[0]).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        if rows is not None:
+            sensitivity.write(rows, folder)
+            beside += ["sensitivity.json", "sensitivity.csv"]
+        return job.publish(folder, content, None, beside)
+
+
+def check(format: str, *, half: bool = False) -> None:
+    """Refuse what cannot be brought to int8, before a model is built.
+
+    Raises:
+        BadInput: No such format, or float16 is asked for, too.
+        MissingExtra: A package of the format is not installed.
+        NotExportable: The format has no int8 here.
+    """
+    get_format(format)
+    if format not in MODULES:
+        raise NotExportable(
+            f"format {format!r} with quantize.int8: {WITHOUT[format]}; choose {', '.join(MODULES)}"
+        )
+    if half:
+        raise BadInput(
+            "export.half=true and quantize.int8=true ask for two precisions; leave one out"
+        )
+    quantizer: Any = importlib.import_module(MODULES[format])
+    need(f"format {format!r} in int8", quantizer.PACKAGES)
+
+
+def _check_batches(job: Job, batches: Sequence[np.ndarray]) -> None:
+    """Refuse images to calibrate on that the artefact will not take."""
+    settings = job.settings
+    if not batches:
+        raise BadInput("batches=[]: int8 needs images to find the ranges of values on")
+    first = batches[0].shape
+    fits = len(first) == len(settings.input_size) and first[1] == settings.input_size[1]
+    sides = settings.dynamic_size or first[2:] == settings.input_size[2:]
+    count = settings.dynamic_batch or all(len(x) == settings.input_size[0] for x in batches)
+    if not (fits and sides and count):
+        wanted = ["any" if i in settings.open_axes else n for i, n in
+                  enumerate(settings.input_size)]  # fmt: skip
+        raise BadInput(
+            f"batches of {'x'.join(map(str, first))}: the artefact takes "
+            f"{'x'.join(map(str, wanted))}"
+        )
+
+
+def _check_outputs(
+    job: Job,
+    both: Sequence[LoadedArtefact],
+    batches: Sequence[np.ndarray],
+    found: Check,
+) -> None:
+    """Raise `NotExportable` unless the artefact runs wherever the float one was compared."""
+    settings = job.settings
+    counts = OPEN_BATCHES if settings.dynamic_batch else (settings.input_size[0],)
+    generator = np.random.default_rng(0)
+    for sides in found.sizes:
+        for count in counts:
+            shape = (count, settings.input_size[1], *sides)
+            x = batches[0][:count] if shape[2:] == batches[0].shape[2:] else None
+            if x is None or len(x) < count:
+                low, high = float(batches[0].min()), float(batches[0].max())
+                x = generator.uniform(low, high, shape).astype(batches[0].dtype)
+            try:
+                want, have = (loaded.runtime(x) for loaded in both)
+            except Exception as error:  # the target's runtime refuses
+                raise NotExportable(
+                    f"the artefact in int8 does not run on {'x'.join(map(str, shape))}: "
+                    f"{first_line(error)}"
+                ) from error
+            if [y.shape for y in have] != [y.shape for y in want]:
+                raise NotExportable(
+                    f"the artefact in int8 returns {[y.shape for y in have]}, the float one "
+                    f"{[y.shape for y in want]}"
+                )
+            if not all(np.isfinite(y).all() for y in have):
+                raise NotExportable("the outputs of the artefact in int8 are not finite")
+
+
+def _comparison(
+    both: Sequence[LoadedArtefact], batches: Sequence[np.ndarray], found: Check
+) -> dict[str, Any]:
+    """Return how far the outputs are from those of the float artefact, and that they are."""
+    error = Noise()
+    for batch in batches:
+        error.add(*(loaded(batch) for loaded in both))
+    assert found.agreement is not None
+    return {
+        "runtime": found.runtime,
+        "proven": False,
+        "why": WHY,
+        "compared_with": "the float artefact, on the images that it was calibrated on",
+        "images": error.images,
+        "max_abs_error": error.largest,
+        "snr_db": error.snr_db,
+        "sizes": found.sizes,
+        "float": found.agreement.to_dict(),
+    }

@@ -1,0 +1,174 @@
+"""What int8 costs and brings: score, agreement, error, size and latency, before and after."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.commands.eval_artefact import Answers
+from zoo.compression.signal_to_noise import QUIET, Noise
+from zoo.deploy import files
+from zoo.profiling.latency import compare
+from zoo.runtimes.artefacts import LoadedArtefact
+from zoo.training.tasks import Forward, get_task
+
+Content = dict[str, Any]
+
+# What the score of a task is called, and what agreement is the agreement of.
+SCORES = {
+    "classification": ("top-1", "share of images with the same class"),
+    "segmentation": ("mean IoU", "share of pixels with the same class"),
+    "super-resolution": ("PSNR, dB", "PSNR of one against the other, dB"),
+}
+
+
+def sizes(plain: Path, quantized: Path) -> Content:
+    """Return the bytes of both artefacts, all their files counted, and their ratio."""
+    before, after = (files.describe(file)["bytes"] for file in (plain, quantized))
+    return {"bytes": {"float": before, "int8": after, "ratio": after / before}}
+
+
+def latency(both: Sequence[LoadedArtefact], takes: Content) -> Content:
+    """Time both artefacts in turn, on one image where they take any number.
+
+    Args:
+        both: The float one, and the one in int8.
+        takes: Entry `input` of the manifest.
+    """
+    batch = takes["shape"][0]
+    size = (batch if isinstance(batch, int) else 1, *takes["size"])
+    plain, quantized = (loaded.runtime for loaded in both)
+    found = compare(plain, quantized, size, min_runs=30, min_time=0.5, max_time=6)
+    return {
+        "latency": {
+            "runtime": plain.name,
+            "runtime_version": plain.version,
+            "threads": plain.threads,
+            "images": size[0],
+            "float_p50_ms": found.a.p50 * 1e3,
+            "int8_p50_ms": found.b.p50 * 1e3,
+            "ratio": found.ratio,
+            "low": found.low,
+            "high": found.high,
+            "pairs": found.n,
+        }
+    }
+
+
+def judged(both: Sequence[LoadedArtefact], content: Content, data: Any) -> Content:
+    """Judge both artefacts on the evaluation images, by the code that judges checkpoints.
+
+    Args:
+        both: The float one, and the one in int8.
+        content: The manifest.
+        data: A datamodule, after `setup`.
+    """
+    task, device = get_task(data.task), torch.device("cpu")
+    first, second = (Answers(loaded, content, data) for loaded in both)
+    before = task.validate(first, data.val_dataloader(), data, device)
+    beside = _Beside(second, first, task.name)
+    after = task.validate(beside, data.val_dataloader(), data, device)
+    return {
+        "task": task.name,
+        "data": data.config.name,
+        "evaluated_on": before.images,
+        "score": {
+            "name": SCORES[task.name][0],
+            "float": before.score,
+            "int8": after.score,
+            "lost": before.score - after.score,
+            "at_chance": task.name == "classification" and _at_chance(before, data.num_classes),
+        },
+        "agreement": {"what": SCORES[task.name][1], "value": beside.agreement},
+        "snr_db": beside.noise.snr_db,
+        "metrics": {"float": _metrics(before), "int8": _metrics(after)},
+    }
+
+
+def _metrics(found: Any) -> dict[str, float]:
+    return {name.removeprefix("val/"): value for name, value in found.metrics().items()}
+
+
+def _at_chance(found: Any, classes: int) -> bool:
+    """Say whether a score is what guessing gives, within three standard deviations."""
+    share = 1 / classes
+    return found.score <= share + 3 * math.sqrt(share * (1 - share) / max(found.images, 1))
+
+
+class _Beside:
+    """One artefact, compared with another on everything that it is called with."""
+
+    def __init__(self, model: Forward, other: Forward, task: str) -> None:
+        self.model, self.other, self.task = model, other, task
+        self.noise = Noise()
+        self._same = self._all = self._squares = 0.0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mine, its = self.model(images), self.other(images)
+        self.noise.add(its.numpy(), mine.numpy())
+        if self.task == "super-resolution":
+            self._squares += float((mine.clamp(0, 1) - its.clamp(0, 1)).square().sum())
+            self._all += mine.numel()
+        else:
+            same = mine.argmax(dim=1) == its.argmax(dim=1)
+            self._same += int(same.sum())
+            self._all += same.numel()
+        return mine
+
+    @property
+    def agreement(self) -> float:
+        """Share of predictions that are the same, or how near drawn images are, dB."""
+        if self.task == "super-resolution":
+            return -10 * math.log10(max(self._squares / self._all, QUIET))
+        return self._same / self._all
+
+
+def table(about: Content) -> str:
+    """Return a report as lines to print: what, before, after, and how they compare."""
+    size, time = about["bytes"], about["latency"]
+    rows = [
+        (
+            "size, MiB",
+            f"{size['float'] / 2**20:.2f}",
+            f"{size['int8'] / 2**20:.2f}",
+            f"{size['ratio']:.1%} of float",
+        ),
+        (
+            f"latency of {time['images']}, ms",
+            f"{time['float_p50_ms']:.2f}",
+            f"{time['int8_p50_ms']:.2f}",
+            f"{time['ratio']:.2f} of float{_interval(time)}",
+        ),
+    ]
+    if "score" in about:
+        rows = [*_score_rows(about), *rows]
+    rows = [("", "float", "int8", ""), *rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join(
+        f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows
+    )
+
+
+def _score_rows(about: Content) -> list[tuple[str, str, str, str]]:
+    score, agreement = about["score"], about["agreement"]
+    share = about["task"] != "super-resolution"
+    form = ".2%" if share else ".2f"
+    gained = 0.0 - score["lost"]  # never a negative zero
+    change = f"{100 * gained:+.2f} points" if share else f"{gained:+.2f} dB"
+    agrees = f"{agreement['value']:.2%}" if share else f"{agreement['value']:.1f}"
+    return [
+        (
+            score["name"],
+            format(score["float"], form),
+            format(score["int8"], form),
+            f"{change} on {about['evaluated_on']} images",
+        ),
+        ("agreement", "", agrees, agreement["what"]),
+    ]
+
+
+def _interval(time: Content) -> str:
+    return "" if time["low"] is None else f" [{time['low']:.2f}, {time['high']:.2f}]"

@@ -1,0 +1,199 @@
+"""Which layer costs accuracy: each one alone in int8, everything else in float.
+
+This runs in PyTorch, whatever the artefact's runtime: weights per output channel, the layer's input
+per tensor in the range that calibration found, as the runtimes do.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.compression.calibration import Batch
+from zoo.compression.layers import channel_axis, layers
+from zoo.compression.signal_to_noise import Noise
+from zoo.deploy.tracing import ready
+from zoo.errors import BadInput
+from zoo.runtimes.pytorch import flat
+from zoo.training.tasks import Task
+
+HELD = 128  # training images to judge layers on: every layer costs a run over them
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one layer costs when it alone is in int8.
+
+    Attributes:
+        layer: Its name in the fused model.
+        kind: Its class.
+        weights: Numbers in its weight.
+        lost: Score that is lost on held images, in the task's own unit (top-1 and IoU as shares,
+            PSNR in dB); below 0 where something is won.
+        snr_db: Power of the outputs' differences between images over that of the error, dB.
+    """
+
+    layer: str
+    kind: str
+    weights: int
+    lost: float
+    snr_db: float
+
+
+def measure(
+    model: nn.Module,
+    task: Task,
+    data: Any,
+    batches: Sequence[Batch],
+    judged_on: Sequence[Batch],
+) -> list[Row]:
+    """Return what each layer costs, the costliest first.
+
+    By lost score first, then by the noise in the outputs: of a few hundred images most layers cost
+    not one, and what is won by chance is no merit.
+
+    Args:
+        model: Fused, in evaluation mode; it is left as it is.
+        task: What judges it.
+        data: Where the images come from.
+        batches: Images to find the ranges of values on.
+        judged_on: Others to judge on, with targets.
+    """
+    model = ready(model)
+    device = torch.device("cpu")
+    seen = _Outputs(model)
+
+    def judge() -> tuple[float, list[Tensor]]:
+        seen.kept = []
+        return task.validate(seen, judged_on, data, device).score, seen.kept
+
+    with torch.inference_mode():
+        ranges = _ranges(model, batches)
+        score, wanted = judge()
+        rows = []
+        for name, layer in layers(model).items():
+            if name not in ranges:  # a layer that this model never calls
+                continue
+            with _in_int8(layer, ranges[name]):
+                worse, found = judge()
+            weight: Any = layer.weight
+            noise = Noise()
+            for mine, its in zip(wanted, found, strict=True):
+                noise.add(mine.numpy(), its.numpy())
+            lost = score - worse
+            rows.append(Row(name, type(layer).__name__, weight.numel(), lost, noise.snr_db))
+    return sorted(rows, key=lambda row: (-max(row.lost, 0.0), row.snr_db))
+
+
+def worst(rows: Sequence[Row], count: int) -> list[str]:
+    """Return the names of the `count` costliest layers.
+
+    Raises:
+        BadInput: There are not so many, or it is below 0.
+    """
+    if not 0 <= count < len(rows):
+        raise BadInput(
+            f"quantize.keep_float={count} must be from 0 to {len(rows) - 1}: the model has "
+            f"{len(rows)} layers"
+        )
+    return [row.layer for row in rows[:count]]
+
+
+def write(rows: Sequence[Row], folder: Path) -> None:
+    """Write `sensitivity.csv` and `sensitivity.json`."""
+    plain = [dataclasses.asdict(row) for row in rows]
+    (folder / "sensitivity.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    with (folder / "sensitivity.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
+        table.writeheader()
+        table.writerows(plain)
+
+
+def table(rows: Sequence[Row], task: str) -> str:
+    """Return rows as lines to print."""
+    db = task == "super-resolution"
+    lines = [("layer", "kind", "weights", "lost, dB" if db else "lost, points", "SNR, dB")]
+    for row in rows:
+        lost = row.lost if db else 100 * row.lost
+        cells = (row.layer, row.kind, f"{row.weights:,}", f"{lost:.2f}", f"{row.snr_db:.1f}")
+        lines.append(cells)
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    return "\n".join(
+        f"{a:<{widths[0]}}  {b:<{widths[1]}}  "
+        + "  ".join(f"{x:>{w}}" for x, w in zip(rest, widths[2:], strict=True))
+        for a, b, *rest in lines
+    )
+
+
+class _Outputs:
+    """A model that keeps what it returned."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.kept: list[Tensor] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        y = flat(self.model(images))[0]
+        self.kept.append(y)
+        return y
+
+
+def _ranges(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Range]:
+    """Return the least and the largest value that goes into each layer."""
+    found: dict[str, Range] = {}
+
+    def note(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        low, high = (float(x) for x in inputs[0].aminmax())
+        before = found.get(name, (0.0, 0.0))  # zero is always in the range: padding needs it
+        found[name] = min(low, before[0]), max(high, before[1])
+
+    hooks = [
+        layer.register_forward_pre_hook(functools.partial(note, name))
+        for name, layer in layers(model).items()
+    ]
+    try:
+        for images, _ in batches:
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@contextlib.contextmanager
+def _in_int8(layer: nn.Module, limits: Range) -> Iterator[None]:
+    """Let a layer compute with weights and inputs as int8 would have them."""
+    parameter: Any = layer.weight
+    before = parameter.detach().clone()
+    hook = layer.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0], limits),))
+    parameter.copy_(rounded_weight(before, channel_axis(layer)))
+    try:
+        yield
+    finally:
+        parameter.copy_(before)
+        hook.remove()
+
+
+def rounded(x: Tensor, limits: Range) -> Tensor:
+    """Return values as bytes in a range of 255 steps would have them."""
+    low, high = limits
+    scale = (high - low) / 255 or 1.0
+    zero = round(-low / scale)
+    return ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+
+
+def rounded_weight(weight: Tensor, axis: int) -> Tensor:
+    """Return weights as int8 would have them, one scale an output channel."""
+    others = [i for i in range(weight.ndim) if i != axis]
+    scale = weight.abs().amax(dim=others, keepdim=True) / 127
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (weight / scale).round().clamp(-127, 127) * scale

@@ -1,0 +1,1 @@
+"""Cost on paper: parameters, MACs, FLOPs, activations and bytes of a model."""

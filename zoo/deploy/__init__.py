@@ -1,0 +1,1 @@
+"""Exported files: one module for each format, verification, the manifest, prediction."""

@@ -1,0 +1,335 @@
+"""A model that computes in int8's steps: what quantisation-aware training trains and exports.
+
+The model is fused and traced by `torch.export`, and PT2E of torchao puts fake quantisation into the
+graph where ExecuTorch's XNNPACK computes in int8: weights symmetric with one scale a channel,
+values with one scale a tensor. `Prepared` is trained; `Converted` is its form with real int8
+weights, which exporters write.
+
+Fused before, and not with batch norms that PT2E folds while training: what is trained is then what
+runs, parallel branches included, and training and evaluation are one graph. PT2E's folding knows
+neither a momentum nor an epsilon but PyTorch's own, and nothing but a norm right after a
+convolution; it traces a dozen patterns for it besides, which takes longer than all the rest.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from zoo.deploy import constants, tracing
+from zoo.deploy.spec import Settings
+from zoo.environment import need, quiet
+from zoo.errors import BadInput, BadWeights, NotExportable
+from zoo.factory import create_model
+from zoo.reparam import reparameterize
+from zoo.weights import QAT_KEY
+
+PACKAGES = ("torchao", "executorch")
+FORMATS = ("onnx", "executorch")  # OpenVINO turns the weights of such a file into floats again
+SCHEME = "xnnpack/2"
+SMALLEST_SCALE = 2**-12  # what XNNPACK's quantiser states
+
+
+class Prepared(GraphModule):
+    """A fused model with fake quantisation; names of its parameters are those of the fused model.
+
+    In train mode the ranges of weights and values follow what is seen, until `fix_ranges`. In eval
+    mode they stay. Dropout and stochastic depth are off in both, batch norms that could not be
+    folded keep their statistics: there is one graph.
+    """
+
+    def train(self, mode: bool = True) -> "Prepared":
+        """Switch to train or eval mode."""
+        super().train(mode)
+        for fake in self.fakes():
+            fake.enable_observer(mode)
+            if not mode:
+                _settle(fake)
+        return self
+
+    def fix_ranges(self) -> None:
+        """Keep the ranges from now on, until the next `train()`."""
+        for fake in self.fakes():
+            fake.disable_observer()
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Find ranges to start with: on images, N C H W, without rounding anything."""
+        self.train()
+        for fake in self.fakes():
+            fake.disable_fake_quant()
+        with torch.no_grad():
+            for images in batches:
+                self(images)
+        for fake in self.fakes():
+            fake.enable_fake_quant()
+
+    def fakes(self) -> Iterator[Any]:
+        """Yield the modules that round."""
+        return (module for module in self.modules() if hasattr(module, "fake_quant_enabled"))
+
+    def no_weight_decay(self) -> set[str]:
+        """Return what weight decay should leave alone."""
+        return self.meta["no_weight_decay"]
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """Return how parameters fall into layers."""
+        return self.meta["groups"][coarse]
+
+
+class Converted(GraphModule):
+    """What `Prepared` computes, by weights in int8 and operators that quantise and dequantise."""
+
+    reparameterized = True
+
+    @property
+    def input_size(self) -> list[int]:
+        """C H W of the only images that it takes."""
+        return self.meta["input_size"]
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.input_size[0]
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that the model knows."""
+        return self.meta["num_classes"]
+
+
+def prepare(model: nn.Module, input_size: Iterable[int]) -> Prepared:
+    """Trace a fused model and put fake quantisation into it; its parameters are shared.
+
+    Args:
+        model: Fused, in evaluation mode. What does not require gradients stays that way.
+        input_size: C H W of the images. The batch stays open.
+
+    Raises:
+        MissingExtra: A package is not installed.
+        NotExportable: The model cannot be traced, or has nothing that XNNPACK computes in int8.
+    """
+    need("train.qat", PACKAGES)
+    size = list(input_size)
+    name = type(model).__name__
+    graph = _traced(model, size)
+    with quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+
+        graph = prepare_qat_pt2e(graph, _quantizer())
+    _put_biases_on_grids(graph)
+    net = Prepared(graph, graph.graph, name)
+    net.meta.update(graph.meta)  # by which conversion knows it
+    if not any(fake.is_per_channel for fake in net.fakes()):
+        raise NotExportable(f"{name} has no layer that XNNPACK computes in int8")
+    matcher, undecayed = (getattr(model, key, None) for key in ("group_matcher", "no_weight_decay"))
+    net.meta.update(
+        input_size=size,
+        num_classes=getattr(model, "num_classes", None),
+        no_weight_decay=undecayed() if undecayed else set(),
+        groups=[matcher(coarse=coarse) if matcher else {} for coarse in (False, True)],
+    )
+    return net
+
+
+def converted(net: Prepared) -> Converted:
+    """Return what computes the same as `net`, in eval mode, with weights in int8."""
+    name, net = type(net).__name__, _with_biases_on_grids(net)
+    with quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+        graph = convert_pt2e(net)
+    form = Converted(graph, graph.graph, name)
+    form.meta.update({key: net.meta[key] for key in ("input_size", "num_classes")})
+    return form.eval()
+
+
+def is_converted(model: nn.Module) -> bool:
+    """Say whether a model, packaged or not, is `Converted`."""
+    while isinstance(model, tracing.Packaged):
+        model = model.model
+    return isinstance(model, Converted)
+
+
+def check_export(model: nn.Module, format: str, settings: Settings, fuse: bool) -> None:
+    """Raise `BadInput` or `NotExportable` for what a `Converted` model cannot be exported to."""
+    assert isinstance(model, Converted)
+    if format not in FORMATS:
+        raise NotExportable(
+            f"format {format!r}: what was trained with train.qat is written in int8 to "
+            f"{', '.join(FORMATS)}"
+        )
+    if settings.half or not fuse:
+        key = "half=True" if settings.half else "fuse=False"
+        raise BadInput(f"{key} has no effect on what was trained with train.qat: int8, and fused")
+    size = list(settings.input_size[1:])
+    if settings.dynamic_size or size != model.input_size:
+        asked = "dynamic_size=True" if settings.dynamic_size else f"input_size={size}"
+        raise BadInput(f"{asked}: it was trained with train.qat for {model.input_size} alone")
+
+
+def facts(net: Prepared) -> dict[str, Any]:
+    """Return what a checkpoint has to say under `QAT_KEY`, so that `rebuild` can do its work."""
+    return {"scheme": SCHEME, "fused": True, "input_size": net.meta["input_size"]}
+
+
+def rebuild(content: Mapping[str, Any], named: str) -> Prepared:
+    """Build what was trained from nothing but its checkpoint, in eval mode.
+
+    Args:
+        content: What the checkpoint holds; averaged weights are taken where there are both.
+        named: What to call it in messages.
+
+    Raises:
+        BadWeights: It was written by another version, or its weights do not fit.
+        MissingExtra: A package is not installed.
+    """
+    about = content[QAT_KEY]
+    if about.get("scheme") != SCHEME:
+        raise BadWeights(
+            f"{named} was prepared for int8 as {about.get('scheme')!r}, this version knows {SCHEME}"
+        )
+    model = create_model(**content["model"]).eval()
+    net = prepare(reparameterize(model), about["input_size"])
+    try:
+        net.load_state_dict(content.get("state_dict_ema") or content["state_dict"])
+    except RuntimeError as error:
+        wrong = [line.strip() for line in str(error).splitlines()]
+        said = wrong[min(1, len(wrong) - 1)]
+        raise BadWeights(f"{named} does not fit {type(model).__name__}: {said[:200]}") from error
+    return net.eval()
+
+
+def _traced(model: nn.Module, size: list[int]) -> GraphModule:
+    name = type(model).__name__
+    like = next(model.parameters(), torch.empty(0))
+    x = like.new_zeros(2, *size)
+    try:
+        with quiet():
+            program = torch.export.export(
+                tracing.ready(model), (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+            )
+    except Exception as error:  # whatever tracing the model raises
+        raise NotExportable(
+            f"{name} cannot be traced for train.qat: {tracing.reason(error)}"
+        ) from error
+    if isinstance(tracing.input_shape(program)[0], int):
+        raise NotExportable(
+            f"{name} cannot be traced for train.qat: what it computes depends on the number of"
+            " images"
+        )
+    graph = program.module()
+    # Indices that the size of the map gives would be taken for values to round.
+    constants.fold_in(graph, trained=False)
+    return graph  # type: ignore[return-value]
+
+
+def _quantizer() -> Any:
+    """Return XNNPACK's quantiser with the rounding that conversion will do.
+
+    Its own configuration for training computes scales in a fused kernel, which differ from those
+    that conversion computes of the same ranges (by a factor of 2 where a channel's weights have one
+    sign); and the range of a weight would lag a hundred updates behind the weight.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+    from torchao.quantization.pt2e import (
+        FakeQuantize,
+        MovingAverageMinMaxObserver,
+        MovingAveragePerChannelMinMaxObserver,
+    )
+    from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
+
+    class Quantizer(XNNPACKQuantizer):
+        # A fused model has none of these, and looking for them means tracing each.
+        SUPPORTED_PATTERNS = [
+            pattern for pattern in XNNPACKQuantizer.SUPPORTED_PATTERNS if "_bn" not in pattern.name
+        ]
+
+    values = QuantizationSpec(
+        dtype=torch.int8,
+        observer_or_fake_quant_ctr=FakeQuantize.with_args(
+            observer=MovingAverageMinMaxObserver, eps=SMALLEST_SCALE
+        ),
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_tensor_affine,
+    )
+    weights = QuantizationSpec(
+        dtype=torch.int8,
+        observer_or_fake_quant_ctr=FakeQuantize.with_args(
+            observer=MovingAveragePerChannelMinMaxObserver,
+            averaging_constant=1.0,  # the weight's own range, now
+            eps=SMALLEST_SCALE,
+        ),
+        quant_min=-127,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+    )
+    return Quantizer().set_global(QuantizationConfig(values, values, weights, None, is_qat=True))
+
+
+def on_grid(bias: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+    """Round a bias to the steps of an integer sum, which are those of values times weights.
+
+    Runtimes hold it like that. A bias is added to every sum, so that leaving this out would move
+    whole channels: the artefact would not compute what was trained and judged.
+    """
+    step = values * weights
+    return bias + (torch.round(bias / step) * step - bias).detach()
+
+
+def _put_biases_on_grids(graph: GraphModule) -> None:
+    modules: dict[str, Any] = dict(graph.named_modules(remove_duplicate=False))
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or len(node.args) < 3 or node.args[2] is None:
+            continue
+        values, weights = (modules.get(str(getattr(n, "target", ""))) for n in node.args[:2])
+        if getattr(values, "is_per_channel", None) is not False:
+            continue
+        if not getattr(weights, "is_per_channel", False):
+            continue
+        with graph.graph.inserting_before(node):
+            scales = [graph.graph.get_attr(f"{n.target}.scale") for n in node.args[:2]]
+            grid = graph.graph.call_function(on_grid, (node.args[2], *scales))
+            node.update_arg(2, grid)
+    graph.recompile()
+
+
+def _with_biases_on_grids(net: Prepared) -> Prepared:
+    """Return a copy whose biases have the values that `on_grid` gives them, without its calls."""
+    net = copy.deepcopy(net)
+    for number, node in enumerate(list(net.graph.nodes)):
+        if node.target is not on_grid:
+            continue
+        bias, *scales = node.args
+        values = [net.get_buffer(scale.target) for scale in scales]
+        rounded = on_grid(net.get_parameter(bias.target), *values)
+        # A layer that is used twice has a bias for each of its grids.
+        name = f"bias_on_grid_{number}"
+        net.register_parameter(name, nn.Parameter(rounded.detach(), requires_grad=False))
+        with net.graph.inserting_before(node):
+            own = net.graph.get_attr(name)
+        own.meta.update(bias.meta)
+        node.replace_all_uses_with(own)
+        for unused in (node, bias, *scales):
+            if not unused.users:
+                net.graph.erase_node(unused)
+    net.recompile()
+    return net
+
+
+def _settle(fake: Any) -> None:
+    """Compute the steps from the range that was observed, as conversion does.
+
+    They may be others: where weights are averaged so are the ranges, but a zero point cannot be.
+    """
+    seen = fake.activation_post_process.min_val
+    if not seen.numel() or not seen.isfinite().all():
+        return  # nothing was observed yet: a checkpoint is about to be loaded
+    scale, zero = fake.calculate_qparams()
+    with torch.no_grad():
+        fake.scale.resize_(scale.shape).copy_(scale)
+        fake.zero_point.resize_(zero.shape).copy_(zero)

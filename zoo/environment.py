@@ -1,0 +1,132 @@
+"""The machine, the installed packages, and what they print."""
+
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import os
+import platform
+import subprocess
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import MissingExtra
+
+_PACKAGES = {
+    "zoo": "zoo-vision",
+    "torch": "torch",
+    "timm": "timm",
+    "onnx": "onnx",
+    "onnxscript": "onnxscript",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "coremltools": "coremltools",
+    "nncf": "nncf",
+    "torchao": "torchao",
+}
+
+
+@functools.cache
+def describe_machine() -> dict[str, Any]:
+    """Describe this machine: CPU model, cores, memory in GiB, system, and the GPU if there is one.
+
+    Nothing in it names the host or its user.
+    """
+    import torch
+
+    machine: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": _usable_cores(),
+        "memory_gib": _memory_gib(),
+        "architecture": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "isa": torch.backends.cpu.get_cpu_capability(),
+    }
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that matter and are installed.
+
+    Args:
+        *names: Which packages; none: every one that can matter.
+    """
+    found = {"python": platform.python_version()}
+    for name in names or _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(_PACKAGES[name])
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def summary() -> str:
+    """Describe the machine in one line."""
+    machine = describe_machine()
+    parts = [f"{machine['cpu']}, {machine['usable_cores']} cores", machine["system"]]
+    return ", ".join([*parts, *([machine["gpu"]] if "gpu" in machine else [])])
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    if platform.system() == "Darwin":
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    return round(pages * size / 2**30, 1)
+
+
+def need(what: str, packages: Sequence[str]) -> None:
+    """Raise `MissingExtra`, with the command that installs them, unless `packages` are installed.
+
+    Args:
+        what: What needs them, for the message.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"{what} needs packages that are not installed: pip install {' '.join(missing)}"
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress output, log messages and warnings of other packages; errors still pass."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

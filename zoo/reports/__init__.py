@@ -1,0 +1,1 @@
+"""Records of measurements, and the tables and the page made of them."""

@@ -1,0 +1,131 @@
+"""A file of records as Markdown, CSV and one HTML page: `python -m zoo report <file>`."""
+
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import BadInput
+from zoo.reports import page
+from zoo.reports.changes import SAME
+from zoo.reports.markdown import escape, grid, ms
+from zoo.reports.records import JSON_NAME, load, write_csv
+from zoo.reports.table import byte_count, energy, fused_word, quantity
+from zoo.reports.view import View
+
+
+def write(source: Path, out: Path | None = None) -> list[Path]:
+    """Write the report of a file of records.
+
+    Args:
+        source: The file, or the folder that it is in.
+        out: The folder to write to; None: beside the records.
+
+    Returns:
+        The files: `<name>.md`, `<name>.csv`, `<name>.html`.
+
+    Raises:
+        BadInput: As of `load`, or the files cannot be written.
+    """
+    records = load(source)
+    path = source / JSON_NAME if source.is_dir() else source
+    named = path.resolve().parent.name if path.name == JSON_NAME else path.stem
+    view = View(records)
+    folder = path.parent if out is None else out
+    files = [folder / f"{path.stem}.{suffix}" for suffix in ("md", "csv", "html")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files[0].write_text(markdown(view, named), encoding="utf-8")
+        write_csv(records, files[1])
+        files[2].write_text(page.render(view, named), encoding="utf-8")
+    except OSError as error:
+        raise BadInput(
+            f"the report cannot be written to {folder}: {error.strerror or error}"
+        ) from error
+    return files
+
+
+def markdown(view: View, title: str) -> str:
+    """Write records as Markdown: the table, the front, what fusing brings, the machines."""
+    parts = [f"# {escape(title)}", f"{view.summary()}. {escape(view.stated())}".strip()]
+    parts += ["## Measurements", _measurements(view), *_fronts(view)]
+    pairs = view.pairs()
+    if pairs:
+        head = ["model", "input", "runtime", "params", "fused", "MACs", "fused", "ms", "fused"]
+        rows = [
+            [
+                pair.unfused["model"],
+                "x".join(map(str, pair.unfused["input_size"])),
+                pair.setting,
+                *(
+                    quantity(record.get(key))
+                    for key in ("params", "macs")
+                    for record in (pair.unfused, pair.fused)
+                ),
+                *(ms(record["p50_ms"]) for record in (pair.unfused, pair.fused)),
+                str(pair.ratio),
+                pair.ratio.verdict,
+            ]
+            for pair in pairs
+        ]
+        parts += ["## Fused and unfused", grid([*head, "time", "fusing makes it"], rows)]
+        parts.append(
+            "Time is that of fused divided by unfused, with its 95 % confidence interval; "
+            f"a difference is claimed beyond {SAME:.0%}."
+        )
+    parts += ["## Machines", *_machines(view)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _measurements(view: View) -> str:
+    left_out = {"low_ms", "high_ms", "min_ms", "n", "flops", "activations", "first_call_ms"}
+    left_out |= {"load_ms", "rate", "intensity", "family"}
+    columns = [column for column in view.columns if column.key not in left_out]
+    rows = []
+    for record in view.records:
+        cells = [_word(column.kind, column.value(record)) for column in columns]
+        at = [column.key for column in columns].index("p50_ms")
+        if record.get("low_ms") is not None and record.get("high_ms") is not None:
+            cells[at] += f" [{ms(record['low_ms'])}, {ms(record['high_ms'])}]"
+        rows.append(cells)
+    return grid([column.title for column in columns], rows)
+
+
+def _fronts(view: View) -> list[str]:
+    """List, for every setting, the models that nothing beats in accuracy and latency."""
+    parts = []
+    for setting, points in view.points().items():
+        best = sorted((p for p in points if p.front), key=lambda p: view.records[p.row]["p50_ms"])
+        if best:
+            rows = []
+            for point in best:
+                record = view.records[point.row]
+                form = fused_word(record.get("fused"))
+                figures = (ms(record["p50_ms"]), f"{point.top1}", point.source)
+                rows.append([record["model"], form, *figures])
+            parts.append(f"With {escape(setting)}:")
+            parts.append(grid(["model", "form", "p50 ms", "top-1", "published in"], rows))
+    if not parts:
+        return []
+    about = "Models that none measured alike beats in both published top-1 and median latency."
+    return ["## The front of accuracy and latency", about, *parts]
+
+
+def _machines(view: View) -> list[str]:
+    parts = []
+    for number, place in enumerate(view.environments, start=1):
+        rows = [[key, str(value)] for table in place.values() for key, value in table.items()]
+        title = f"machine {number}" if len(view.environments) > 1 else "machine"
+        parts.append(grid([title, ""], rows))
+    commands = dict.fromkeys(r["command"] for r in view.records if r.get("command"))
+    return [*parts, *(f"    {' '.join(command.split())}" for command in commands)]
+
+
+def _word(kind: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if kind == "count":
+        return quantity(value)
+    if kind == "bytes":
+        return byte_count(value)
+    if kind == "joules":
+        return energy(value)
+    return ms(value) if kind == "ms" else str(value)
