@@ -119,7 +119,7 @@ def test_an_epoch_resumes_in_the_middle(shards):
     data = opened(shards)
     whole = epoch_of(data, 3)
     loader = data.train_dataloader()
-    loader.sampler.set_epoch(3)  # as Lightning does
+    loader.set_epoch(3)
     running = iter(loader)
     next(running), next(running)
     resumed = data.train_dataloader()

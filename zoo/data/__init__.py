@@ -1,26 +1,7 @@
-"""Images by name: `create_datamodule(cfg, batch_size=...)` gives loaders to train and evaluate.
+"""Data sets by name: `create_datamodule(cfg, batch_size=...)` returns loaders for any of them."""
 
-The names are imported when first used: `zoo.data.config` must cost nothing.
-"""
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
-_HOME = {
-    "DataConfig": "zoo.data.config",
-    "ImageData": "zoo.data.datamodule",
-    "create_datamodule": "zoo.data.datamodule",
-}
+from zoo.data.config import DataConfig
+from zoo.data.create import create_datamodule
+from zoo.data.datamodule import ImageData
 
 __all__ = ["DataConfig", "ImageData", "create_datamodule"]
-
-if TYPE_CHECKING:
-    from zoo.data.config import DataConfig as DataConfig
-    from zoo.data.datamodule import ImageData as ImageData
-    from zoo.data.datamodule import create_datamodule as create_datamodule
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'zoo.data' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
