@@ -1,4 +1,7 @@
-"""Train a model: `python train.py model=efficientformer_l1`. Keys: `TrainRun` in zoo/settings.py."""
+"""Train a model: `python train.py model=efficientformer_l1`.
+
+Keys: `TrainRun` in zoo/settings.py.
+"""
 
 from zoo.cli import main
 

@@ -20,7 +20,7 @@ from PIL import Image
 from timm.data.dataset_factory import create_dataset
 from timm.data.loader import create_loader
 
-from zoo.data import create_datamodule
+from zoo.data.create import create_datamodule
 from zoo.settings import DataConfig
 
 SETTINGS = {

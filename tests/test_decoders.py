@@ -3,10 +3,11 @@
 import pytest
 import torch
 from support import images
-from zoo.config import compose, model_arguments
 
 import zoo
 from zoo import decoders
+from zoo.cli import compose, parse
+from zoo.commands.resolve import model_arguments
 from zoo.registry import DECODERS
 
 pytest.importorskip("segmentation_models_pytorch")
@@ -135,8 +136,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 
 def test_the_command_line_names_the_encoder():
-    cfg = compose("train", ["model=unet", "model.encoder=mobilenetv2_035"])
-    assert model_arguments(cfg.model) == {"name": "unet", "encoder": "mobilenetv2_035"}
+    settings, _ = parse("train", ["model=unet", "model.encoder=mobilenetv2_035"])
+    assert model_arguments(settings.model) == {"name": "unet", "encoder": "mobilenetv2_035"}
     with pytest.raises(zoo.UnknownModel, match="did you mean mobilenetv2_035"):
         compose("train", ["model=unet", "model.encoder=mobilenetv2_0355"])
     compose("train", ["model=unet", "model.encoder=timm/resnet10t"])

@@ -16,11 +16,10 @@ from support import (
     tensors,
     trainable,
 )
-from zoo.config import compose
 
 import zoo
+from zoo.cli import run as run_command
 from zoo.profiling.latency import measure
-from zoo.training.fit import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 HYBRIDS = ["efficientformer_l1", "efficientvmamba_tiny", "lsnet_t"]
@@ -142,6 +141,6 @@ def test_training_on_a_gpu(tmp_path):
         "train.loggers=[csv]",
         f"train.out={tmp_path}",
     ]
-    folder = train(compose("train", given), given)
+    folder = run_command("train", given)
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in content["state_dict"].values() if tensor.ndim)

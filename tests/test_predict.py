@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
-from zoo.config import compose
 
 import zoo
 from zoo.__main__ import main
+from zoo.cli import compose
 from zoo.data.segmentation import Fit
 from zoo.data.transforms import eval_preparation
 from zoo.deploy import files

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import zoo
+from zoo.cli import run as run_command
 
 README = Path(__file__).parents[1] / "README.md"
 PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
@@ -98,8 +99,6 @@ def at_a_user(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("at_a_user")
 def test_exports_do_as_the_page_says(command, capsys):
     """As typed, but with few blocks of the models that take long."""
-    from zoo.commands.quantize import run
-    from zoo.config import compose
 
     words = shlex.split(command, comments=True)[2:]
     if "model=lightm_unet_2d" in words:
@@ -107,7 +106,7 @@ def test_exports_do_as_the_page_says(command, capsys):
         words += ["+model.kwargs.init_filters=8"]
     if "model=efficientvmamba_tiny" in words:
         words += ["+model.kwargs.depths=[1,1,1,1]"]
-    (artefact,) = run(compose("export", words), words)
+    (artefact,) = run_command("export", words)
     assert artefact.path.is_file()
     printed = capsys.readouterr().out
     assert re.search(r"\d+ nodes$", printed.splitlines()[0])

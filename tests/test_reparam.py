@@ -25,7 +25,8 @@ from zoo.blocks.conv import ConvNorm
 from zoo.blocks.folding import is_fixed_batch_norm
 from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.scale import LayerScale
-from zoo.reparam import FuseReport, report, shake
+from zoo.profiling.fusing import FuseReport, report
+from zoo.reparam import shake
 
 NAMES = [name for name in SMALLEST if name in zoo.list_models(reparam=True)]
 

@@ -26,7 +26,7 @@ from zoo import registry
 from zoo.deploy.formats import FORMATS
 from zoo.errors import BadInput, ZooError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "results" / "capabilities.json"
 PAGE = ROOT / "docs" / "capabilities.md"
 MODES: dict[str, dict[str, bool]] = {
@@ -122,7 +122,7 @@ def weighted(name: str, *, settled: bool) -> Any:
 
 def export_in(mode: str, model: Any, name: str, format: str, folder: str | Path) -> Any:
     """Export `model`, a registered one, at its small size in a mode; in int8 by random images."""
-    from zoo import compression
+    from zoo.compression import int8
     from zoo.deploy.agreement import batches
     from zoo.deploy.manifest import Origin
     from zoo.deploy.pipeline import export
@@ -132,7 +132,7 @@ def export_in(mode: str, model: Any, name: str, format: str, folder: str | Path)
     if mode != "int8":
         return export(model, format, folder, **options)
     images = list(batches(size[1:], [1] * CALIBRATION))
-    return compression.quantize(model, format, folder, batches=images, **options)
+    return int8.quantize(model, format, folder, batches=images, **options)
 
 
 def _judged(made: Any) -> dict[str, Any]:
@@ -189,11 +189,12 @@ def _blank(name: str, format: str, mode: str) -> dict[str, Any]:
 
 def _refused(name: str, format: str, mode: str) -> dict[str, Any] | None:
     """What the format cannot do in principle needs no process."""
+    from zoo.compression import int8
 
     reasons = [FORMATS[format].cannot[key] for key, on in MODES[mode].items()
                if on and not FORMATS[format].can(key)]  # fmt: skip
-    if mode == "int8" and format in compression.WITHOUT:
-        reasons = [compression.WITHOUT[format]]
+    if mode == "int8" and format in int8.WITHOUT:
+        reasons = [int8.WITHOUT[format]]
     if not reasons:
         return None
     said = {"works": False, "reason": reasons[0], "error": "NotExportable", "seconds": 0.0}

@@ -19,7 +19,7 @@ from zoo.reports.pareto import published
 from zoo.reports.records import Record, load, read
 from zoo.reports.table import quantity
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "results" / "models.jsonl"
 TABLE = ROOT / "results" / "README.md"
 

@@ -1,7 +1,7 @@
 """Efficient vision backbones with counts, latencies and exports that can be trusted.
 
-The names below are the public API. They are imported when first used, so that `import zoo` costs
-next to nothing and listing models needs no torch.
+The names below are the public API. They are imported on first use: `import zoo` is quick, and
+listing models does not import torch.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
+_LAZY = {
     "list_models": "zoo.registry",
     "model_info": "zoo.registry",
     "register": "zoo.registry",
@@ -19,7 +19,8 @@ _HOME = {
     "count": "zoo.counting.count",
     "measure": "zoo.profiling.latency",
     "compare": "zoo.profiling.latency",
-    "export": "zoo.deploy",
+    "export": "zoo.deploy.pipeline",
+    "quantize": "zoo.compression.int8",
     "ZooError": "zoo.errors",
     "UnknownModel": "zoo.errors",
     "BadWeights": "zoo.errors",
@@ -29,9 +30,12 @@ _HOME = {
     "NotExportable": "zoo.errors",
 }
 
-__all__ = [*_HOME, "__version__"]
+_PACKAGES = ("ops",)  # subpackages whose functions are public: `zoo.ops.selective_scan`
+
+__all__ = [*_LAZY, *_PACKAGES, "__version__"]
 
 if TYPE_CHECKING:
+    from zoo.compression.int8 import quantize as quantize
     from zoo.counting.count import count as count
     from zoo.deploy.pipeline import export as export
     from zoo.errors import BadInput as BadInput
@@ -52,9 +56,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _PACKAGES:
+        return importlib.import_module(f"zoo.{name}")
+    if name not in _LAZY:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
 

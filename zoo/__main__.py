@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
     commands = parser.add_subparsers(
         required=True,
-        metavar="list | info | count | report | compare | results | catalogue | predict",
+        metavar="list | info | count | report | compare | predict",
     )
 
     command = commands.add_parser("list", help="names of models, a line each")
@@ -59,10 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("b", metavar="B", help="records of another one")
     command.set_defaults(run=_compare)
 
-    command = commands.add_parser("results", help="measure every model, write results/")
-    command.add_argument("--write", action="store_true", help="measure nothing, only write")
-    command.set_defaults(run=_results)
-
     command = commands.add_parser("predict", help="classify or segment pictures with an artefact")
     command.add_argument("artefact", help="a file of export.py, or its folder")
     command.add_argument("images", nargs="+", help="pictures, or folders of them")
@@ -72,9 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", help="folder for the masks of a segmentation; default: masks")
     command.add_argument("--threads", type=int, help="by default all there are")
     command.set_defaults(run=_predict)
-
-    command = commands.add_parser("catalogue", help="write docs/models.md from facts and counts")
-    command.set_defaults(run=_catalogue)
     return parser
 
 
@@ -121,7 +114,7 @@ def _count(args: argparse.Namespace) -> None:
     model = create_model(args.model).eval()
     if args.fused:
         model = reparameterize(model)
-    wanted: Any = {} if args.model.startswith("timm/") else registry.get_spec(args.model).facts
+    wanted: Any = {} if registry.is_timm(args.model) else registry.get_spec(args.model).facts
     channels, *size = wanted.get("input", {}).get("size", (3, 224, 224))
     size = [*args.size, args.size[-1]][:2] if args.size else size
     counts = count(model, (1, channels, *size))
@@ -145,21 +138,6 @@ def _compare(args: argparse.Namespace) -> None:
     from zoo.reports.changes import compare_files
 
     compare_files(Path(args.a), Path(args.b))
-
-
-def _results(args: argparse.Namespace) -> None:
-    from tools import families, overview
-
-    try:
-        overview.write() if args.write else overview.measure_and_write()
-    finally:
-        families.write()
-
-
-def _catalogue(args: argparse.Namespace) -> None:
-    from tools import catalogue
-
-    catalogue.write()
 
 
 def _predict(args: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def main(command: str) -> None:
 
     def task(cfg: DictConfig) -> Any:
         try:  # Hydra would print a traceback
-            return _start(command, cfg, HydraConfig.get().overrides.task)
+            return _start(command, *_plain(command, cfg, HydraConfig.get().overrides.task))
         except ZooError as error:
             sys.exit(f"error: {error}")
 
@@ -66,7 +66,17 @@ def run(command: str, overrides: Sequence[str] = ()) -> Any:
     Raises:
         ZooError: A setting cannot work, or the command failed.
     """
-    return _start(command, compose(command, overrides), overrides)
+    return _start(command, *parse(command, overrides))
+
+
+def parse(command: str, overrides: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+    """Return the settings of a command as its dataclass, and the keys that the user set.
+
+    Raises:
+        BadInput: An unknown key, a value of another type, or a required key that is not set.
+        UnknownModel: `model.name` is not registered.
+    """
+    return _plain(command, compose(command, overrides), overrides)
 
 
 def compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -90,7 +100,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
 def check_names(cfg: DictConfig) -> None:
     """Raise `UnknownModel` unless the requested model and its encoder exist."""
     for name in (cfg.model.name, cfg.model.encoder):
-        if name is not None and not name.startswith("timm/"):
+        if name is not None and not registry.is_timm(name):
             registry.get_spec(name)
 
 
@@ -120,14 +130,16 @@ def explicit_values(command: str, cfg: DictConfig, overrides: Iterable[str]) -> 
     return {key: values[key] for key in sorted(keys & values.keys())}
 
 
-def _start(command: str, cfg: DictConfig, overrides: Iterable[str]) -> Any:
-    """Hand plain settings to the module of a command."""
+def _plain(command: str, cfg: DictConfig, overrides: Iterable[str]) -> tuple[Any, dict[str, Any]]:
+    """Turn what Hydra composed into a dataclass, and the keys that the user set."""
     check_names(cfg)
-    explicit = explicit_values(command, cfg, overrides)
     try:
-        settings = OmegaConf.to_object(cfg)
+        return OmegaConf.to_object(cfg), explicit_values(command, cfg, overrides)
     except MissingMandatoryValue as error:
         raise BadInput(f"{error.full_key} is not set; give {error.full_key}=<value>") from error
+
+
+def _start(command: str, settings: Any, explicit: dict[str, Any]) -> Any:
     return importlib.import_module(f"zoo.commands.{command}").run(settings, explicit)
 
 

@@ -8,12 +8,14 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from zoo import registry
 from zoo.blocks.sizes import whole_number
-from zoo.errors import BadInput
+from zoo.errors import BadInput, first_line
+from zoo.timm_bridge import bridged_name  # registers our backbones with timm
 
 # Decoders that want the last maps larger than usual.
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
@@ -89,8 +91,8 @@ def create(
     *,
     encoder: str | None,
     pretrained: bool,
-    num_classes: int | None,
-    in_chans: int,
+    num_classes: int | None = None,
+    in_chans: int = 3,
     **kwargs: Any,
 ) -> EncoderDecoder:
     """Build the decoder `name` on top of a backbone.
@@ -117,18 +119,18 @@ def create(
             f"{name} needs an encoder: name a backbone with encoder=... (in a configuration"
             " model.encoder=...), such as mobilenetv2_100"
         )
+    for key in ("img_size", "global_pool", "drop_rate"):
+        if key in kwargs:
+            raise BadInput(f"{name} has no argument {key!r}")
     _check_strides(name, encoder)
     _check_dilation(name, encoder)
     import segmentation_models_pytorch as smp
 
-    import zoo.timm_bridge  # noqa: F401  # makes our backbones known to timm, and so to smp
-
     classes = 1 if num_classes is None else whole_number(num_classes, "num_classes", 1)
-    bare = encoder.removeprefix("timm/") if encoder.startswith("timm/") else f"zoo_{encoder}"
     try:
         net = smp.create_model(
             name,
-            f"tu-{bare}",
+            f"tu-{_name_in_timm(encoder)}",
             encoder_weights="imagenet" if pretrained else None,
             in_channels=in_chans,
             classes=classes,
@@ -137,8 +139,9 @@ def create(
     except BadInput:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"{name} with encoder={encoder} cannot be built: {first}") from error
+        raise BadInput(
+            f"{name} with encoder={encoder} cannot be built: {first_line(error)}"
+        ) from error
     return EncoderDecoder(net, num_classes=classes, in_chans=in_chans)
 
 
@@ -154,7 +157,7 @@ def _check_strides(name: str, encoder: str) -> None:
 
 def _check_dilation(name: str, encoder: str) -> None:
     """Raise `BadInput` if the decoder wants dilation that `encoder` does not offer."""
-    ours = not encoder.startswith("timm/")
+    ours = not registry.is_timm(encoder)
     if (
         name in DILATED
         and ours
@@ -167,6 +170,17 @@ def _check_dilation(name: str, encoder: str) -> None:
         )
 
 
+def _name_in_timm(encoder: str) -> str:
+    """Return the name by which timm, and so segmentation_models_pytorch, knows a backbone.
+
+    Raises:
+        UnknownModel: There is no such model.
+    """
+    if registry.is_timm(encoder):
+        return registry.timm_name(encoder)
+    return bridged_name(registry.get_spec(encoder).name)
+
+
 def strides_of(encoder: str) -> list[int]:
     """Return the strides of a backbone's maps; it is built without memory.
 
@@ -174,18 +188,17 @@ def strides_of(encoder: str) -> list[int]:
         BadInput: It is no backbone that classifies, or gives no pyramid of maps.
         UnknownModel: There is no such model.
     """
-    from zoo.factory import create_model
-
-    if not encoder.startswith("timm/"):
+    if not registry.is_timm(encoder):
         task = registry.get_spec(encoder).task
         if task != "classification":
             raise BadInput(f"encoder={encoder} is made for {task}; take one for classification")
     try:
         with torch.device("meta"):
-            model: Any = create_model(encoder, features_only=True)
-    except RuntimeError as error:  # timm: some of its models have no pyramid
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"encoder={encoder} gives no pyramid of maps: {first}") from error
+            model: Any = timm.create_model(_name_in_timm(encoder), features_only=True)
+    except BadInput:
+        raise
+    except (RuntimeError, AssertionError) as error:  # some of timm's models have no pyramid
+        raise BadInput(f"encoder={encoder} has no feature pyramid: {first_line(error)}") from error
     reductions: Sequence[int] = model.feature_info.reduction()
     return list(reductions)
 

@@ -61,10 +61,8 @@ def versions(*names: str) -> dict[str, str]:
     """
     found = {"python": platform.python_version()}
     for name in names or _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(_PACKAGES[name])
-        except importlib.metadata.PackageNotFoundError:
-            pass
     return found
 
 

@@ -19,7 +19,7 @@ def published_input(name: str | None) -> dict[str, Any]:
         `size` (C, H, W), `mean` and `std` (of values in 0..1), `interpolation`, `crop_pct`.
     """
     known: dict[str, Any] = {}
-    if name is not None and name.startswith("timm/"):
+    if name is not None and registry.is_timm(name):
         from timm.data.config import resolve_data_config
         from timm.models import get_pretrained_cfg
 

@@ -61,6 +61,11 @@ class ModelSpec:
         return self.facts.get("num_classes", 1000)
 
     @property
+    def in_chans(self) -> int:
+        """Channels of the images that the model was published for."""
+        return self.facts.get("input", {}).get("size", (3,))[0]
+
+    @property
     def capabilities(self) -> dict[str, Any]:
         return self.facts.get("capabilities", {})
 
@@ -70,8 +75,9 @@ class ModelSpec:
         return self.facts.get("weights", [])
 
 
+TIMM = "timm/"  # prefix of the names of timm's models
 _BUILDERS: dict[str, Callable[..., Any]] = {}
-_OUTSIDE: dict[str, ModelSpec] = {}  # models registered by other packages, with their own facts
+_THIRD_PARTY: dict[str, ModelSpec] = {}  # models registered by other packages, with their own facts
 
 
 @functools.cache
@@ -100,7 +106,7 @@ def _completed(own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
 
 
 def _specs() -> dict[str, ModelSpec]:
-    return {**_packaged(), **_OUTSIDE}
+    return {**_packaged(), **_THIRD_PARTY}
 
 
 def register(
@@ -123,7 +129,7 @@ def register(
         other = _BUILDERS[name]
         raise ValueError(f"model {name!r} is registered twice: by {other!r} and by {build!r}")
     if facts is not None:
-        _OUTSIDE[name] = ModelSpec(name, family or name, {"task": "classification", **facts})
+        _THIRD_PARTY[name] = ModelSpec(name, family or name, {"task": "classification", **facts})
     elif name not in _packaged():
         raise ValueError(f"model {name!r} has no entry in zoo/facts; add one or pass `facts`")
     _BUILDERS[name] = build
@@ -155,6 +161,27 @@ def get_builder(name: str) -> Callable[..., Any]:
     if name not in _BUILDERS:
         importlib.import_module(f"zoo.models.{spec.family}")
     return _BUILDERS[name]
+
+
+def is_timm(name: str) -> bool:
+    """Say whether `name` is that of a timm model, `"timm/<name>"`."""
+    return name.startswith(TIMM)
+
+
+def timm_name(name: str) -> str:
+    """Return timm's own name of `"timm/<name>"`.
+
+    Raises:
+        UnknownModel: timm has no such model; the message suggests the nearest names.
+    """
+    import timm  # takes seconds; listing our own models does without it
+
+    bare = name.removeprefix(TIMM)
+    if not timm.is_model(bare):
+        near = difflib.get_close_matches(bare.split(".")[0], timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(TIMM + name for name in near)}?" if near else ""
+        raise UnknownModel(f"timm has no model {bare!r}{hint}")
+    return bare
 
 
 def is_packaged(name: str) -> bool:

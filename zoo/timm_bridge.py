@@ -20,8 +20,8 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from zoo import registry
+from zoo.build import build_backbone
 from zoo.errors import BadInput
-from zoo.factory import create_model
 
 PREFIX = "zoo_"
 
@@ -99,7 +99,7 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
             kwargs.pop(key, None)
         try:
             with contextlib.nullcontext() if device is None else torch.device(device):
-                model = create_model(spec.name, pretrained, **kwargs).to(device, dtype)
+                model = build_backbone(spec.name, pretrained, **kwargs).to(device, dtype)
         except BadInput as error:
             if kwargs.keys() <= _arguments(spec.name):
                 raise
@@ -116,8 +116,8 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
 
 
 def _arguments(name: str) -> set[str]:
-    """Return what `create_model` and the model take."""
-    takers = (create_model, registry.get_builder(name))
+    """Return the arguments of `build_backbone` and of the model."""
+    takers = (build_backbone, registry.get_builder(name))
     return {argument for taker in takers for argument in inspect.signature(taker).parameters}
 
 

@@ -6,7 +6,7 @@ import torch
 
 import zoo
 from zoo.compression.calibration import arrays, calibration, held
-from zoo.data import create_datamodule
+from zoo.data.create import create_datamodule
 from zoo.settings import DataConfig
 
 

@@ -9,16 +9,15 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from zoo.commands.quantize import run
-from zoo.config import compose
 
 import zoo
 from zoo.__main__ import main
+from zoo.cli import run as run_command
 from zoo.compression import sensitivity
 from zoo.compression.calibration import arrays, calibration
 from zoo.compression.int8 import quantize
 from zoo.compression.int8_report import table
-from zoo.data import create_datamodule
+from zoo.data.create import create_datamodule
 from zoo.reparam import shake
 from zoo.settings import DataConfig
 from zoo.training.tasks import get_task
@@ -83,7 +82,7 @@ def made(run_folder, tmp_path_factory):
              "quantize.images=48", "quantize.keep_float=2"]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sensitivity, "HELD", 16)
-        (artefact,) = run(compose("export", asked), asked)
+        (artefact,) = run_command("export", asked)
     return artefact
 
 
@@ -171,7 +170,7 @@ def test_bytes_go_in_and_probabilities_come_out(run_folder, tmp_path, capsys):
     asked = [f"weights={run_folder}", f"export.out={tmp_path}", "quantize.int8=true",
              "quantize.images=16", "export.preprocess=true", "export.postprocess=true",
              "export.batch=3"]  # fmt: skip
-    (artefact,) = run(compose("export", asked), asked)
+    (artefact,) = run_command("export", asked)
     about = artefact.manifest["quantization"]
     assert artefact.manifest["input"]["dtype"] == "uint8"
     assert artefact.manifest["input"]["shape"] == [3, 3, SIDE, SIDE]
@@ -265,7 +264,7 @@ def test_mistakes_are_one_line(asked, error, said, run_folder, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     asked = [f"weights={run_folder}", *asked]
     with pytest.raises(error, match=said) as caught:
-        run(compose("export", asked), asked)
+        run_command("export", asked)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
 
@@ -274,5 +273,5 @@ def test_fresh_weights_need_the_classes_of_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = [f"model={MODEL}", "quantize.int8=true", "export.image_size=32"]
     with pytest.raises(zoo.BadInput, match="model.num_classes=10 for fresh weights"):
-        run(compose("export", asked), asked)
+        run_command("export", asked)
     assert os.listdir(tmp_path) == []

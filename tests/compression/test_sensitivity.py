@@ -11,7 +11,7 @@ from torch import nn
 import zoo
 from zoo.compression.calibration import calibration, held
 from zoo.compression.sensitivity import Row, measure, rounded, rounded_weight, table, worst, write
-from zoo.data import create_datamodule
+from zoo.data.create import create_datamodule
 from zoo.settings import DataConfig
 from zoo.training.tasks import get_task
 

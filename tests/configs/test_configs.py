@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from zoo.config import CONFIGS, RUNS, compose
 
+from zoo.cli import CONFIGS, RUNS, compose
 from zoo.errors import BadInput, UnknownModel
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from zoo.data import create_datamodule
+from zoo.data.create import create_datamodule
 from zoo.data.dataset import own_randomness, seed_sample
 from zoo.settings import DataConfig
 

@@ -2,9 +2,9 @@
 
 import pytest
 from omegaconf import OmegaConf
-from zoo.config import compose
 
-from zoo.data import create_datamodule
+from zoo.cli import compose
+from zoo.data.create import create_datamodule
 from zoo.data.presets import SETS, resolve
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
@@ -79,7 +79,7 @@ def test_refused_in_one_line(keys, message):
 
 @pytest.mark.parametrize("sizes", [(0, None), (-1, None), (8, 0)])
 def test_batch_sizes_below_one_are_refused(sizes):
-    with pytest.raises(BadInput, match="batch_size=.* must be 1 or more"):
+    with pytest.raises(BadInput, match="batch_size=.* must be at least 1"):
         create_datamodule(DataConfig(), batch_size=sizes[0], eval_batch_size=sizes[1])
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from zoo.config import compose
 
-from zoo.data import create_datamodule, readable
+from zoo.cli import compose
+from zoo.data import readable
+from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data import create_datamodule, photos, scenes, sources
+from zoo.data import photos, scenes, sources
+from zoo.data.create import create_datamodule
 from zoo.data.scenes import Scenes
 from zoo.errors import BadInput
 from zoo.settings import DataConfig

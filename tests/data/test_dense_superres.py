@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.data import create_datamodule, photos
+from zoo.data import photos
+from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data import create_datamodule
+from zoo.data.create import create_datamodule
 from zoo.data.samplers import TrainBatches
 from zoo.settings import DataConfig
 
@@ -146,7 +146,7 @@ def test_an_epoch_resumes_in_the_middle_without_loading_what_came_before(monkeyp
 
     resumed = data.train_dataloader()
     resumed.load_state_dict(state)
-    resumed.set_epoch(2)  # Lightning says so again
+    resumed.set_epoch(2)  # the same epoch: no restart
     loaded = []
     load = resumed.dataset.source.image
     monkeypatch.setattr(resumed.dataset.source, "image", lambda i: loaded.append(i) or load(i))
@@ -194,37 +194,3 @@ def test_ranks_evaluate_every_image_once(monkeypatch):
         assert len(loader) == len(list(loader.batch_sampler))
         seen += keys
     assert sorted(seen) == list(range(360))
-
-
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")  # Lightning, torch
-def test_lightning_tells_the_loader_which_epoch_it_is():
-    from lightning import LightningModule, Trainer
-
-    class Watch(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-            self.first = []
-
-        def training_step(self, batch, index):
-            if index == 0:
-                self.first.append(batch[1].tolist())
-            return self.weight.sum() * batch[0].mean()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    data = digits(batch_size=256)
-    watch = Watch()
-    trainer = Trainer(
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        accelerator="cpu",
-    )
-    trainer.fit(watch, data.train_dataloader())
-    assert watch.first == [epoch_of(data, epoch)[0][1].tolist() for epoch in (0, 1)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data import create_datamodule
+from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 

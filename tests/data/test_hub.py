@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision import datasets as tv
 
-from zoo.data import create_datamodule
+from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 import torch
 
-from zoo.data import create_datamodule
+from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 
@@ -120,7 +120,7 @@ def test_an_epoch_resumes_in_the_middle(shards):
     data = opened(shards)
     whole = epoch_of(data, 3)
     loader = data.train_dataloader()
-    loader.sampler.set_epoch(3)  # as Lightning does
+    loader.set_epoch(3)
     running = iter(loader)
     next(running), next(running)
     resumed = data.train_dataloader()

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo.config import compose
 
 import zoo
-from zoo.commands.export import build, run
+from zoo.cli import parse
+from zoo.cli import run as run_command
+from zoo.commands.export import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "mobilenetv2_035"
@@ -46,7 +47,7 @@ def test_a_run_is_exported_with_all_that_it_knows(checkpoint, tmp_path, capfd):
     folder, _ = checkpoint
     out = tmp_path / "out"
     asked = [f"model={MODEL}", f"weights={folder}", f"export.out={out}"]
-    (artefact,) = run(compose("export", asked))
+    (artefact,) = run_command("export", asked)
     manifest = artefact.manifest
     assert manifest["model"]["name"] == MODEL
     assert manifest["model"]["num_classes"] == 3
@@ -68,7 +69,7 @@ def test_a_run_is_exported_with_all_that_it_knows(checkpoint, tmp_path, capfd):
 
 def test_the_weights_are_those_of_the_checkpoint(checkpoint):
     folder, trained = checkpoint
-    model, origin = build(compose("export", [f"model={MODEL}", f"weights={folder}"]))
+    _, model, origin = load_model(*parse("export", [f"model={MODEL}", f"weights={folder}"]))
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(x), trained(x))
@@ -77,9 +78,9 @@ def test_the_weights_are_those_of_the_checkpoint(checkpoint):
 
 
 def test_a_run_says_itself_which_model_it_is_of(checkpoint):
-    cfg = compose("export", [f"weights={checkpoint[0]}"])
-    assert cfg.model.name != MODEL
-    model, origin = build(cfg)
+    settings, explicit = parse("export", [f"weights={checkpoint[0]}"])
+    assert settings.model.name != MODEL
+    _, model, origin = load_model(settings, explicit)
     assert origin.name == MODEL
     assert model.num_classes == 3
 
@@ -88,7 +89,7 @@ def test_a_plain_file_of_weights(checkpoint, tmp_path):
     _, trained = checkpoint
     torch.save(trained.state_dict(), tmp_path / "w.pth")
     asked = [f"model={MODEL}", f"weights={tmp_path}/w.pth", "model.num_classes=3"]
-    model, origin = build(compose("export", asked))
+    _, model, origin = load_model(*parse("export", asked))
     state = trained.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert origin.class_names is None
@@ -113,7 +114,7 @@ def test_what_cannot_be_exported(asked, error, said, checkpoint, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     asked = [word.format(run=checkpoint[0]) for word in asked]
     with pytest.raises(error, match=said) as caught:
-        run(compose("export", asked), asked)
+        run_command("export", asked)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
 
@@ -121,7 +122,7 @@ def test_what_cannot_be_exported(asked, error, said, checkpoint, tmp_path, monke
 def test_where_an_artefact_goes_by_default(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     asked = [f"model={MODEL}", "export.image_size=32", "export.batch=2", "export.fuse=false"]
-    (artefact,) = run(compose("export", asked))
+    (artefact,) = run_command("export", asked)
     assert artefact.path.as_posix() == f"artefacts/{MODEL}/onnx/model.onnx"
     assert artefact.manifest["input"]["shape"] == [2, 3, 32, 32]
     assert f"{MODEL} (unfused, fresh weights)" in capsys.readouterr().out

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import zoo
+from zoo.deploy import comparison
 from zoo.deploy.manifest import Origin
 
 
@@ -175,7 +176,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checks, "agree", interrupted)
+    monkeypatch.setattr(comparison, "agree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         zoo.export(Net().eval(), "onnx", tmp_path / "a", input_size=SIZE)
     assert os.listdir(tmp_path) == []

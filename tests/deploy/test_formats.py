@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from zoo.config import compose
 
 import zoo
-from zoo.commands.export import run
+from zoo.cli import run as run_command
 from zoo.deploy import files, formats
 from zoo.deploy.manifest import Origin
 from zoo.runtimes.openvino import core
@@ -332,12 +331,12 @@ def test_several_formats_in_one_run(tmp_path, capsys):
     asked = [f"model={MODEL}", "format=[torchscript,executorch]", "export.image_size=32"]
     more = ["export.dynamic_size=true", f"export.out={tmp_path}"]
     with pytest.raises(zoo.NotExportable, match="1 of 2 formats failed: executorch: .*one size"):
-        run(compose("export", [*asked, *more]))
+        run_command("export", [*asked, *more])
     assert os.listdir(tmp_path) == ["torchscript"]
     assert files.read(tmp_path / "torchscript")[1]["format"] == "torchscript"
     assert "model.pt" in capsys.readouterr().out
     with pytest.raises(zoo.BadInput, match="did you mean 'openvino'"):
-        run(compose("export", [*asked[:1], "format=[onnx,openvno]"]))
+        run_command("export", [*asked[:1], "format=[onnx,openvno]"])
 
 
 def test_the_longest_ending_names_the_format():

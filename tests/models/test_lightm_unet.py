@@ -12,7 +12,7 @@ import zoo
 from zoo.blocks.mamba import Mamba
 from zoo.blocks.separable import SeparableConv
 from zoo.models.lightm_unet import EncoderBlock, MambaLayer
-from zoo.reparam import report
+from zoo.profiling.fusing import report
 
 RECORD = Path(__file__).parents[1] / "reference" / "records" / "lightm_unet_2d.json"
 ALL = zoo.list_models(family="lightm_unet")

@@ -13,7 +13,7 @@ import zoo
 from zoo.blocks.wavelet import UpsamplingMlp, WaveletBlock, coefficients
 from zoo.models.wavemix import ParallelBlock, ShuffledBlock, UpsamplingHead
 from zoo.ops import haar
-from zoo.reparam import report
+from zoo.profiling.fusing import report
 
 ALL = zoo.list_models(family="wavemix")
 RECORDS = Path(__file__).parents[1] / "reference" / "records"

@@ -4,11 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
-from zoo.config import compose
-
 import zoo
 from zoo.__main__ import main
-from zoo.profiling import sweep
+from zoo.cli import run as run_command
 from zoo.runtimes import NAMES
 from zoo.settings import ProfileConfig
 
@@ -31,7 +29,7 @@ def test_the_commands_do_as_the_page_says(tmp_path, monkeypatch, capsys):
         if words[:2] == ["python", "benchmark.py"]:
             asked = [word for word in words[2:] if "image_sizes" not in word]
             quick = [*QUICK, "profile.image_sizes=[32]", "profile.fused=true"]
-            sweep.run(compose("benchmark", [*asked, *quick]))
+            run_command("benchmark", [*asked, *quick])
         elif words[:3] == ["python", "-m", "zoo"]:
             assert main(words[3:]) == 0, command
         else:

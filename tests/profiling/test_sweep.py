@@ -10,9 +10,9 @@ import weakref
 from pathlib import Path
 
 import pytest
-from zoo.config import compose
 
 import zoo
+from zoo.cli import run as run_command
 from zoo.profiling import sweep
 from zoo.profiling.plan import Plan
 from zoo.reports.records import read
@@ -36,7 +36,7 @@ def swept(tmp_path_factory):
         "profile.batch_sizes=[1,2]",
         f"profile.out={folder}",
     ]
-    return folder, sweep.run(compose("benchmark", [*QUICK, *asked]))
+    return folder, run_command("benchmark", [*QUICK, *asked])
 
 
 def test_every_case_is_measured_once(swept):
@@ -117,7 +117,7 @@ def test_what_is_refused_before_anything_is_timed(asked, error, said, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "measure", None)
     with pytest.raises(error, match=said) as caught:
-        sweep.run(compose("benchmark", asked))
+        run_command("benchmark", asked)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
 
@@ -129,7 +129,7 @@ def test_an_operator_without_a_rule_is_shown_in_its_row(tmp_path, monkeypatch, c
     monkeypatch.setattr(sweep, "count", uncounted)
     asked = [f"model=timm/{MODEL}", "profile.fused=false", f"profile.out={tmp_path}"]
     with pytest.raises(zoo.UncountedOperator, match=f"not counted: timm/{MODEL}"):
-        sweep.run(compose("benchmark", [*QUICK, *asked]))
+        run_command("benchmark", [*QUICK, *asked])
     (kept,) = read(tmp_path / "results.jsonl")
     assert kept["macs"] is None
     assert kept["params"] == sum(p.numel() for p in zoo.create_model(f"timm/{MODEL}").parameters())
@@ -150,7 +150,7 @@ def test_a_model_that_fails_in_one_runtime_does_not_end_the_sweep(tmp_path, monk
     monkeypatch.setattr(sweep, "measure", measure)
     asked = [f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
     with pytest.raises(zoo.ZooError, match=f"not measured: {MODEL}"):
-        sweep.run(compose("benchmark", [*QUICK, "profile.runtimes=[onnxruntime,eager]", *asked]))
+        run_command("benchmark", [*QUICK, "profile.runtimes=[onnxruntime,eager]", *asked])
     assert [row["runtime"] for row in read(tmp_path / "results.jsonl")] == ["eager"]
     assert "it cannot be exported" in capsys.readouterr().out
 
@@ -159,7 +159,7 @@ def test_a_model_that_does_not_take_a_size_does_not_end_the_sweep(tmp_path, caps
     asked = ["models=[wavemix_144_7_l1_cifar10,mobilenetv2_035]", "profile.fused=true"]
     sizes = ["profile.image_sizes=[33]", f"profile.out={tmp_path}"]
     with pytest.raises(zoo.ZooError, match="not measured: wavemix_144_7_l1_cifar10;"):
-        sweep.run(compose("benchmark", [*QUICK, *asked, *sizes]))
+        run_command("benchmark", [*QUICK, *asked, *sizes])
     assert [row["model"] for row in read(tmp_path / "results.jsonl")] == [MODEL]
     assert "every side must be a multiple of 2" in capsys.readouterr().out
 
@@ -175,7 +175,7 @@ def test_an_interrupted_sweep_keeps_what_it_has(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(sweep, "measure", measure)
     with pytest.raises(SystemExit):
-        sweep.run(compose("benchmark", [*QUICK, f"model={MODEL}", f"profile.out={tmp_path}"]))
+        run_command("benchmark", [*QUICK, f"model={MODEL}", f"profile.out={tmp_path}"])
     assert len(read(tmp_path / "results.jsonl")) == 1
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
     said = capsys.readouterr().err
@@ -199,15 +199,15 @@ def counted_measure(monkeypatch):
 def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch, capsys):
     made = counted_measure(monkeypatch)
     asked = [*QUICK, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
-    sweep.run(compose("benchmark", asked))
+    run_command("benchmark", asked)
     assert "already" not in capsys.readouterr().out
-    rows = sweep.run(compose("benchmark", [*asked, "profile.batch_sizes=[1,2]"]))
+    rows = run_command("benchmark", [*asked, "profile.batch_sizes=[1,2]"])
     assert made == [((1, 3, 32, 32), 6), ((2, 3, 32, 32), 6)]
     assert [row["input_size"][0] for row in rows] == [1, 2]
     said = capsys.readouterr().out
     assert "1 of 2 are in" in said
     assert "not measured again" in said
-    sweep.run(compose("benchmark", [*asked, "profile.min_runs=7"]))
+    run_command("benchmark", [*asked, "profile.min_runs=7"])
     assert made[2:] == [((1, 3, 32, 32), 7)], "other settings, another measurement"
     assert len(read(tmp_path / "results.jsonl")) == 3
 
@@ -216,18 +216,18 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch, capsys):
 def test_other_versions_and_machines_are_measured_anew(what, tmp_path, monkeypatch):
     made = counted_measure(monkeypatch)
     asked = [*QUICK, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
-    sweep.run(compose("benchmark", asked))
+    run_command("benchmark", asked)
     other = {**getattr(sweep, what)(), "python": "4.0"}
     monkeypatch.setattr(sweep, what, lambda: other)
-    sweep.run(compose("benchmark", asked))
-    sweep.run(compose("benchmark", asked))
+    run_command("benchmark", asked)
+    run_command("benchmark", asked)
     assert len(made) == 2
 
 
 def test_a_sweep_that_goes_on_builds_only_what_it_lacks(tmp_path, monkeypatch):
     counted_measure(monkeypatch)
     asked = [*QUICK, "profile.fused=false", f"profile.out={tmp_path}"]
-    sweep.run(compose("benchmark", [*asked, f"model={MODEL}"]))
+    run_command("benchmark", [*asked, f"model={MODEL}"])
     built, alive = [], weakref.WeakSet()
     true_create = sweep.create_model
 
@@ -239,7 +239,7 @@ def test_a_sweep_that_goes_on_builds_only_what_it_lacks(tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(sweep, "create_model", create)
-    sweep.run(compose("benchmark", [*asked, "models=[mobilenetv2_0*]"]))
+    run_command("benchmark", [*asked, "models=[mobilenetv2_0*]"])
     assert built == [("mobilenetv2_050", 1), ("mobilenetv2_075", 2)], "written as they come"
 
 
@@ -271,7 +271,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
 def test_layers_are_timed_where_they_are_asked_for(tmp_path):
     asked = [f"model={MODEL}", "profile.fused=true", "profile.layers=true"]
     runtimes = ["profile.runtimes=[onnxruntime,eager]", f"profile.out={tmp_path}"]
-    rows = sweep.run(compose("benchmark", [*QUICK, *asked, *runtimes]))
+    rows = run_command("benchmark", [*QUICK, *asked, *runtimes])
     layers = {row["runtime"]: row.get("layers") for row in rows}
     assert layers["onnxruntime"] is None
     assert sum(layer["macs"] for layer in layers["eager"]["layers"]) == rows[0]["macs"]
@@ -291,11 +291,9 @@ def test_one_exported_file_serves_every_runtime_that_takes_it(tmp_path, monkeypa
     monkeypatch.setattr(sweep, "convert", convert)
     counted_measure(monkeypatch)
     asked = ["profile.runtimes=[onnxruntime,openvino]", "profile.batch_sizes=[1,2]"]
-    rows = sweep.run(
-        compose(
-            "benchmark",
-            [*QUICK, *asked, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"],
-        )
+    rows = run_command(
+        "benchmark",
+        [*QUICK, *asked, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"],
     )
     assert [(row["runtime"], row["input_size"][0]) for row in rows] == [
         ("onnxruntime", 1),
@@ -318,7 +316,7 @@ def test_sizes_are_each_models_own_unless_given(tmp_path, monkeypatch):
     for sizes in ("null", "[[48,64]]", "[null,32]"):
         asked = [f"model={MODEL}", f"profile.image_sizes={sizes}", "profile.fused=false"]
         with pytest.raises(zoo.ZooError, match="far enough|not measured"):
-            sweep.run(compose("benchmark", [*asked, f"profile.out={tmp_path}"]))
+            run_command("benchmark", [*asked, f"profile.out={tmp_path}"])
     assert counted == [(1, 3, 224, 224), (1, 3, 48, 64), (1, 3, 224, 224), (1, 3, 32, 32)]
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from zoo.config import compose
 
-from zoo.training.fit import train
+from zoo.cli import run as run_command
 
 TINY = [
     "model=mobilenetv2_035",
@@ -44,13 +43,13 @@ def _one_thread() -> Iterator[None]:
 def tiny_run(*overrides: str) -> Path:
     """Train the tiny model and return its run folder."""
     given = [*TINY, *overrides]
-    return train(compose("train", given), given)
+    return run_command("train", given)
 
 
 def resume_run(folder: Path, *overrides: str) -> Path:
     """Go on with a run, as `python train.py train.resume=...` does."""
     given = [f"train.resume={folder}", *overrides]
-    return train(compose("train", given), given)
+    return run_command("train", given)
 
 
 def checkpoint_of(folder: Path, which: str = "last") -> dict[str, Any]:

@@ -5,10 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from zoo.config import compose
 
-from zoo.commands.eval import evaluate
-from zoo.training.fit import train
+from zoo.cli import run as run_command
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 EMBEDDED = ("data=digits_segmentation", "data=photos_superres")
@@ -31,11 +29,11 @@ def test_it_trains_draws_and_can_be_evaluated(command, tmp_path, capsys):
         pytest.importorskip("segmentation_models_pytorch")
     words = shlex.split(command, comments=True)[2:]
     given = [*words, *SHORT, f"train.out={tmp_path}"]
-    folder = train(compose("train", given), given)
+    folder = run_command("train", given)
     assert (folder / "predictions.png").stat().st_size > 10_000
     given = [f"weights={folder}", f"out={tmp_path / 'out'}", "device=cpu", "batch_size=4"]
     given += ["data.val_images=4"] if "data=digits_segmentation" in words else []
-    found = evaluate(compose("eval", given), given)
+    found = run_command("eval", given)
     printed = capsys.readouterr().out
     for name in ("mean_iou",) if "mean_iou" in found else ("psnr", "bicubic_psnr"):
         assert found[name] > 0

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from zoo.config import compose
 
+from zoo.cli import compose
 from zoo.errors import BadInput
 from zoo.training import dense_losses  # noqa: F401  # makes them known
 from zoo.training.losses import create_loss, list_losses

@@ -11,13 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from zoo.config import compose
 
-from zoo.commands.eval import evaluate
-from zoo.data import create_datamodule
+from zoo.cli import run as run_command
+from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
 from zoo.training import loop, pictures, super_resolution
-from zoo.training.fit import train
 from zoo.training.tasks import get_task
 
 from .conftest import assert_same_run, checkpoint_of, resume_run
@@ -49,7 +47,7 @@ CPU = torch.device("cpu")
 
 def run(out, *overrides):
     given = [*overrides, f"train.out={out}"]
-    return train(compose("train", given), given)
+    return run_command("train", given)
 
 
 @pytest.fixture(scope="module", params=list(TASKS))
@@ -264,7 +262,7 @@ def test_a_decoder_on_a_backbone_is_trained_and_evaluated(tmp_path, capsys):
         *("data.train_images=8", "data.val_images=6", *COMMON, "train.epochs=1"),
     )
     given = [f"weights={folder}", f"out={tmp_path / 'out'}", "device=cpu"]
-    found = evaluate(compose("eval", given), given)
+    found = run_command("eval", given)
     measured = checkpoint_of(folder, "best")["metrics"]["val/mean_iou"]
     assert found["mean_iou"] == pytest.approx(measured, abs=1e-4)
     assert f"mean IoU {measured:.4f}" in (folder / "train.log").read_text()
@@ -275,7 +273,7 @@ def test_a_decoder_on_a_backbone_is_trained_and_evaluated(tmp_path, capsys):
 def test_eval_measures_what_training_measured(finished, tmp_path, fused, capsys):
     task, folder = finished
     given = [f"weights={folder}", f"fused={fused}", f"out={tmp_path / 'out'}", "device=cpu"]
-    found = evaluate(compose("eval", given), given)
+    found = run_command("eval", given)
     metrics = checkpoint_of(folder, "best")["metrics"]
     printed = capsys.readouterr().out
     files = {"report.json", "predictions.png"}
@@ -353,5 +351,5 @@ def test_eval_refuses_data_of_another_task(finished, tmp_path):
     _, folder = finished
     given = [f"weights={folder}", "data=digits", f"out={tmp_path / 'out'}", "device=cpu"]
     with pytest.raises(BadInput, match="classes, the data digits has 10|data.name=digits for clas"):
-        evaluate(compose("eval", given), given)
+        run_command("eval", given)
     assert not (tmp_path / "out").exists()

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from zoo.config import compose
 
 import zoo
-from zoo.commands.eval import evaluate
+from zoo.cli import run as run_command
 from zoo.errors import BadInput, BadWeights, ZooError
 from zoo.training import report
 from zoo.training.validation import validate
@@ -25,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 def evaluated(*overrides: str) -> dict:
     given = list(overrides)
-    return evaluate(compose("eval", given), given)
+    return run_command("eval", given)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from zoo.config import compose
 
 import zoo
-from zoo.commands import export
-from zoo.commands.eval import evaluate
-from zoo.data import create_datamodule
+from zoo.cli import run as run_command
+from zoo.data.create import create_datamodule
 from zoo.deploy.manifest import Origin
 from zoo.errors import BadInput
 from zoo.training.tasks import get_task
@@ -24,12 +22,12 @@ ROOT = Path(__file__).parents[2]
 
 def evaluated(*overrides: str) -> dict:
     given = list(overrides)
-    return evaluate(compose("eval", given), given)
+    return run_command("eval", given)
 
 
 def exported(run: Path, folder: Path, *overrides: str) -> Path:
     given = [f"weights={run}", f"export.out={folder}", *overrides]
-    return export.run(compose("export", given), given)[0].path
+    return run_command("export", given)[0].path
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from zoo.config import compose
 
 import zoo
+from zoo.cli import compose
 from zoo.errors import BadInput
 from zoo.training import optim
 from zoo.training.freezing import freeze

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo.config import compose
 
-from zoo.training.fit import train
+from zoo.cli import run as run_command
 
 from .conftest import checkpoint_of
 from .test_evaluate import write_images
@@ -63,7 +62,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     given = settings(root / "data", root / "one", 16)
-    train(compose("train", given), given)
+    run_command("train", given)
     (two,), (one,) = (root / "two").iterdir(), (root / "one").iterdir()
     return {"one": one, "two": two}
 
@@ -107,4 +106,4 @@ def test_one_run_folder_and_the_real_global_batch(folders: dict[str, Path]) -> N
 def test_resuming_with_another_number_of_processes_is_refused(folders: dict[str, Path]) -> None:
     given = [f"train.resume={folders['two']}", "train.epochs=2"]
     with pytest.raises(ValueError, match="was trained by 2 processes, now there are 1"):
-        train(compose("train", given), given)
+        run_command("train", given)

@@ -10,17 +10,14 @@ import numpy as np
 import pytest
 import torch
 from support import fresh, inputs, quick
-from zoo.config import compose
 
 import zoo
 from zoo import runtimes
-from zoo.commands.eval import evaluate
-from zoo.commands.export import run as export
-from zoo.data import create_datamodule
+from zoo.cli import run as run_command
+from zoo.data.create import create_datamodule
 from zoo.deploy import int8_graph
 from zoo.settings import DataConfig
 from zoo.training import loop
-from zoo.training.fit import train
 
 from .conftest import assert_same_run, checkpoint_of, resume_run, rows_of
 
@@ -56,13 +53,13 @@ FLIPS = 4  # of them may get another class from the artefact: it adds up in anot
 def float_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float run that knows some digits."""
     given = [*FLOAT, f"train.out={tmp_path_factory.mktemp('float')}"]
-    return train(compose("train", given), given)
+    return run_command("train", given)
 
 
 def qat_from(source: Path, out: Path, *overrides: str) -> Path:
     """Train for int8 from a float run."""
     given = [*QAT, f"model.checkpoint_path={source}", f"train.out={out}", *overrides]
-    return train(compose("train", given), given)
+    return run_command("train", given)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +72,7 @@ def qat_run(float_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judged(qat_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What eval.py finds."""
     given = [f"weights={qat_run}", f"out={tmp_path_factory.mktemp('judged')}"]
-    return evaluate(compose("eval", given), given)
+    return run_command("eval", given)
 
 
 def images(run: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +89,7 @@ def images(run: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def artefact_of(run: Path, out: Path, format: str) -> Any:
     given = [f"weights={run}", f"format={format}", f"export.out={out}"]
-    (made,) = export(compose("export", given), given)
+    (made,) = run_command("export", given)
     return made
 
 
@@ -210,14 +207,15 @@ def test_the_artefact_is_what_was_judged(
 
 
 def test_it_is_no_longer_the_model(qat_run: Path, float_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(zoo.BadWeights, match=r"trained with train\.qat and is no longer"):
+    with pytest.raises(zoo.BadWeights, match=r"is a quantisation-aware checkpoint, not a plain"):
         zoo.load_weights(zoo.create_model(MODEL, num_classes=10), qat_run)
-    with pytest.raises(zoo.BadWeights, match=r"trained for int8 already; go on with train\.resume"):
+    with pytest.raises(
+        zoo.BadWeights, match=r"comes from train\.qat already; continue it with train\.resume"
+    ):
         qat_from(qat_run, tmp_path)
     given = [f"weights={qat_run}", "data.image_size=64", f"out={tmp_path}"]
-    cfg = compose("eval", given)
-    with pytest.raises(zoo.BadInput, match=r"data\.image_size=\[64, 64\]: .* for \[32, 32\] alone"):
-        evaluate(cfg, given)
+    with pytest.raises(zoo.BadInput, match=r"data\.image_size=\[64, 64\]: .* for \[32, 32\] only"):
+        run_command("eval", given)
     assert not list(tmp_path.iterdir())
 
 
@@ -237,10 +235,10 @@ def test_what_cannot_be_exported(
     asked: list[str], said: str, qat_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = int8_graph.rebuild(checkpoint_of(qat_run, "best"), "run")
-    monkeypatch.setattr(prepared, "rebuild", lambda content_, named: content)
+    monkeypatch.setattr(int8_graph, "rebuild", lambda content_, named: content)
     given = [f"weights={qat_run}", f"export.out={tmp_path}", *asked]
     with pytest.raises(zoo.ZooError, match=said) as caught:
-        export(compose("export", given), given)
+        run_command("export", given)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -269,7 +267,7 @@ def test_what_cannot_be_trained(
 def test_missing_packages_are_named(
     float_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepared, "PACKAGES", ("torchao", "absent_package"))
+    monkeypatch.setattr(int8_graph, "PACKAGES", ("torchao", "absent_package"))
     with pytest.raises(zoo.ZooError, match="train.qat needs packages .* absent_package"):
         qat_from(float_run, tmp_path)
 

@@ -2,8 +2,8 @@
 
 import pytest
 from omegaconf import OmegaConf
-from zoo.config import CONFIGS, compose
 
+from zoo.cli import CONFIGS, compose
 from zoo.settings import TrainConfig
 from zoo.training.checks import check_train
 

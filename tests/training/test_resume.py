@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from zoo.config import compose
 
+from zoo.cli import run as run_command
 from zoo.errors import BadInput, BadWeights
 from zoo.training import loop
-from zoo.training.fit import train
 
 from .conftest import TINY, assert_same_run, checkpoint_of, resume_run, rows_of, tiny_run
 
@@ -137,7 +136,7 @@ def test_resume_from_the_best_checkpoint_drops_later_rows(whole_run: Path, tmp_p
     given = [f"train.resume={copy / 'checkpoints' / 'best.ckpt'}"]
     if best == 4:
         given.append("train.epochs=5")
-    train(compose("train", given), given)
+    run_command("train", given)
     assert [row["epoch"] for row in rows_of(copy)] == [str(n) for n in range(1, 5 + (best == 4))]
 
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
-from zoo.config import compose
 
 import zoo
+from zoo.cli import run as run_command
 from zoo.errors import BadInput, ZooError
 from zoo.training import loop
-from zoo.training.fit import train
 from zoo.training.losses import Distillation
 
 from .conftest import TINY, checkpoint_of, tiny_run
@@ -91,7 +90,7 @@ def test_accumulating_is_a_larger_batch(tmp_path: Path) -> None:
 
     def trained(*overrides: str) -> dict[str, torch.Tensor]:
         given = [*common, *overrides]
-        return checkpoint_of(train(compose("train", given), given))["state_dict"]
+        return checkpoint_of(run_command("train", given))["state_dict"]
 
     one = trained("train.batch_size=8", "train.limit_train_batches=1", "train.lr=1")
     two = trained(
@@ -216,7 +215,7 @@ def test_bad_input_writes_nothing(
     if not override.startswith("train.out"):
         given.append(f"train.out={tmp_path / 'runs'}")
     with pytest.raises(BadInput, match=message) as error:
-        train(compose("train", given), given)
+        run_command("train", given)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -233,7 +232,7 @@ def test_sizes_and_heads_that_cannot_work(given: list[str], tmp_path: Path) -> N
     with pytest.raises(
         BadInput, match=r"data\.image_size=32x32 cannot work with timm|num_classes=10 needs"
     ):
-        train(compose("train", given), given)
+        run_command("train", given)
     assert not list(tmp_path.iterdir())
 
 
@@ -244,7 +243,7 @@ def test_mixing_keys_without_mixing_are_refused() -> None:
         "train.ema_warmup=false",
     ):
         with pytest.raises(BadInput, match="has no effect without"):
-            train(compose("train", [override]), [override])
+            run_command("train", [override])
 
 
 def test_freed_memory_is_kept_and_used_again() -> None:
@@ -276,4 +275,4 @@ def test_data_without_a_class_an_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         BadInput, match="made for classification, data.name=digits_segmentation for segmentation"
     ):
-        train(compose("train", given), given)
+        run_command("train", given)

@@ -194,18 +194,15 @@ def _device(name: str) -> torch.device:
 def _evaluate_artefact(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
     _refuse_model_settings(settings, explicit)
     file, manifest = files.read(str(settings.artefact))
-    takes = manifest["input"]
     settings = _resolve_data(settings, explicit, file, manifest)
     artefact = LoadedArtefact(file, manifest, settings.runtime)
     data = _open_artefact_data(settings, file, manifest)
     model = ArtefactModel(artefact, manifest, data)
     model.check(file.name)
     runtime, about = artefact.runtime, manifest.get("model", {})
-    out = settings.out and Path(settings.out).expanduser()
-    if out is None:
-        label = f"eval_{data.config.name}_{runtime.name}".replace("/", "-")
-        out = file.parent / label
-        run_folder.check_writable(out, "out")
+    label = f"eval_{data.config.name}_{runtime.name}".replace("/", "-")
+    out = Path(settings.out or file.parent / label).expanduser()
+    run_folder.check_writable(out, "out")
     precision = manifest.get("precision", "float32")
     title = f"{about.get('name') or file.name}, {manifest.get('format')} {precision}"
     target = EvaluationTarget(

@@ -4,7 +4,6 @@ With `quantize.int8=true` each artefact is quantised as well, by `zoo.commands.i
 """
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +49,10 @@ def run(settings: ExportRun, explicit: resolve.Explicit) -> list[Artefact]:
         refuse_unused(settings.quantize, explicit)
     if len(names) == 1:  # before a model is built
         _check_format(names[0], batch, settings)
-    saved = None if settings.weights is None else resolve.read_weights(settings.weights)
-    settings, arguments = resolve.describe_model(settings, saved, explicit)
-    model, origin = _build(settings, saved, arguments)
+    settings, model, origin = load_model(settings, explicit)
     options = _options(settings.export, model, origin, batch, sides)
-    has_weights = saved is not None or bool(
-        settings.model.pretrained or settings.model.checkpoint_path
+    has_weights = bool(
+        settings.weights or settings.model.pretrained or settings.model.checkpoint_path
     )
     step = None
     if settings.quantize.int8:
@@ -79,10 +76,23 @@ def run(settings: ExportRun, explicit: resolve.Explicit) -> list[Artefact]:
     return artefacts
 
 
+def load_model(
+    settings: ExportRun, explicit: resolve.Explicit
+) -> tuple[ExportRun, nn.Module, Origin]:
+    """Return the resolved settings, the model in evaluation mode with its weights, its origin.
+
+    Raises:
+        BadInput: Weights are named twice.
+        BadWeights: They cannot be read, or are those of another model.
+    """
+    saved = None if settings.weights is None else resolve.read_weights(settings.weights)
+    settings, arguments = resolve.describe_model(settings, saved, explicit)
+    return settings, *_build(settings, saved, arguments)
+
+
 def _formats(value: Any) -> list[str]:
     """Return the names in `format`: one, or a list without repetitions."""
-    is_list = isinstance(value, Sequence) and not isinstance(value, str)
-    names = list(value) if is_list else [value]
+    names = list(value) if isinstance(value, list | tuple) else [value]
     if not names:
         raise BadInput("format=[] names no format")
     for name in names:

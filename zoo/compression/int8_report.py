@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.commands.eval_artefact import Answers
 from zoo.compression.signal_to_noise import QUIET, Noise
 from zoo.deploy import files
 from zoo.profiling.latency import compare
 from zoo.runtimes.artefacts import LoadedArtefact
+from zoo.training.artefact_model import ArtefactModel
 from zoo.training.tasks import Forward, get_task
 
 Content = dict[str, Any]
@@ -67,7 +67,7 @@ def judged(both: Sequence[LoadedArtefact], content: Content, data: Any) -> Conte
         data: A datamodule, after `setup`.
     """
     task, device = get_task(data.task), torch.device("cpu")
-    first, second = (Answers(loaded, content, data) for loaded in both)
+    first, second = (ArtefactModel(loaded, content, data) for loaded in both)
     before = task.validate(first, data.val_dataloader(), data, device)
     beside = _Beside(second, first, task.name)
     after = task.validate(beside, data.val_dataloader(), data, device)

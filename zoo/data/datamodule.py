@@ -1,9 +1,6 @@
-"""The LightningDataModule of every data set, and the one function that makes it."""
+"""`ImageData`: the loaders of a data set for classification, and the base of the other tasks."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
-
-from lightning import LightningDataModule
 
 from zoo.data import catalogue, folders, hub, presets, samplers, transforms
 from zoo.data.dataset import ImageSet
@@ -12,54 +9,7 @@ from zoo.data.streams import Stream, StreamLoader
 from zoo.errors import BadInput
 
 
-def create_datamodule(
-    cfg: Any,
-    *,
-    batch_size: int,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    interpolation: str | None = None,
-    crop_pct: float | None = None,
-    seed: int = 0,
-    eval_batch_size: int | None = None,
-) -> "ImageData":
-    """Return the data that `cfg` describes; nothing is read before `setup`.
-
-    Args:
-        cfg: `DataConfig`, the `DictConfig` of one, or a dictionary of its keys.
-        batch_size: Images a process takes at each training step.
-        mean: The model's; used where `cfg` says null, one number a channel of values in 0..1.
-        std: The model's; used where `cfg` says null.
-        interpolation: The model's; used where `cfg` says null.
-        crop_pct: The model's; used where `cfg` says null.
-        seed: With epoch and index it decides order and augmentation.
-        eval_batch_size: Images a process takes at each evaluation step; None: `batch_size`.
-
-    Raises:
-        BadInput: An argument or a key of `cfg` that cannot work or has no effect.
-    """
-    model = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
-    resolved = presets.resolve(cfg, model)
-    for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-        if value is not None and value < 1:
-            raise BadInput(f"{name}={value} must be 1 or more")
-    kind = _kind(presets.task(resolved.name))
-    return kind(resolved, batch_size, eval_batch_size or batch_size, seed)
-
-
-def _kind(task: str) -> "type[ImageData]":
-    if task == "segmentation":  # the others build on this module
-        from zoo.data.segmentation import SegmentationData
-
-        return SegmentationData
-    if task == "super-resolution":
-        from zoo.data.superres import SuperResolutionData
-
-        return SuperResolutionData
-    return ImageData
-
-
-class ImageData(LightningDataModule):
+class ImageData:
     """Loaders of one data set, whose images have a class each.
 
     Attributes:
@@ -74,7 +24,6 @@ class ImageData(LightningDataModule):
     task: ClassVar[str] = "classification"
 
     def __init__(self, config: Any, batch_size: int, eval_batch_size: int, seed: int) -> None:
-        super().__init__()
         self.config = config
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -163,10 +112,6 @@ class ImageData(LightningDataModule):
 
     def val_dataloader(self) -> ImageLoader | StreamLoader:
         """Return the validation images, each on exactly one rank."""
-        return self.eval_dataloader("val")
-
-    def test_dataloader(self) -> ImageLoader | StreamLoader:
-        """Return the validation images: `trainer.test` and `trainer.validate` see the same."""
         return self.eval_dataloader("val")
 
     def eval_dataloader(self, split: str = "val") -> ImageLoader | StreamLoader:

@@ -22,8 +22,8 @@ def unwrapped(batches: Iterable[Batch | Failure]) -> Iterator[Batch]:
 class ImageLoader(DataLoader):
     """Gives (images float32 B C H W, labels int64 B).
 
-    Its `state_dict` says how many batches of which epoch were handed out; Lightning stores it in
-    checkpoints and gives it back, and the epoch goes on with the batch after.
+    Its `state_dict` says how many batches of which epoch were returned. With `load_state_dict` the
+    next iteration continues with the batch after.
     """
 
     def __init__(self, data: ImageSet, batches: TrainBatches | EvalBatches, workers: int) -> None:
@@ -40,7 +40,7 @@ class ImageLoader(DataLoader):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives (Lightning does so by itself)."""
+        """Choose the epoch that the next iteration gives."""
         if isinstance(self.batch_sampler, TrainBatches):
             self.batch_sampler.set_epoch(epoch)
 

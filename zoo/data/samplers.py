@@ -44,11 +44,6 @@ class TrainBatches:
         self.epoch = 0
         self.start_batch = 0
 
-    @property
-    def sampler(self) -> "TrainBatches":
-        """This object: Lightning tells the epoch to `batch_sampler.sampler`."""
-        return self
-
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives."""
         if epoch != self.epoch:

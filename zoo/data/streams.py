@@ -161,11 +161,6 @@ class StreamLoader:
         self.position = {"epoch": 0, "batch": 0}
         self._reader = self._open(0)  # mistakes show now
 
-    @property
-    def sampler(self) -> "StreamLoader":
-        """This object: Lightning tells the epoch to `loader.sampler`."""
-        return self
-
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives."""
         if epoch != self.epoch:

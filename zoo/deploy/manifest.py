@@ -123,7 +123,7 @@ def preprocessing_of(model: nn.Module, origin: Origin) -> dict[str, Any]:
 def task_of(model: nn.Module, origin: Origin) -> str:
     """Return what a model is for; one from elsewhere is taken to classify."""
     name = origin.name
-    if name is None or name.startswith("timm/"):
+    if name is None or registry.is_timm(name):
         return "classification"
     return registry.get_spec(name).task
 

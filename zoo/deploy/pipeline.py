@@ -313,7 +313,7 @@ def _packaging(
 
 def _multiple(origin: Origin) -> int | None:
     """What the sides of the model's input must be a multiple of, where its facts say that."""
-    if origin.name is None or origin.name.startswith("timm/"):
+    if origin.name is None or registry.is_timm(origin.name):
         return None
     return registry.model_info(origin.name).get("input", {}).get("multiple")
 

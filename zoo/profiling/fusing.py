@@ -1,4 +1,4 @@
-"""What re-parameterising a model changes: layers, cost on paper, latency, and the error it makes."""
+"""What re-parameterising a model changes: layers, cost, latency, and its numerical error."""
 
 import copy
 from dataclasses import dataclass

@@ -285,6 +285,11 @@ def compare(
     effort = Effort(min_runs, min_time, max_time)
     effort.check()
     batch = random_batch(input_size)
+    settings: dict[str, Any] = {
+        "threads": threads,
+        "dtype": dtype,
+        "channels_last": channels_last,
+    }
     first, second = (
         load(side, runtime, input_size=batch.shape, **settings)
         if isinstance(side, nn.Module | str | os.PathLike)

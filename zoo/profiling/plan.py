@@ -3,13 +3,13 @@
 Nothing here builds a model: names, sizes and settings are known from the facts of each model.
 """
 
-import difflib
 import fnmatch
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import timm
 import torch
 
 from zoo import registry, runtimes
@@ -173,7 +173,7 @@ def resolve_names(patterns: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        is_timm = pattern.startswith("timm/")
+        is_timm = registry.is_timm(pattern)
         is_glob = any(character in pattern for character in "*?[")
         if is_timm:
             matches = _timm_names(pattern, is_glob)
@@ -188,21 +188,15 @@ def resolve_names(patterns: Sequence[str]) -> list[str]:
 
 
 def _timm_names(pattern: str, is_glob: bool) -> list[str]:
-    import timm
-
-    bare = pattern.removeprefix("timm/")
-    if is_glob:
-        return [f"timm/{name}" for name in fnmatch.filter(timm.list_models(), bare)]
-    if timm.is_model(bare):
-        return [pattern]
-    near = difflib.get_close_matches(bare.split(".")[0], timm.list_models(), n=3)
-    hint = f"; did you mean {' or '.join(f'timm/{name}' for name in near)}?" if near else ""
-    raise UnknownModel(f"timm has no model {bare!r}{hint}")
+    if not is_glob:
+        return [registry.TIMM + registry.timm_name(pattern)]
+    bare = pattern.removeprefix(registry.TIMM)
+    return [registry.TIMM + name for name in fnmatch.filter(timm.list_models(), bare)]
 
 
 def _off_grid(name: str, sides: Sides) -> str | None:
     """Say that a model does not take these sides, where its facts tell."""
-    if name.startswith("timm/"):
+    if registry.is_timm(name):
         return None  # timm's configurations do not tell; the model itself does
     multiple = registry.get_spec(name).facts.get("input", {}).get("multiple", 1)
     if all(side % multiple == 0 for side in sides):

@@ -11,7 +11,6 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.data import create_datamodule
+from zoo.data.create import create_datamodule
 from zoo.data.datamodule import ImageData
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
@@ -73,7 +73,7 @@ def open_evaluation_data(
         BadInput: The data cannot be opened, or is of another task or number of classes.
     """
     keys = ("mean", "std", "interpolation", "crop_pct")
-    prepared = {key: preprocessing.get(key) for key in keys}
+    prepared: dict[str, Any] = {key: preprocessing.get(key) for key in keys}
     data = create_datamodule(config, batch_size=batch_size, **prepared)
     if task not in (None, data.task):
         raise BadInput(f"{source} is for {task}, data.name={config.name} is for {data.task}")
@@ -245,7 +245,7 @@ def build_criterion(train: TrainConfig, model: nn.Module, data: ImageData) -> nn
 
 def _build_teacher(train: TrainConfig, data: ImageData) -> tuple[nn.Module, Normalization]:
     """Return the teacher and the normalisation it expects."""
-    name, weights = train.distill_teacher, train.distill_teacher_weights
+    name, weights = str(train.distill_teacher), train.distill_teacher_weights
     if weights is None:
         teacher = create_model(name, pretrained=True, in_chans=data.in_chans)
     else:

@@ -161,7 +161,8 @@ def _build(
     ema = None
     if train.ema_decay > 0:
         ema = ModelEmaV3(net, decay=train.ema_decay, use_warmup=train.ema_warmup)
-    forward, wrapped = fabric.setup(torch.compile(net) if train.compile else net, optimizer)
+    executed: Any = torch.compile(net) if train.compile else net
+    forward, wrapped = fabric.setup(executed, optimizer)
     logger.info(
         f"lr {lr:.3g} = {train.lr:g} for {train.lr_base_batch} images an update, scaled"
         f" ({train.lr_scale}) to {images} = {train.batch_size} a batch x {train.accumulate}"

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from zoo.errors import BadInput, first_line
+from zoo.settings import TrainConfig
 from zoo.training.checks import choose
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)

@@ -136,7 +136,7 @@ def task_of_model(name: str) -> str:
     """Return what a model is made for; timm's models classify."""
     from zoo import registry
 
-    return "classification" if name.startswith("timm/") else registry.get_spec(name).task
+    return "classification" if registry.is_timm(name) else registry.get_spec(name).task
 
 
 def check_task(name: str, data: Any) -> None:
