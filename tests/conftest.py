@@ -47,10 +47,10 @@ def pytest_sessionfinish():
 @pytest.fixture
 def registry_as_it_was():
     """Let a test register models of its own that no other test sees."""
-    before = set(zoo.registry._OUTSIDE)
+    before = set(zoo.registry._THIRD_PARTY)
     yield
-    for name in set(zoo.registry._OUTSIDE) - before:
-        del zoo.registry._OUTSIDE[name], zoo.registry._BUILDERS[name]
+    for name in set(zoo.registry._THIRD_PARTY) - before:
+        del zoo.registry._THIRD_PARTY[name], zoo.registry._BUILDERS[name]
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ def test_a_model_starts_in_train_mode_and_in_float32():
 
 
 def test_what_a_model_does_not_take_is_said_with_what_it_takes():
-    with pytest.raises(zoo.BadInput, match=r"takes no argument 'widht'; it takes .*width"):
+    with pytest.raises(zoo.BadInput, match=r"has no argument 'widht'; it has .*width"):
         zoo.create_model(NAME, widht=0.5)
-    with pytest.raises(zoo.BadInput, match="nothing that depends on img_size"):
+    with pytest.raises(zoo.BadInput, match="no parameters that depend on img_size"):
         zoo.create_model(NAME, img_size=224)
     with pytest.raises(TypeError):
         zoo.create_model(NAME, False, 10)  # keyword-only from the third argument on

@@ -11,6 +11,7 @@ from torch import nn
 
 import zoo
 from zoo import runtimes
+from zoo.profiling.latency import load
 
 
 class Net(nn.Module):
@@ -50,7 +51,7 @@ BATCH = np.random.default_rng(1).standard_normal((2, 3, 12, 10), dtype=np.float3
 )
 def test_outputs_are_the_models(model, runtime, settings, tolerance):
     threads = torch.get_num_threads()
-    loaded = runtimes.load(model, runtime, input_size=BATCH.shape, threads=1, **settings)
+    loaded = load(model, runtime, input_size=BATCH.shape, threads=1, **settings)
     found = loaded(BATCH)
     with torch.no_grad():
         wanted = model(torch.from_numpy(BATCH))
@@ -124,13 +125,18 @@ def test_a_model_keeps_its_own_type_where_none_is_asked():
     ("source", "runtime", "said"),
     [
         ("model.onnx", "eager", "'eager' loads a model, not 'model.onnx'"),
-        ("model.pt", "onnxruntime", "loads a model or a .onnx file"),
+        ("model.pt", "onnxruntime", "loads a .onnx file, not 'model.pt'"),
         ("absent.onnx", "onnxruntime", "no artefact at 'absent.onnx'"),
     ],
 )
 def test_artefacts_that_cannot_be_loaded(source, runtime, said):
     with pytest.raises(zoo.BadInput, match=said):
         runtimes.load(source, runtime)
+
+
+def test_a_runtime_of_files_refuses_a_model(model):
+    with pytest.raises(zoo.BadInput, match="'onnxruntime' loads .onnx files, not a model; export"):
+        runtimes.load(model, "onnxruntime")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from zoo import decoders, registry
+from zoo import registry
 from zoo.build import RATES, build_backbone, check_values
 from zoo.errors import BadInput
 from zoo.weights import load_weights
@@ -70,6 +70,8 @@ def create_model(
     if name in registry.DECODERS:
         if features_only:
             raise BadInput(f"features_only=True has no effect on {name}; use it on its encoder")
+        from zoo import decoders  # takes a second: it registers every backbone with timm
+
         model = decoders.create(
             name, encoder=encoder, pretrained=pretrained, **_without_zero_rates(arguments)
         )

@@ -101,7 +101,11 @@ def test_a_plain_file_of_weights(checkpoint, tmp_path):
         (["model=efficientformer_l1", "weights={run}"], zoo.BadWeights, f"give model={MODEL}"),
         ([f"model={MODEL}", "weights={run}", "model.num_classes=9"], zoo.BadWeights, "3"),
         ([f"model={MODEL}", "weights={run}/absent.pth"], zoo.BadWeights, "absent.pth"),
-        ([f"model={MODEL}", "weights={run}", "model.pretrained=true"], zoo.BadInput, "leave one"),
+        (
+            [f"model={MODEL}", "weights={run}", "model.pretrained=true"],
+            zoo.BadInput,
+            "give one of them",
+        ),
         ([f"model={MODEL}", "format=onxx"], zoo.BadInput, "did you mean 'onnx'"),
         ([f"model={MODEL}", "export.batch=some"], zoo.BadInput, "export.batch='some'"),
         ([f"model={MODEL}", "export.batch=0"], zoo.BadInput, "export.batch=0"),
@@ -125,7 +129,7 @@ def test_where_an_artefact_goes_by_default(tmp_path, monkeypatch, capsys):
     (artefact,) = run_command("export", asked)
     assert artefact.path.as_posix() == f"artefacts/{MODEL}/onnx/model.onnx"
     assert artefact.manifest["input"]["shape"] == [2, 3, 32, 32]
-    assert f"{MODEL} (unfused, fresh weights)" in capsys.readouterr().out
+    assert f"{MODEL} (unfused, random weights)" in capsys.readouterr().out
 
 
 def test_the_command(checkpoint, tmp_path):

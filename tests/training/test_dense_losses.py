@@ -118,9 +118,9 @@ def test_half_precision_is_summed_in_single():
 @pytest.mark.parametrize(
     ("task", "name", "kwargs", "message"),
     [
-        ("segmentation", "dise", {}, "train.loss='dise' is not known; did you mean dice"),
+        ("segmentation", "dise", {}, "unknown train.loss 'dise'; did you mean dice"),
         ("segmentation", "bce", {}, "There is: cross-entropy, cross-entropy.dice, dice"),
-        ("classification", "dice", {}, "train.loss='dice' is not known"),
+        ("classification", "dice", {}, "unknown train.loss 'dice'"),
         ("super-resolution", "cross-entropy", {}, "There is: charbonnier, l1"),
         ("segmentation", "dice", {"smoth": 1}, "train.loss_args.smoth is not an argument of dice"),
         ("segmentation", "dice", {"smooth": -1}, "train.loss_args.smooth=-1 must be 0 or more"),

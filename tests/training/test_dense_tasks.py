@@ -316,7 +316,7 @@ REFUSED = [
         [*SEGMENTATION, "train.distill=hard", "train.distill_teacher=mobilenetv2_035"],
         "train.distill=hard has no meaning for segmentation",
     ),
-    ([*SUPER_RESOLUTION, "train.loss=dice"], "train.loss='dice' is not known"),
+    ([*SUPER_RESOLUTION, "train.loss=dice"], "unknown train.loss 'dice'"),
     (
         [*SUPER_RESOLUTION, "train.label_smoothing=0.1"],
         "train.label_smoothing=0.1 has no effect with train.loss=charbonnier",

@@ -173,9 +173,9 @@ def test_files_that_are_no_weights(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "weights is not given"),
-        (["batch_size=0"], "batch_size=0 cannot work"),
-        (["weights=x", "model.pretrained=true"], "weights excludes"),
+        ([], "weights is not set"),
+        (["batch_size=0"], "batch_size=0 must be at least 1"),
+        (["weights=x", "model.pretrained=true"], "weights and model.pretrained both name weights"),
         (["weights=x", "out=pyproject.toml/x"], "is not a folder"),
     ],
 )

@@ -176,7 +176,7 @@ def test_super_resolution(tmp_path: Path) -> None:
         (["fused=true"], "fused=true has no effect"),
         (["device=cpu"], "device=cpu has no effect"),
         (["data.image_size=64"], r"data.image_size=\[64, 64\]: model.onnx takes images of 32x32"),
-        (["data.in_chans=1"], "data.in_chans=1: model.onnx takes images of 3"),
+        (["data.in_chans=1"], "data.in_chans=1: model.onnx takes 3 channels"),
         (["data=digits_segmentation"], "model.onnx is for classification, data.name=digits_segm"),
         (["data.name=digitz"], "did you mean digits"),
         (["out=pyproject.toml/x"], "is not a folder"),
@@ -201,7 +201,7 @@ def test_a_runtime_is_for_artefacts() -> None:
         ({"artefact": {"file": "model.onnx", "sha256": "0" * 64}}, "does not fit .*model.onnx"),
         ({"input": {"size": [3, 32, 32]}}, "lacks input: shape"),
         ({"model": {"num_classes": 4}}, "knows 4 classes, the data digits has 10"),
-        ({"task": "segmentation"}, "is for segmentation, data.name=digits for classification"),
+        ({"task": "segmentation"}, "is for segmentation, data.name=digits is for classification"),
     ],
 )
 def test_manifests_that_do_not_fit(change: dict, message: str, onnx: Path, tmp_path: Path) -> None:
@@ -226,7 +226,9 @@ def test_classes_that_are_not_those_of_the_data(tmp_path: Path) -> None:
     model = Few(4).eval()
     model.num_classes = None  # a model from elsewhere says nothing: what it returns does
     zoo.export(model, "onnx", tmp_path / "n", input_size=(1, 3, 32, 32), origin=origin)
-    with pytest.raises(BadInput, match="returns 4 numbers an image of 32x32, the data ask for 10"):
+    with pytest.raises(
+        BadInput, match="returns 4 numbers for an image of 32x32; the data needs 10"
+    ):
         evaluated(f"artefact={tmp_path / 'n'}")
 
 

@@ -79,8 +79,8 @@ def test_every_schedule_warms_up(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer=adamv", r"train\.optimizer='adamv' is not known; did you mean adam"),
-        ("scheduler=cosin", r"train\.scheduler='cosin' is not known; did you mean cosine"),
+        ("optimizer=adamv", r"unknown train\.optimizer 'adamv'; did you mean adam"),
+        ("scheduler=cosin", r"unknown train\.scheduler 'cosin'; did you mean cosine"),
         ("scheduler=plateau", "cannot be resumed exactly"),
         ("+optimizer_args.betaz=1", r"train\.optimizer=adamw cannot be built:.*betaz"),
         ("+optimizer_args.momentum=0.9", "has no effect on adamw"),

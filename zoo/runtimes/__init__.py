@@ -101,7 +101,7 @@ def load(
     path = Path(source)
     if not path.name.endswith(kind.suffixes or ("/",)):
         files = " or ".join(kind.suffixes)
-        takes = f"a model or a {files} file" if files else "a model"
+        takes = f"a {files} file" if files else "a model"
         raise BadInput(f"runtime {runtime!r} loads {takes}, not {str(source)!r}")
     if not path.is_file():
         raise BadInput(f"no artefact at {str(source)!r}")
