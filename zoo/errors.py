@@ -27,3 +27,9 @@ class MissingExtra(ZooError):
 
 class NotExportable(ZooError):
     """The model cannot be exported to the asked format, or its artefact computes something else."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something, else the name of its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
