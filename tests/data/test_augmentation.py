@@ -3,11 +3,15 @@
 import functools
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.data.auto_augment import AugmentOp
 
 from zoo.data import DataConfig, create_datamodule
 from zoo.data.dataset import own_randomness, seed_sample
+from zoo.data.transforms import _AtLeastOneBit, _steps
 
 # No randomness: the whole square image, neither flipped nor recoloured.
 DETERMINISTIC = {"image_size": 32, "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "color_jitter": 0.0}
@@ -81,6 +85,32 @@ def test_policies_survive_many_draws_and_change_images(picture, prepared, policy
             data._train.prepare_into(out, picture(1, (32, 32), mode))
             changed += not torch.equal(out, plain)
     assert changed > 100
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "augmix-m10", "original"])
+def test_timms_steps_call_the_function_that_is_replaced(policy):
+    """`zoo.data.transforms` relies on timm's `name`, `level_fn` and the lists of steps.
+
+    Without the replacement, timm's steps for posterising request 0 bits, which Pillow refuses.
+    """
+    data = create_datamodule(DataConfig(auto_augment=policy), batch_size=1)
+    (found,) = [steps for t in data._train.transform.transforms if (steps := _steps(t))]
+    posterizing = [step for step in found if step.name.startswith("Posterize")]
+    assert posterizing, "timm renamed the steps or their lists"
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    for step in posterizing:
+        step.prob = 1.0
+        assert isinstance(step.level_fn, _AtLeastOneBit)
+        for bits in (1, 3):
+            step.level_fn = lambda *_, bits=bits: (bits,)
+            assert np.unique(np.asarray(step(ramp))).size == 2**bits, "timm ignores level_fn"
+
+
+def test_timm_still_posterizes_to_zero_bits():
+    """If this fails, timm needs no replacement: delete it from `zoo.data.transforms`."""
+    step = AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10)
+    assert step.level_fn(10, step.hparams) == (0,)
+    assert _AtLeastOneBit(step.level_fn)(10, step.hparams) == (1,)
 
 
 def test_train_interpolation_defaults_to_that_of_evaluation(prepared):

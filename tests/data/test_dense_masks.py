@@ -429,6 +429,14 @@ def test_the_pets(tmp_path, picture):
     assert np.array_equal(masks[0].numpy(), stripes((36, 36), (0, 2, 1)))
 
 
+def test_a_set_that_stays_incomplete_raises(tmp_path, picture):
+    """torchvision does not download the pets if their folders exist."""
+    write_pets(tmp_path, picture)
+    (tmp_path / "oxford-iiit-pet/annotations/trimaps/pug_7.png").unlink()
+    with pytest.raises(BadInput, match=r"oxford_pet in .* is still incomplete after the download"):
+        public("oxford_pet", tmp_path, download=True)
+
+
 @pytest.mark.parametrize("name", ["voc", "oxford_pet"])
 def test_missing_public_sets_raise(tmp_path, name):
     with pytest.raises(

@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -90,6 +92,32 @@ def test_a_failed_download_raises_one_line(tmp_path, monkeypatch):
     raises("cannot download cifar10 to", **keys)
     with pytest.raises(BadInput, match="cannot download cifar10"):
         create_datamodule(keys, batch_size=1).download()
+
+
+def test_one_of_several_processes_downloads(cifar10, monkeypatch):
+    """Threads stand for processes: each opens the lock file on its own."""
+    hidden = cifar10 / "hidden"
+    (cifar10 / tv.CIFAR10.base_folder).rename(hidden)
+    downloads = []
+
+    def fake_download(self):
+        downloads.append(self.root)
+        time.sleep(0.2)  # without a lock the second one would start now
+        hidden.rename(cifar10 / tv.CIFAR10.base_folder)
+
+    monkeypatch.setattr(tv.CIFAR10, "download", fake_download)
+    keys = {"name": "cifar10", "root": str(cifar10), "download": True}
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(opened, **keys) for _ in range(2)]:
+            assert len(done.result().source("train")) == 12
+    assert downloads == [str(cifar10)]
+
+
+def test_a_complete_set_needs_neither_network_nor_write_access(cifar10, monkeypatch):
+    monkeypatch.setattr(tv.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
+    before = sorted(cifar10.iterdir())
+    opened(name="cifar10", root=str(cifar10), download=True)
+    assert sorted(cifar10.iterdir()) == before
 
 
 @pytest.fixture

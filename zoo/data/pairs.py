@@ -15,13 +15,10 @@ IGNORE = 255  # the mask's number for pixels without a class: neither trained on
 
 
 class Pairs(Protocol):
-    """Image-mask pairs by index.
+    """Image-mask pairs by index."""
 
-    Attributes:
-        num_classes: Number of classes.
-    """
-
-    num_classes: int
+    @property
+    def num_classes(self) -> int: ...
 
     @property
     def class_names(self) -> list[str] | None: ...

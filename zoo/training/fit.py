@@ -150,7 +150,7 @@ def _build(
     train = cfg.train
     if train.qat:
         qat.check_processes(fabric.world_size)
-    data = parts.build_data(cfg, resumed)
+    data = parts.build_data(cfg, fabric, resumed)
     seed_everything(train.seed, verbose=False)
     net, arguments = parts.build_model(cfg, data, fresh=resumed is not None)
     if train.qat:

@@ -2,9 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -21,11 +24,12 @@ from zoo.weights import read_checkpoint
 Normalization = tuple[list[float], list[float]]
 
 
-def build_data(cfg: Any, resumed: dict[str, Any] | None = None) -> ImageData:
+def build_data(cfg: Any, fabric: Fabric, resumed: dict[str, Any] | None = None) -> ImageData:
     """Open the data of a training run.
 
     Args:
         cfg: The configuration of the run.
+        fabric: The processes of the run.
         resumed: The checkpoint that it goes on with.
 
     Raises:
@@ -35,9 +39,32 @@ def build_data(cfg: Any, resumed: dict[str, Any] | None = None) -> ImageData:
     data = create_datamodule(
         cfg.data, batch_size=cfg.train.batch_size, mean=mean, std=std, seed=cfg.train.seed
     )
+    if data.config.download and fabric.world_size > 1:
+        _download_once(data, fabric)
     data.setup("fit")
     check_against_data(cfg.model, data)
     return data
+
+
+def _download_once(data: ImageData, fabric: Fabric) -> None:
+    """Download with the first process of each machine while the other processes wait.
+
+    Raises:
+        BadInput: A download failed; every process raises the same error.
+    """
+    # The default group would time out during a long download.
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    failure = None
+    if fabric.local_rank == 0:
+        try:
+            data.download()
+        except BadInput as error:
+            failure = str(error)
+    failures: list[str | None] = [None] * fabric.world_size
+    dist.all_gather_object(failures, failure, group=group)
+    dist.destroy_process_group(group)
+    for failure in filter(None, failures):
+        raise BadInput(failure)
 
 
 def check_against_data(model: Any, data: ImageData) -> None:
