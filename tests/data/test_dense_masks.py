@@ -331,7 +331,7 @@ def test_a_share_that_leaves_a_part_empty_raises(write_masks):
 
 INVALID_SETTINGS = [
     ({"num_classes": None}, "needs data.num_classes, .* not stored in the masks"),
-    ({"num_classes": 1}, "data.num_classes gives 1 classes; give 2 to 255"),
+    ({"num_classes": 1}, "data.num_classes sets the number of classes to 1; give 2 to 255"),
     ({"num_classes": 256}, "give 2 to 255"),
     ({"num_classes": 0}, "data.num_classes=0 must be at least 1"),
     ({"num_classes": 2, "class_names": ["a"]}, "2 by data.num_classes, 1 by data.class_names"),
@@ -362,7 +362,7 @@ def test_corrupt_files_can_be_skipped_with_a_warning(write_masks, caplog):
         data = opened(root, skip_corrupt=True)
     assert len(data.source("val")) == 3
     assert "skipped: cannot read mask" in caplog.text
-    assert "skipped 1 corrupt images of 4 in split val" in caplog.text
+    assert "corrupt images in split val: skipped 1 of 4" in caplog.text
     assert sum(len(masks) for _, masks in data.val_dataloader()) == 3
 
 

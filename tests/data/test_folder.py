@@ -149,7 +149,7 @@ def test_corrupt_images_can_be_skipped(damaged, caplog):
     text = caplog.text
     assert "cat/3.png" in text
     assert "dog/1.png" in text
-    assert "skipped 1 corrupt images of 12 in split train" in text
+    assert "corrupt images in split train: skipped 1 of 12" in text
     assert len(data.source("train")) == 11
     assert len(list(data.train_dataloader())) == 2
     assert sum(len(labels) for _, labels in data.val_dataloader()) == 11

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.data.images import read_image
 from zoo.errors import BadInput
+from zoo.images import read_image
 
 
 def read(image, path, in_chans=3, **options):

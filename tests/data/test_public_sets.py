@@ -191,7 +191,7 @@ def test_a_corrupt_row_raises_or_is_skipped(hub, caplog):
     with pytest.raises(BadInput, match=r"cannot read image row 2 of hfds/.*\[validation\]"):
         list(opened(**keys).val_dataloader())
     data = opened(**keys, skip_corrupt=True)
-    assert "skipped 1 corrupt images of 6 in split val" in caplog.text
+    assert "corrupt images in split val: skipped 1 of 6" in caplog.text
     assert sum(len(labels) for _, labels in data.val_dataloader()) == 5
 
 

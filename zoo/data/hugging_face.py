@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from zoo.data.config import DataConfig
-from zoo.data.images import read_image
 from zoo.data.sources import Source, held_out
 from zoo.errors import BadInput, first_line
+from zoo.images import read_image
 
 
 @dataclass

@@ -65,7 +65,7 @@ def readable_indices(read: Callable[[int], Any], count: int, split: str, workers
     if len(kept) < count and rank_and_world()[0] == 0:
         for message in filter(None, messages):
             log.warning("skipped: %s", message.split("; ")[0])
-        log.warning("skipped %d corrupt images of %d in split %s", count - len(kept), count, split)
+        log.warning("corrupt images in split %s: skipped %d of %d", split, count - len(kept), count)
     return kept
 
 

@@ -61,7 +61,9 @@ def count_classes(cfg: DataConfig) -> int:
         raise BadInput(f"the numbers of classes disagree: {listed}; make them equal")
     key, count = next(iter(given.items()))
     if not 2 <= count <= pairs.IGNORE:
-        raise BadInput(f"data.{key} gives {count} classes; give 2 to {pairs.IGNORE}")
+        raise BadInput(
+            f"data.{key} sets the number of classes to {count}; give 2 to {pairs.IGNORE}"
+        )
     return count
 
 

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from zoo.data.images import image_size, read_image, reason
 from zoo.data.sources import SPLIT_SEED
 from zoo.errors import BadInput
+from zoo.images import image_size, read_image, reason
 
 IGNORE = 255  # the mask's number for pixels without a class: neither trained on nor evaluated
 

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from zoo.data import photos, sources
-from zoo.data.images import MODES
 from zoo.errors import BadInput
+from zoo.images import MODES
 
 NAMES = ["background", *"0123456789"]
 SEED = 0

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo.data.images import read_image
 from zoo.errors import BadInput
+from zoo.images import read_image
 
 DIGITS_VAL = 0.2  # share of the digits in the validation split
 SPLIT_SEED = 0  # fixed: the validation split must not depend on the run's seed

@@ -21,10 +21,10 @@ from zoo.data.config import DataConfig
 from zoo.data.dataset import Batch, Failure, Preparation, as_is, own_randomness, seed_sample
 from zoo.data.folders import existing_root
 from zoo.data.hugging_face import need_package
-from zoo.data.images import MODES
 from zoo.data.loader import unwrapped
 from zoo.data.samplers import mix, rank_and_world
 from zoo.errors import BadInput, first_line
+from zoo.images import MODES
 
 # timm's reader drops samples that it cannot decode; this log is the only trace of them.
 READER_LOG = "timm.data.readers.reader_wds"
@@ -254,7 +254,7 @@ def _dropped_samples(*, skip: bool) -> Iterator[None]:
     finally:
         reader_log.removeFilter(report)
         if dropped:
-            log.warning("skipped %d corrupt samples", dropped)
+            log.warning("corrupt samples: skipped %d", dropped)
 
 
 def _sample_name(error: BaseException) -> str:

@@ -20,10 +20,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from zoo.data import photos
 from zoo.data.datamodule import ImageData
 from zoo.data.dataset import Batch, ImageSet, Preparation, own_randomness, seed_sample
-from zoo.data.images import MODES
 from zoo.data.samplers import Key
 from zoo.data.sources import check_train_or_val
 from zoo.errors import BadInput
+from zoo.images import MODES
 
 SCALE = 2  # height of the target / height of the input
 TRAIN_PHOTO, VAL_PHOTO = photos.FLOWER, photos.CHINA

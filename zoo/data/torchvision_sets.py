@@ -11,10 +11,10 @@ from PIL import Image
 from torchvision import datasets
 
 from zoo.data.config import DataConfig
-from zoo.data.images import convert
 from zoo.data.pairs import FilePairs
 from zoo.data.sources import Source, check_train_or_val
 from zoo.errors import BadInput, first_line
+from zoo.images import convert
 
 # fmt: off
 VOC_NAMES = [
