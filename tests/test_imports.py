@@ -14,7 +14,7 @@ PACKAGE = ROOT / "zoo"
 # From the bottom up; a module imports from its own rank and from those below. The longest prefix
 # that fits a module's name decides.
 RANKS = {
-    0: ["zoo.errors", "zoo.keys"],
+    0: ["zoo.errors", "zoo.keys", "zoo.images"],
     1: ["zoo.registry", "zoo.facts"],
     2: ["zoo.ops"],
     3: ["zoo.blocks"],

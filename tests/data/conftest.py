@@ -1,4 +1,4 @@
-"""Small data sets, written when asked for."""
+"""Fixtures that write small data sets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def make_picture(number: int, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Image.Image:
-    """Noise that no other number gives; `size` is (width, height)."""
+    """Return noise that is unique to `number`; `size` is (width, height) in pixels."""
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(
         mode

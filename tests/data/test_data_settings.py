@@ -1,4 +1,4 @@
-"""Every setting that cannot work, or would do nothing, gets one line that names it."""
+"""Every invalid or ineffective setting raises a one-line error that names it."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -9,14 +9,14 @@ from zoo.data.presets import SETS, resolve
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 
-REFUSED = [
-    ({"name": "digit"}, "no data set named 'digit'; did you mean digits"),
-    ({"name": "imagnet"}, "did you mean imagenet"),
-    ({"name": "zzzz"}, "there are digits, folder, imagenet, cifar10"),
+INVALID = [
+    ({"name": "digit"}, "unknown data set 'digit'; did you mean 'digits'"),
+    ({"name": "imagnet"}, "did you mean 'imagenet'"),
+    ({"name": "zzzz"}, r"unknown data set 'zzzz'\. Choices: digits, folder, imagenet, cifar10"),
     ({"name": "hfds"}, "give hfds/<name>"),
     ({"name": "wds/"}, "give wds/<name>"),
     ({"name": "???"}, "data.name is not set"),
-    ({"image_size": 0}, "data.image_size=0 is neither"),
+    ({"image_size": 0}, "data.image_size=0 must be a positive number"),
     ({"image_size": -8}, "data.image_size=-8"),
     ({"image_size": "big"}, "data.image_size='big'"),
     ({"image_size": 64.5}, "data.image_size=64.5"),
@@ -24,33 +24,33 @@ REFUSED = [
     ({"image_size": [64]}, r"data.image_size=\[64\]"),
     ({"image_size": [64, 0]}, r"data.image_size=\[64, 0\]"),
     ({"image_size": [8, 8, 8]}, r"data.image_size=\[8, 8, 8\]"),
-    ({"in_chans": 2}, "data.in_chans=2: images have 1 .* or 3"),
+    ({"in_chans": 2}, "data.in_chans=2 must be 1 .* or 3"),
     ({"in_chans": 0}, "data.in_chans=0"),
-    ({"mean": [0.5]}, r"data.mean=\[0.5\] has not one number for each of 3"),
+    ({"mean": [0.5]}, r"data.mean=\[0.5\] must have 3 numbers"),
     ({"mean": []}, "data.mean"),
     ({"std": [0.0, 1.0, 1.0]}, "data.std=.* above 0"),
     ({"mean": ["a", 1, 1]}, r"data.mean\[0\]: Value 'a'"),
-    ({"interpolation": "cubic"}, "data.interpolation='cubic' is not one of nearest"),
-    ({"interpolation": "random"}, "data.interpolation='random' is not one of"),
-    ({"train_interpolation": "x"}, "data.train_interpolation='x' is not one of"),
-    ({"crop_pct": 0.0}, "data.crop_pct=0.0 is not within 0 and 1"),
+    ({"interpolation": "cubic"}, "unknown data.interpolation 'cubic'; did you mean 'bicubic'"),
+    ({"interpolation": "random"}, "unknown data.interpolation 'random'. Choices: nearest"),
+    ({"train_interpolation": "x"}, "unknown data.train_interpolation 'x'"),
+    ({"crop_pct": 0.0}, "data.crop_pct=0.0 must be above 0 and at most 1"),
     ({"crop_pct": 1.5}, "data.crop_pct=1.5"),
     ({"scale": [0.0, 1.0]}, "data.scale"),
     ({"scale": [0.9, 0.1]}, "data.scale"),
     ({"scale": [0.5, 1.5]}, "data.scale"),
     ({"scale": [0.5]}, "data.scale"),
     ({"ratio": [2.0, 1.0]}, "data.ratio"),
-    ({"hflip": 1.1}, "data.hflip=1.1 is not within 0 and 1"),
+    ({"hflip": 1.1}, "data.hflip=1.1 must be a probability between 0 and 1"),
     ({"vflip": -0.1}, "data.vflip"),
     ({"color_jitter": -1}, "data.color_jitter=-1"),
     ({"color_jitter": "much"}, "data.color_jitter='much'"),
     ({"color_jitter": [0.1, 0.2]}, "data.color_jitter"),
-    ({"auto_augment": "rnd-m9"}, "data.auto_augment='rnd-m9' is not one of timm's policies"),
+    ({"auto_augment": "rnd-m9"}, "data.auto_augment='rnd-m9' is not a policy of timm"),
     ({"auto_augment": "rand-m9", "color_jitter": 0.4}, "data.color_jitter=0.4 has no effect"),
     ({"re_prob": 2.0}, "data.re_prob"),
     ({"re_mode": "pixel"}, "data.re_mode has no effect without data.re_prob"),
     ({"re_count": 2}, "data.re_count has no effect without"),
-    ({"re_prob": 0.5, "re_mode": "noise"}, "data.re_mode='noise' is not one of const"),
+    ({"re_prob": 0.5, "re_mode": "noise"}, "unknown data.re_mode 'noise'. Choices: const"),
     ({"re_prob": 0.5, "re_count": 0}, "data.re_count=0"),
     ({"num_workers": -1}, "data.num_workers=-1"),
     ({"root": "/data"}, "data.root=/data has no effect for data.name=digits"),
@@ -60,7 +60,7 @@ REFUSED = [
     ({"skip_corrupt": True}, "data.skip_corrupt=True has no effect"),
     ({"num_classes": 10}, "data.num_classes=10 has no effect"),
     ({"name": "folder", "target_key": "label"}, "data.target_key=label has no effect"),
-    ({"name": "folder", "val_split": 0.0}, "data.val_split=0.0 is not a share between 0 and 1"),
+    ({"name": "folder", "val_split": 0.0}, "data.val_split=0.0 must be between 0 and 1"),
     ({"name": "folder", "val_split": 1.0}, "data.val_split=1.0"),
     ({"name": "folder", "val_split": -0.2}, "data.val_split=-0.2"),
     ({"name": "folder", "val_split": 0.2, "val_split_name": "v"}, "exclude each other"),
@@ -70,32 +70,34 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("keys", "message"), REFUSED, ids=[str(keys) for keys, _ in REFUSED])
-def test_refused_in_one_line(keys, message):
+@pytest.mark.parametrize(("keys", "message"), INVALID, ids=[str(keys) for keys, _ in INVALID])
+def test_invalid_settings_raise_one_line(keys, message):
     with pytest.raises(BadInput, match=message) as hit:
         create_datamodule(keys, batch_size=8)
     assert "\n" not in str(hit.value)
 
 
 @pytest.mark.parametrize("sizes", [(0, None), (-1, None), (8, 0)])
-def test_batch_sizes_below_one_are_refused(sizes):
+def test_batch_sizes_below_one_raise(sizes):
     with pytest.raises(BadInput, match="batch_size=.* must be at least 1"):
         create_datamodule(DataConfig(), batch_size=sizes[0], eval_batch_size=sizes[1])
 
 
-def test_a_batch_larger_than_the_train_set_is_refused(monkeypatch):
+def test_a_batch_larger_than_the_training_split_raises(monkeypatch):
     data = create_datamodule(DataConfig(image_size=8), batch_size=1438)
-    with pytest.raises(BadInput, match="batch_size=1438 is more than the 1437 training images"):
+    with pytest.raises(BadInput, match="batch_size=1438 exceeds the 1437 training images"):
         data.setup()
-    data.setup("validate")  # evaluation may
+    data.setup("validate")  # evaluation has no such limit
     monkeypatch.setattr("zoo.data.samplers.rank_and_world", lambda: (0, 4))
     with pytest.raises(BadInput, match="batch_size=400 on each of 4 processes.* at most 359"):
         create_datamodule(DataConfig(image_size=8), batch_size=400).setup()
 
 
-def test_unknown_splits_of_digits_are_refused():
+def test_unknown_splits_of_digits_raise():
     data = create_datamodule(DataConfig(image_size=8), batch_size=8)
-    with pytest.raises(BadInput, match="digits has no split 'test'; there are train and val"):
+    with pytest.raises(
+        BadInput, match="unknown split 'test' of data set digits. Choices: train, val"
+    ):
         data.eval_dataloader("test")
 
 
@@ -115,7 +117,7 @@ def test_a_resolved_configuration_resolves_to_itself(keys):
     assert resolve(OmegaConf.structured(once)) == once
 
 
-def test_what_the_command_line_composes_is_understood():
+def test_the_composed_configuration_is_accepted():
     cfg = compose("train", ["data.image_size=[32,48]", "data.scale=[0.5,1]", "data.in_chans=1"])
     data = create_datamodule(cfg.data, batch_size=8)
     assert data.shape == (1, 32, 48)
@@ -123,5 +125,5 @@ def test_what_the_command_line_composes_is_understood():
 
 
 @pytest.mark.parametrize("name", ["digits", "folder", "imagenet", "cifar10", "cifar100"])
-def test_each_yaml_names_its_set(name):
+def test_each_yaml_names_its_data_set(name):
     assert compose("train", [f"data={name}"]).data.name == name

@@ -1,4 +1,4 @@
-"""Images with masks in folders, VOC and the pets: pairing, numbers, colours, geometry, mistakes."""
+"""Images and masks in folders, VOC and the pets: pairing, numbers, colours, geometry, errors."""
 
 import logging
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from zoo.cli import compose
-from zoo.data import readable
+from zoo.data import integrity
 from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
@@ -18,14 +18,14 @@ COLOURS = [[0, 0, 0], [200, 10, 10], [0, 0, 255]]
 
 
 def stripes(size=(36, 27), numbers=(0, 1, 2)):
-    """Vertical stripes of the class numbers, H W."""
+    """Return vertical stripes of the class numbers, H W; `size` is (width, height)."""
     columns = np.arange(size[0]) * len(numbers) // size[0]
     return np.broadcast_to(np.array(numbers, np.uint8)[columns], (size[1], size[0])).copy()
 
 
 @pytest.fixture
 def write_masks(tmp_path, picture):
-    """Write `<root>/<split>/images/<i>.jpg` and `masks/<i>.png`; no splits: `<root>/images`."""
+    """Write `<root>/<split>/images/<i>.jpg` and `masks/<i>.png`; split "" gives `<root>/images`."""
 
     def write(splits=("train", "val"), count=4, save=None, size=(36, 27)) -> Path:
         root = tmp_path / "set"
@@ -54,7 +54,7 @@ def first_mask(data):
     return next(iter(data.val_dataloader()))[1][0].numpy()
 
 
-def test_files_of_the_same_stem_belong_together(write_masks, picture):
+def test_files_are_paired_by_stem(write_masks, picture):
     root = write_masks(count=3)
     Image.fromarray(np.full((27, 36), 2, np.uint8)).save(root / "val/masks/1.png")
     picture(7, (36, 27)).save(root / "val/images/.hidden.jpg")
@@ -68,7 +68,7 @@ def test_files_of_the_same_stem_belong_together(write_masks, picture):
     assert (masks[1] == 2).all()
 
 
-def test_a_share_is_held_out_of_flat_folders(write_masks):
+def test_a_share_of_flat_folders_is_held_out(write_masks):
     root = write_masks(splits=("",), count=10)
     data = opened(root, val_split=0.3)
     train, val = data.source("train"), data.source("val")
@@ -78,11 +78,11 @@ def test_a_share_is_held_out_of_flat_folders(write_masks):
     assert val.name(0).endswith(f"{val.indices[0]}.jpg")
 
 
-def test_a_share_is_held_out_of_the_train_folder(write_masks):
+def test_a_share_of_the_train_folder_is_held_out(write_masks):
     assert len(opened(write_masks(splits=("train",), count=10), val_split=0.2).source("val")) == 2
 
 
-def test_splits_can_be_named_otherwise(write_masks):
+def test_splits_can_have_other_names(write_masks):
     root = write_masks(splits=("a", "b"))
     data = opened(root, train_split_name="a", val_split_name="b")
     assert "/b/" in data.source("val").images[0]
@@ -114,45 +114,45 @@ def sixteen_bits(numbers):
         (coloured, {"palette": COLOURS}),
         (coloured, {"palette": COLOURS, "class_names": ["a", "b", "c"], "num_classes": 3}),
     ],
-    ids=lambda value: getattr(value, "__name__", str(value)),  # no addresses: workers compare ids
+    ids=lambda value: getattr(value, "__name__", str(value)),  # repr would contain addresses
 )
-def test_numbers_and_colours_say_the_same(write_masks, save, keys):
+def test_masks_of_every_kind_give_the_same_class_numbers(write_masks, save, keys):
     data = opened(write_masks(save=save), **keys)
     assert data.num_classes == 3
     assert data.class_names == keys.get("class_names")
     assert np.array_equal(first_mask(data), stripes())
 
 
-def test_two_level_masks_by_palette(write_masks):
+def test_black_and_white_masks_with_a_palette(write_masks):
     black_and_white = write_masks(save=lambda m: Image.fromarray((m > 0).astype(np.uint8) * 255))
     data = opened(black_and_white, palette=[[0, 0, 0], [255, 255, 255]])
     assert np.array_equal(first_mask(data), stripes() > 0)
 
 
-def test_255_is_kept_as_no_class(write_masks):
+def test_255_means_no_class(write_masks):
     data = opened(write_masks(save=lambda m: Image.fromarray(np.where(m == 1, 255, m))))
     assert set(np.unique(first_mask(data))) == {0, 2, 255}
 
 
-def test_evaluation_shows_the_whole_image_and_marks_the_rest(write_masks):
+def test_evaluation_pads_the_whole_image(write_masks):
     data = opened(write_masks(), image_size=[60, 60])
     images, masks = next(iter(data.val_dataloader()))
     assert (masks[:, 45:] == 255).all()
     assert (masks[:, :45] != 255).all()
     assert torch.allclose(images[:, :, 45:], torch.zeros(()), atol=0.02), "the mean colour"
     kept = masks[0, :45].numpy()
-    assert np.array_equal(kept, stripes((60, 45))), "resized, nothing cut off"
+    assert np.array_equal(kept, stripes((60, 45))), "resized without a crop"
 
 
 def agreement(data, batches):
-    """How well masks fit images that show them; colour is class * 80."""
+    """Return the share of pixels where an image of value class * 80 agrees with its mask."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (data.mean, data.std))
-    fits = []
+    agree = []
     for images, masks in batches:
         shown = ((images * std + mean) * 255 / 80).mean(dim=1)
         counted = masks != 255
-        fits.append((shown[counted] - masks[counted]).abs() < 0.3)
-    return torch.cat(fits).float().mean().item()
+        agree.append((shown[counted] - masks[counted]).abs() < 0.3)
+    return torch.cat(agree).float().mean().item()
 
 
 def write_pictures_of_masks(root, edge=90):
@@ -168,7 +168,7 @@ def write_pictures_of_masks(root, edge=90):
                 shown.save(root / split / kind / f"{i}.png")
 
 
-def test_images_and_masks_move_together(tmp_path):
+def test_images_and_masks_are_transformed_together(tmp_path):
     write_pictures_of_masks(tmp_path)
     keys = {"image_size": 60, "color_jitter": 0.0, "interpolation": "nearest"}
     data = opened(tmp_path, batch_size=12, scale=[0.2, 0.6], hflip=0.5, vflip=0.5, **keys)
@@ -178,11 +178,11 @@ def test_images_and_masks_move_together(tmp_path):
     loader.set_epoch(1)
     assert not torch.equal(first, torch.stack([masks for _, masks in loader]))
     shifted = [(images.roll(3, dims=3), masks) for images, masks in loader]
-    assert agreement(data, shifted) < 0.97, "the check sees a shift of three pixels"
+    assert agreement(data, shifted) < 0.97, "the check detects a shift of three pixels"
 
 
-def test_enlarged_masks_lie_where_enlarged_images_lie(tmp_path):
-    """A resizing of masks that is off by half a pixel shows as a bias to one side."""
+def test_enlarged_masks_are_aligned_with_enlarged_images(tmp_path):
+    """A shift of the masks by half a pixel would give a non-zero mean difference."""
     ramp = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (24, 1))
     for split in ("train", "val"):
         for kind, shown in (
@@ -201,7 +201,7 @@ def test_enlarged_masks_lie_where_enlarged_images_lie(tmp_path):
         assert difference[:, 10:-10].mean().abs() < 0.05
 
 
-def test_flips_are_drawn_and_can_be_switched_off(tmp_path):
+def test_flips_can_be_forced_and_disabled(tmp_path):
     write_pictures_of_masks(tmp_path)
     whole = {"image_size": 90, "scale": [1, 1], "ratio": [1, 1], "color_jitter": 0.0}
     flipped = opened(tmp_path, batch_size=12, hflip=1.0, vflip=1.0, **whole)
@@ -211,14 +211,14 @@ def test_flips_are_drawn_and_can_be_switched_off(tmp_path):
         assert torch.equal(turned.flip(-1, -2), straight)
 
 
-def test_the_shape_of_the_image_size_is_kept_without_distortion(write_masks):
+def test_ratio_is_relative_to_the_image_size(write_masks):
     root = write_masks(size=(72, 36))
     keys = {"image_size": [18, 36], "scale": [1, 1], "ratio": [1, 1], "hflip": 0.0}
     _, masks = next(iter(opened(root, **keys).train_dataloader()))
     assert np.array_equal(masks[0].numpy(), stripes((36, 18)))
 
 
-# -- mistakes -------------------------------------------------------------------------------------
+# -- errors ---------------------------------------------------------------------------------------
 
 
 def remove(path):
@@ -247,89 +247,97 @@ def empty(path):
     return lambda root: [file.unlink() for file in (root / path).iterdir()]
 
 
-BROKEN = [
-    (remove("val/masks/2.png"), r"val/images/2.jpg has no mask of the same stem"),
-    (remove("train/images/0.jpg"), r"train/masks/0.png has no image of the same stem"),
-    (rmtree("val/masks"), "val/masks is not there; expected a folder of masks"),
-    (rmtree("train/images"), "train/images is not there; expected a folder of images"),
+INVALID_FILES = [
+    (remove("val/masks/2.png"), r"val/images/2.jpg has no mask with the same stem"),
+    (remove("train/images/0.jpg"), r"train/masks/0.png has no image with the same stem"),
+    (
+        rmtree("val/masks"),
+        "val/masks does not exist; expected the folders images and masks in .*val",
+    ),
+    (rmtree("train/images"), "train/images does not exist; expected the folders"),
     (empty("val/images"), r"no images \(jpg .*\) in .*val/images"),
     (rmtree("val"), "has no folder 'val'; expected .*val/images and .*val/masks"),
     (put("val/images/1.png", np.zeros((27, 36))), "1.jpg and .*1.png have the same stem"),
     (truncate("val/masks/1.png"), r"cannot read mask .*val/masks/1.png \("),
     (truncate("val/images/1.jpg"), r"cannot read image .*val/images/1.jpg \("),
-    (put("val/masks/1.png", np.zeros((20, 36))), r"1.png has 36 x 20 pixels, its image .* 36 x 27"),
+    (
+        put("val/masks/1.png", np.zeros((20, 36))),
+        r"1.png has 36 x 20 pixels, but its image .* has 36 x 27",
+    ),
     (
         put("val/masks/1.png", np.full((27, 36), 7)),
-        "1.png has the number 7; 3 classes allow 0 to 2",
+        "1.png contains the number 7; valid numbers for 3 classes: 0 to 2",
     ),
-    (put("val/masks/1.png", np.zeros((27, 36, 3))), "1.png is coloured; give data.palette"),
+    (put("val/masks/1.png", np.zeros((27, 36, 3))), "1.png is coloured; set data.palette"),
 ]
 
 
-@pytest.mark.parametrize(("harm", "message"), BROKEN, ids=[m for _, m in BROKEN])
-def test_what_is_wrong_with_files_is_named_before_any_is_used(write_masks, harm, message):
+@pytest.mark.parametrize(("damage", "message"), INVALID_FILES, ids=[m for _, m in INVALID_FILES])
+def test_setup_reports_invalid_files(write_masks, damage, message):
     root = write_masks()
-    harm(root)
+    damage(root)
     with pytest.raises(BadInput, match=message) as hit:
         opened(root)
     assert "\n" not in str(hit.value)
 
 
-def test_a_strange_colour_is_named(write_masks):
+def test_a_colour_outside_the_palette_raises(write_masks):
     root = write_masks(save=coloured)
     put("val/masks/0.png", np.full((27, 36, 3), 9))(root)
-    with pytest.raises(BadInput, match=r"0.png has the colour \[9, 9, 9\], which data.palette lac"):
+    with pytest.raises(
+        BadInput, match=r"0.png contains the colour \[9, 9, 9\], which is not in data"
+    ):
         opened(root, palette=COLOURS)
 
 
-def test_an_image_that_is_cut_short_behind_its_header_is_named_when_it_is_used(write_masks):
+def test_an_image_truncated_after_its_header_raises_when_it_is_loaded(write_masks):
     root = write_masks()
     truncate("val/images/1.jpg", keep=700)(root)
     with pytest.raises(BadInput, match=r"cannot read image .*val/images/1.jpg \("):
         list(opened(root).val_dataloader())
 
 
-def test_masks_of_a_held_out_part_are_looked_at(write_masks):
+def test_masks_of_a_held_out_part_are_checked(write_masks):
     root = write_masks(splits=("",))
     for i in range(4):
         put(f"masks/{i}.png", np.full((27, 36), 3))(root)
-    with pytest.raises(BadInput, match=r"masks/\d.png has the number 3; 3 classes allow 0 to 2"):
+    with pytest.raises(BadInput, match=r"masks/\d.png contains the number 3; valid numbers"):
         opened(root, val_split=0.5)
 
 
-def test_processes_look_at_many_masks(write_masks, monkeypatch):
-    monkeypatch.setattr(readable, "FEW", 3)
+def test_worker_processes_check_many_masks(write_masks, monkeypatch):
+    monkeypatch.setattr(integrity, "FEW", 3)
     root = write_masks()
     put("val/masks/2.png", np.full((27, 36), 9))(root)
     put("val/masks/3.png", np.full((27, 36), 8))(root)
-    with pytest.raises(BadInput, match="2.png has the number 9"):
+    with pytest.raises(BadInput, match="2.png contains the number 9"):
         opened(root, num_workers=1)
 
 
-def test_flat_folders_ask_for_a_share(write_masks):
+def test_flat_folders_without_a_share_raise(write_masks):
     with pytest.raises(
-        BadInput, match="has no folder 'train'; .*images is there: give data.val_sp"
+        BadInput, match="has no folder 'train'; set data.val_split=0.2 .*images, or"
     ):
         opened(write_masks(splits=("",)))
 
 
-def test_a_share_beside_a_val_folder_is_refused(write_masks):
-    with pytest.raises(BadInput, match="data.val_split has no effect: .*val is there"):
+def test_a_share_with_a_val_folder_raises(write_masks):
+    with pytest.raises(BadInput, match="data.val_split=0.5 has no effect because .*val exists"):
         opened(write_masks(), val_split=0.5)
 
 
-def test_a_share_that_leaves_nothing_is_refused(write_masks):
+def test_a_share_that_leaves_a_part_empty_raises(write_masks):
     with pytest.raises(BadInput, match="data.val_split=0.1 of 4 images leaves one part empty"):
         opened(write_masks(splits=("",)), val_split=0.1)
 
 
-REFUSED = [
-    ({"num_classes": None}, "needs data.num_classes: masks do not say"),
-    ({"num_classes": 1}, "data.num_classes: 1 classes; there can be 2 to 255"),
-    ({"num_classes": 256}, "there can be 2 to 255"),
-    ({"num_classes": 0}, "data.num_classes=0 must be 1 or more"),
-    ({"num_classes": 2, "class_names": ["a"]}, "num_classes gives 2 and data.class_names gives 1"),
-    ({"palette": [[0, 0, 0], [0, 0, 0]]}, "names a colour twice"),
+INVALID_SETTINGS = [
+    ({"num_classes": None}, "needs data.num_classes, .* not stored in the masks"),
+    ({"num_classes": 1}, "data.num_classes sets the number of classes to 1; give 2 to 255"),
+    ({"num_classes": 256}, "give 2 to 255"),
+    ({"num_classes": 0}, "data.num_classes=0 must be at least 1"),
+    ({"num_classes": 2, "class_names": ["a"]}, "2 by data.num_classes, 1 by data.class_names"),
+    ({"palette": [[0, 0, 0], [0, 0, 0]]}, "repeats a colour"),
     ({"palette": [[0, 0, 0], [0, 300, 0]]}, r"\[0, 300, 0\] is not a colour"),
     ({"palette": [[0, 0, 0], [0, 0]]}, r"\[0, 0\] is not a colour"),
     ({"palette": "VOC"}, "'VOC' is not a colour"),
@@ -340,32 +348,34 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("keys", "message"), REFUSED, ids=[str(keys) for keys, _ in REFUSED])
-def test_settings_are_refused_before_anything_is_read(keys, message):
+@pytest.mark.parametrize(
+    ("keys", "message"), INVALID_SETTINGS, ids=[str(keys) for keys, _ in INVALID_SETTINGS]
+)
+def test_invalid_settings_raise_before_anything_is_read(keys, message):
     with pytest.raises(BadInput, match=message) as hit:
         create_datamodule({"name": "folder_segmentation"} | keys, batch_size=2)
     assert "\n" not in str(hit.value)
 
 
-def test_corrupt_files_can_be_left_out_with_a_warning(write_masks, caplog):
+def test_corrupt_files_can_be_skipped_with_a_warning(write_masks, caplog):
     root = write_masks()
     truncate("val/masks/1.png")(root)
     with caplog.at_level(logging.WARNING, "zoo.data"):
         data = opened(root, skip_corrupt=True)
     assert len(data.source("val")) == 3
-    assert "left out: cannot read mask" in caplog.text
-    assert "1 of 4 images of val are corrupt and left out" in caplog.text
+    assert "skipped: cannot read mask" in caplog.text
+    assert "corrupt images in split val: skipped 1 of 4" in caplog.text
     assert sum(len(masks) for _, masks in data.val_dataloader()) == 3
 
 
-def test_nothing_readable_is_an_error(write_masks):
+def test_no_readable_image_raises(write_masks):
     root = write_masks(count=1, splits=("train", "val"))
     truncate("val/masks/0.png")(root)
     with pytest.raises(BadInput, match="no image of split val can be read"):
         opened(root, batch_size=1, skip_corrupt=True)
 
 
-# -- torchvision's sets ---------------------------------------------------------------------------
+# -- public data sets -----------------------------------------------------------------------------
 
 
 def public(name, root, **keys):
@@ -421,43 +431,56 @@ def test_the_pets(tmp_path, picture):
     assert np.array_equal(masks[0].numpy(), stripes((36, 36), (0, 2, 1)))
 
 
+def test_a_set_that_stays_incomplete_raises(tmp_path, picture):
+    """torchvision does not download the pets if their folders exist."""
+    write_pets(tmp_path, picture)
+    (tmp_path / "oxford-iiit-pet/annotations/trimaps/pug_7.png").unlink()
+    with pytest.raises(BadInput, match=r"oxford_pet in .* is still incomplete after the download"):
+        public("oxford_pet", tmp_path, download=True)
+
+
 @pytest.mark.parametrize("name", ["voc", "oxford_pet"])
-def test_public_sets_that_are_not_there_are_named(tmp_path, name):
-    with pytest.raises(BadInput, match=f"{name} is not in .*; data.download=true fetches it"):
+def test_missing_public_sets_raise(tmp_path, name):
+    with pytest.raises(
+        BadInput,
+        match=f"{name} is missing or incomplete in .*; download it with data.download=true",
+    ):
         public(name, tmp_path)
-    with pytest.raises(BadInput, match=f"{name} has no split 'test'; there are train and val"):
+    with pytest.raises(BadInput, match=f"unknown split 'test' of data set {name}"):
         create_datamodule({"name": name, "root": str(tmp_path)}, batch_size=1).eval_dataloader(
             "test"
         )
 
 
 @pytest.mark.parametrize("name", ["voc", "oxford_pet"])
-def test_downloads_are_left_to_torchvision(tmp_path, name, monkeypatch):
+def test_torchvision_downloads(tmp_path, name, monkeypatch):
     from torchvision import datasets
 
-    asked = []
+    downloads = []
 
-    def refuse(*args, download, **kwargs):
-        asked.append(download)
+    def fail(*args, download, **kwargs):
+        if not download:
+            raise RuntimeError("no files")
+        downloads.append(args)
         raise RuntimeError("no network")
 
     kind = {"voc": "VOCSegmentation", "oxford_pet": "OxfordIIITPet"}[name]
-    monkeypatch.setattr(datasets, kind, refuse)
+    monkeypatch.setattr(datasets, kind, fail)
     data = create_datamodule({"name": name, "root": str(tmp_path), "download": True}, batch_size=1)
-    with pytest.raises(BadInput, match=f"cannot fetch {name} to .*: no network"):
-        data.prepare_data()
-    assert asked == [True]
+    with pytest.raises(BadInput, match=f"cannot download {name} to .*: no network"):
+        data.setup()
+    assert len(downloads) == 1
 
 
-def test_missing_files_of_a_public_set_are_named(tmp_path, picture):
+def test_missing_files_of_a_public_set_raise(tmp_path, picture):
     write_voc(tmp_path, picture)
     (tmp_path / "VOCdevkit/VOC2012/SegmentationClass/c.png").unlink()
-    with pytest.raises(BadInput, match=r"cannot read mask .*c.png \(the file is not there\)"):
+    with pytest.raises(BadInput, match=r"cannot read mask .*c.png \(the file does not exist\)"):
         public("voc", tmp_path)
 
 
 @pytest.mark.parametrize(
     "name", ["digits_segmentation", "folder_segmentation", "voc", "oxford_pet", "photos_superres"]
 )
-def test_each_yaml_names_its_set(name):
+def test_each_yaml_names_its_data_set(name):
     assert compose("train", [f"data={name}"]).data.name == name

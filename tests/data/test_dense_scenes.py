@@ -1,4 +1,4 @@
-"""The generated scenes: what they hold, that splits share nothing, that masks follow images."""
+"""The generated scenes: contents, disjoint splits, masks that match the images."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def pixels(source, index):
     return tuple(np.asarray(image) for image in source.pair(index))
 
 
-def test_the_set_says_what_it_is():
+def test_facts_and_shapes():
     data = made()
     assert (data.task, data.num_classes) == ("segmentation", 11)
     assert data.class_names == ["background", *"0123456789"]
@@ -33,7 +33,7 @@ def test_the_set_says_what_it_is():
     assert (len(data.source("train")), len(data.source("val"))) == (40, 20)
 
 
-def test_scenes_are_a_function_of_split_and_number_alone():
+def test_scenes_depend_only_on_split_and_index():
     one, other = made(seed=1), made(seed=2, train_images=1000)
     for split in ("train", "val"):
         for index in (0, 7):
@@ -46,7 +46,7 @@ def test_scenes_are_a_function_of_split_and_number_alone():
     assert not np.array_equal(train, pixels(one.source("train"), 1)[0])
 
 
-def test_training_and_validation_share_neither_digits_nor_photographed_pixels(monkeypatch):
+def test_splits_share_neither_digits_nor_photographed_pixels():
     whole = sources.digits((8, 8), 1)
     data = made(val_images=40)
     train, val = data.source("train"), data.source("val")
@@ -56,9 +56,9 @@ def test_training_and_validation_share_neither_digits_nor_photographed_pixels(mo
     used = {"train": np.zeros(2), "val": np.zeros(2)}
     numbered = np.arange(427 * 640, dtype=np.int64).reshape(427, 640)
     for split in used:
-        ours = scenes._side(numbered, split)
+        ours = scenes._part(numbered, split)
         used[split] = np.unique(ours)
-        expected = [scenes._side(photos.photograph(name), split) for name in ("china", "flower")]
+        expected = [scenes._part(photos.photograph(name), split) for name in ("china", "flower")]
         for area, photo in zip(data.source(split).areas, expected, strict=True):
             assert np.array_equal(area, photo)
     assert np.intersect1d(used["train"], used["val"]).size == 0
@@ -66,7 +66,7 @@ def test_training_and_validation_share_neither_digits_nor_photographed_pixels(mo
 
 
 def test_masks_show_where_digits_are_painted():
-    """The background of a scene comes back where the mask is 0, and nowhere else."""
+    """Without digits, pixels change where the mask has a digit and hardly elsewhere."""
     source = made(val_images=60).source("val")
     blank = Scenes(**{**vars(source), "count": 60})
     seen = np.zeros(11, int)
@@ -80,8 +80,8 @@ def test_masks_show_where_digits_are_painted():
         drawn = np.zeros(11)
         change = np.abs(image.astype(int) - plain.astype(int)).max(axis=2)
         drawn = change[mask > 0].mean()
-        assert drawn > 0.25 * 255, "digits stand out"
-        assert (change[mask == 0] == 0).mean() > 0.6, "the photograph is left alone elsewhere"
+        assert drawn > 0.25 * 255, "digits are clearly visible"
+        assert (change[mask == 0] == 0).mean() > 0.6, "the photograph is unchanged elsewhere"
         assert same.shape == mask.shape
     assert (seen > 0).all(), "every class occurs"
     assert 0.6 < seen[0] / seen.sum() < 0.9
@@ -91,7 +91,7 @@ COUNTS = {(32, 32): (3, 4), (48, 48): (6, 10), (48, 96): (12, 20), (128, 128): (
 
 
 @pytest.mark.parametrize("size", COUNTS)
-def test_scenes_hold_several_digits_that_hardly_overlap(size, monkeypatch):
+def test_scenes_have_several_digits_that_hardly_overlap(size, monkeypatch):
     boxes = []
     place = scenes._place
 
@@ -109,12 +109,12 @@ def test_scenes_hold_several_digits_that_hardly_overlap(size, monkeypatch):
         image, _ = source.pair(index)
         counts.append(len(boxes) - before)
         assert image.size == (source.size[1], source.size[0])
-    fewest, most = scenes.digits_in(size)
+    fewest, most = scenes.digit_counts(size)
     assert (fewest, most) == COUNTS[size]
     assert fewest <= min(counts) <= fewest + (most - fewest) // 4
     assert most - (most - fewest) // 4 <= max(counts) <= most
     overlaps = [scenes._overlap(box, other) for taken, box in boxes for other in taken]
-    assert 0 < max(overlaps) <= scenes.OVERLAP
+    assert 0 < max(overlaps) <= scenes.MAX_OVERLAP
 
 
 def test_every_digit_has_ink_at_every_size():
@@ -126,7 +126,7 @@ def test_every_digit_has_ink_at_every_size():
             assert max(ink.shape) > 0.6 * side
 
 
-def test_training_draws_anew_each_epoch_and_repeats_itself():
+def test_augmentation_differs_between_epochs_and_is_repeatable():
     data = made(color_jitter=0.3)
 
     def epoch(number, source=data):
@@ -143,7 +143,7 @@ def test_training_draws_anew_each_epoch_and_repeats_itself():
     assert not torch.equal(first[0][1], other[0][1])
 
 
-def test_colours_change_and_masks_stay_without_geometry():
+def test_colour_jitter_changes_images_but_not_masks():
     data = made(color_jitter=0.5)
     batch = data.train_dataloader().dataset
     images, masks = batch.load([(0, 3), (1, 3)])
@@ -154,8 +154,8 @@ def test_colours_change_and_masks_stay_without_geometry():
 
 
 def test_worker_processes_change_nothing():
-    alone, working = made(batch_size=20), made(batch_size=20, num_workers=1)
-    for (x, y), (u, v) in zip(alone.train_dataloader(), working.train_dataloader(), strict=True):
+    plain, working = made(batch_size=20), made(batch_size=20, num_workers=1)
+    for (x, y), (u, v) in zip(plain.train_dataloader(), working.train_dataloader(), strict=True):
         assert torch.equal(x, u)
         assert torch.equal(y, v)
 
@@ -168,9 +168,12 @@ def test_grey_scenes():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"image_size": 16}, r"data.image_size=\[16, 16\]: digits_segmentation needs at least 32"),
-        ({"train_images": 0}, "data.train_images=0 must be 1 or more"),
-        ({"val_images": -1}, "data.val_images=-1 must be 1 or more"),
+        (
+            {"image_size": 16},
+            r"data.image_size=\[16, 16\] is too small .*; digits_segmentation needs at least 32",
+        ),
+        ({"train_images": 0}, "data.train_images=0 must be at least 1"),
+        ({"val_images": -1}, "data.val_images=-1 must be at least 1"),
         ({"crop_pct": 0.9}, "data.crop_pct=0.9 has no effect for data.name=digits_segmentation"),
         ({"auto_augment": "rand-m9"}, "data.auto_augment=rand-m9 has no effect"),
         ({"re_prob": 0.5}, "data.re_prob=0.5 has no effect"),
@@ -178,21 +181,21 @@ def test_grey_scenes():
         ({"num_classes": 11}, "data.num_classes=11 has no effect"),
         ({"color_jitter": [0.1, 0.1, 0.1, 0.9]}, "data.color_jitter=.*0.9"),
         ({"scale": [0.5, 2.0]}, "data.scale"),
-        ({"name": "digits_segmentaton"}, "did you mean digits_segmentation"),
+        ({"name": "digits_segmentaton"}, "did you mean 'digits_segmentation'"),
     ],
     ids=str,
 )
-def test_refused_in_one_line(keys, message):
+def test_invalid_settings_raise_one_line(keys, message):
     with pytest.raises(BadInput, match=message) as hit:
         made(**keys)
     assert "\n" not in str(hit.value)
 
 
-def test_a_batch_larger_than_the_train_set_is_refused():
-    with pytest.raises(BadInput, match="batch_size=41 is more than the 40 training images"):
+def test_a_batch_larger_than_the_training_split_raises():
+    with pytest.raises(BadInput, match="batch_size=41 exceeds the 40 training images"):
         made(batch_size=41)
 
 
-def test_other_splits_are_refused():
-    with pytest.raises(BadInput, match="digits_segmentation has no split 'test'"):
+def test_unknown_splits_raise():
+    with pytest.raises(BadInput, match="unknown split 'test' of data set digits_segmentation"):
         made().eval_dataloader("test")

@@ -1,4 +1,4 @@
-"""Crops of photographs at two sizes: what is input, what is target, that splits are two photos."""
+"""Super-resolution crops: inputs, targets, and one photograph per split."""
 
 import numpy as np
 import pytest
@@ -19,18 +19,18 @@ def made(batch_size=4, seed=0, **keys):
 
 
 def as_photo(target):
-    """C H W of 0..1 -> bytes H W C."""
+    """Return a target (C H W, values 0..1) as bytes H W C."""
     return (target * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def places(photo, part):
-    """Tops and lefts where `part` occurs in `photo`."""
+    """Return the (top, left) corners at which `part` occurs in `photo`."""
     found = np.argwhere((photo[: -len(part) + 1, : -part.shape[1] + 1] == part[0, 0]).all(axis=2))
     height, width = part.shape[:2]
     return [(y, x) for y, x in found if np.array_equal(photo[y : y + height, x : x + width], part)]
 
 
-def test_the_set_says_what_it_is():
+def test_facts_and_shapes():
     data = made()
     assert (data.task, data.num_classes, data.scale) == ("super-resolution", 3, 2)
     images, targets = next(iter(data.train_dataloader()))
@@ -47,7 +47,7 @@ def test_the_set_says_what_it_is():
     }
 
 
-def test_the_input_is_the_target_halved_by_antialiased_bicubic_filtering():
+def test_the_input_is_the_target_halved_with_antialiased_bicubic_interpolation():
     data = made()
     for loader in (data.train_dataloader(), data.val_dataloader()):
         images, targets = next(iter(loader))
@@ -81,15 +81,15 @@ def test_validation_tiles_the_photograph_once():
     assert np.array_equal(joined, photo)
 
 
-def test_crops_and_flips_are_a_function_of_seed_epoch_and_number():
+def test_crops_and_flips_depend_only_on_seed_epoch_and_index():
     batch = made().train_dataloader().dataset
-    (together, _), (alone, _) = batch.load([(0, 3), (1, 5)]), batch.load([(1, 5)])
-    assert torch.equal(together[1], alone[0])
-    assert not torch.equal(batch.load([(2, 5)])[0], alone)
-    assert not torch.equal(made(seed=1).train_dataloader().dataset.load([(1, 5)])[0], alone)
+    (batched, _), (single, _) = batch.load([(0, 3), (1, 5)]), batch.load([(1, 5)])
+    assert torch.equal(batched[1], single[0])
+    assert not torch.equal(batch.load([(2, 5)])[0], single)
+    assert not torch.equal(made(seed=1).train_dataloader().dataset.load([(1, 5)])[0], single)
 
 
-def test_flips_turn_both():
+def test_flips_apply_to_input_and_target():
     plain = made(hflip=0.0, vflip=0.0).train_dataloader().dataset.load([(0, 1)])
     flipped = made(hflip=1.0, vflip=1.0).train_dataloader().dataset.load([(0, 1)])
     for turned, straight in zip(flipped, plain, strict=True):
@@ -102,7 +102,7 @@ def test_grey_crops():
     assert made(in_chans=1).num_classes == 1
 
 
-def test_the_input_alone_is_normalised():
+def test_only_the_input_is_normalised():
     data = made(mean=[0.5] * 3, std=[0.5] * 3)
     (images, targets), (plain, same) = (next(iter(d.val_dataloader())) for d in (data, made()))
     torch.testing.assert_close(images, plain * 2 - 1)
@@ -112,24 +112,24 @@ def test_the_input_alone_is_normalised():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"image_size": 214}, "crops of 428 x 428 pixels are larger than the photograph"),
-        ({"image_size": [32, 321]}, "crops of 64 x 642 pixels are larger"),
+        ({"image_size": 214}, "needs crops of 428 x 428 pixels, larger than the photograph"),
+        ({"image_size": [32, 321]}, "needs crops of 64 x 642 pixels, larger"),
         ({"val_images": 5}, "data.val_images=5 has no effect for data.name=photos_superres"),
         ({"scale": [0.5, 1.0]}, r"data.scale=\[0.5, 1.0\] has no effect"),
         ({"color_jitter": 0.1}, "data.color_jitter=0.1 has no effect"),
         ({"interpolation": "bilinear"}, "data.interpolation=bilinear has no effect"),
         ({"crop_pct": 0.9}, "data.crop_pct=0.9 has no effect"),
-        ({"train_images": 0}, "data.train_images=0 must be 1 or more"),
+        ({"train_images": 0}, "data.train_images=0 must be at least 1"),
         ({"hflip": 2.0}, "data.hflip=2.0"),
     ],
     ids=str,
 )
-def test_refused_in_one_line(keys, message):
+def test_invalid_settings_raise_one_line(keys, message):
     with pytest.raises(BadInput, match=message) as hit:
         made(**keys)
     assert "\n" not in str(hit.value)
 
 
-def test_other_splits_are_refused():
-    with pytest.raises(BadInput, match="photos_superres has no split 'test'"):
+def test_unknown_splits_raise():
+    with pytest.raises(BadInput, match="unknown split 'test' of data set photos_superres"):
         made().eval_dataloader("test")

@@ -1,4 +1,4 @@
-"""The embedded digits: what they are, and that all randomness is a function of the key."""
+"""scikit-learn's digits: contents, repeatability, resuming and distribution over ranks."""
 
 import random
 
@@ -45,7 +45,7 @@ def test_the_split_is_80_to_20_stratified_and_disjoint():
     assert data.class_names == list("0123456789")
 
 
-def test_batches_are_normalised_and_of_the_asked_shape():
+def test_batches_are_normalised_and_have_the_requested_shape():
     data = digits(image_size=[16, 24], mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
     images, labels = next(iter(data.val_dataloader()))
     assert (images.shape, images.dtype) == ((64, 3, 16, 24), torch.float32)
@@ -62,7 +62,7 @@ def test_batches_are_normalised_and_of_the_asked_shape():
     }
 
 
-def test_evaluation_computes_what_timm_computes():
+def test_evaluation_preprocessing_equals_timms():
     from timm.data.transforms_factory import create_transform
 
     data = digits(crop_pct=0.9, mean=[0.4, 0.5, 0.6])
@@ -74,7 +74,7 @@ def test_evaluation_computes_what_timm_computes():
     torch.testing.assert_close(images, theirs, rtol=0, atol=1e-5)
 
 
-def test_grey_images_take_the_mean_of_the_models_statistics():
+def test_grey_images_use_the_average_of_the_models_statistics():
     data = create_datamodule(
         DataConfig(in_chans=1, **SMALL), batch_size=8, mean=(0.3, 0.4, 0.5), std=(0.2, 0.2, 0.2)
     )
@@ -83,7 +83,7 @@ def test_grey_images_take_the_mean_of_the_models_statistics():
     assert next(iter(data.train_dataloader()))[0].shape == (8, 1, 16, 16)
 
 
-def test_the_configuration_outranks_the_model_and_the_model_the_data_set():
+def test_the_configuration_overrides_the_model_and_the_model_the_data_set():
     data = create_datamodule(
         DataConfig(mean=[0.1, 0.2, 0.3]), batch_size=8, mean=(0.5,) * 3, std=(0.5,) * 3
     )
@@ -92,7 +92,7 @@ def test_the_configuration_outranks_the_model_and_the_model_the_data_set():
     assert create_datamodule(DataConfig(), batch_size=8, crop_pct=0.8).crop_pct == 0.8
 
 
-def test_every_epoch_has_its_own_order_and_augmentation_and_repeats_them():
+def test_epochs_differ_and_are_repeatable():
     data = digits()
     first, again, second = epoch_of(data, 0), epoch_of(data, 0), epoch_of(data, 1)
     assert_same(first, again)
@@ -101,29 +101,29 @@ def test_every_epoch_has_its_own_order_and_augmentation_and_repeats_them():
     assert not torch.equal(first[0][1], epoch_of(digits(seed=5), 0)[0][1])
 
 
-def test_an_image_is_augmented_by_seed_epoch_and_index_alone():
+def test_augmentation_depends_only_on_seed_epoch_and_index():
     from zoo.data.dataset import ImageSet
 
     data = digits(re_prob=0.5, re_mode="pixel", auto_augment="rand-m9-mstd0.5")
     images = data.train_dataloader().dataset
     assert isinstance(images, ImageSet)
-    together, _ = images.load([(3, index) for index in range(8)])
-    alone, _ = images.load([(3, 5)])
+    batched, _ = images.load([(3, index) for index in range(8)])
+    single, _ = images.load([(3, 5)])
     other, _ = images.load([(4, 5)])
-    assert torch.equal(together[5], alone[0])
-    assert not torch.equal(alone, other)
+    assert torch.equal(batched[5], single[0])
+    assert not torch.equal(single, other)
 
 
 def test_worker_processes_change_nothing():
     keys = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.3, "re_mode": "pixel"}
     plain, working = digits(batch_size=256, **keys), digits(batch_size=256, num_workers=2, **keys)
     loader = working.train_dataloader()
-    for epoch in (0, 1):  # the workers outlive an epoch and must hear of the next
+    for epoch in (0, 1):  # persistent workers must learn the next epoch
         loader.set_epoch(epoch)
         assert_same(epoch_of(plain, epoch), list(loader))
 
 
-def test_loading_leaves_the_global_random_states_alone():
+def test_loading_does_not_change_the_global_random_states():
     data = digits(re_prob=0.5, re_mode="pixel")
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
     expected = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
@@ -133,7 +133,7 @@ def test_loading_leaves_the_global_random_states_alone():
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected  # noqa: NPY002
 
 
-def test_an_epoch_resumes_in_the_middle_without_loading_what_came_before(monkeypatch):
+def test_resuming_within_an_epoch_does_not_load_earlier_batches(monkeypatch):
     data = digits()
     whole = epoch_of(data, 2)
     loader = data.train_dataloader()
@@ -156,7 +156,7 @@ def test_an_epoch_resumes_in_the_middle_without_loading_what_came_before(monkeyp
     assert len(list(resumed)) == len(whole), "the next epoch starts at its beginning"
 
 
-def test_a_state_taken_between_epochs_does_not_skip_the_next():
+def test_resuming_between_epochs_does_not_skip_the_next():
     data = digits(batch_size=512)
     loader = data.train_dataloader()
     epochs = [list(loader)]

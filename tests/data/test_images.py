@@ -1,11 +1,11 @@
-"""Files of every kind become 8-bit RGB or grey; what is no image says so."""
+"""Images of every kind are read as 8-bit RGB or grey; invalid files raise an error."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.data.images import read_image
 from zoo.errors import BadInput
+from zoo.images import read_image
 
 
 def read(image, path, in_chans=3, **options):
@@ -15,7 +15,7 @@ def read(image, path, in_chans=3, **options):
 
 @pytest.mark.parametrize("in_chans", [1, 3])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_every_png_mode_gives_the_asked_channels(picture, tmp_path, mode, in_chans):
+def test_every_png_mode_gives_the_requested_channels(picture, tmp_path, mode, in_chans):
     pixels = read(picture(1).convert(mode), tmp_path / "x.png", in_chans)
     assert pixels.shape == ((30, 40, 3) if in_chans == 3 else (30, 40))
     assert pixels.dtype == np.uint8
@@ -42,13 +42,13 @@ def test_a_palette_with_transparency_keeps_its_colours(tmp_path):
     assert (pixels == (10, 200, 30)).all()
 
 
-def test_floating_point_pixels_are_refused(tmp_path):
+def test_floating_point_pixels_raise(tmp_path):
     with pytest.raises(BadInput, match=r"x\.tif.*floating-point"):
         read(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "bmp", "tif"])
-def test_a_file_cut_short_is_named(picture, tmp_path, extension):
+def test_a_truncated_file_raises(picture, tmp_path, extension):
     path = tmp_path / f"x.{extension}"
     picture(1).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -58,13 +58,13 @@ def test_a_file_cut_short_is_named(picture, tmp_path, extension):
 
 
 @pytest.mark.parametrize("content", [b"", b"a text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_a_file_that_is_no_image_is_named(tmp_path, content):
+def test_a_file_that_is_not_an_image_raises(tmp_path, content):
     path = tmp_path / "x.png"
     path.write_bytes(content)
     with pytest.raises(BadInput, match=r"cannot read image .*x\.png \(.+\); "):
         read_image(str(path), 3, str(path))
 
 
-def test_a_file_that_went_away_is_named(tmp_path):
-    with pytest.raises(BadInput, match=r"x\.png \(the file is not there\)"):
+def test_a_missing_file_raises(tmp_path):
+    with pytest.raises(BadInput, match=r"x\.png \(the file does not exist\)"):
         read_image(str(tmp_path / "x.png"), 3, str(tmp_path / "x.png"))

@@ -178,7 +178,7 @@ def test_super_resolution(tmp_path: Path) -> None:
         (["data.image_size=64"], r"data.image_size=\[64, 64\]: model.onnx takes images of 32x32"),
         (["data.in_chans=1"], "data.in_chans=1: model.onnx takes 3 channels"),
         (["data=digits_segmentation"], "model.onnx is for classification, data.name=digits_segm"),
-        (["data.name=digitz"], "did you mean digits"),
+        (["data.name=digitz"], "did you mean 'digits'"),
         (["out=pyproject.toml/x"], "is not a folder"),
     ],
 )

@@ -2,69 +2,80 @@
 
 from typing import Any, ClassVar
 
-from zoo.data import catalogue, folders, hub, presets, samplers, transforms
+from zoo.data import folders, presets, samplers, splits, torchvision_sets, transforms
 from zoo.data.dataset import ImageSet
 from zoo.data.loader import ImageLoader
 from zoo.data.streams import Stream, StreamLoader
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 
 class ImageData:
-    """Loaders of one data set, whose images have a class each.
+    """Loaders of a data set whose images have one class each.
 
     Attributes:
-        task: What the images are for, in the words of the registry.
+        task: The task of the data set: a task name of the model registry.
         config: The configuration with every default filled in.
         image_size: (height, width) in pixels.
         in_chans: 1 or 3.
-        num_classes: How many classes the data has; known after `setup`.
+        num_classes: Number of classes; known after `setup`.
         class_names: Their names in order, or None; known after `setup`.
+        streaming: Whether the images come from WebDataset shards, in their order.
     """
 
     task: ClassVar[str] = "classification"
 
-    def __init__(self, config: Any, batch_size: int, eval_batch_size: int, seed: int) -> None:
-        self.config = config
+    def __init__(
+        self, config: DataConfig, batch_size: int, eval_batch_size: int, seed: int
+    ) -> None:
+        self.config: Any = config
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.image_size: tuple[int, int] = presets.size_of(config.image_size)
         self.in_chans: int = config.in_chans
-        self.mean: list[float] = config.mean
-        self.std: list[float] = config.std
-        self.interpolation: str = config.interpolation
-        self.crop_pct: float = config.crop_pct
+        self.mean: list[float] = self.config.mean
+        self.std: list[float] = self.config.std
+        self.interpolation: str = self.config.interpolation
+        self.crop_pct: float = self.config.crop_pct
         self.num_classes: int = 0
         self.class_names: list[str] | None = None
         self.streaming: bool = presets.family(config.name) == "wds"
         self._sources: dict[str, Any] = {}
-        # Made here, so that a bad setting shows before data is read.
+        self._downloaded = False
+        # Created here to report invalid settings before any data is read.
         self._train, self._eval = self._preparations()
 
     def _preparations(self) -> tuple[Any, Any]:
-        """Return what is done with images in training and in evaluation."""
+        """Return how images are prepared for training and for evaluation."""
         return transforms.train_preparation(self.config), transforms.eval_preparation(self.config)
 
     def _open(self, split: str) -> Any:
-        """Open a split, checked against those that are open."""
-        opened = catalogue.open_split(self.config, split)
-        if self._sources:
-            known = next(iter(self._sources.items()))
-            catalogue.check_same_classes(known, (split, opened))
+        """Open a split and compare its classes with those of the splits opened before."""
+        opened = splits.open_split(self.config, split)
+        for name, source in self._sources.items():
+            splits.check_same_classes(name, source.class_names, split, opened.class_names)
         self.class_names = folders.readable_names(opened.class_names)
         return opened
 
     def _images(self, source: Any, preparation: Any, seed: int | None) -> ImageSet:
-        """Return what gives the batches of `source`; `seed` is None where nothing is random."""
+        """Return the batches of `source`; `seed` is None if nothing is random."""
         return ImageSet(source, preparation, self.shape, seed)
 
-    def prepare_data(self) -> None:
-        """Download what may be downloaded; Lightning calls this in one process of a machine."""
-        if self.config.name.startswith("cifar"):
-            hub.fetch_cifar(self.config)
+    def download(self) -> None:
+        """Download missing files if `data.download` is set; `setup` does so, too.
+
+        Several processes may call this at once: one downloads while the others wait.
+
+        Raises:
+            BadInput: The download failed.
+        """
+        if self.config.download and not self._downloaded:
+            torchvision_sets.download(self.config)
+            self._downloaded = True
 
     def setup(self, stage: str | None = None) -> None:
-        """Open what `stage` needs: train and val for `"fit"` and None, else only val.
+        """Open the splits: train and val if `stage` is `"fit"` or None, otherwise only val.
 
         Raises:
             BadInput: Data is missing or inconsistent, or `batch_size` exceeds the training images.
@@ -78,29 +89,36 @@ class ImageData:
 
     def _setup_stream(self, stage: str | None) -> None:
         if self.config.num_classes is None:
-            raise BadInput(f"data.name={self.config.name} needs data.num_classes")
+            raise BadInput(
+                f"data.name={self.config.name} needs data.num_classes: the number of classes is "
+                "not stored in the shards"
+            )
         self.num_classes = self.config.num_classes
         if stage in (None, "fit"):
-            self.train_dataloader()  # shards that are not there show now
+            self.train_dataloader()  # reports missing shards
         self.val_dataloader()
 
     def source(self, split: str) -> Any:
-        """Return the images of a split, opened once.
+        """Return the images of a split; each split is opened once.
 
         Args:
-            split: `"train"`, `"val"`, or what the data itself calls one of its splits.
+            split: `"train"`, `"val"`, or the data set's own name for a split.
 
         Raises:
             BadInput: There is no such split, or its classes differ from those of another.
         """
         if split not in self._sources:
+            self.download()
             opened = self._open(split)
             self._sources[split] = opened
             self.num_classes = max(self.num_classes, opened.num_classes)
         return self._sources[split]
 
     def train_dataloader(self) -> ImageLoader | StreamLoader:
-        """Return shuffled, augmented batches; what does not fill one is left for other epochs."""
+        """Return shuffled, augmented batches of equal size.
+
+        The images that do not fill a batch are left out of the epoch.
+        """
         if self.streaming:
             size = self.batch_size
             stream = Stream(self.config, self._train, self.shape, size, self.seed)
@@ -115,10 +133,10 @@ class ImageData:
         return self.eval_dataloader("val")
 
     def eval_dataloader(self, split: str = "val") -> ImageLoader | StreamLoader:
-        """Return a split without augmentation, in order, each image on exactly one rank.
+        """Return a split in order, without augmentation, each image on exactly one rank.
 
         Args:
-            split: `"train"`, `"val"`, or what the data itself calls one of its splits.
+            split: `"train"`, `"val"`, or the data set's own name for a split.
         """
         if self.streaming:
             size = self.eval_batch_size
@@ -136,11 +154,11 @@ class ImageData:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Shape of what a model must make of an image: one logit a class; known after `setup`."""
+        """Shape of a model's output per image: one logit per class; known after `setup`."""
         return (self.num_classes,)
 
     def eval_preprocessing(self) -> dict[str, Any]:
-        """Return what turns a picture into the model's input, in words that a manifest can keep."""
+        """Return the evaluation preprocessing, as stored in checkpoints and manifests."""
         return {
             "size": list(self.shape),
             "crop_pct": self.crop_pct,

@@ -1,4 +1,4 @@
-"""Batches of prepared images whose randomness depends on (seed, epoch, index) alone."""
+"""Batches of prepared images whose randomness depends only on (seed, epoch, index)."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +20,9 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Failure:
-    """What a worker process hands over in place of a batch; the main process raises it.
+    """An error that a worker process returns instead of a batch, for the main process to raise.
 
-    An exception itself would arrive wrapped in the worker's traceback.
+    A raised exception would arrive wrapped in the worker's traceback.
     """
 
     message: str
@@ -30,7 +30,7 @@ class Failure:
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """Give the global random states back as they were: loading must not disturb the training."""
+    """Restore the global random states on exit: loading must not affect training."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         yield
@@ -41,22 +41,22 @@ def own_randomness() -> Iterator[None]:
 
 
 def seed_sample(*numbers: int) -> None:
-    """Seed the three generators that timm's and torchvision's transforms draw from."""
+    """Seed the global generators of Python, NumPy and torch, which the transforms draw from."""
     seed = mix(*numbers)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
-    # Not torch.manual_seed: that would reseed the GPUs, where dropout draws.
+    # torch.manual_seed would also reseed the GPU generators, which dropout draws from.
     torch.default_generator.manual_seed(seed)
 
 
 @dataclass
 class Preparation:
-    """From a PIL image to a normalised tensor.
+    """Turns a PIL image into a normalised tensor.
 
     Attributes:
-        transform: PIL image to uint8 tensor C H W, all of one size.
-        mean: One number a channel, of values in 0..1.
-        std: One number a channel, of values in 0..1.
+        transform: PIL image -> uint8 tensor C H W of a fixed size.
+        mean: One number per channel, for pixel values in 0..1.
+        std: One number per channel, for pixel values in 0..1.
         erase: In-place random erasing of the normalised image, or None.
     """
 
@@ -66,15 +66,15 @@ class Preparation:
     erase: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        # In units of the bytes, as timm's prefetching loader does, so that both agree bit for bit.
+        # Scaled to 0..255 as in timm's prefetching loader: both give bitwise equal results.
         self._shift = (255 * np.asarray(self.mean)).astype(np.float32).reshape(-1, 1, 1)
         self._scale = (255 * np.asarray(self.std)).astype(np.float32).reshape(-1, 1, 1)
 
-    def into(self, out: Tensor, image: Image.Image) -> None:
+    def prepare_into(self, out: Tensor, image: Image.Image) -> None:
         """Write the prepared `image` to `out` (float32, C H W).
 
-        NumPy computes with one thread: torch would start all of them for each image, which costs
-        more than the computation where the cores are busy.
+        Uses NumPy, which computes in one thread: torch would start all of its threads for each
+        image, which takes longer than the computation on busy cores.
         """
         pixels = out.numpy()
         np.subtract(self.transform(image).numpy(), self._shift, out=pixels)
@@ -84,13 +84,13 @@ class Preparation:
 
 
 class ImageSet(torch.utils.data.Dataset):
-    """A source and how its images are prepared; gives whole batches for lists of keys.
+    """Prepared images of a source, as whole batches for lists of keys.
 
     Args:
         source: The images and labels.
-        preparation: What is done to each.
+        preparation: How each image is prepared.
         shape: (C, H, W) of a prepared image.
-        seed: With the epoch and the index it decides all that is random; None where nothing is.
+        seed: Determines all randomness, together with epoch and index; None if nothing is random.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ImageSet(torch.utils.data.Dataset):
         return images[0], labels[0]
 
     def __getitems__(self, keys: list[Key]) -> Batch | Failure:
-        """Load one batch; the loader calls this once a batch, here or in a worker process."""
+        """Load one batch, in this process or in a worker process; called by torch's DataLoader."""
         try:
             return self.load(keys)
         except BadInput as error:
@@ -125,16 +125,16 @@ class ImageSet(torch.utils.data.Dataset):
         labels = torch.tensor([self.source.labels[index] for _, index in keys])
         if self.seed is None:
             for out, (_, index) in zip(images, keys, strict=True):
-                self.preparation.into(out, self.source.image(index))
+                self.preparation.prepare_into(out, self.source.image(index))
             return images, labels
         with own_randomness():
             for out, (epoch, index) in zip(images, keys, strict=True):
                 image = self.source.image(index)
                 seed_sample(self.seed, epoch, index)
-                self.preparation.into(out, image)
+                self.preparation.prepare_into(out, image)
         return images, labels
 
 
 def as_is(batch: Any) -> Any:
-    """The collate function: `ImageSet` makes whole batches itself."""
+    """Return `batch`: the collate function for data sets that build whole batches."""
     return batch

@@ -1,4 +1,4 @@
-"""A DataLoader whose batches are ready, whose errors are one line, and which can resume."""
+"""A DataLoader that raises one-line errors and can resume within an epoch."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from zoo.errors import BadInput
 
 
 def unwrapped(batches: Iterable[Batch | Failure]) -> Iterator[Batch]:
-    """Give the batches; raise `BadInput` where a worker process hands over a failure."""
+    """Yield the batches; raise `BadInput` if a worker process returned a `Failure`."""
     for batch in batches:
         if isinstance(batch, Failure):
             raise BadInput(batch.message)
@@ -20,7 +20,7 @@ def unwrapped(batches: Iterable[Batch | Failure]) -> Iterator[Batch]:
 
 
 class ImageLoader(DataLoader):
-    """Gives (images float32 B C H W, labels int64 B).
+    """Yields (images float32 B C H W, labels int64 B).
 
     Its `state_dict` says how many batches of which epoch were returned. With `load_state_dict` the
     next iteration continues with the batch after.
@@ -30,17 +30,17 @@ class ImageLoader(DataLoader):
         self.position = {"epoch": 0, "batch": 0}
         super().__init__(
             data,
-            batch_sampler=batches,  # type: ignore[arg-type]  # any iterable with a length will do
+            batch_sampler=batches,  # type: ignore[arg-type]  # any sized iterable works
             num_workers=workers,
             collate_fn=as_is,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
-            # A generator of its own: by default every epoch draws from the global one.
+            # By default every epoch draws a number from the global generator.
             generator=torch.Generator(),
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
+        """Select the epoch of the next iteration."""
         if isinstance(self.batch_sampler, TrainBatches):
             self.batch_sampler.set_epoch(epoch)
 
@@ -55,11 +55,11 @@ class ImageLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch and how many of its batches were handed out."""
+        """Return the epoch and how many of its batches were returned."""
         return dict(self.position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next iteration continue where `state` was taken."""
+        """Continue at `state` in the next iteration."""
         if isinstance(self.batch_sampler, TrainBatches):
             self.batch_sampler.set_epoch(state["epoch"])
             self.batch_sampler.start_batch = state["batch"]

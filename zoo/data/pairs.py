@@ -1,4 +1,4 @@
-"""Images with a class number for each pixel, in files: the pairs that segmentation learns from."""
+"""Pairs of an image and its mask, which contains a class number per pixel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,18 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from zoo.data.images import image_size, read_image, reason
 from zoo.data.sources import SPLIT_SEED
 from zoo.errors import BadInput
+from zoo.images import image_size, read_image, reason
 
-IGNORE = 255  # what has this number belongs to no class: it is neither trained on nor judged
+IGNORE = 255  # the mask's number for pixels without a class: neither trained on nor evaluated
 
 
 class Pairs(Protocol):
-    """What can be asked for image number i and its mask."""
+    """Image-mask pairs by index."""
 
-    num_classes: int
+    @property
+    def num_classes(self) -> int: ...
 
     @property
     def class_names(self) -> list[str] | None: ...
@@ -35,12 +36,12 @@ class FilePairs:
 
     Attributes:
         images: Paths.
-        masks: As many paths, in the same order.
-        num_classes: How many classes there are.
+        masks: Paths, in the order of `images`.
+        num_classes: Number of classes.
         class_names: Their names in order, if known.
-        in_chans: 1 or 3.
-        palette: Colours of the classes in order where masks are coloured, K 3.
-        first: The number that the masks give to the first class.
+        in_chans: 1 (grey) or 3 (RGB).
+        palette: For coloured masks, the colours of the classes in order: bytes K 3.
+        first: The number of the first class in the mask files.
     """
 
     images: Sequence[str]
@@ -55,15 +56,15 @@ class FilePairs:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """Return what a message calls image number `index`."""
+        """Return the name of an image in error messages."""
         return self.images[index]
 
     def pair(self, index: int) -> tuple[Image.Image, Image.Image]:
-        """Return an image and its mask, in which 0 is the first class and 255 none.
+        """Return an image and its mask: class numbers from 0, and `IGNORE`.
 
         Raises:
-            BadInput: A file cannot be read, they differ in size, or the mask has other numbers or
-                colours than there are classes.
+            BadInput: A file cannot be read, the two differ in size, or the mask contains a number
+                or colour that belongs to no class.
         """
         image = read_image(self.images[index], self.in_chans, self.images[index])
         mask = self._mask(self.masks[index])
@@ -71,37 +72,36 @@ class FilePairs:
         return image, mask
 
     def check(self, index: int) -> None:
-        """Look at mask number `index` whole, and at its image as far as the header goes.
+        """Check a whole mask, and the header of its image.
 
         Raises:
-            BadInput: What `pair` would raise, but for images that are damaged behind their header.
+            BadInput: `pair` would raise, unless only the image's pixel data is damaged.
         """
         mask = self._mask(self.masks[index])
         self._check_sizes(index, mask.size, image_size(self.images[index]))
 
     def _check_sizes(self, index: int, mask: tuple[int, int], image: tuple[int, int]) -> None:
         if mask != image:
-            sizes = [f"{width} x {height}" for width, height in (mask, image)]
             raise BadInput(
-                f"mask {self.masks[index]} has {sizes[0]} pixels, its image {self.images[index]}"
-                f" {sizes[1]}; they must agree"
+                f"mask {self.masks[index]} has {mask[0]} x {mask[1]} pixels, but its image "
+                f"{self.images[index]} has {image[0]} x {image[1]}; make the sizes equal"
             )
 
     def _mask(self, path: str) -> Image.Image:
-        pixels = _decoded(path, coloured=self.palette is not None)
+        pixels = _decode_mask(path, coloured=self.palette is not None)
         if self.palette is not None:
-            return Image.fromarray(_numbers(pixels, self.palette, path))
+            return Image.fromarray(_class_numbers(pixels, self.palette, path))
         if pixels.ndim != 2:
             raise BadInput(
-                f"mask {path} is coloured; give data.palette, the colours of the classes in order"
+                f"mask {path} is coloured; set data.palette to the colours of the classes in order"
             )
         numbers = np.where(pixels == IGNORE, IGNORE, pixels.astype(np.int64) - self.first)
         wrong = (numbers != IGNORE) & ((numbers < 0) | (numbers >= self.num_classes))
         if wrong.any():
             raise BadInput(
-                f"mask {path} has the number {int(pixels[wrong][0])}; {self.num_classes} classes"
-                f" allow {self.first} to {self.first + self.num_classes - 1}, and {IGNORE} for what"
-                " belongs to none"
+                f"mask {path} contains the number {int(pixels[wrong][0])}; valid numbers for "
+                f"{self.num_classes} classes: {self.first} to {self.first + self.num_classes - 1},"
+                f" and {IGNORE} for pixels without a class"
             )
         return Image.fromarray(numbers.astype(np.uint8))
 
@@ -111,8 +111,8 @@ class PairPart:
     """Some of the pairs of another source.
 
     Attributes:
-        whole: The source.
-        indices: Which of its pairs, in order.
+        whole: The other source.
+        indices: The indices of the pairs in `whole`, in order.
     """
 
     whole: Any
@@ -120,19 +120,19 @@ class PairPart:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return self.whole.num_classes
 
     @property
     def class_names(self) -> list[str] | None:
-        """Their names in order, if known."""
+        """Names of the classes in order, if known."""
         return self.whole.class_names
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        """Return what a message calls image number `index`."""
+        """Return the name of an image in error messages."""
         return self.whole.name(self.indices[index])
 
     def pair(self, index: int) -> tuple[Image.Image, Image.Image]:
@@ -140,44 +140,52 @@ class PairPart:
         return self.whole.pair(self.indices[index])
 
     def check(self, index: int) -> None:
-        """Raise `BadInput` if a mask, or an image's header, cannot be used."""
+        """Raise `BadInput` if a mask or the header of its image is invalid."""
         self.whole.check(self.indices[index])
 
 
 def held_out(whole: Pairs, share: float) -> tuple[PairPart, PairPart]:
-    """Split at random into (train, val), always in the same way.
+    """Split at random into (train, val); every call returns the same split.
+
+    Args:
+        whole: The pairs to split.
+        share: Share of the pairs in the validation part, between 0 and 1.
 
     Raises:
         BadInput: A part would be empty.
     """
     count = round(share * len(whole))
     if not 0 < count < len(whole):
-        raise BadInput(f"data.val_split={share} of {len(whole)} images leaves one part empty")
+        raise BadInput(
+            f"data.val_split={share} of {len(whole)} images leaves one part empty; choose a share "
+            "that gives each part at least one image"
+        )
     order = np.random.default_rng(SPLIT_SEED).permutation(len(whole)).tolist()
     return PairPart(whole, sorted(order[count:])), PairPart(whole, sorted(order[:count]))
 
 
-def _decoded(path: str, coloured: bool) -> np.ndarray:
-    """Return the pixels of a mask: H W 3 if `coloured`, else as the file has them."""
+def _decode_mask(path: str, coloured: bool) -> np.ndarray:
+    """Return the pixels of a mask: H W 3 if `coloured`, otherwise in the layout of the file."""
     try:
         with Image.open(path) as mask:
             return np.asarray(mask.convert("RGB") if coloured else mask)
-    except Exception as error:  # Pillow's decoders raise whatever they meet
+    except Exception as error:  # Pillow's decoders raise errors of many types
         raise BadInput(
             f"cannot read mask {path} ({reason(error)}); "
-            "repair or remove it, or set data.skip_corrupt=true to leave such files out"
+            "repair or remove it, or set data.skip_corrupt=true to skip such files"
         ) from error
 
 
-def _numbers(pixels: np.ndarray, palette: np.ndarray, path: str) -> np.ndarray:
-    """Return the number of the class that has each pixel's colour, H W."""
+def _class_numbers(pixels: np.ndarray, palette: np.ndarray, path: str) -> np.ndarray:
+    """Return the class number of each pixel's colour: H W 3 -> H W."""
     codes = pixels.astype(np.int64) @ (65536, 256, 1)
     known = palette.astype(np.int64) @ (65536, 256, 1)
     order = np.argsort(known)
     found = order[np.searchsorted(known[order], codes).clip(max=len(known) - 1)]
-    strange = known[found] != codes
-    if strange.any():
+    unknown = known[found] != codes
+    if unknown.any():
         raise BadInput(
-            f"mask {path} has the colour {pixels[strange][0].tolist()}, which data.palette lacks"
+            f"mask {path} contains the colour {pixels[unknown][0].tolist()}, which is not in "
+            "data.palette; add it"
         )
     return found.astype(np.uint8)

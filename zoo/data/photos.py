@@ -1,4 +1,4 @@
-"""scikit-learn's two sample photographs, 640 x 427 pixels each: they come with the package."""
+"""The two sample photographs that scikit-learn contains, 640 x 427 pixels each."""
 
 import functools
 from typing import Any
@@ -10,7 +10,7 @@ CHINA, FLOWER = "china", "flower"
 
 @functools.cache
 def photograph(name: str) -> np.ndarray:
-    """Return `CHINA` (a temple) or `FLOWER` (a dahlia), bytes H W 3, not to be written to."""
+    """Return `CHINA` (a temple) or `FLOWER` (a dahlia): read-only bytes H W 3."""
     from sklearn.datasets import load_sample_image
 
     pixels: Any = load_sample_image(f"{name}.jpg")

@@ -1,4 +1,4 @@
-"""What each data set gets where the configuration says null, and what it may be asked at all."""
+"""Defaults of each data set, the keys that it supports, and the validation of their values."""
 
 import dataclasses
 import difflib
@@ -9,13 +9,13 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, first_line
 from zoo.settings import DataConfig
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
-# timm's defaults for training on ImageNet; bicubic and 7/8 are what most recipes evaluate with.
+# timm's defaults for training on ImageNet; most recipes evaluate with bicubic and 0.875.
 PHOTOS: dict[str, Any] = {
     "image_size": 224,
     "interpolation": "bicubic",
@@ -28,7 +28,7 @@ PHOTOS: dict[str, Any] = {
     "re_prob": 0.0,
     "num_workers": 4,
 }
-# A digit that is mirrored or cropped by half is another digit or none.
+# A digit that is flipped or cropped by half is another digit or unreadable.
 DIGITS = PHOTOS | {
     "image_size": 64,
     "crop_pct": 1.0,
@@ -53,9 +53,9 @@ HUGGING_FACE = PHOTOS | {
     "target_key": "label",
 }
 SHARDS = FOLDERS | {"input_key": "jpg;jpeg;png;webp"}
-# Images with masks: the crop must keep enough of a scene to be understood.
+# Crops for segmentation must keep enough of the scene.
 MASKED = FOLDERS | {"image_size": 256, "scale": [0.25, 1.0], "interpolation": "bilinear"}
-# Every scene is drawn at the size that is asked for, so nothing is cropped or resized.
+# Scenes are generated at the requested size: no crop, no resizing.
 SCENES = MASKED | {
     "image_size": 48,
     "scale": [1.0, 1.0],
@@ -66,7 +66,7 @@ SCENES = MASKED | {
     "train_images": 4000,
     "val_images": 200,
 }
-# What is drawn is compared with the photograph itself: values stay within 0..1.
+# No normalisation: outputs are compared with photographs in 0..1.
 SUPERRES = {
     "image_size": 32,
     "mean": [0.0, 0.0, 0.0],
@@ -77,7 +77,7 @@ SUPERRES = {
     "train_images": 2000,
 }
 
-# What has an effect only for some data sets: asking others for it is an error.
+# Keys that only some data sets support: for the others they raise an error.
 _RESIZED = {"scale", "ratio", "color_jitter", "interpolation"}
 _LABELLED = _RESIZED | {
     "train_interpolation",
@@ -110,7 +110,7 @@ SETS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "oxford_pet": (MASKED, _RESIZED | _FETCHED | {"skip_corrupt"}),
     "photos_superres": (SUPERRES, {"train_images"}),
 }
-_NAMED = ("hfds", "wds")  # any number of sets: which one follows behind a slash
+_PREFIXES = ("hfds", "wds")  # `<prefix>/<name>`: any number of data sets
 _TASKS = {
     "segmentation": ("digits_segmentation", "folder_segmentation", "voc", "oxford_pet"),
     "super-resolution": ("photos_superres",),
@@ -118,63 +118,58 @@ _TASKS = {
 
 
 def family(name: str) -> str:
-    """Return the key of `SETS` that data set `name` belongs to: `hfds` for `hfds/<name>`.
+    """Return the key of `SETS` for data set `name`: `hfds` for `hfds/<name>`.
 
     Raises:
         BadInput: There is no such data set.
     """
     prefix, slash, rest = name.partition("/")
-    if prefix in _NAMED:
+    if prefix in _PREFIXES:
         if slash and rest:
             return prefix
-        raise BadInput(f"data.name={name!r} lacks the name; give {prefix}/<name>")
+        raise BadInput(f"data.name={name!r} is incomplete; give {prefix}/<name>")
     if name in SETS:
         return name
-    near = difflib.get_close_matches(name, SETS, n=3)
-    raise BadInput(
-        f"no data set named {name!r}; "
-        + (f"did you mean {' or '.join(near)}? " if near else "")
-        + "there are "
-        + ", ".join(f"{set_}/<name>" if set_ in _NAMED else set_ for set_ in SETS)
-    )
+    choices = [f"{key}/<name>" if key in _PREFIXES else key for key in SETS]
+    raise BadInput(_unknown("data set", name, choices))
 
 
 def task(name: str) -> str:
-    """Return what the images of data set `name` are for, in the registry's words."""
+    """Return the task of data set `name`: a task name of the model registry."""
     return next((task for task, sets in _TASKS.items() if name in sets), "classification")
 
 
 def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
     """Return the configuration with every null that has a default filled in.
 
-    What it returns resolves to itself, so that a run's stored configuration can be run again.
+    A resolved configuration resolves to itself, which lets a run be repeated from its stored one.
 
     Args:
-        cfg: `DataConfig`, the `DictConfig` of one, or a dictionary of its keys.
-        model: What the model was made for (mean, std, interpolation, crop_pct); it stands behind
-            what `cfg` says and before what the data set would take.
+        cfg: A `DataConfig`, a `DictConfig` or a dictionary with its keys.
+        model: What the model expects (mean, std, interpolation, crop_pct): overrides the defaults
+            of the data set; `cfg` overrides both.
 
     Raises:
-        BadInput: An unknown key or data set, a value that cannot work, or one without an effect.
+        BadInput: A key or the data set is unknown, or a value is invalid or has no effect.
     """
     given = _typed(cfg)
-    defaults, takes = SETS[family(given.name)]
-    _refuse_idle(given, takes)
+    defaults, supported = SETS[family(given.name)]
+    _check_effects(given, supported)
     defaults = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | defaults
     defaults |= {key: value for key, value in (model or {}).items() if value is not None}
     for key in ("mean", "std"):
         defaults[key] = _for_channels(defaults[key], given.in_chans)
-    if _has_own_colours(given.auto_augment):
+    if _replaces_color_jitter(given.auto_augment):
         defaults["color_jitter"] = 0.0
     if given.val_split is not None:
         defaults.pop("val_split_name")
     defaults["num_workers"] = min(defaults["num_workers"], _cpus())
     values = dataclasses.asdict(given)
     defaults["train_interpolation"] = values["interpolation"] or defaults.get("interpolation")
-    for key in defaults.keys() - (_SPECIAL - takes):
+    for key in defaults.keys() - (_SPECIAL - supported):
         values[key] = defaults[key] if values[key] is None else values[key]
     resolved = DataConfig(**values)
-    check(resolved)
+    _check_values(resolved)
     resolved.image_size = list(size_of(resolved.image_size))
     return resolved
 
@@ -185,13 +180,13 @@ def _cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _has_own_colours(auto_augment: str | None) -> bool:
-    """Say whether timm leaves colour jitter out beside this policy."""
+def _replaces_color_jitter(auto_augment: str | None) -> bool:
+    """Return whether timm leaves out colour jitter with this policy."""
     return bool(auto_augment) and "3a" not in str(auto_augment)
 
 
 def _typed(cfg: Any) -> DataConfig:
-    """Return `cfg` as a `DataConfig` whose values have the declared types."""
+    """Return `cfg` as a `DataConfig` with values of the declared types."""
     if dataclasses.is_dataclass(cfg):
         cfg = dataclasses.asdict(cfg)  # type: ignore[arg-type]
     cfg = OmegaConf.create(cfg)
@@ -201,90 +196,95 @@ def _typed(cfg: Any) -> DataConfig:
         merged = OmegaConf.merge(OmegaConf.structured(DataConfig), cfg)
         return DataConfig(**OmegaConf.to_container(merged))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
-        raise BadInput(f"data.{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"data.{error.full_key}: {first_line(error)}") from error
 
 
-def _refuse_idle(given: DataConfig, takes: set[str]) -> None:
-    plain = DataConfig()
-    for key in sorted(_SPECIAL - takes):
-        if getattr(given, key) != getattr(plain, key):
+def _check_effects(given: DataConfig, supported: set[str]) -> None:
+    """Raise `BadInput` for the first value that has no effect."""
+    unset = DataConfig()
+    for key in sorted(_SPECIAL - supported):
+        if getattr(given, key) != getattr(unset, key):
             raise BadInput(
                 f"data.{key}={getattr(given, key)} has no effect for data.name={given.name}; "
                 "leave it out"
             )
-    if _has_own_colours(given.auto_augment) and given.color_jitter:
+    if _replaces_color_jitter(given.auto_augment) and given.color_jitter:
         raise BadInput(
-            f"data.color_jitter={given.color_jitter} has no effect beside "
+            f"data.color_jitter={given.color_jitter} has no effect with "
             f"data.auto_augment={given.auto_augment}; leave one of them out"
         )
     if given.val_split is not None and given.val_split_name is not None:
-        raise BadInput("data.val_split and data.val_split_name exclude each other; give one")
+        raise BadInput(
+            "data.val_split and data.val_split_name exclude each other; leave one of them out"
+        )
     for key in ("re_mode", "re_count"):
         if getattr(given, key) is not None and not given.re_prob:
-            raise BadInput(f"data.{key} has no effect without data.re_prob; set that above 0")
+            raise BadInput(
+                f"data.{key} has no effect without data.re_prob; set data.re_prob above 0"
+            )
 
 
 def _for_channels(values: Any, in_chans: int) -> list[float]:
-    """One number a channel; where the model has another count of them, their average."""
+    """Return one number per channel: `values`, or their average if their number differs."""
     numbers = [float(value) for value in values]
-    if in_chans < 1 or not numbers:  # `check` says what is wrong
+    if in_chans < 1 or not numbers:  # `_check_values` raises
         return numbers
     return numbers if len(numbers) == in_chans else [sum(numbers) / len(numbers)] * in_chans
 
 
 def size_of(image_size: Any) -> tuple[int, int]:
-    """Return (height, width).
+    """Return (height, width) in pixels.
+
+    Args:
+        image_size: One number for a square, or a pair (height, width).
 
     Raises:
-        BadInput: Neither a positive whole number nor a pair of them.
+        BadInput: It is neither.
     """
     pair = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
     whole = all(isinstance(edge, int) and not isinstance(edge, bool) for edge in pair)
     if len(pair) != 2 or not whole or min(pair) <= 0:
         raise BadInput(
-            f"data.image_size={image_size!r} is neither a number of pixels above 0 nor a pair "
-            "[height, width] of them"
+            f"data.image_size={image_size!r} must be a positive number of pixels or a pair "
+            "[height, width]"
         )
     return pair[0], pair[1]
 
 
-def check(cfg: DataConfig) -> None:
-    """Raise `BadInput` for the first value of a resolved configuration that cannot work."""
+def _check_values(cfg: DataConfig) -> None:
+    """Raise `BadInput` for the first invalid value of a resolved configuration."""
     if cfg.in_chans not in (1, 3):
-        raise BadInput(f"data.in_chans={cfg.in_chans}: images have 1 (grey) or 3 (colour) channels")
+        raise BadInput(f"data.in_chans={cfg.in_chans} must be 1 (grey) or 3 (RGB)")
     size_of(cfg.image_size)
     for key in ("hflip", "vflip", "re_prob"):
-        _within(cfg, key, 0, 1)
-    _within(cfg, "crop_pct", 0, 1, low_open=True)
+        value = getattr(cfg, key)
+        if value is not None and not 0 <= value <= 1:
+            raise BadInput(f"data.{key}={value} must be a probability between 0 and 1")
+    if cfg.crop_pct is not None and not 0 < cfg.crop_pct <= 1:
+        raise BadInput(f"data.crop_pct={cfg.crop_pct} must be above 0 and at most 1")
     for key in ("num_classes", "re_count", "train_images", "val_images"):
         if getattr(cfg, key) is not None and getattr(cfg, key) < 1:
-            raise BadInput(f"data.{key}={getattr(cfg, key)} must be 1 or more")
+            raise BadInput(f"data.{key}={getattr(cfg, key)} must be at least 1")
     if cfg.val_split is not None and not 0 < cfg.val_split < 1:
-        raise BadInput(f"data.val_split={cfg.val_split} is not a share between 0 and 1, like 0.2")
+        raise BadInput(f"data.val_split={cfg.val_split} must be between 0 and 1, such as 0.2")
     _check_range(cfg, "scale", largest=1.0)
     _check_range(cfg, "ratio", largest=float("inf"))
     for key in ("mean", "std"):
         values = getattr(cfg, key)
         if len(values) != cfg.in_chans:
-            raise BadInput(f"data.{key}={values} has not one number for each of {cfg.in_chans}")
+            raise BadInput(f"data.{key}={values} must have {cfg.in_chans} numbers, one per channel")
     if min(cfg.std or []) <= 0:
         raise BadInput(f"data.std={cfg.std} must be above 0")
     if (cfg.num_workers or 0) < 0:
-        raise BadInput(f"data.num_workers={cfg.num_workers} must be 0 or more")
+        raise BadInput(f"data.num_workers={cfg.num_workers} must be at least 0")
     _check_choices(cfg)
-
-
-def _within(cfg: DataConfig, key: str, low: float, high: float, low_open: bool = False) -> None:
-    value = getattr(cfg, key)
-    if value is not None and (not low <= value <= high or (low_open and value == low)):
-        raise BadInput(f"data.{key}={value} is not within {low} and {high}")
 
 
 def _check_range(cfg: DataConfig, key: str, largest: float) -> None:
     value = getattr(cfg, key)
     if value is not None and (len(value) != 2 or not 0 < value[0] <= value[1] <= largest):
         bound = " <= 1" if largest == 1 else ""
-        raise BadInput(f"data.{key}={value} is not a pair [low, high] with 0 < low <= high{bound}")
+        raise BadInput(f"data.{key}={value} must be a pair [low, high] with 0 < low <= high{bound}")
 
 
 def _check_choices(cfg: DataConfig) -> None:
@@ -297,11 +297,18 @@ def _check_choices(cfg: DataConfig) -> None:
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in strengths)
     if not numbers or min(strengths) < 0 or len(strengths) not in (1, 3, 4):
         raise BadInput(
-            f"data.color_jitter={jitter!r} is neither one strength nor "
-            "[brightness, contrast, saturation(, hue)], each 0 or more"
+            f"data.color_jitter={jitter!r} must be one strength or "
+            "[brightness, contrast, saturation(, hue)], each at least 0"
         )
 
 
 def _one_of(key: str, value: Any, choices: list[str]) -> None:
     if value is not None and value not in choices:
-        raise BadInput(f"data.{key}={value!r} is not one of {', '.join(choices)}")
+        raise BadInput(_unknown(f"data.{key}", value, choices))
+
+
+def _unknown(what: str, value: Any, choices: list[str]) -> str:
+    """Return an error message with the nearest choice, if any, and all choices."""
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown {what} {value!r}{hint} Choices: {', '.join(choices)}"

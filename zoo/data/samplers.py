@@ -1,7 +1,6 @@
-"""Which images make up which batch, as a function of (seed, epoch) and the process's rank.
+"""The images of each batch, as a function of (seed, epoch) and the process's rank.
 
-A batch is a list of keys `(epoch, index)`. The epoch travels with the index, so worker processes
-that outlive an epoch still know which one they load for.
+A batch is a list of keys `(epoch, index)`: the key tells persistent worker processes the epoch.
 """
 
 import hashlib
@@ -24,17 +23,17 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def mix(*numbers: int) -> int:
-    """Hash integers to 63 bits: near inputs give unrelated seeds, on every machine the same."""
+    """Hash integers to a 63-bit seed that is the same on every machine."""
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
 class TrainBatches:
-    """Shuffled batches of equal size; what does not fill one on every rank waits for other epochs.
+    """Shuffled batches of equal size; images that do not fill a batch on every rank are left out.
 
-    Step k of W ranks with batches of B sees the images that step k of one process with batches of
-    W x B sees. `start_batch` makes the current epoch begin there, without loading what precedes;
-    the next `set_epoch` to another epoch begins at 0 again. `len` is always that of a whole epoch.
+    Step k of W ranks with batches of B uses the same images as step k of one process with batches
+    of W x B. The epoch starts at `start_batch`, without loading earlier batches; `set_epoch` with
+    another epoch resets it to 0. `len` always counts the batches of a whole epoch.
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int) -> None:
@@ -45,7 +44,7 @@ class TrainBatches:
         self.start_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
+        """Select the epoch of the next iteration."""
         if epoch != self.epoch:
             self.start_batch = 0
         self.epoch = epoch
@@ -64,31 +63,31 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every image once, on exactly one rank, in order; ranks may differ by one image."""
+    """Every image once, in order, on exactly one rank; ranks may differ by one image."""
 
     def __init__(self, num_samples: int, batch_size: int) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
 
-    def _mine(self) -> range:
+    def _indices(self) -> range:
         rank, world = rank_and_world()
         return range(rank, self.num_samples, world)
 
     def __len__(self) -> int:
-        return -(-len(self._mine()) // self.batch_size)
+        return -(-len(self._indices()) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        mine = self._mine()
-        for start in range(0, len(mine), self.batch_size):
-            yield [(0, index) for index in mine[start : start + self.batch_size]]
+        indices = self._indices()
+        for start in range(0, len(indices), self.batch_size):
+            yield [(0, index) for index in indices[start : start + self.batch_size]]
 
 
 def check_batch_size(batch_size: int, num_samples: int) -> None:
-    """Raise `BadInput` unless `batch_size` images on every rank can be drawn."""
+    """Raise `BadInput` if the images do not fill one batch on every rank."""
     world = rank_and_world()[1]
     if batch_size * world > num_samples:
         ranks = f" on each of {world} processes" if world > 1 else ""
         raise BadInput(
-            f"batch_size={batch_size}{ranks} is more than the {num_samples} training images; "
-            f"at most {num_samples // world} would do"
+            f"batch_size={batch_size}{ranks} exceeds the {num_samples} training images; "
+            f"give at most {num_samples // world}"
         )

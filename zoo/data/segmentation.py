@@ -1,4 +1,4 @@
-"""Images and the class of every pixel, both turned, cropped and resized together."""
+"""Segmentation: images and masks, flipped, cropped and resized together."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -20,32 +20,34 @@ from zoo.errors import BadInput
 from zoo.settings import DataConfig
 
 Pair = tuple[Image.Image, Image.Image]
-# Of both nearest modes the one whose pixels lie where those of the resized image lie.
-MASKS = InterpolationMode.NEAREST_EXACT
+# NEAREST would shift masks against their images by up to half a pixel.
+MASK_INTERPOLATION = InterpolationMode.NEAREST_EXACT
 
 
 class JointCrop(v2.RandomResizedCrop):
-    """A random part of an image and the same part of its mask, at one size.
+    """A random crop of an image and of its mask, resized to one size.
 
-    torchvision resizes masks with `NEAREST`, which shifts them by up to half a pixel.
+    Unlike torchvision's, it resizes masks with `MASK_INTERPOLATION`.
     """
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Crop and resize one of the two."""
+        """Crop and resize an image or a mask."""
         if not isinstance(inpt, tv_tensors.Mask):
             return super().transform(inpt, params)
         part = F.crop(inpt.as_subclass(Tensor), **params)
-        part = F.resize(part, list(self.size), interpolation=MASKS)  # type: ignore[arg-type]
+        part = F.resize(part, list(self.size), interpolation=MASK_INTERPOLATION)  # type: ignore[arg-type]
         return tv_tensors.Mask(part)
 
 
 class Fit(v2.Transform):
-    """The whole image, made as large as fits in `size`; below or beside it is what to ignore.
+    """Resizes the whole image to fit in `size` and pads it at the right or the bottom.
+
+    Masks are padded with `IGNORE`.
 
     Args:
         size: (height, width) in pixels.
-        interpolation: Of the image; masks take the nearest number.
-        fill: Colour of what is added to images, one byte a channel.
+        interpolation: How images are resized.
+        fill: Colour of the padding of images, one number per channel in 0..255.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Fit(v2.Transform):
         self.fill: list[float] = list(fill)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Return the size of the image inside, and the padding left, top, right, bottom."""
+        """Return the resized (height, width), and the padding at left, top, right, bottom."""
         height, width = F.get_size(flat_inputs[0])
         scale = min(self.size[0] / height, self.size[1] / width)
         inner = [
@@ -66,40 +68,42 @@ class Fit(v2.Transform):
         return {"inner": inner, "padding": [0, 0, self.size[1] - inner[1], self.size[0] - inner[0]]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize and pad one of the two."""
+        """Resize and pad an image or a mask."""
         if isinstance(inpt, tv_tensors.Mask):
-            part = F.resize(inpt.as_subclass(Tensor), params["inner"], interpolation=MASKS)
+            part = F.resize(
+                inpt.as_subclass(Tensor), params["inner"], interpolation=MASK_INTERPOLATION
+            )
             return tv_tensors.Mask(F.pad(part, params["padding"], fill=IGNORE))
         part = F.resize(inpt, params["inner"], interpolation=self.interpolation)
         return F.pad(part, params["padding"], fill=self.fill)
 
 
 class MaskedPreparation:
-    """From an image and its mask to tensors.
+    """Turns an image and its mask into tensors.
 
     Args:
         transform: Applied to the image and the mask together.
-        mean: One number a channel, of values in 0..1.
-        std: One number a channel, of values in 0..1.
+        mean: One number per channel, for pixel values in 0..1.
+        std: One number per channel, for pixel values in 0..1.
     """
 
     def __init__(self, transform: v2.Transform, mean: Sequence[float], std: Sequence[float]):
         self.transform = transform
-        self.normalised = Preparation(F.pil_to_tensor, mean, std)
+        self.normalization = Preparation(F.pil_to_tensor, mean, std)
 
-    def into(self, image_out: Tensor, mask_out: Tensor, pair: Pair) -> None:
+    def prepare_into(self, image_out: Tensor, mask_out: Tensor, pair: Pair) -> None:
         """Write the image to `image_out` (float32, C H W), the mask to `mask_out` (int64, H W)."""
         numbers = torch.from_numpy(np.array(pair[1]))[None]
         image, mask = self.transform(pair[0], tv_tensors.Mask(numbers))
-        self.normalised.into(image_out, image)
+        self.normalization.prepare_into(image_out, image)
         mask_out.copy_(mask.as_subclass(Tensor)[0])
 
 
 class MaskedSet(ImageSet):
-    """Gives whole batches of images and masks for lists of keys."""
+    """Whole batches of images and masks for lists of keys."""
 
     def load(self, keys: list[Key]) -> Batch:
-        """Return images (float32, B C H W) and class numbers (int64, B H W; 255: none).
+        """Return images (float32, B C H W) and class numbers (int64, B H W; `IGNORE`: no class).
 
         Raises:
             BadInput: An image or a mask cannot be read.
@@ -112,32 +116,27 @@ class MaskedSet(ImageSet):
                 pair = self.source.pair(index)  # type: ignore[attr-defined]
                 if self.seed is not None:
                     seed_sample(self.seed, epoch, index)
-                preparation.into(image, mask, pair)
+                preparation.prepare_into(image, mask, pair)
         return images, numbers
 
 
 class SegmentationData(ImageData):
-    """Loaders of images whose pixels have a class each; 255 marks those that have none.
+    """Loaders of images and masks; pixels without a class have the number `IGNORE`.
 
-    Evaluation sees whole images, resized to fit in the image size; what they do not fill is marked.
+    Evaluation uses whole images, resized to fit in the image size and padded.
     """
 
     task: ClassVar[str] = "segmentation"
 
     def __init__(self, config: Any, batch_size: int, eval_batch_size: int, seed: int) -> None:
         if config.name == "folder_segmentation":
-            masks.check_classes(config)
+            masks.count_classes(config)  # raises if the settings disagree
         super().__init__(config, batch_size, eval_batch_size, seed)
         self.crop_pct = 1.0
 
-    def prepare_data(self) -> None:
-        """Download what may be downloaded; Lightning calls this in one process of a machine."""
-        if self.config.name in ("voc", "oxford_pet"):
-            masks.fetch(self.config)
-
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """(classes, height, width): one logit a class for every pixel; known after `setup`."""
+        """(classes, height, width): one logit per class and pixel; known after `setup`."""
         return (self.num_classes, *self.image_size)
 
     def _preparations(self) -> tuple[Any, Any]:
@@ -162,9 +161,9 @@ class SegmentationData(ImageData):
 
 
 def _augmentation(cfg: DataConfig, mode: InterpolationMode) -> v2.Transform:
-    """Return what training does with an image and its mask.
+    """Return the training transform of an image and its mask.
 
-    `data.ratio` is meant of a square; for another shape it is taken relative to that.
+    `data.ratio` is relative to the aspect ratio of `data.image_size`.
     """
     height, width = cfg.image_size
     assert cfg.scale is not None
@@ -187,6 +186,6 @@ def _augmentation(cfg: DataConfig, mode: InterpolationMode) -> v2.Transform:
         strengths = strengths if isinstance(strengths, list) else [strengths] * 3
         try:
             steps.append(v2.ColorJitter(*strengths))
-        except ValueError as error:  # a hue is at most half the circle
+        except ValueError as error:  # hue above 0.5
             raise BadInput(f"data.color_jitter={cfg.color_jitter}: {error}") from error
     return v2.Compose(steps)

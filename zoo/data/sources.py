@@ -1,4 +1,4 @@
-"""Where images come from: something that can be asked for image number i and its label."""
+"""Labelled images by index: in memory, in files, or a part of another source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,22 +7,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo.data.images import read_image
 from zoo.errors import BadInput
+from zoo.images import read_image
 
-# The held-out part must stay the same from run to run, so the run's seed has no say in it.
-SPLIT_SEED = 0
+DIGITS_VAL = 0.2  # share of the digits in the validation split
+SPLIT_SEED = 0  # fixed: the validation split must not depend on the run's seed
 
 
 @dataclass
 class Source:
-    """Images that lie in memory, and the interface of the others.
+    """Labelled images in memory, and the interface of all other sources.
 
     Attributes:
-        labels: One class index an image.
-        num_classes: How many classes there are.
+        labels: A class index per image.
+        num_classes: Number of classes.
         class_names: Their names in order, if known.
-        images: 8-bit images, grey or RGB as the run asked.
+        images: 8-bit images, all grey or all RGB.
     """
 
     labels: Sequence[int]
@@ -34,7 +34,7 @@ class Source:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """Return image number `index`, decoded.
+        """Return a decoded image.
 
         Raises:
             BadInput: It cannot be read.
@@ -42,7 +42,7 @@ class Source:
         return self.images[index]
 
     def name(self, index: int) -> str:
-        """Return what a message calls image number `index`."""
+        """Return the name of an image in error messages."""
         return f"number {index}"
 
 
@@ -51,8 +51,8 @@ class Files(Source):
     """Image files.
 
     Attributes:
-        paths: One a label.
-        in_chans: 1 or 3.
+        paths: A path per label.
+        in_chans: 1 (grey) or 3 (RGB).
     """
 
     paths: Sequence[str] = field(default_factory=list)
@@ -70,8 +70,8 @@ class Part(Source):
     """Some of the images of another source.
 
     Attributes:
-        whole: The source.
-        indices: Which of its images, in order.
+        whole: The other source.
+        indices: The indices of the images in `whole`, in order.
     """
 
     whole: Any = None
@@ -79,7 +79,7 @@ class Part(Source):
 
     @classmethod
     def of(cls, whole: Source, indices: Sequence[int]) -> "Part":
-        """Return the part of `whole` that `indices` names."""
+        """Return the images of `whole` at `indices`."""
         labels = [whole.labels[index] for index in indices]
         return cls(labels, whole.num_classes, whole.class_names, whole=whole, indices=indices)
 
@@ -90,8 +90,22 @@ class Part(Source):
         return self.whole.name(self.indices[index])
 
 
+def in_memory(source: Source) -> Source:
+    """Return `source` with every image decoded: width x height x channels bytes per image.
+
+    Raises:
+        BadInput: An image cannot be read.
+    """
+    images = [source.image(index) for index in range(len(source))]
+    return Source(source.labels, source.num_classes, source.class_names, images)
+
+
 def held_out(whole: Source, share: float) -> tuple[Part, Part]:
-    """Split stratified by class into (train, val), always in the same way.
+    """Split into (train, val), stratified by class; every call returns the same split.
+
+    Args:
+        whole: The images to split.
+        share: Share of the images in the validation part, between 0 and 1.
 
     Raises:
         BadInput: A class has fewer than two images, or a part would lack a class.
@@ -106,16 +120,18 @@ def held_out(whole: Source, share: float) -> tuple[Part, Part]:
             random_state=SPLIT_SEED,
         )
     except ValueError as error:
-        raise BadInput(f"data.val_split={share} cannot be done: {error}") from error
+        raise BadInput(
+            f"data.val_split={share}: cannot split these images by class: {error}"
+        ) from error
     return Part.of(whole, sorted(train)), Part.of(whole, sorted(val))
 
 
 def digits(size: tuple[int, int], in_chans: int) -> Source:
-    """Return scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, resized to (height, width)."""
+    """Return scikit-learn's 1,797 handwritten digits, resized from 8 x 8 to (height, width)."""
     from sklearn.datasets import load_digits
 
     found: Any = load_digits()
-    pixels = np.round(found.images * (255 / 16)).astype(np.uint8)  # N H W, values 0..16 before
+    pixels = np.round(found.images * (255 / 16)).astype(np.uint8)  # N H W, scaled from 0..16
     height, width = size
     images = []
     for array in pixels:
@@ -123,3 +139,14 @@ def digits(size: tuple[int, int], in_chans: int) -> Source:
         images.append(image if in_chans == 1 else image.convert("RGB"))
     names = [str(name) for name in found.target_names]
     return Source(found.target.tolist(), len(names), names, images)
+
+
+def split_digits(size: tuple[int, int], in_chans: int) -> tuple[Part, Part]:
+    """Return the (train, val) splits of `digits`."""
+    return held_out(digits(size, in_chans), DIGITS_VAL)
+
+
+def check_train_or_val(name: str, split: str) -> None:
+    """Raise `BadInput` unless `split` is `"train"` or `"val"`, the only splits of `name`."""
+    if split not in ("train", "val"):
+        raise BadInput(f"unknown split {split!r} of data set {name}. Choices: train, val")

@@ -1,8 +1,8 @@
-"""WebDataset shards, by timm's reader: samples come in the order of the shards, not by number.
+"""WebDataset shards through timm's reader: samples are read in sequence, not by index.
 
-Order and augmentation are a function of (seed, epoch, rank, worker, position): a run repeats itself
-with the same number of processes, not with another. Resuming inside an epoch reads what was already
-seen again and drops it.
+Order and augmentation are a function of (seed, epoch, rank, worker, position): a run is repeatable
+only with the same number of processes. Resuming within an epoch reads the earlier samples again and
+drops them.
 """
 
 import logging
@@ -19,14 +19,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from zoo.data.dataset import Batch, Failure, Preparation, as_is, own_randomness, seed_sample
 from zoo.data.folders import existing_root
-from zoo.data.hub import need_extra
-from zoo.data.images import MODES
+from zoo.data.hugging_face import need_package
 from zoo.data.loader import unwrapped
 from zoo.data.samplers import mix, rank_and_world
-from zoo.errors import BadInput
+from zoo.errors import BadInput, first_line
+from zoo.images import MODES
 from zoo.settings import DataConfig
 
-# timm's reader drops what it cannot decode and says so here, and nowhere else.
+# timm's reader drops samples that it cannot decode; this log is the only trace of them.
 READER_LOG = "timm.data.readers.reader_wds"
 log = logging.getLogger("zoo.data")
 
@@ -38,14 +38,14 @@ def open_reader(cfg: DataConfig, split: str, *, training: bool, batch_size: int,
         cfg: A resolved configuration.
         split: `"train"`, `"val"`, a split of the folder's `_info.json`, or shards in braces with
             the number of samples, like `"part-{000..007}.tar|10000"`.
-        training: Shuffle, and fill every batch.
-        batch_size: Images a process takes at each step.
-        seed: Of the shuffling.
+        training: Whether to shuffle and to fill every batch.
+        batch_size: Images per process and step.
+        seed: Determines the order of shards and samples.
 
     Raises:
-        BadInput: The extra is not installed, or shards or their number of samples are not known.
+        BadInput: The package `webdataset`, a shard or the number of samples is missing.
     """
-    need_extra("webdataset", cfg.name)
+    need_package("webdataset", cfg.name)
     from timm.data.readers.reader_factory import create_reader
 
     names = {"train": cfg.train_split_name, "val": cfg.val_split_name}
@@ -65,7 +65,7 @@ def open_reader(cfg: DataConfig, split: str, *, training: bool, batch_size: int,
         )
     except (RuntimeError, KeyError, ValueError) as error:
         raise BadInput(
-            f"{root} has no split {name!r}: it needs an _info.json that names the split, or "
+            f"{root} has no split {name!r}: list it in {root / '_info.json'}, or set "
             f'data.{split}_split_name="<shards>-{{000..007}}.tar|<number of samples>"'
         ) from error
     _check_shards(root, reader, name)
@@ -75,20 +75,20 @@ def open_reader(cfg: DataConfig, split: str, *, training: bool, batch_size: int,
 def _check_shards(root: Path, reader: Any, name: str) -> None:
     for shard in reader.split_info.filenames:
         if not (root / shard).is_file():
-            raise BadInput(f"shard {root / shard} of split {name!r} is not there")
+            raise BadInput(f"shard {root / shard} of split {name!r} does not exist")
     if not reader.num_samples:
         raise BadInput(
-            f"split {name!r} does not say how many samples it has; write that behind a bar, "
-            f"like {name}|1000"
+            f"the number of samples in split {name!r} is unknown; append it after a bar, like "
+            f"{name}|1000"
         )
 
 
 class Stream(IterableDataset):
-    """Whole batches from the shards that fall to this worker process.
+    """Whole batches from the shards that are assigned to this worker process.
 
     Attributes:
-        reader: timm's, new for every epoch; set by the loader before workers start.
-        epoch: Which epoch it is.
+        reader: timm's reader of the current epoch; set by the loader before workers start.
+        epoch: The current epoch.
     """
 
     def __init__(
@@ -112,45 +112,46 @@ class Stream(IterableDataset):
         info = get_worker_info()
         worker = info.id if info else 0
         try:
-            with _speaking(skip=self.cfg.skip_corrupt):
+            with _dropped_samples(skip=self.cfg.skip_corrupt):
                 yield from self._batches(worker)
         except BadInput as error:
             yield Failure(str(error))
 
     def _batches(self, worker: int) -> Iterator[Batch]:
         samples = enumerate(self.reader)
-        if self.seed is None:  # every rank reads all shards and keeps its share of the samples
+        if self.seed is None:  # every rank reads all shards and keeps every world-th sample
             samples = islice(samples, self.rank, None, self.world)
         while True:
             images, labels = [], []
             for position, (image, label) in islice(samples, self.batch_size):
-                images.append(self._prepared(image, worker, position))
-                labels.append(self._checked(label))
+                images.append(self._prepare(image, worker, position))
+                labels.append(self._valid_label(label))
             if not images:
                 return
             yield torch.stack(images), torch.tensor(labels)
 
-    def _prepared(self, image: Image.Image, worker: int, position: int) -> torch.Tensor:
+    def _prepare(self, image: Image.Image, worker: int, position: int) -> torch.Tensor:
         out = torch.empty(self.shape)
         if self.seed is None:
-            self.preparation.into(out, image)
+            self.preparation.prepare_into(out, image)
             return out
         with own_randomness():
             seed_sample(self.seed, self.epoch, self.rank, worker, position)
-            self.preparation.into(out, image)
+            self.preparation.prepare_into(out, image)
         return out
 
-    def _checked(self, label: int) -> int:
+    def _valid_label(self, label: int) -> int:
         if not 0 <= label < (self.cfg.num_classes or 0):
             raise BadInput(
-                f"label {label} in {self.cfg.name}: data.num_classes={self.cfg.num_classes} allows "
-                f"0 to {(self.cfg.num_classes or 0) - 1}"
+                f"label {label} in {self.cfg.name} is outside 0 to "
+                f"{(self.cfg.num_classes or 0) - 1}; correct it or "
+                f"data.num_classes={self.cfg.num_classes}"
             )
         return label
 
 
 class StreamLoader:
-    """Gives (images float32 B C H W, labels int64 B) of a stream, with workers new every epoch."""
+    """Yields (images float32 B C H W, labels int64 B); starts new workers every epoch."""
 
     def __init__(self, stream: Stream, split: str, workers: int) -> None:
         self.dataset = stream
@@ -159,10 +160,10 @@ class StreamLoader:
         self.epoch = 0
         self.start_batch = 0
         self.position = {"epoch": 0, "batch": 0}
-        self._reader = self._open(0)  # mistakes show now
+        self._reader = self._open(0)  # reports errors early
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
+        """Select the epoch of the next iteration."""
         if epoch != self.epoch:
             self.start_batch = 0
         self.epoch = epoch
@@ -176,21 +177,27 @@ class StreamLoader:
             batch_size=self.dataset.batch_size,
             seed=mix(self.dataset.seed or 0, epoch) % 2**31,
         )
-        if not training:  # `Stream` shares the samples out itself, exactly
+        if not training:  # `Stream` divides the samples between the ranks
             reader.dist_rank, reader.dist_num_replicas = 0, 1
         reader.set_loader_cfg(num_workers=self.workers)
         shards, readers = len(reader.split_info.filenames), reader.global_num_workers
         if training and shards < readers:
             raise BadInput(
                 f"{shards} training shards cannot feed {readers} loading processes; "
-                "lower data.num_workers or make more shards"
+                "lower data.num_workers or write more shards"
             )
         return reader
 
     def __len__(self) -> int:
-        """Training batches of an epoch; TypeError for evaluation, where only reading tells."""
+        """Number of training batches in an epoch.
+
+        Raises:
+            TypeError: For evaluation, where the number is only known after reading all shards.
+        """
         if self.dataset.seed is None:
-            raise TypeError("the number of evaluation batches of a stream is not known beforehand")
+            raise TypeError(
+                "the number of evaluation batches of a stream is unknown before it is read"
+            )
         return len(self._reader) // self.dataset.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
@@ -204,54 +211,54 @@ class StreamLoader:
             num_workers=self.workers,
             collate_fn=as_is,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(seed),  # the reader shuffles by it
+            generator=torch.Generator().manual_seed(seed),  # seeds the reader's shuffling
         )
         for batch in islice(unwrapped(batches), self.start_batch, None):
             self.position["batch"] += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch and how many of its batches were handed out."""
+        """Return the epoch and how many of its batches were returned."""
         return dict(self.position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next iteration continue where `state` was taken."""
+        """Continue at `state` in the next iteration."""
         self.set_epoch(state["epoch"])
         self.start_batch = state["batch"]
 
 
 @contextmanager
-def _speaking(*, skip: bool) -> Iterator[None]:
-    """While it is open, a sample that timm's reader drops is named, or ends the stream."""
-    lost = 0
+def _dropped_samples(*, skip: bool) -> Iterator[None]:
+    """Turn the samples that timm's reader drops into warnings (`skip`) or an error."""
+    dropped = 0
 
-    def heard(record: logging.LogRecord) -> bool:
-        nonlocal lost
+    def report(record: logging.LogRecord) -> bool:
+        nonlocal dropped
         error = sys.exc_info()[1]
         if error is None:
             return True
-        lost += 1
-        text = f"{_place(error)} ({' '.join(str(error).split()) or type(error).__name__})"
+        dropped += 1
+        text = f"{_sample_name(error)} ({first_line(error)})"
         if not skip:
             raise BadInput(
                 f"cannot read sample {text}; repair the shard, or set data.skip_corrupt=true to "
-                "leave such samples out"
+                "skip such samples"
             ) from error
-        log.warning("left out: sample %s", text)
+        log.warning("skipped: sample %s", text)
         return False
 
     reader_log = logging.getLogger(READER_LOG)
-    reader_log.addFilter(heard)
+    reader_log.addFilter(report)
     try:
         yield
     finally:
-        reader_log.removeFilter(heard)
-        if lost:
-            log.warning("%d samples are corrupt and left out", lost)
+        reader_log.removeFilter(report)
+        if dropped:
+            log.warning("corrupt samples: skipped %d", dropped)
 
 
-def _place(error: BaseException) -> str:
-    """Name the sample that webdataset was at: it stands in the frame that caught the error."""
+def _sample_name(error: BaseException) -> str:
+    """Return the name of the sample that webdataset was decoding, from the frame of the error."""
     sample = error.__traceback__.tb_frame.f_locals.get("sample") if error.__traceback__ else None
     if isinstance(sample, dict) and "__key__" in sample:
         return f"{sample['__key__']!r} of {sample.get('__url__', 'a shard')}"

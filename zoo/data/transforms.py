@@ -1,4 +1,4 @@
-"""From the configuration to what is done with each image, by timm's transforms."""
+"""Training and evaluation transforms of single images, built by timm."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +13,13 @@ from zoo.settings import DataConfig
 
 
 def train_preparation(cfg: DataConfig) -> Preparation:
-    """Return the augmentations of a resolved configuration.
+    """Return how images are augmented for training.
+
+    Args:
+        cfg: A resolved configuration.
 
     Raises:
-        BadInput: timm does not understand `data.auto_augment`.
+        BadInput: `data.auto_augment` is not a valid policy of timm.
     """
     erase = None
     if cfg.re_prob:
@@ -38,45 +41,56 @@ def _train_transform(cfg: DataConfig) -> Any:
         "mean": cfg.mean,
     }
     try:
-        # The prefetcher's form ends with bytes: `Preparation` normalises.
+        # With use_prefetcher the transform returns uint8; `Preparation` normalises.
         transform = create_transform(
             tuple(cfg.image_size), is_training=True, use_prefetcher=True, **chosen
         )
     except (AssertionError, ValueError, KeyError, IndexError, NotImplementedError) as error:
         raise BadInput(
-            f"data.auto_augment={cfg.auto_augment!r} is not one of timm's policies, "
-            "like rand-m9-mstd0.5-inc1, augmix-m3-w3 or original"
+            f"data.auto_augment={cfg.auto_augment!r} is not a policy of timm; "
+            "examples: rand-m9-mstd0.5-inc1, augmix-m3-w3, original"
         ) from error
-    _keep_one_bit(transform)
+    _posterize_to_one_bit_or_more(transform)
     return transform
 
 
 class _AtLeastOneBit:
-    """A policy's rule for posterising, of which 0 bits become 1: Pillow 13 refuses 0."""
+    """timm's number of bits for posterising, but at least 1."""
 
-    def __init__(self, rule: Callable[..., tuple[int]]) -> None:
-        self.rule = rule
+    def __init__(self, bits: Callable[..., tuple[int]]) -> None:
+        self.bits = bits
 
     def __call__(self, *level: Any) -> tuple[int]:
-        return (max(1, self.rule(*level)[0]),)
+        return (max(1, self.bits(*level)[0]),)
 
 
-def _keep_one_bit(transform: Any) -> None:
-    """Let no policy among the steps of `transform` ask for an image of 0 bits, all black."""
+def _posterize_to_one_bit_or_more(transform: Any) -> None:
+    """Change the posterising steps of `transform` that would keep 0 bits, which Pillow 13 refuses.
+
+    timm has no option for this, so the `level_fn` of its steps is replaced. A test states what that
+    relies on.
+    """
     for policy in transform.transforms:
-        if isinstance(policy, RandAugment | AugMixAugment):
-            chosen = list(policy.ops)
-        elif isinstance(policy, AutoAugment):
-            chosen = [op for group in policy.policy for op in group]
-        else:
-            continue
-        for op in chosen:
-            if op.name.startswith("Posterize"):
-                op.level_fn = _AtLeastOneBit(op.level_fn)
+        for step in _steps(policy):
+            if step.name.startswith("Posterize"):
+                step.level_fn = _AtLeastOneBit(step.level_fn)
+
+
+def _steps(policy: Any) -> list[Any]:
+    """Return the augmentation steps of one of timm's policies; none for another transform."""
+    if isinstance(policy, RandAugment | AugMixAugment):
+        return list(policy.ops)
+    if isinstance(policy, AutoAugment):
+        return [step for group in policy.policy for step in group]
+    return []
 
 
 def eval_preparation(cfg: DataConfig) -> Preparation:
-    """Return how images are resized and cropped for evaluation."""
+    """Return how images are resized and cropped for evaluation.
+
+    Args:
+        cfg: A resolved configuration.
+    """
     transform: Any = create_transform(
         tuple(cfg.image_size),
         use_prefetcher=True,

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo.data.images import convert, reason
 from zoo.deploy import files
 from zoo.errors import BadInput
+from zoo.images import convert, reason
 from zoo.runtimes.artefacts import LoadedArtefact
 
 OPACITY = 0.5  # of a mask over its picture

@@ -3,9 +3,12 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from zoo.data.create import create_datamodule
@@ -31,11 +34,12 @@ IMAGENET_STATISTICS: dict[str, Any] = {
 }
 
 
-def build_data(run: TrainRun, resumed: dict[str, Any] | None = None) -> ImageData:
+def build_data(run: TrainRun, fabric: Fabric, resumed: dict[str, Any] | None = None) -> ImageData:
     """Open the data of a training run.
 
     Args:
         run: The resolved settings.
+        fabric: The processes of the run.
         resumed: The checkpoint of a run that continues.
 
     Raises:
@@ -45,9 +49,32 @@ def build_data(run: TrainRun, resumed: dict[str, Any] | None = None) -> ImageDat
     data = create_datamodule(
         run.data, batch_size=run.train.batch_size, mean=mean, std=std, seed=run.train.seed
     )
+    if data.config.download and fabric.world_size > 1:
+        _download_once(data, fabric)
     data.setup("fit")
     check_against_data(run.model, data)
     return data
+
+
+def _download_once(data: ImageData, fabric: Fabric) -> None:
+    """Download with the first process of each machine while the other processes wait.
+
+    Raises:
+        BadInput: A download failed; every process raises the same error.
+    """
+    # The default group would time out during a long download.
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    failure = None
+    if fabric.local_rank == 0:
+        try:
+            data.download()
+        except BadInput as error:
+            failure = str(error)
+    failures: list[str | None] = [None] * fabric.world_size
+    dist.all_gather_object(failures, failure, group=group)
+    dist.destroy_process_group(group)
+    for failure in filter(None, failures):
+        raise BadInput(failure)
 
 
 def open_evaluation_data(

@@ -138,7 +138,7 @@ def _build(
     """Build everything that the loop works on; settings that cannot work are refused here."""
     train = run.train
     method.check_processes(fabric.world_size)
-    data = builders.build_data(run, resumed)
+    data = builders.build_data(run, fabric, resumed)
     seed_everything(train.seed, verbose=False)
     net, arguments = builders.build_model(run, data, fresh=resumed is not None)
     net = method.transform(net)

@@ -1,7 +1,9 @@
-"""CIFAR and Hugging Face data sets, on files that the tests write."""
+"""CIFAR and Hugging Face data sets, with files that the tests write."""
 
 import hashlib
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ def opened(batch_size=4, **keys):
     return data
 
 
-def refused(match, **keys):
+def raises(match, **keys):
     with pytest.raises(BadInput, match=match) as hit:
         opened(**keys)
     assert "\n" not in str(hit.value)
@@ -34,7 +36,7 @@ def put(path, content):
 
 @pytest.fixture
 def cifar10(tmp_path, monkeypatch):
-    """A folder with a CIFAR-10 of 12 + 6 images, in the files and form of the real one."""
+    """Return a folder with a CIFAR-10 of 12 + 6 images, in the published format."""
     home = tmp_path / tv.CIFAR10.base_folder
     home.mkdir()
     rng = np.random.default_rng(0)
@@ -60,8 +62,7 @@ def test_cifar10(cifar10):
     images, labels = next(iter(data.val_dataloader()))
     assert images.shape == (4, 3, 16, 16)
     assert labels.tolist() == [0, 1, 2, 3]
-    data.prepare_data()  # nothing to fetch
-    with pytest.raises(BadInput, match="cifar10 has no split 'test'"):
+    with pytest.raises(BadInput, match="unknown split 'test' of data set cifar10"):
         data.eval_dataloader("test")
 
 
@@ -73,26 +74,56 @@ def test_cifar_pixels_are_those_of_the_file(cifar10):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_absent_cifar_asks_for_a_download(tmp_path, name):
-    refused(f"{name} is not in .*; data.download=true fetches it", name=name, root=str(tmp_path))
+def test_missing_cifar_raises(tmp_path, name):
+    raises(
+        f"{name} is missing or incomplete in .*; download it with data.download=true",
+        name=name,
+        root=str(tmp_path),
+    )
 
 
-def test_damaged_cifar_is_refused(cifar10):
+def test_damaged_cifar_raises(cifar10):
     (cifar10 / tv.CIFAR10.base_folder / "test_batch").write_bytes(b"cut")
-    refused("cifar10 is not in .*, or not complete", name="cifar10", root=str(cifar10))
+    raises("cifar10 is missing or incomplete in", name="cifar10", root=str(cifar10))
 
 
-def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+def test_a_failed_download_raises_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(tv.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
     keys = {"name": "cifar10", "root": str(tmp_path), "download": True}
-    refused("cannot fetch cifar10 to", **keys)
-    with pytest.raises(BadInput, match="cannot fetch cifar10"):
-        create_datamodule(keys, batch_size=1).prepare_data()
+    raises("cannot download cifar10 to", **keys)
+    with pytest.raises(BadInput, match="cannot download cifar10"):
+        create_datamodule(keys, batch_size=1).download()
+
+
+def test_one_of_several_processes_downloads(cifar10, monkeypatch):
+    """Threads stand for processes: each opens the lock file on its own."""
+    hidden = cifar10 / "hidden"
+    (cifar10 / tv.CIFAR10.base_folder).rename(hidden)
+    downloads = []
+
+    def fake_download(self):
+        downloads.append(self.root)
+        time.sleep(0.2)  # without a lock the second one would start now
+        hidden.rename(cifar10 / tv.CIFAR10.base_folder)
+
+    monkeypatch.setattr(tv.CIFAR10, "download", fake_download)
+    keys = {"name": "cifar10", "root": str(cifar10), "download": True}
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(opened, **keys) for _ in range(2)]:
+            assert len(done.result().source("train")) == 12
+    assert downloads == [str(cifar10)]
+
+
+def test_a_complete_set_needs_neither_network_nor_write_access(cifar10, monkeypatch):
+    monkeypatch.setattr(tv.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
+    before = sorted(cifar10.iterdir())
+    opened(name="cifar10", root=str(cifar10), download=True)
+    assert sorted(cifar10.iterdir()) == before
 
 
 @pytest.fixture
 def hub(picture, tmp_path, monkeypatch):
-    """Write a Hugging Face data set as parquet files; gives the keys that open it."""
+    """Return a function that writes a data set as parquet files and returns the keys to open it."""
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     datasets = pytest.importorskip("datasets", reason="pip install 'zoo-vision[data]'")
     datasets.disable_progress_bars()
@@ -126,14 +157,14 @@ def test_hugging_face_data(hub):
     assert len(list(data.train_dataloader())) == 1
 
 
-def test_hugging_face_data_is_what_was_written(hub, picture):
+def test_hugging_face_pixels_equal_the_written_ones(hub, picture):
     keys = {"mean": [0.0] * 3, "std": [1.0] * 3, "image_size": [30, 40], "crop_pct": 1.0}
     images, _ = next(iter(opened(**hub(), **keys).val_dataloader()))
     expected = torch.from_numpy(np.array(picture(10))).permute(2, 0, 1)
     assert torch.equal((images[0] * 255).round().byte(), expected)
 
 
-def test_hugging_face_workers_and_held_out_share(hub):
+def test_hugging_face_data_with_workers_and_a_held_out_share(hub):
     keys = hub(splits=("train",), names=(), label="kind")
     data = opened(
         **keys | {"target_key": "kind", "val_split": 0.34, "num_workers": 2}, batch_size=2
@@ -144,21 +175,24 @@ def test_hugging_face_workers_and_held_out_share(hub):
     assert len(list(data.train_dataloader())) == 1
 
 
-def test_hugging_face_mistakes(hub, tmp_path):
+def test_hugging_face_errors(hub, tmp_path):
     keys = hub()
-    refused(r"cannot open .*set\[test\]", **keys | {"val_split_name": "test"})
-    refused("has no column 'kind', or .*; there are image, label", **keys | {"target_key": "kind"})
-    refused("has no column 'img'", **keys | {"input_key": "img"})
-    refused("holds no class numbers", **keys | {"target_key": "image"})
-    refused("cannot open hfds/.*absent", name=f"hfds/{tmp_path / 'absent'}")
+    raises(r"cannot open .*set\[test\]", **keys | {"val_split_name": "test"})
+    raises(
+        "column 'kind' is missing or empty; .* Choices: image, label",
+        **keys | {"target_key": "kind"},
+    )
+    raises("column 'img' is missing or empty", **keys | {"input_key": "img"})
+    raises("does not contain class numbers", **keys | {"target_key": "image"})
+    raises("cannot open hfds/.*absent", name=f"hfds/{tmp_path / 'absent'}")
 
 
-def test_a_corrupt_row_is_named_or_left_out(hub, caplog):
+def test_a_corrupt_row_raises_or_is_skipped(hub, caplog):
     keys = hub(broken=(2,))
     with pytest.raises(BadInput, match=r"cannot read image row 2 of hfds/.*\[validation\]"):
         list(opened(**keys).val_dataloader())
     data = opened(**keys, skip_corrupt=True)
-    assert "1 of 6 images of val are corrupt and left out" in caplog.text
+    assert "corrupt images in split val: skipped 1 of 6" in caplog.text
     assert sum(len(labels) for _, labels in data.val_dataloader()) == 5
 
 
@@ -166,4 +200,4 @@ def test_a_corrupt_row_is_named_or_left_out(hub, caplog):
 def test_a_missing_extra_names_the_command(monkeypatch, tmp_path, name):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     keys = {"name": "hfds/x"} if name == "datasets" else {"name": "wds/x", "num_classes": 2}
-    refused(f"needs the package {name}; pip install 'zoo-vision\\[data\\]'", **keys)
+    raises(f"needs the package {name}; pip install 'zoo-vision\\[data\\]'", **keys)
