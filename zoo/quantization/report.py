@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.exporters import files
 from zoo.profiling.latency import compare
-from zoo.quantization.noise import QUIET, Noise
+from zoo.quantization.noise import QUIET, SignalToNoise
 from zoo.runtimes.artefacts import Loaded
 from zoo.training.artefacts import Answers
 from zoo.training.tasks import Forward, get_task
@@ -103,7 +103,7 @@ class _Beside:
 
     def __init__(self, model: Forward, other: Forward, task: str) -> None:
         self.model, self.other, self.task = model, other, task
-        self.noise = Noise()
+        self.noise = SignalToNoise()
         self._same = self._all = self._squares = 0.0
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from zoo.errors import BadInput
 from zoo.exporters.tracing import ready
 from zoo.quantization.calibration import Batch
 from zoo.quantization.layers import channel_axis, layers
-from zoo.quantization.noise import Noise
+from zoo.quantization.noise import SignalToNoise
 from zoo.runtimes.pytorch import flat
 from zoo.training.tasks import Task
 
@@ -86,7 +86,7 @@ def measure(
             with _in_int8(layer, ranges[name]):
                 worse, found = judge()
             weight: Any = layer.weight
-            noise = Noise()
+            noise = SignalToNoise()
             for mine, its in zip(wanted, found, strict=True):
                 noise.add(mine.numpy(), its.numpy())
             lost = score - worse
