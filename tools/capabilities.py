@@ -193,8 +193,8 @@ def _refused(name: str, format: str, mode: str) -> dict[str, Any] | None:
 
     reasons = [FORMATS[format].cannot[key] for key, on in MODES[mode].items()
                if on and not FORMATS[format].can(key)]  # fmt: skip
-    if mode == "int8" and format in int8.WITHOUT:
-        reasons = [int8.WITHOUT[format]]
+    if mode == "int8" and format in int8.UNSUPPORTED:
+        reasons = [int8.UNSUPPORTED[format]]
     if not reasons:
         return None
     said = {"works": False, "reason": reasons[0], "error": "NotExportable", "seconds": 0.0}

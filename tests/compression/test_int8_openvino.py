@@ -13,7 +13,7 @@ from torch import nn
 
 import zoo
 from zoo.compression.int8_openvino import convert
-from zoo.compression.sanity import check
+from zoo.compression.sanity import refuse_noise
 from zoo.deploy import openvino as exporter
 from zoo.deploy.spec import Settings
 from zoo.deploy.tracing import Packaged
@@ -189,7 +189,7 @@ def test_nonsense_is_refused():
     generator = np.random.default_rng(0)
     outputs = [generator.standard_normal((4, 5)).astype(np.float32) for _ in range(4)]
     near = [y + 0.1 for y in outputs]
-    check(Mixed(), outputs, near, "a runtime")
-    with pytest.raises(zoo.NotExportable, match=r"Mixed in int8: .* \(-.* dB\); keep more layers"):
-        check(Mixed(), outputs[:2], outputs[2:], "a runtime")
-    check(Mixed(), outputs[:1], outputs[1:2], "a runtime")  # too few to tell
+    refuse_noise(Mixed(), outputs, near, "a runtime")
+    with pytest.raises(zoo.NotExportable, match=r"Mixed in int8: .* \(SNR -.* dB\); keep more lay"):
+        refuse_noise(Mixed(), outputs[:2], outputs[2:], "a runtime")
+    refuse_noise(Mixed(), outputs[:1], outputs[1:2], "a runtime")  # too few to tell

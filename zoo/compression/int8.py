@@ -1,4 +1,4 @@
-"""Model -> artefact in int8: made beside the float one, loaded again, judged by what it costs."""
+"""Model -> int8 artefact: exported next to a float one, reloaded, and compared with it."""
 
 import importlib
 import json
@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 
 from zoo.compression import int8_report, sensitivity
-from zoo.compression.layers import check_names, layers, within
-from zoo.compression.signal_to_noise import Noise
+from zoo.compression.layers import check_names
+from zoo.compression.signal_to_noise import SignalToNoise
 from zoo.deploy import atomic_output
 from zoo.deploy.comparison import OPEN_BATCHES, Check
 from zoo.deploy.formats import get_format
@@ -27,13 +27,13 @@ MODULES = {
     "openvino": "zoo.compression.int8_openvino",
     "executorch": "zoo.compression.int8_executorch",
 }
-WITHOUT = {
+UNSUPPORTED = {
     "pt2": "torch.export's programs run on PyTorch's float kernels",
     "aoti": "Inductor compiles float kernels for a CPU",
     "torchscript": "TorchScript's int8 is deprecated by PyTorch",
-    "coreml": "nothing on this platform runs Core ML, so that its loss could not be measured",
+    "coreml": "nothing on this platform runs Core ML, so its loss could not be measured",
 }
-WHY = "int8 is not equal to float; `quantization` says what it costs, and on which images"
+WHY = "int8 is not equal to float; `quantization` states the loss, and on which images"
 
 
 def quantize(
@@ -47,36 +47,37 @@ def quantize(
     rows: Sequence[sensitivity.Row] | None = None,
     **options: Any,
 ) -> Artefact:
-    """Export a model in int8 and find out what that costs.
+    """Export a model in int8 and measure the loss.
 
-    The float artefact is made first and compared with the model, as `zoo.export` does; the one in
-    int8 is then measured against it: outputs, size, latency and, with `data`, the score.
+    The float artefact is exported first and compared with the model, as `zoo.export` does. The int8
+    artefact is then compared with it: outputs, size, latency and, with `data`, the score.
 
     Args:
-        model: In evaluation mode; it is left as it is.
+        model: In evaluation mode; it is not changed.
         format: `"onnx"`, `"openvino"` or `"executorch"`.
         path: As for `zoo.export`.
-        batches: Images to find the ranges of values on, B C H W as the artefact takes them: float32
-            and normalised, or bytes with `preprocess`; of a fixed batch, so many at a time.
+        batches: Images to calibrate the ranges of activations on, B C H W as the artefact takes
+            them: float32 and normalised, or bytes with `preprocess`. A fixed batch needs batches of
+            exactly that many images.
         keep_float: Names of modules of the fused model that stay in float.
-        data: A datamodule, after `setup`, whose evaluation images both are judged on.
-        rows: What `zoo.compression.sensitivity.measure` found out, to write beside the artefact.
+        data: A datamodule, after `setup`; both artefacts are evaluated on its validation images.
+        rows: Result of `zoo.compression.sensitivity.measure`, written next to the artefact.
         **options: As for `zoo.export`.
 
     Returns:
-        The artefact; `manifest["quantization"]` is what was found out.
+        The artefact; `manifest["quantization"]` contains the measurements.
 
     Raises:
-        BadInput: A value that cannot work.
+        BadInput: An argument has a value that cannot work.
         MissingExtra: A package of the format is not installed.
-        NotExportable: The format has no int8, the model cannot be converted, or the artefact's
-            outputs are not finite or have other shapes.
+        NotExportable: The format does not support int8, the model cannot be converted, or the
+            artefact's outputs are not finite or have other shapes.
     """
     check(format, half=options.get("half", False))
     if is_converted(model):
         raise BadInput(
-            "quantize.int8=true: the model was trained in int8's steps and is in int8 already; "
-            "leave it out"
+            "quantize.int8=true: the model was trained with train.qat and is in int8 already; "
+            "leave quantize.int8 out"
         )
     job = prepare(model, format, path, **options)
     quantizer: Any = importlib.import_module(MODULES[format])
@@ -90,7 +91,8 @@ def quantize(
         inside = "model." if isinstance(packaged, Packaged) else ""
         draft = folder / job.target.name
         kept = [inside + name for name in keep_float]
-        quantizer.convert(packaged, draft, job.settings, batches, kept)
+        precisions = quantizer.convert(packaged, draft, job.settings, batches, kept)
+        sums = quantizer.check(packaged, draft, batches)
         content = job.describe(
             folder, precision="int8", found=found, comparison={}, packages=quantizer.PACKAGES
         )
@@ -100,64 +102,65 @@ def quantize(
         ]
         _check_outputs(job, both, batches, found)
         content["comparison"] = _comparison(both, batches, found)
-        names = layers(job.form)
         about = {
             "artefact_sha256": content["artefact"]["sha256"],
-            # A fixed batch may be filled up with images that it has already.
+            # A fixed batch may be filled up with repeated images.
             "calibrated_on": len({hash(x.tobytes()) for batch in batches for x in batch}),
-            "weights": "int8, one scale an output channel",
-            "layers": len(names),
-            "keep_float": [name for name in names if within(name, keep_float)],
+            "weights": "int8, one scale per output channel",
+            "layers": len(precisions.int8) + len(precisions.floating),
+            "int8_layers": len(precisions.int8),
+            "keep_float": [name.removeprefix(inside) for name in precisions.floating],
+            "integer_sums": sums,
             **int8_report.sizes(plain / job.target.name, draft),
             **int8_report.latency(both, content["input"]),
         }
         if data is not None:
             about |= int8_report.judged(both, content, data)
         content["quantization"] = about
-        beside = ["quantization.json"]
-        (folder / beside[0]).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        reports = ["quantization.json"]
+        (folder / reports[0]).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if rows is not None:
             sensitivity.write(rows, folder)
-            beside += ["sensitivity.json", "sensitivity.csv"]
-        return job.publish(folder, content, None, beside)
+            reports += ["sensitivity.json", "sensitivity.csv"]
+        return job.publish(folder, content, None, reports)
 
 
 def check(format: str, *, half: bool = False) -> None:
-    """Refuse what cannot be brought to int8, before a model is built.
+    """Refuse a format that does not support int8, before a model is built.
 
     Raises:
-        BadInput: No such format, or float16 is asked for, too.
+        BadInput: The format is unknown, or float16 is requested as well.
         MissingExtra: A package of the format is not installed.
-        NotExportable: The format has no int8 here.
+        NotExportable: The format does not support int8.
     """
     get_format(format)
     if format not in MODULES:
         raise NotExportable(
-            f"format {format!r} with quantize.int8: {WITHOUT[format]}; choose {', '.join(MODULES)}"
+            f"format {format!r} with quantize.int8: {UNSUPPORTED[format]}; choose {', '.join(MODULES)}"
         )
     if half:
         raise BadInput(
-            "export.half=true and quantize.int8=true ask for two precisions; leave one out"
+            "export.half=true and quantize.int8=true request two precisions; leave one out"
         )
     quantizer: Any = importlib.import_module(MODULES[format])
     need(f"format {format!r} in int8", quantizer.PACKAGES)
 
 
 def _check_batches(job: Job, batches: Sequence[np.ndarray]) -> None:
-    """Refuse images to calibrate on that the artefact will not take."""
+    """Refuse calibration images that the artefact will not take."""
     settings = job.settings
     if not batches:
-        raise BadInput("batches=[]: int8 needs images to find the ranges of values on")
+        raise BadInput("batches=[]: int8 needs at least one batch of images to calibrate on")
     first = batches[0].shape
     fits = len(first) == len(settings.input_size) and first[1] == settings.input_size[1]
     sides = settings.dynamic_size or first[2:] == settings.input_size[2:]
     count = settings.dynamic_batch or all(len(x) == settings.input_size[0] for x in batches)
     if not (fits and sides and count):
-        wanted = ["any" if i in settings.open_axes else n for i, n in
+        expected = ["any" if i in settings.open_axes else n for i, n in
                   enumerate(settings.input_size)]  # fmt: skip
         raise BadInput(
             f"batches of {'x'.join(map(str, first))}: the artefact takes "
-            f"{'x'.join(map(str, wanted))}"
+            f"{'x'.join(map(str, expected))}"
         )
 
 
@@ -167,7 +170,7 @@ def _check_outputs(
     batches: Sequence[np.ndarray],
     found: Check,
 ) -> None:
-    """Raise `NotExportable` unless the artefact runs wherever the float one was compared."""
+    """Raise `NotExportable` unless the artefact runs at every size the float one was compared at."""
     settings = job.settings
     counts = OPEN_BATCHES if settings.dynamic_batch else (settings.input_size[0],)
     generator = np.random.default_rng(0)
@@ -182,23 +185,23 @@ def _check_outputs(
                 want, have = (loaded.runtime(x) for loaded in both)
             except Exception as error:  # the target's runtime refuses
                 raise NotExportable(
-                    f"the artefact in int8 does not run on {'x'.join(map(str, shape))}: "
+                    f"the int8 artefact does not run on {'x'.join(map(str, shape))}: "
                     f"{first_line(error)}"
                 ) from error
             if [y.shape for y in have] != [y.shape for y in want]:
                 raise NotExportable(
-                    f"the artefact in int8 returns {[y.shape for y in have]}, the float one "
+                    f"the int8 artefact returns {[y.shape for y in have]}, the float one "
                     f"{[y.shape for y in want]}"
                 )
             if not all(np.isfinite(y).all() for y in have):
-                raise NotExportable("the outputs of the artefact in int8 are not finite")
+                raise NotExportable("the outputs of the int8 artefact are not finite")
 
 
 def _comparison(
     both: Sequence[LoadedArtefact], batches: Sequence[np.ndarray], found: Check
 ) -> dict[str, Any]:
-    """Return how far the outputs are from those of the float artefact, and that they are."""
-    error = Noise()
+    """Return how far the outputs are from those of the float artefact."""
+    error = SignalToNoise()
     for batch in batches:
         error.add(*(loaded(batch) for loaded in both))
     assert found.agreement is not None
@@ -206,7 +209,7 @@ def _comparison(
         "runtime": found.runtime,
         "proven": False,
         "why": WHY,
-        "compared_with": "the float artefact, on the images that it was calibrated on",
+        "compared_with": "the float artefact, on the calibration images",
         "images": error.images,
         "max_abs_error": error.largest,
         "snr_db": error.snr_db,

@@ -1,7 +1,10 @@
-"""PyTorch -> ExecuTorch in int8, by torchao's quantisation of programs and XNNPACK's quantiser.
+"""PyTorch -> ExecuTorch in int8, by torchao's PT2E quantisation and XNNPACK's quantiser.
 
 Convolutions and linear layers are quantised, together with a ReLU that follows: their weights per
-output channel, symmetric; what goes in and comes out per tensor. Everything else computes in float.
+output channel, symmetric; their inputs and outputs per tensor. Everything else computes in float.
+
+Weights use the full range: XNNPACK extends int8 to 16 bits before it multiplies, and adds products
+in 32 bits (`vpmaddwd`, or VNNI's `vpdpbusd`), so that no sum saturates on any processor.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -14,9 +17,12 @@ from torch import nn
 
 from zoo import runtimes
 from zoo.compression import sanity
-from zoo.compression.layers import within
+from zoo.compression.int8_onnx import nothing_left
+from zoo.compression.layers import Precisions, within
+from zoo.compression.saturation import HOLDS_FOR
 from zoo.deploy import executorch as exporter
 from zoo.deploy import tracing
+from zoo.deploy.int8_graph import make_padding_explicit
 from zoo.deploy.spec import Settings
 from zoo.environment import need, quiet
 from zoo.errors import NotExportable
@@ -24,10 +30,16 @@ from zoo.errors import NotExportable
 PACKAGES = (*exporter.PACKAGES, "torchao")
 SMALLEST_SCALE = 1e-9
 CONVOLUTIONS = {torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default}
+QUANTIZABLE = {
+    torch.ops.aten.conv1d.padding,
+    torch.ops.aten.conv2d.padding,
+}
 COMPUTED = CONVOLUTIONS | {
     torch.ops.aten.conv_transpose2d.input,
     torch.ops.aten.linear.default,
 }
+QUANTIZABLE |= COMPUTED
+RESHAPES = {torch.ops.aten.view.default, torch.ops.aten.permute.default, torch.ops.aten.t.default}
 LIMITS = {torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default}
 
 
@@ -37,15 +49,18 @@ def convert(
     settings: Settings,
     batches: Sequence[np.ndarray],
     keep_float: Collection[str],
-) -> None:
+) -> Precisions:
     """Write `model`, fused and in evaluation mode, to `file` (`.pte`) in int8.
 
     Args:
-        model: What is written.
+        model: The model.
         file: For the exact sizes of `settings`.
-        settings: What is asked of the file.
-        batches: What `model` takes, to find the ranges of values on.
+        settings: Input size of the file.
+        batches: Inputs to calibrate the ranges of activations on.
         keep_float: Names of modules that stay in float.
+
+    Returns:
+        Which layers the file has in int8.
 
     Raises:
         BadInput: The model does not run on this input.
@@ -54,24 +69,71 @@ def convert(
     """
     need("format 'executorch' in int8", PACKAGES)
     program = tracing.trace(model, settings, "ExecuTorch")
-    layers = [owner_of(node) for node in program.graph.nodes if node.target in COMPUTED]
+    layers = [owner_of(node) for node in program.graph.nodes if node.target in QUANTIZABLE]
     if all(within(name, keep_float) for name in layers):
-        raise NotExportable(f"{tracing.title(model)}: no layer of it is left to be in int8")
+        raise NotExportable(nothing_left(model, keep_float))
     try:
         with quiet():
             traced = quantized(program, batches, keep_float)
             example = (tracing.example(model, settings),)
             program = torch.export.export(traced, example)
-    except Exception as error:  # whatever torchao raises on a graph that it does not understand
+    except Exception as error:  # torchao raises errors of every class
         raise NotExportable(
             f"{tracing.title(model)} cannot be quantised for ExecuTorch: {tracing.reason(error)}"
         ) from error
-    exporter.lower(model, program, file)
-    _check(model, file, sanity.watched(batches))
+    precisions = _precisions(program)
+    _lower(model, program, file)
+    _compare(model, file, sanity.comparison_batches(batches))
+    return precisions
 
 
-def _check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> None:
-    """Raise `NotExportable` where XNNPACK does not take the file, or computes something else."""
+def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return what the manifest says about integer sums."""
+    return {
+        "weights": "int8, -127 to 127; XNNPACK adds products in 32 bits",
+        "holds_for": HOLDS_FOR,
+        "check": None,
+    }
+
+
+def _lower(model: nn.Module, program: torch.export.ExportedProgram, file: Path) -> None:
+    try:
+        exporter.lower(model, program, file)
+    except NotExportable as error:
+        if "dependency cycle" not in str(error):
+            raise
+        raise NotExportable(
+            f"{tracing.title(model)} in int8: ExecuTorch's partitioner fails on this graph "
+            "(dependency cycles, a known fault of ExecuTorch); choose format=onnx or "
+            "format=openvino, or leave out int8"
+        ) from error
+
+
+def _precisions(program: torch.export.ExportedProgram) -> Precisions:
+    """Return which layers of a program read int8 weights."""
+    found: dict[str, bool] = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function" or not _is_layer(node):
+            continue
+        weight = node.args[1]
+        while isinstance(weight, torch.fx.Node) and weight.target in RESHAPES:
+            weight = weight.args[0]  # type: ignore[assignment]
+        rounded = "dequantize_per_channel" in str(getattr(weight, "target", ""))
+        found[owner_of(node)] = found.get(owner_of(node), True) and rounded
+    return Precisions(
+        [name for name, rounded in found.items() if rounded],
+        [name for name, rounded in found.items() if not rounded],
+    )
+
+
+def _is_layer(node: torch.fx.Node) -> bool:
+    """Return whether a node is a convolution or a linear layer, of any number of dimensions."""
+    name = str(node.target).removeprefix("aten.").split(".")[0]
+    return name == "linear" or name.startswith(("conv1d", "conv2d", "conv3d", "conv_transpose"))
+
+
+def _compare(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> None:
+    """Raise `NotExportable` if XNNPACK refuses the file, or computes something else."""
     try:
         runtime = runtimes.load(file, "executorch")
         found = [runtime(batch)[0] for batch in batches]
@@ -80,7 +142,7 @@ def _check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> None:
             f"{tracing.title(model)} in int8 does not run in ExecuTorch: {tracing.reason(error)}"
         ) from error
     reference = runtimes.load(model, "eager")
-    sanity.check(model, [reference(batch)[0] for batch in batches], found, "ExecuTorch")
+    sanity.refuse_noise(model, [reference(batch)[0] for batch in batches], found, "ExecuTorch")
 
 
 def quantized(
@@ -88,18 +150,20 @@ def quantized(
     batches: Sequence[np.ndarray],
     keep_float: Collection[str],
 ) -> torch.fx.GraphModule:
-    """Return a program with weights in int8, and what quantises values between its operators."""
+    """Return a program with int8 weights, and quantised activations between its operators."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    watched = prepare_pt2e(program.module(), _quantizer(keep_float))
+    graph = program.module()
+    make_padding_explicit(graph)
+    observed = prepare_pt2e(graph, _quantizer(keep_float))
     with torch.no_grad():
         for batch in batches:
-            watched(torch.from_numpy(batch))
-    return convert_pt2e(watched)
+            observed(torch.from_numpy(batch))
+    return convert_pt2e(observed)
 
 
 def _quantizer(keep_float: Collection[str]) -> Any:
-    """Return XNNPACK's quantiser, for layers alone, with limits that XNNPACK computes with them."""
+    """Return XNNPACK's quantiser for layers only, each with the clamp that XNNPACK fuses into it."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
 
     aten = torch.ops.aten
@@ -108,7 +172,7 @@ def _quantizer(keep_float: Collection[str]) -> Any:
 
     class Layers(XNNPACKQuantizer):
         def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-            # Its own makes float tensors of numbers, for sums and products in int8; of indices too.
+            # XNNPACK's transform turns scalars into float tensors, even those added to indices.
             return model
 
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -119,7 +183,7 @@ def _quantizer(keep_float: Collection[str]) -> Any:
 
     def chosen(node: torch.fx.Node) -> bool:
         if node.op != "call_function" or node.target == aten.relu.default:
-            return True  # weights, biases and limits go with what they belong to
+            return True  # weights, biases and clamps follow their layer
         return node.target in COMPUTED and not within(owner_of(node), keep_float)
 
     quantizer = Layers().set_global(static).set_operator_type(linear, dynamic)
@@ -129,12 +193,12 @@ def _quantizer(keep_float: Collection[str]) -> Any:
 def _annotate_limited(
     node: torch.fx.Node, config: Any, chosen: Callable[[torch.fx.Node], bool]
 ) -> None:
-    """Have a convolution and the limits that follow quantised as one, as XNNPACK computes them."""
+    """Quantise a convolution and the clamp after it as one operation, as XNNPACK computes them."""
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
 
     layer: Any = node.args[0]
-    alone = isinstance(layer, torch.fx.Node) and len(layer.users) == 1
-    if not alone or layer.target not in CONVOLUTIONS or not chosen(layer):
+    single_use = isinstance(layer, torch.fx.Node) and len(layer.users) == 1
+    if not single_use or layer.target not in CONVOLUTIONS or not chosen(layer):
         return
     arguments: Any = layer.args
     values, weight, *bias = arguments[:3]
@@ -149,11 +213,11 @@ def _annotate_limited(
 
 
 def _configs() -> tuple[Any, Any]:
-    """Return how convolutions and how linear layers are quantised.
+    """Return the configurations of convolutions and of linear layers.
 
-    What goes into a linear layer gets its scale when it is there, and what comes out is float:
-    XNNPACK can do that, and tokens and logits have no range that is known before. Scales may be as
-    small as weights need: the default is at least 2**-12, where weights of 0.03 fill the range.
+    The input of a linear layer gets its scale at run time, and its output is float: XNNPACK
+    supports that, and the range of tokens and logits is not known in advance. Scales may be as
+    small as weights need; torchao's default of at least 2**-12 wastes bits on weights below 0.03.
     """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import QuantizationConfig
     from torchao.quantization.pt2e import (
@@ -166,10 +230,10 @@ def _configs() -> tuple[Any, Any]:
     eps = {"eps": SMALLEST_SCALE}
     values = {"dtype": torch.int8, "quant_min": -128, "quant_max": 127,
               "qscheme": torch.per_tensor_affine}  # fmt: skip
-    known = QuantizationSpec(
+    static = QuantizationSpec(
         observer_or_fake_quant_ctr=HistogramObserver.with_args(**eps), **values
     )
-    seen = QuantizationSpec(
+    dynamic = QuantizationSpec(
         observer_or_fake_quant_ctr=PlaceholderObserver.with_args(**eps), is_dynamic=True, **values
     )
     weights = QuantizationSpec(
@@ -181,8 +245,8 @@ def _configs() -> tuple[Any, Any]:
         observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(**eps),
     )
     return (
-        QuantizationConfig(known, known, weights, None, False),
-        QuantizationConfig(seen, None, weights, None, False),
+        QuantizationConfig(static, static, weights, None, False),
+        QuantizationConfig(dynamic, None, weights, None, False),
     )
 
 

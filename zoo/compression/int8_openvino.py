@@ -1,8 +1,13 @@
 """PyTorch -> OpenVINO in int8, by NNCF's post-training quantisation.
 
-Convolutions and linear layers are quantised: their weights per output channel, symmetric; what goes
-in per tensor, and per channel into a depthwise convolution. Everything else computes in float. By
-way of ONNX, where each node says which module it comes from.
+Convolutions and linear layers are quantised: their weights per output channel, symmetric; their
+inputs per tensor, and per channel for a depthwise convolution. Everything else computes in float.
+The model goes through ONNX, where each node names the module that it comes from.
+
+Weights have seven bits (`OverflowFix.ENABLE`): OpenVINO adds pairs of products in 16 bits where a
+processor lacks VNNI, see `saturation`. Measured with real ImageNet weights of mobilenetv2_100 on
+936 photographs: float 87.7 %; seven bits 87.9 %, equal with VNNI and without; NNCF's default (seven
+bits in the first layer only) 88.1 % with VNNI, and an SNR of 14.5 dB between the two processors.
 """
 
 import sys
@@ -14,9 +19,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from zoo.compression import sanity
-from zoo.compression.int8_onnx import nodes_of
-from zoo.compression.layers import layers
+from zoo.compression import sanity, saturation
+from zoo.compression.int8_onnx import OPERATORS, nodes_of, nothing_left, owner_of
+from zoo.compression.layers import Precisions, layers
 from zoo.deploy import openvino as exporter
 from zoo.deploy import tracing
 from zoo.deploy.spec import Settings
@@ -25,7 +30,10 @@ from zoo.errors import NotExportable, first_line
 from zoo.runtimes.openvino import core
 
 PACKAGES = (*exporter.PACKAGES, "nncf")
-# What NNCF would quantise for a CPU, by OpenVINO's names; of it, only chosen layers are.
+# The operations that NNCF quantises for a CPU; all but the chosen layers are excluded.
+CONVOLUTIONS = (
+    "Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData"
+)  # fmt: skip
 QUANTIZABLE = {
     "Add", "AvgPool", "Convolution", "ConvolutionBackpropData", "Divide", "GroupConvolution",
     "GroupConvolutionBackpropData", "Interpolate", "MVN", "MatMul", "Maximum", "Minimum",
@@ -33,7 +41,8 @@ QUANTIZABLE = {
     "ScaledDotProductAttention", "Subtract",
 }  # fmt: skip
 REPORTER = "openvino_telemetry"
-BARE = "/WithoutBiases"  # what OpenVINO adds to the name of a layer whose bias it adds apart
+BARE = "/WithoutBiases"  # OpenVINO's suffix for a layer whose bias is a separate operation
+RULE = "int8 with seven bits: -64 to 63, so that two products with bytes fit into 16 bits"
 
 
 def convert(
@@ -42,15 +51,18 @@ def convert(
     settings: Settings,
     batches: Sequence[np.ndarray],
     keep_float: Collection[str],
-) -> None:
-    """Write `model`, fused and in evaluation mode, to `file` (`.xml`, weights beside it) in int8.
+) -> Precisions:
+    """Write `model`, fused and in evaluation mode, to `file` (`.xml`, weights in `.bin`) in int8.
 
     Args:
-        model: What is written.
-        file: The program; its weights go beside it.
-        settings: What is asked of the file.
-        batches: What `model` takes, to find the ranges of values on.
+        model: The model.
+        file: The program; its weights are written next to it.
+        settings: Input size, batch and opset of the file.
+        batches: Inputs to calibrate the ranges of activations on.
         keep_float: Names of modules that stay in float.
+
+    Returns:
+        Which layers the file has in int8.
 
     Raises:
         BadInput: The model does not run on this input, or an opset that cannot be written.
@@ -66,25 +78,78 @@ def convert(
         graph = onnx.load(middle)
         chosen = set(nodes_of(graph, layers(model), keep_float))
         if not chosen:
-            raise NotExportable(f"{tracing.title(model)}: no layer of it is left to be in int8")
-        # OpenVINO names a layer after its node or its output, its bias apart; or not at all, and
-        # then its weight has a name.
+            raise NotExportable(nothing_left(model, keep_float))
+        # OpenVINO names a layer after its node, its output or its weight.
+        owners = {
+            name: owner_of(node)
+            for node in graph.graph.node
+            if node.op_type in OPERATORS and owner_of(node) in layers(model)
+            for name in (node.name, node.input[1], *node.output)
+        }
         names = {
             name
             for node in graph.graph.node
             if node.name in chosen
             for name in (node.name, node.input[1], *node.output)
         }
-        seen = sanity.watched(batches)
-        wanted = _outputs(program, seen)
+        seen = sanity.comparison_batches(batches)
+        expected = _outputs(program, seen)
         try:
             program = _quantized(program, batches, names)
-        except Exception as error:  # whatever NNCF raises on a graph that it does not understand
+        except Exception as error:  # NNCF raises errors of every class
             raise NotExportable(
                 f"{tracing.title(model)} cannot be quantised for OpenVINO: {first_line(error)}"
             ) from error
         exporter.write(model, program, file)
-    sanity.check(model, wanted, _outputs(file, seen), "OpenVINO")
+    sanity.refuse_noise(model, expected, _outputs(file, seen), "OpenVINO")
+    return _precisions(file, owners)
+
+
+def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return what the manifest says about integer sums, after checking the weights.
+
+    Raises:
+        NotExportable: Sums would overflow on some processors.
+    """
+    pairs = [0]
+    for op in core().read_model(file).get_ops():
+        if op.get_type_name() == "Constant" and op.get_element_type().get_type_name() == "i8":
+            # Two weights of at most half a range fit, whichever the output channels are.
+            integers = op.get_data().astype(np.int32)
+            pairs.append(saturation.largest_pair(integers.reshape(1, -1)))
+    found = {"largest_pair": max(pairs)}
+    saturation.refuse_unsafe(tracing.title(model), found)
+    return {"weights": RULE, "holds_for": saturation.HOLDS_FOR, "check": found}
+
+
+def _precisions(file: Path, owners: dict[str, str]) -> Precisions:
+    """Return which layers a file has in int8.
+
+    Args:
+        file: The artefact.
+        owners: The layer that each name of an operation or weight belongs to.
+    """
+    found: dict[str, bool] = {}
+    for op in core().read_model(file).get_ordered_ops():
+        if op.get_type_name() not in ("MatMul", *CONVOLUTIONS):
+            continue
+        for owner in {owners[name] for name in _names(op) if name in owners}:
+            found[owner] = found.get(owner, True) and _has_bytes(op)
+    order = dict.fromkeys(owners.values())
+    return Precisions(
+        [name for name in order if found.get(name)],
+        [name for name in order if not found.get(name)],
+    )
+
+
+def _has_bytes(op: Any) -> bool:
+    """Return whether the weight of an operation is stored in int8."""
+    node = op.input(1).get_source_output().get_node()
+    while node.get_type_name() != "Constant":
+        if not node.get_input_size():
+            return False
+        node = node.input(0).get_source_output().get_node()
+    return bool(node.get_element_type().get_type_name() == "i8")
 
 
 def _outputs(program: Any, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -95,10 +160,13 @@ def _outputs(program: Any, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _quantized(program: Any, batches: Sequence[np.ndarray], chosen: set[str]) -> Any:
-    """Return the program with the layers `chosen` in int8, named as in ONNX."""
+    """Return the program with the layers `chosen`, given by their names in ONNX, in int8."""
     with quiet():
         nncf = _nncf()
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+        from nncf.quantization.advanced_parameters import (
+            AdvancedQuantizationParameters,
+            OverflowFix,
+        )
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         ignored = [
@@ -113,16 +181,17 @@ def _quantized(program: Any, batches: Sequence[np.ndarray], chosen: set[str]) ->
             target_device=nncf.TargetDevice.CPU,
             subset_size=len(batches),
             ignored_scope=nncf.IgnoredScope(names=ignored),
-            # All that was seen is in the range. By default limits are averaged over the batches,
-            # which cuts off more of it the smaller they are.
+            # Ranges contain every value that was seen. By default NNCF averages the limits over
+            # the batches, which cuts off more the smaller the batches are.
             advanced_parameters=AdvancedQuantizationParameters(
-                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+                overflow_fix=OverflowFix.ENABLE,
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
             ),
         )
 
 
 def _names(op: Any) -> set[str]:
-    """Return the names that an operation may be known by in ONNX: its own, or its weight's."""
+    """Return the names that an operation may have in ONNX: its own, or its weight's."""
     own = op.get_friendly_name().removesuffix(BARE)
     if op.get_input_size() < 2 or "Convolution" not in op.get_type_name():
         return {own}
@@ -130,18 +199,18 @@ def _names(op: Any) -> set[str]:
 
 
 def _fails(op: Any) -> bool:
-    """Say whether OpenVINO (2026.4.1) computes a layer wrongly once it is quantised.
+    """Return whether OpenVINO (2026.4.1) computes a layer wrongly once it is quantised.
 
-    Such is what takes a maximum over the image, SimpleNet's classifier: the program is right where
-    its int8 is only emulated, and wrong in int8.
+    This is the case for a layer after a maximum over the image, such as SimpleNet's classifier: the
+    program is right when int8 is emulated in float, and wrong in int8.
     """
     return op.input(0).get_source_output().get_node().get_type_name() == "ReduceMax"
 
 
 def _nncf() -> Any:
-    """Import NNCF without what would report its use to its makers, which nothing else needs."""
+    """Import NNCF without its telemetry package, which would report its use."""
     before = sys.modules.get(REPORTER, ...)
-    sys.modules[REPORTER] = None  # type: ignore[assignment]  # as if it were not installed
+    sys.modules[REPORTER] = None  # type: ignore[assignment]  # Python then treats it as not installed
     try:
         import nncf
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.compression.signal_to_noise import QUIET, Noise
+from zoo.compression.signal_to_noise import QUIET, SignalToNoise
 from zoo.deploy import files
 from zoo.profiling.latency import compare
 from zoo.runtimes.artefacts import LoadedArtefact
@@ -103,7 +103,7 @@ class _Beside:
 
     def __init__(self, model: Forward, other: Forward, task: str) -> None:
         self.model, self.other, self.task = model, other, task
-        self.noise = Noise()
+        self.noise = SignalToNoise()
         self._same = self._all = self._squares = 0.0
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Which modules of a model are brought to int8: those that convolve, and linear ones."""
+"""The layers that are quantised: convolutions and linear layers."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -18,27 +19,40 @@ KINDS = (
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
+@dataclass(frozen=True)
+class Precisions:
+    """The layers of an artefact, read from the artefact and not from the plan.
+
+    Attributes:
+        int8: Names of the layers with int8 weights, wherever the artefact uses them.
+        floating: Names of the others. Layers that the model never calls are in neither.
+    """
+
+    int8: list[str]
+    floating: list[str]
+
+
 def layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that are quantised, by name, in the order in which the model has them."""
+    """Return the layers of a model that can be quantised, by name, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, KINDS)}
 
 
 def check_names(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise `BadInput` unless each name is that of a module of `model` with layers in it."""
+    """Raise `BadInput` unless each name is a module of `model` that contains layers."""
     known = layers(model)
     for name in names:
         if not any(within(layer, [name]) for layer in known):
             raise BadInput(
-                f"keep_float: {name!r} is no convolution or linear layer of the fused model, nor "
-                f"a module with some in it; its layers are called like {next(iter(known), None)!r}"
+                f"keep_float: {name!r} is not a convolution, a linear layer or a block with one "
+                f"in the fused model; its layers have names like {next(iter(known), None)!r}"
             )
 
 
 def within(layer: str, names: Collection[str]) -> bool:
-    """Say whether a layer is one of `names`, or inside one of them."""
+    """Return whether a layer is one of `names`, or inside one of them."""
     return any(layer == name or layer.startswith(f"{name}.") for name in names)
 
 
 def channel_axis(layer: nn.Module) -> int:
-    """Return the axis of a layer's weight along which its output channels lie."""
+    """Return the axis of a layer's weight that is its output channels."""
     return 1 if isinstance(layer, TRANSPOSED) else 0

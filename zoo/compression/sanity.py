@@ -1,39 +1,40 @@
-"""Whether what runs in int8 has to do with the model: runtimes get some graphs wrong, silently."""
+"""Refuses an int8 artefact whose error exceeds its signal: runtimes get some graphs wrong."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from torch import nn
 
-from zoo.compression.signal_to_noise import Noise
+from zoo.compression.signal_to_noise import SignalToNoise
 from zoo.deploy import tracing
 from zoo.errors import NotExportable
 
-WATCHED = 16  # images on which the file is compared with the float program
-FEWEST = 8  # of fewer, nothing can be said of how much images differ
+COMPARED = 16  # images on which the artefact is compared with the float program
+FEWEST = 8  # fewer images cannot show how much their outputs differ
 
 
-def watched(batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-    """Return the batches to compare on."""
-    return batches[: 1 + WATCHED // len(batches[0])]
+def comparison_batches(batches: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Return the first batches, enough to compare on."""
+    return batches[: 1 + COMPARED // len(batches[0])]
 
 
-def check(
-    model: nn.Module, wanted: Sequence[np.ndarray], found: Sequence[np.ndarray], runtime: str
+def refuse_noise(
+    model: nn.Module, expected: Sequence[np.ndarray], actual: Sequence[np.ndarray], runtime: str
 ) -> None:
-    """Raise `NotExportable` where outputs differ from those in float by more than images do.
+    """Raise `NotExportable` if the int8 error exceeds the differences between images.
 
     Args:
         model: For the message.
-        wanted: The float program's outputs, one array a batch.
-        found: The file's.
-        runtime: What ran the file, for the message.
+        expected: Outputs of the float program, one array per batch.
+        actual: Outputs of the artefact.
+        runtime: Name of what ran the artefact, for the message.
     """
-    noise = Noise()
-    for want, have in zip(wanted, found, strict=True):
+    noise = SignalToNoise()
+    for want, have in zip(expected, actual, strict=True):
         noise.add(want, have)
     if noise.images >= FEWEST and noise.snr_db < 0:
         raise NotExportable(
-            f"{tracing.title(model)} in int8: what {runtime} computes differs from the float "
-            f"program by more than images do ({noise.snr_db:.1f} dB); keep more layers in float"
+            f"{tracing.title(model)} in int8: the error in {runtime} exceeds the signal "
+            f"(SNR {noise.snr_db:.1f} dB); keep more layers in float (keep_float), or calibrate "
+            "on more images"
         )

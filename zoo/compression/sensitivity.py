@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zoo.compression.calibration import Batch
 from zoo.compression.layers import channel_axis, layers
-from zoo.compression.signal_to_noise import Noise
+from zoo.compression.signal_to_noise import SignalToNoise
 from zoo.deploy.tracing import ready
 from zoo.errors import BadInput
 from zoo.runtimes.pytorch import flat
@@ -86,7 +86,7 @@ def measure(
             with _in_int8(layer, ranges[name]):
                 worse, found = judge()
             weight: Any = layer.weight
-            noise = Noise()
+            noise = SignalToNoise()
             for mine, its in zip(wanted, found, strict=True):
                 noise.add(mine.numpy(), its.numpy())
             lost = score - worse

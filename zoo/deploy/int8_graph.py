@@ -29,7 +29,10 @@ from zoo.weights import QAT_KEY
 
 PACKAGES = ("torchao", "executorch")
 FORMATS = ("onnx", "executorch")  # OpenVINO turns the weights of such a file into floats again
-SCHEME = "xnnpack/2"
+SCHEME = "xnnpack/3"
+# ONNX Runtime adds pairs of products in 16 bits on processors without VNNI: 255 * (64 + 64) < 2**15.
+# A fixed limit, because weights still change after their ranges are fixed.
+WEIGHT_LIMIT = 64
 SMALLEST_SCALE = 2**-12  # what XNNPACK's quantiser states
 
 
@@ -221,9 +224,46 @@ def _traced(model: nn.Module, size: list[int]) -> GraphModule:
             " images"
         )
     graph = program.module()
+    make_padding_explicit(graph)
     # Indices that the size of the map gives would be taken for values to round.
     constants.fold_in(graph, trained=False)
     return graph  # type: ignore[return-value]
+
+
+def make_padding_explicit(graph: GraphModule) -> None:
+    """Replace `padding="same"` and `"valid"` of convolutions by numbers, in place.
+
+    XNNPACK's quantiser does not know the operators with names, and would leave them in float.
+    """
+    plain = {"conv1d": torch.ops.aten.conv1d.default, "conv2d": torch.ops.aten.conv2d.default,
+             "conv3d": torch.ops.aten.conv3d.default}  # fmt: skip
+    for node in list(graph.graph.nodes):
+        name, _, overload = str(node.target).removeprefix("aten.").partition(".")
+        if node.op != "call_function" or overload != "padding" or name not in plain:
+            continue
+        defaults = (None, [1], "valid", [1], 1)
+        x, weight, bias, stride, padding, dilation, groups = (
+            *node.args, *defaults[len(node.args) - 2 :]
+        )  # fmt: skip
+        sides = weight.meta["val"].shape[2:]
+        dilation = list(dilation) * (len(sides) // len(dilation))
+        same = padding == "same"
+        totals = [d * (k - 1) if same else 0 for d, k in zip(dilation, sides, strict=True)]
+        with graph.graph.inserting_before(node):
+            if any(total % 2 for total in totals):  # the odd one goes to the end, as in PyTorch
+                pads = [n for total in reversed(totals) for n in (0, total % 2)]
+                padded = graph.graph.call_function(torch.ops.aten.pad.default, (x, pads))
+                padded.meta = dict(node.meta)
+                padded.meta["val"] = torch.nn.functional.pad(x.meta["val"], pads)
+                x = padded
+            halves = [total // 2 for total in totals]
+            arguments = (x, weight, bias, stride, halves, dilation, groups)
+            explicit = graph.graph.call_function(plain[name], arguments)
+            explicit.meta = dict(node.meta)
+        node.replace_all_uses_with(explicit)
+        graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
 
 
 def _quantizer() -> Any:
@@ -263,8 +303,8 @@ def _quantizer() -> Any:
             averaging_constant=1.0,  # the weight's own range, now
             eps=SMALLEST_SCALE,
         ),
-        quant_min=-127,
-        quant_max=127,
+        quant_min=-WEIGHT_LIMIT,
+        quant_max=WEIGHT_LIMIT,
         qscheme=torch.per_channel_symmetric,
         ch_axis=0,
     )
