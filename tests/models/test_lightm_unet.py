@@ -9,9 +9,8 @@ from support import difference, fresh, inputs, mean_difference, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.mamba import Mamba
 from zoo.blocks.separable import SeparableConv
-from zoo.models.lightm_unet import EncoderBlock, MambaLayer
+from zoo.models.lightm_unet import EncoderBlock, Mamba, MambaLayer
 from zoo.reparam import report
 
 RECORD = Path(__file__).parents[1] / "reference" / "records" / "lightm_unet_2d.json"

@@ -70,7 +70,7 @@ def test_wavelet_branch_alone_is_a_convolution_of_four_phases():
     r, t = padded[..., 1::2, 0::2], padded[..., 1::2, 1::2]
     signs = ((1, 1, 1, 1), (1, 1, -1, -1), (1, -1, 1, -1), (1, -1, -1, 1))  # LL LH HL HH
     bands = torch.stack([(a * p + b * q + c * r + d * t) / 2 for a, b, c, d in signs], dim=2)
-    weight = branch.filter.weight * branch.filter_scale.gamma[:, None, None, None]
+    weight = branch.depthwise.weight * branch.depthwise_scale.gamma[:, None, None, None]
     bands = torch.nn.functional.conv2d(bands.flatten(1, 2), weight, padding=1, groups=16)
     bands = bands.unflatten(1, (4, 4))
     want = torch.zeros_like(padded)

@@ -10,8 +10,14 @@ from support import difference, fresh, images, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.wavelet import UpsamplingMlp, WaveletBlock, coefficients
-from zoo.models.wavemix import ParallelBlock, ShuffledBlock, UpsamplingHead
+from zoo.models.wavemix import (
+    ParallelBlock,
+    ShuffledBlock,
+    UpsamplingHead,
+    UpsamplingMlp,
+    WaveletBlock,
+    coefficients,
+)
 from zoo.ops import haar
 from zoo.reparam import report
 

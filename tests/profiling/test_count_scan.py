@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from zoo.blocks.mamba import Mamba
+from zoo.models.lightm_unet import Mamba
 from zoo.ops import selective_scan
 from zoo.ops.scan import cost
 from zoo.profiling.count import count

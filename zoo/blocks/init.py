@@ -1,10 +1,10 @@
-"""How layers start."""
+"""Initialisation of layers."""
 
 from torch import nn
 
 
 def init_linear(module: nn.Module) -> None:
-    """Draw a linear layer as transformers do, normal with deviation 0.02; for `Module.apply`.
+    """Initialise a linear layer as transformers do, normal of std 0.02; for `Module.apply`.
 
     Source: the public code of ViT (arXiv 2010.11929) in timm; biases start at 0. Other modules are
     left as they are.

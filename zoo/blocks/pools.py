@@ -11,7 +11,7 @@ def check_halving(height: int, width: int, least: int) -> None:
     if height < 2 or width < 2:
         raise BadInput(
             f"a map of {height} x {width} cannot be halved: images of at least {least} x {least} "
-            "are needed"
+            "are required"
         )
 
 
@@ -37,7 +37,7 @@ class HalvingPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_halving(x.shape[2], x.shape[3], self.least)
-        return self.pool(x)
+        return self.pool(x)  # B C H//2 W//2
 
 
 def least_side(stride: int, halvings: int) -> int:

@@ -20,19 +20,19 @@ class Decay(nn.Module):
 
     Args:
         channels: Channels.
-        states: States of a channel.
-        ramp: Start at the rates 1, 2 ... `states`; otherwise all at 1.
+        d_state: States of a channel.
+        ramp: Start at the rates 1, 2 ... `d_state`; otherwise all at 1.
     """
 
     no_decay = ("log",)
 
-    def __init__(self, channels: int, states: int, *, ramp: bool):
+    def __init__(self, channels: int, d_state: int, *, ramp: bool):
         super().__init__()
-        rates = torch.arange(1.0, states + 1) if ramp else torch.ones(states)
+        rates = torch.arange(1.0, d_state + 1) if ramp else torch.ones(d_state)
         self.log = nn.Parameter(rates.log().repeat(channels, 1))
 
     def forward(self) -> Tensor:
-        return -torch.exp(self.log)
+        return -torch.exp(self.log)  # C N
 
     def fused(self) -> nn.Module:
         """The rates as a constant."""
@@ -43,7 +43,7 @@ class ConstantDecay(nn.Module):
     """`Decay` for inference.
 
     Args:
-        rates: A, channels x states.
+        rates: A, channels x d_state.
     """
 
     rates: Tensor
@@ -53,19 +53,19 @@ class ConstantDecay(nn.Module):
         self.register_buffer("rates", rates)
 
     def forward(self) -> Tensor:
-        return self.rates
+        return self.rates  # C N
 
 
 class DirectionalScan(nn.Module):
     """K sequences of the same channels, each with its own step, input and output projections.
 
-    The result is in single precision at least: its size has no bound but the norm that follows.
+    The result is in single precision at least: it is unbounded before the norm that follows.
 
     Args:
         channels: Channels of every sequence.
         directions: K, the number of sequences.
-        states: N, states of a channel.
-        rank: Width that the step sizes pass through.
+        d_state: N, states of a channel.
+        dt_rank: Width of the low-rank projection of the step sizes.
         init: `"mamba"`: decays 1..N, steps of 1e-3 to 1e-1, as Mamba-1. `"uniform"`: decays 1,
             step weights and biases uniform in [0, 0.1), as VMamba's "v2".
     """
@@ -73,15 +73,15 @@ class DirectionalScan(nn.Module):
     no_decay = ("skip", "dt_bias")
 
     def __init__(
-        self, channels: int, *, directions: int, states: int, rank: int, init: str = "mamba"
+        self, channels: int, *, directions: int, d_state: int, dt_rank: int, init: str = "mamba"
     ):
         super().__init__()
-        self.rank, self.states = rank, states
+        self.dt_rank, self.d_state = dt_rank, d_state
         self.scan_backend = "auto"
-        self.x_proj = nn.Parameter(torch.empty(directions, rank + 2 * states, channels))
-        self.dt_proj = nn.Parameter(torch.empty(directions, channels, rank))
+        self.x_proj = nn.Parameter(torch.empty(directions, dt_rank + 2 * d_state, channels))
+        self.dt_proj = nn.Parameter(torch.empty(directions, channels, dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(directions, channels))
-        self.decay = Decay(directions * channels, states, ramp=init == "mamba")
+        self.decay = Decay(directions * channels, d_state, ramp=init == "mamba")
         self.skip = nn.Parameter(torch.ones(directions * channels))
         for weight in self.x_proj.data:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
@@ -89,13 +89,13 @@ class DirectionalScan(nn.Module):
             nn.init.uniform_(self.dt_proj, 0, 0.1)
             nn.init.uniform_(self.dt_bias, 0, 0.1)
         else:
-            nn.init.uniform_(self.dt_proj, -(rank**-0.5), rank**-0.5)
+            nn.init.uniform_(self.dt_proj, -(dt_rank**-0.5), dt_rank**-0.5)
             init_step_bias(self.dt_bias)
 
-    # B batch, K sequences, D channels, L steps, R rank, N states
+    # B batch, K sequences, D channels, L steps, R dt_rank, N states
     def forward(self, x_BKDL: Tensor) -> Tensor:
         projected = self.x_proj @ x_BKDL
-        dt_BKRL, B_BKNL, C_BKNL = projected.split([self.rank, self.states, self.states], dim=2)
+        dt_BKRL, B_BKNL, C_BKNL = projected.split([self.dt_rank, self.d_state, self.d_state], dim=2)
         delta_BKDL = self.dt_proj @ dt_BKRL
         y = selective_scan(
             x_BKDL.flatten(1, 2).to(torch.promote_types(x_BKDL.dtype, torch.float32)),

@@ -36,7 +36,7 @@ def is_size(height: int, width: int, own: tuple[int, int]) -> bool:
     """
     if torch.jit.is_scripting():
         return height == own[0] and width == own[1]
-    else:  # a scripted function may hold Python of any kind in the branch that it never takes
+    else:
         if is_open(height) or is_open(width):
             return False
         return height == own[0] and width == own[1]
