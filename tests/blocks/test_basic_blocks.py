@@ -8,13 +8,14 @@ from torch import nn
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.folding import affine_inputs, mean_of, rebuilt, scale_outputs, split_affine
+from zoo.blocks.heads import DistilledHead
 from zoo.blocks.mlp import ConvMlp, Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.scale import LayerScale
 from zoo.blocks.sizes import grid_size, pair
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle, recognise, rename
-from zoo.reparam import shake
+from zoo.reparam import reparameterize, shake
 
 
 def noise(*shape):
@@ -123,6 +124,22 @@ def test_the_mean_of_linear_layers_and_the_halves_of_a_norm():
     torch.testing.assert_close(plain(x) * weight + bias, norm(x))
     assert norm.elementwise_affine
     assert norm.weight is weight
+
+
+@pytest.mark.parametrize("norm", ["", "batch"])
+def test_two_linear_classifiers_become_one(norm):
+    head = shake(DistilledHead(6, 3, norm=norm).double()).eval()
+    x = noise(2, 6, 4, 4)
+    fused = reparameterize(head)
+    assert type(fused.fc) is nn.Linear
+    torch.testing.assert_close(fused(x), head(x))
+    assert isinstance(DistilledHead(6, 0).eval().fused().fc, nn.Identity), "nothing to average"
+
+
+def test_classifiers_without_a_mean_are_not_fused():
+    head = DistilledHead(6, 3, norm="layer").eval()
+    with pytest.raises(BadInput, match="cannot fuse the classifiers NormLinear and NormLinear"):
+        reparameterize(head)
 
 
 def test_rebuilding_shares_nothing_that_is_assigned():

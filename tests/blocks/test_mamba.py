@@ -33,7 +33,7 @@ def by_hand(mamba, x):
 
 
 def test_the_block_is_its_equations():
-    for settings in ({}, {"states": 3, "kernel_size": 2, "expansion": 1}):
+    for settings in ({}, {"d_state": 3, "kernel_size": 2, "expansion": 1}):
         mamba = block(**settings)
         torch.nn.init.normal_(mamba.scan.skip)
         x = torch.randn(2, 11, 24, dtype=torch.float64)

@@ -7,6 +7,7 @@ import pytest
 import timm.optim
 import torch
 from support import PYRAMIDS, SMALLEST, fresh, inputs, shaken, takes, trainable
+from timm.layers import DropPath
 
 import zoo
 from zoo.profiling.memory import give_back_memory

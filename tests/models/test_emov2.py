@@ -37,7 +37,7 @@ def test_public_names_and_wrappers(name, wrapper):
 
 
 def test_weights_of_emo_do_not_fit():
-    with pytest.raises(zoo.BadWeights, match="does not fit EMOv2"):
+    with pytest.raises(zoo.BadWeights, match="does not fit EMO"):
         zoo.load_weights(zoo.create_model("emo1_1m"), shaken("emo_1m").state_dict())
 
 

@@ -30,7 +30,7 @@ def test_public_names_become_ours(distilled, wrapper):
         "stem.1.conv.weight": "patch_embed.2.c.weight",
         "stages.1.downsample.1.norm.weight": "blocks2.1.bn.weight",
         "stages.1.blocks.0.mixer.small.conv.weight": "blocks2.2.mixer.conv1.c.weight",
-        "stages.2.blocks.3.mixer.predict.taps.bias": "blocks3.5.mixer.lkp.cv4.bias",
+        "stages.2.blocks.3.mixer.predict.kernels.bias": "blocks3.5.mixer.lkp.cv4.bias",
         "stages.2.blocks.3.mixer.predict.norm.weight": "blocks3.5.mixer.lkp.norm.weight",
         "stages.2.blocks.3.mixer.norm.running_var": "blocks3.5.mixer.bn.running_var",
         "stages.3.blocks.1.mixer.inner.bias.table": "blocks4.3.mixer.m.attention_biases",

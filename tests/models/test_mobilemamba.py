@@ -95,7 +95,7 @@ def test_other_filters_than_haar_are_refused():
     model = zoo.create_model("mobilemamba_t2")
     key = "blocks1.0.mixer.m.attn.global_op.wt_filter"
     state = {"patch_embed.0.c.weight": torch.zeros(18, 3, 3, 3), key: torch.rand(448, 1, 2, 2)}
-    with pytest.raises(zoo.BadWeights, match="wt_filter holds other filters"):
+    with pytest.raises(zoo.BadWeights, match="wt_filter is not a filter of the Haar transform"):
         zoo.load_weights(model, state)
 
 

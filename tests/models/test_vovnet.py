@@ -14,6 +14,7 @@ from torch import nn
 import zoo
 from zoo.blocks.pools import HalvingPool, least_side
 from zoo.blocks.separable import SeparableConvNorm
+from zoo.models.vovnet import OneShotAggregation
 
 OF_TIMM = [name for name in zoo.list_models(family="vovnet") if timm.is_model(name)]
 SIZE = (97, 130)

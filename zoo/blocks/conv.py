@@ -1,7 +1,5 @@
 """Convolution, batch norm, activation."""
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from zoo.blocks.folding import Absorbing
@@ -21,7 +19,7 @@ class ConvNorm(Absorbing):
         act: Class of the activation; None leaves the block linear.
     """
 
-    absorbs_after: ClassVar = {"conv": "norm"}
+    absorbs_after = {"conv": "norm"}
     output_parts = ("conv", "norm", "act")
 
     def __init__(

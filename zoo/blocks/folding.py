@@ -10,7 +10,7 @@ float64 and rounded once, so a chain of folds loses no precision.
 """
 
 import copy
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,8 @@ class Absorbing(nn.Module):
         absorbs_after: Layer -> the batch norm or scale that is applied to its output.
     """
 
-    absorbs_before: ClassVar[dict[str, str]] = {}
-    absorbs_after: ClassVar[dict[str, str]] = {}
+    absorbs_before = {}
+    absorbs_after = {}
 
     def fused(self) -> Any:
         """Fold every pair that can be folded."""

@@ -1,11 +1,12 @@
 """From the last feature map to logits."""
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.folding import Absorbing, absorb, mean_of
+from zoo.blocks.folding import Absorbing, absorb, mean_of, merge_pointwise, rebuilt
 from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput
 
@@ -47,7 +48,7 @@ class NormLinear(Absorbing):
         eps: Of the norm.
     """
 
-    absorbs_before: ClassVar = {"linear": "norm"}
+    absorbs_before = {"linear": "norm"}
 
     def __init__(self, in_features: int, out_features: int, norm: str = "batch", eps: float = 1e-5):
         super().__init__()
@@ -139,6 +140,26 @@ class TokenHead(ClassifierHead):
     pools = ("token", *POOLS)
 
 
+class TokenLabelHead(TokenHead):
+    """Adds half of the largest logits of a classifier on every token (LV-ViT, VOLO)."""
+
+    def _make_classifiers(self) -> None:
+        super()._make_classifiers()
+        self.aux = self._classifier() if self.pool == "token" else nn.Identity()
+
+    def classifiers(self) -> list[str]:
+        return ["fc", "aux"] if self.pool == "token" else ["fc"]
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        y = self.pooled(x)  # B C
+        if pre_logits:
+            return y
+        y = self.fc(y)
+        if self.pool == "token" and self.num_classes > 0:
+            y = y + 0.5 * self.aux(x.flatten(2).transpose(1, 2)[:, 1:]).amax(1)
+        return y
+
+
 class DenseHead(nn.Module):
     """Base of heads for dense prediction, whose last layer is `fc`; subclasses make it."""
 
@@ -157,6 +178,54 @@ class DenseHead(nn.Module):
     def classifiers(self) -> list[str]:
         """Names of the classifying layers."""
         return ["fc"]
+
+
+class UpsamplingHead(DenseHead):
+    """Transposed convolutions, each to twice the size, and a 1x1 convolution; none is activated.
+
+    Args:
+        num_features: Channels of the feature map.
+        widths: Channels of the output of each transposed convolution.
+        num_classes: Values per position; 0 leaves the last convolution out.
+    """
+
+    def __init__(self, num_features: int, widths: Sequence[int], num_classes: int):
+        super().__init__()
+        if not isinstance(widths, Sequence) or isinstance(widths, str) or not widths:
+            raise BadInput(f"widths={widths!r}: give a list, the channels of each upsampling")
+        outs = [whole_number(width, "widths", 1) for width in widths]
+        self.num_features, self.hidden_size = num_features, outs[-1]
+        ups = [
+            nn.ConvTranspose2d(before, out, 4, stride=2, padding=1)
+            for before, out in zip([num_features, *outs], outs, strict=False)
+        ]
+        self.up = nn.Sequential(*ups)
+        self.reset(num_classes)
+
+    def make_classifier(self) -> nn.Module:
+        return nn.Conv2d(self.hidden_size, self.num_classes, 1)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.up(x)  # B hidden_size and the larger size
+        return x if pre_logits else self.fc(x)
+
+    def fused(self) -> "UpsamplingHead":
+        """The last two layers in one, if that takes fewer operations.
+
+        The merged layer has 16 taps per output channel, the transposed one alone 16 per channel of
+        `hidden_size`.
+        """
+        if not isinstance(self.fc, nn.Conv2d):
+            return self
+        *before, last = self.up
+        assert isinstance(last, nn.ConvTranspose2d)
+        middle, out = last.out_channels, self.fc.out_channels
+        # Multiply-accumulates for each position before the upsampling, for four after it.
+        if 16 * last.in_channels * out >= 16 * last.in_channels * middle + 4 * middle * out:
+            return self
+        head = rebuilt(self, up=nn.Sequential(*before).eval(), fc=merge_pointwise(last, self.fc))
+        head.hidden_size = last.in_channels
+        return head
 
 
 class DistilledHead(ClassifierHead):

@@ -1,5 +1,7 @@
 """Initialisation of layers."""
 
+import math
+
 from torch import nn
 
 
@@ -14,5 +16,18 @@ def init_linear(module: nn.Module) -> None:
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_conv(module: nn.Module) -> None:
+    """Initialise a 2-D convolution as torchvision's MobileNetV2 does; for `Module.apply`.
+
+    Args:
+        module: Any module.
+    """
+    if isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         if module.bias is not None:
             nn.init.zeros_(module.bias)

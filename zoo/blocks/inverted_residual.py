@@ -1,11 +1,10 @@
 """The inverted residual of MobileNetV2, and its parameter names in timm's models."""
 
-import math
-
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.blocks.conv import ConvNorm
+from zoo.blocks.init import init_conv
 
 
 class InvertedResidual(nn.Module):
@@ -65,14 +64,11 @@ class InvertedResidual(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Draw the weights of a convolution or linear layer as torchvision's MobileNetV2 does."""
-    if isinstance(module, nn.Conv2d):
-        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-    elif isinstance(module, nn.Linear):
+    """Initialise a convolution or linear layer as torchvision's MobileNetV2 does."""
+    init_conv(module)
+    if isinstance(module, nn.Linear):
         # timm's bound of 1 / sqrt(classes) makes large logits of few classes.
         nn.init.normal_(module.weight, std=0.01)
-    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
 

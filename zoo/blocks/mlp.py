@@ -25,6 +25,28 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))  # ... C
 
 
+class MixFFN(nn.Module):
+    """Linear, a 3x3 depthwise convolution, GELU, linear, on B H W C (PVT v2, arXiv 2106.13797).
+
+    Args:
+        channels: Width of input and output.
+        hidden: Width between.
+    """
+
+    input_layers, output_parts = ("fc1",), ("fc2",)
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(self.act(x))  # B H W C
+
+
 class ConvMlp(nn.Module):
     """Two 1x1 convolutions, each with a batch norm, and an activation between them.
 

@@ -1,6 +1,6 @@
 """The depthwise separable convolution."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -67,7 +67,7 @@ class SeparableConvNorm(Absorbing):
         act: Class of the activation; None leaves the block linear.
     """
 
-    absorbs_after: ClassVar = {"conv": "norm"}
+    absorbs_after = {"conv": "norm"}
 
     def __init__(
         self,

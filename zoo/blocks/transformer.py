@@ -3,8 +3,6 @@
 Tokens are B N C, or B H W C where a part needs to know the grid.
 """
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -119,7 +117,7 @@ class TransformerBlock(Absorbing):
         maps: The input is B C H W, and the parts read views of it, B H W C; otherwise B N C.
     """
 
-    absorbs_before: ClassVar = {"mixer": "norm1", "mlp": "norm2"}
+    absorbs_before = {"mixer": "norm1", "mlp": "norm2"}
 
     def __init__(
         self,

@@ -7,8 +7,6 @@ Here:  `_sine` variants of CCT and CVT have a fixed table, as their name says; t
        a learnt one by mistake. The table of a checkpoint is loaded in either case.
 """
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
@@ -83,7 +81,7 @@ class RenormedBlock(TransformerBlock):
     Its arguments are those of `TransformerBlock`.
     """
 
-    absorbs_before: ClassVar = {"mixer": "norm1"}
+    absorbs_before = {"mixer": "norm1"}
 
     def forward(self, x: Tensor) -> Tensor:
         if self.maps:

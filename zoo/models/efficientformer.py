@@ -10,7 +10,7 @@ Here:  the attention bias is looked up in every forward pass, not cached, and re
 """
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -43,7 +43,7 @@ class PoolBlock(Absorbing):
         layer_scale: Initial layer scale.
     """
 
-    absorbs_after: ClassVar = {"mlp": "scale2"}
+    absorbs_after = {"mlp": "scale2"}
 
     def __init__(self, channels: int, hidden: int, *, drop_path: float, layer_scale: float):
         super().__init__()
@@ -69,8 +69,8 @@ class AttentionBlock(Absorbing):
         layer_scale: Initial layer scale.
     """
 
-    absorbs_before: ClassVar = {"attention": "norm1", "mlp": "norm2"}
-    absorbs_after: ClassVar = {"attention": "scale1", "mlp": "scale2"}
+    absorbs_before = {"attention": "norm1", "mlp": "norm2"}
+    absorbs_after = {"attention": "scale1", "mlp": "scale2"}
 
     def __init__(
         self,

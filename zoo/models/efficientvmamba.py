@@ -8,7 +8,6 @@ Here:  no CUDA extension; sequences are made by slices and stacks, which export.
 """
 
 import math
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +59,7 @@ class ChannelGate(Absorbing):
         channels: Channels of input and output; an eighth of them inside.
     """
 
-    absorbs_before: ClassVar = {"reduce": "norm"}
+    absorbs_before = {"reduce": "norm"}
 
     def __init__(self, channels: int):
         super().__init__()
@@ -129,7 +128,7 @@ class PatchMerging(Absorbing):
         channels: Channels of the input; the output has twice as many.
     """
 
-    absorbs_before: ClassVar = {"project": "norm"}
+    absorbs_before = {"project": "norm"}
 
     def __init__(self, channels: int):
         super().__init__()

@@ -13,8 +13,6 @@ Here:  feature maps are padded with zeros to whole windows, before the convoluti
        No tensor has more than five axes, the limit of mobile runtimes.
 """
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -201,8 +199,8 @@ class MobileBlock(Absorbing):
         drop_path: Probability of dropping the branch in training.
     """
 
-    absorbs_before: ClassVar = {"mixer": "norm"}
-    absorbs_after: ClassVar = {"project": "scale"}
+    absorbs_before = {"mixer": "norm"}
+    absorbs_after = {"project": "scale"}
 
     def __init__(
         self,

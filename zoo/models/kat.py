@@ -7,8 +7,6 @@ Here:  linear layers start truncated normal 0.02, as those of the MLPs do in the
        `weight_init="mimetic"` starts queries, keys, values and projections as the authors do.
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -90,7 +88,7 @@ class KanMlp(nn.Module):
 class KatBlock(TransformerBlock):
     """A transformer block; a rational function reads its second norm, whose affine part stays."""
 
-    absorbs_before: ClassVar = {"mixer": "norm1"}
+    absorbs_before = {"mixer": "norm1"}
 
 
 class KAT(Backbone):

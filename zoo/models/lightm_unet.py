@@ -12,7 +12,7 @@ Here:  the code, not the paper: one scan row by row and not a VSS module with fo
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,7 @@ class MambaLayer(Absorbing):
         out_channels: Channels of the output.
     """
 
-    absorbs_before: ClassVar = {"mamba": "norm", "proj": "norm"}
+    absorbs_before = {"mamba": "norm", "proj": "norm"}
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()

@@ -9,7 +9,6 @@ Here:  the two directions of the scan are added image by image; the public fallb
 """
 
 import math
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +67,7 @@ class WaveletScan(Absorbing):
         kernel_size: Of the convolution of the sub-bands.
     """
 
-    absorbs_after: ClassVar = {"scan": "scan_scale", "depthwise": "depthwise_scale"}
+    absorbs_after = {"scan": "scan_scale", "depthwise": "depthwise_scale"}
 
     def __init__(self, channels: int, kernel_size: int):
         super().__init__()

@@ -9,8 +9,6 @@ Here:  position tables are resampled where the grid differs from theirs; the pub
        public dense code leaves the class token out).
 """
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
@@ -76,7 +74,7 @@ class ReducedAttention(Absorbing):
     """
 
     input_layers, output_parts = ("reduce", "attention.q"), ("attention",)
-    absorbs_before: ClassVar = {"attention.kv": "norm"}
+    absorbs_before = {"attention.kv": "norm"}
 
     def __init__(self, channels: int, num_heads: int, reduction: int):
         super().__init__()

@@ -8,7 +8,6 @@ Here:  a block that is applied twice is stored once; both of its names in a chec
 """
 
 from functools import partial
-from typing import ClassVar
 
 import torch
 from timm.layers import DropPath
@@ -83,8 +82,8 @@ class SharedBlock(Absorbing):
         drop_path: Probability of dropping a branch in training.
     """
 
-    absorbs_before: ClassVar = {"attention": "norm1", "mlp": "norm2"}
-    absorbs_after: ClassVar = {"attention": "scale1", "mlp": "scale2"}
+    absorbs_before = {"attention": "norm1", "mlp": "norm2"}
+    absorbs_after = {"attention": "scale1", "mlp": "scale2"}
 
     def __init__(self, channels: int, hidden: int, *, num_heads: int, drop_path: float):
         super().__init__()
@@ -116,8 +115,8 @@ class Projection(Absorbing):
         hidden: Width inside.
     """
 
-    absorbs_before: ClassVar = {"mlp": "norm"}
-    absorbs_after: ClassVar = {"mlp": "scale"}
+    absorbs_before = {"mlp": "norm"}
+    absorbs_after = {"mlp": "scale"}
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()

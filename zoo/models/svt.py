@@ -10,7 +10,7 @@ Here:  the wavelet transform is plain PyTorch and exports. The weights of its lo
 """
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,9 @@ from zoo.backbone import Backbone, Stage
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.folding import Absorbing
-from zoo.blocks.heads import TokenHead
-from zoo.blocks.init import init_linear
-from zoo.blocks.mlp import Mlp
+from zoo.blocks.heads import TokenHead, TokenLabelHead
+from zoo.blocks.init import init_conv, init_linear
+from zoo.blocks.mlp import MixFFN, Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.precision import outside_autocast
 from zoo.blocks.sizes import grid_size, is_size
@@ -70,8 +70,7 @@ def mix_channels(bands: Tensor, batch: int, weights: list[Tensor]) -> Tensor:
     Args:
         bands: BC x 2 x 6 x h x w.
         batch: B.
-        weights: Weight and bias of the first layer, then of the second: 2 x 4 x C/4 x C/4, 2 x 4 x
-            C/4.
+        weights: Of two layers: 2 x 4 x C/4 x C/4, 2 x 4 x C/4.
     """
     blocks = weights[0].shape[1]
     inner = weights[0].shape[2] * 2
@@ -101,50 +100,39 @@ def mix_columns(bands: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 def scattering(
-    x: Tensor,
-    analysis: Tensor,
-    synthesis: Tensor,
-    low: Tensor,
-    channels: list[Tensor],
-    columns: list[Tensor],
+    x: Tensor, tables: list[Tensor], channels: list[Tensor], columns: list[Tensor]
 ) -> Tensor:
-    """Weight the low band, mix the complex ones, go back: B C H W -> B C H W.
+    """Transform, weight the low band, mix the complex bands, transform back: B C H W -> B C H W.
 
     In single precision at least, also under autocast. An odd side is padded with its last row or
     column, and cropped afterwards.
 
     Args:
-        x: Maps.
-        analysis: Filters of the transform.
-        synthesis: Filters of its inverse.
-        low: A weight for each value of the low band, C x H x W; resampled for other sizes.
+        x: Feature maps.
+        tables: Filters of the transform, those of its inverse, and a weight for each value of the
+            low band, C x H x W.
         channels: Weights of `mix_channels`.
         columns: Weights of `mix_columns`, or none.
     """
     if torch.jit.is_scripting():
-        return _scattering(x, analysis, synthesis, low, channels, columns)
+        return _scattering(x, tables, channels, columns)
     else:
-        return outside_autocast(_scattering, x, analysis, synthesis, low, channels, columns)
+        return outside_autocast(_scattering, x, tables, channels, columns)
 
 
 def _scattering(
-    x: Tensor,
-    analysis: Tensor,
-    synthesis: Tensor,
-    low: Tensor,
-    channels: list[Tensor],
-    columns: list[Tensor],
+    x: Tensor, tables: list[Tensor], channels: list[Tensor], columns: list[Tensor]
 ) -> Tensor:
     dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
     height, width = x.shape[2], x.shape[3]
+    analysis, synthesis, low = tables[0].to(wide), tables[1].to(wide), tables[2].to(wide)
     x = F.pad(x.to(wide), [0, width % 2, 0, height % 2], mode="replicate")
-    smooth, bands = transform.analyse(x, analysis.to(wide))
-    smooth = smooth * resized(low.to(wide), x.shape[2], x.shape[3])
+    smooth, bands = transform.analyse(x, analysis)
+    smooth = smooth * resized(low, x.shape[2], x.shape[3])
     bands = mix_channels(bands, x.shape[0], [weight.to(wide) for weight in channels])
     if len(columns) > 0:
         bands = mix_columns(bands, [weight.to(wide) for weight in columns])
-    x = transform.synthesise(smooth, bands, synthesis.to(wide))
-    return x[:, :, :height, :width].to(dtype)
+    return transform.synthesise(smooth, bands, synthesis)[:, :, :height, :width].to(dtype)
 
 
 torch.fx.wrap("scattering")
@@ -201,9 +189,8 @@ class Scattering(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = x.permute(0, 3, 1, 2)  # B C H W
-        y = scattering(
-            maps, self.analysis, self.synthesis, self.low, self.channels(), self.columns()
-        )
+        tables = [self.analysis, self.synthesis, self.low]
+        y = scattering(maps, tables, self.channels(), self.columns())
         return y.permute(0, 2, 3, 1)  # B H W C
 
 
@@ -227,35 +214,8 @@ class HalfScattering(nn.Module):
         return torch.stack([filtered, self.scattering(scattered)], dim=-1).flatten(-2)  # B H W C
 
 
-class MixFFN(nn.Module):
-    """Linear, a 3x3 depthwise convolution, GELU, linear (PVT v2, arXiv 2106.13797).
-
-    Args:
-        channels: Width of input and output.
-        hidden: Width between.
-    """
-
-    input_layers, output_parts = ("fc1",), ("fc2",)
-
-    def __init__(self, channels: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.depthwise(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(self.act(x))  # B H W C
-
-
 class Downsample(nn.Module):
-    """A convolution to half the size, then a norm over channels.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-    """
+    """A convolution to half the size, then a norm over channels."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -267,11 +227,7 @@ class Downsample(nn.Module):
 
 
 class StageNorm(nn.Module):
-    """The norm at the end of a stage; its output is the level of the feature pyramid.
-
-    Args:
-        channels: Channels of the map.
-    """
+    """The norm at the end of a stage; its output is the level of the feature pyramid."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -284,7 +240,7 @@ class StageNorm(nn.Module):
 class ScatteringBlock(TransformerBlock):
     """A transformer block that scatters; the shift of its first norm cannot be folded."""
 
-    absorbs_before: ClassVar = {"mlp": "norm2"}
+    absorbs_before = {"mlp": "norm2"}
 
 
 class ClassAttention(Absorbing):
@@ -297,7 +253,7 @@ class ClassAttention(Absorbing):
         num_heads: Heads of the attention.
     """
 
-    absorbs_before: ClassVar = {"attention": "norm1", "mlp": "norm2"}
+    absorbs_before = {"attention": "norm1", "mlp": "norm2"}
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -315,29 +271,6 @@ class ClassAttention(Absorbing):
         token_B1C = token_B1C + self.attention(seen[:, :1], seen)
         token_B1C = token_B1C + self.mlp(self.norm2(token_B1C))
         return to_row(self.norm(torch.cat([token_B1C, x_BNC], dim=1)))
-
-
-class LabelledTokensHead(TokenHead):
-    """A second classifier on every token; half of its largest logits are added (LV-ViT, VOLO).
-
-    It requires the class token.
-    """
-
-    def _make_classifiers(self) -> None:
-        super()._make_classifiers()
-        self.aux = self._classifier() if self.pool == "token" else nn.Identity()
-
-    def classifiers(self) -> list[str]:
-        return ["fc", "aux"] if self.pool == "token" else ["fc"]
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        y = self.pooled(x)  # B C
-        if pre_logits:
-            return y
-        y = self.fc(y)
-        if self.pool == "token" and self.num_classes > 0:
-            y = y + 0.5 * self.aux(to_tokens(x)[:, 1:]).amax(1)
-        return y
 
 
 class SVT(Backbone):
@@ -384,7 +317,7 @@ class SVT(Backbone):
             down = Downsample(dims[i - 1], dims[i]) if i else None
             stages.append(Stage([*blocks, *closing], down))
         conv = partial(ConvNorm, out_channels=stem, act=nn.ReLU)
-        head = LabelledTokensHead if token_label else TokenHead
+        head = TokenLabelHead if token_label else TokenHead
         super().__init__(
             stem=nn.Sequential(
                 conv(in_chans, kernel_size=7, stride=2),
@@ -405,11 +338,7 @@ class SVT(Backbone):
 
 def _init(module: nn.Module) -> None:
     init_linear(module)
-    if isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] ** 2 * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    init_conv(module)
 
 
 ROWS = (

@@ -11,7 +11,6 @@ Here:  images of any size (the public code supports squares); the fixed table is
 
 import math
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +80,7 @@ class SoftSplitAttention(Absorbing):
         least: Smallest side of an image that the whole model supports.
     """
 
-    absorbs_before: ClassVar = {"qkv": "norm"}
+    absorbs_before = {"qkv": "norm"}
 
     def __init__(
         self,
@@ -137,7 +136,7 @@ class ResidualMlp(Absorbing):
         drop: Dropout of the branch.
     """
 
-    absorbs_before: ClassVar = {"mlp": "norm"}
+    absorbs_before = {"mlp": "norm"}
 
     def __init__(self, channels: int, drop: float):
         super().__init__()

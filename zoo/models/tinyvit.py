@@ -9,8 +9,6 @@ Here:  the attention bias is looked up in every forward pass, not cached. Featur
        Tables learnt in other windows are resampled on loading.
 """
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -91,7 +89,7 @@ class WindowAttention(Absorbing):
         side: Side of a window.
     """
 
-    absorbs_before: ClassVar = {"attention": "norm"}
+    absorbs_before = {"attention": "norm"}
 
     def __init__(self, channels: int, num_heads: int, side: int):
         super().__init__()
@@ -140,7 +138,7 @@ class WindowBlock(Absorbing):
         drop_path: Probability of dropping a branch in training.
     """
 
-    absorbs_before: ClassVar = {"mlp": "norm"}
+    absorbs_before = {"mlp": "norm"}
 
     def __init__(self, channels: int, side: int, *, drop_path: float):
         super().__init__()

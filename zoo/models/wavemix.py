@@ -12,7 +12,7 @@ Here:  the transform is ours (zoo/ops/wavelet), computed once for all levels, in
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
 from zoo.blocks.drop import drop_path_rates
-from zoo.blocks.folding import Absorbing, merge_pointwise, rebuilt
-from zoo.blocks.heads import ClassifierHead, DenseHead
+from zoo.blocks.folding import Absorbing
+from zoo.blocks.heads import ClassifierHead, UpsamplingHead
 from zoo.blocks.sizes import check_sides, whole_number
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle, numbered_blocks, prefixed
@@ -100,7 +100,7 @@ class UpsamplingMlp(Absorbing):
         drop_rate: Dropout after the activation.
     """
 
-    absorbs_after: ClassVar = {"up": "norm"}
+    absorbs_after = {"up": "norm"}
 
     def __init__(
         self, in_channels: int, out_channels: int, *, channels: int, hidden: int, drop_rate: float
@@ -203,7 +203,7 @@ class ShuffledBlock(Absorbing):
         levels, drop_rate, drop_path: As for `WaveletBlock`; there is one level.
     """
 
-    absorbs_after: ClassVar = {"conv": "norm"}
+    absorbs_after = {"conv": "norm"}
 
     def __init__(
         self, channels: int, *, levels: int = 1, drop_rate: float = 0.0, drop_path: float = 0.0
@@ -231,54 +231,6 @@ BLOCKS: dict[str, Any] = {
     "parallel": ParallelBlock,
     "shuffled": ShuffledBlock,
 }
-
-
-class UpsamplingHead(DenseHead):
-    """Transposed convolutions, each to twice the size, and a 1x1 convolution; none is activated.
-
-    Args:
-        num_features: Channels of the feature map.
-        widths: Channels of the output of each transposed convolution.
-        num_classes: Values per position; 0 leaves the last convolution out.
-    """
-
-    def __init__(self, num_features: int, widths: Sequence[int], num_classes: int):
-        super().__init__()
-        if not isinstance(widths, Sequence) or isinstance(widths, str) or not widths:
-            raise BadInput(f"widths={widths!r}: give a list, the channels of each upsampling")
-        outs = [whole_number(width, "widths", 1) for width in widths]
-        self.num_features, self.hidden_size = num_features, outs[-1]
-        ups = [
-            nn.ConvTranspose2d(before, out, 4, stride=2, padding=1)
-            for before, out in zip([num_features, *outs], outs, strict=False)
-        ]
-        self.up = nn.Sequential(*ups)
-        self.reset(num_classes)
-
-    def make_classifier(self) -> nn.Module:
-        return nn.Conv2d(self.hidden_size, self.num_classes, 1)
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.up(x)  # B hidden_size and the larger size
-        return x if pre_logits else self.fc(x)
-
-    def fused(self) -> "UpsamplingHead":
-        """The last two layers in one, if that takes fewer operations.
-
-        The merged layer has 16 taps per output channel, the transposed one alone 16 per channel of
-        `hidden_size`.
-        """
-        if not isinstance(self.fc, nn.Conv2d):
-            return self
-        *before, last = self.up
-        assert isinstance(last, nn.ConvTranspose2d)
-        middle, out = last.out_channels, self.fc.out_channels
-        # Multiply-accumulates for each position before the upsampling, for four after it.
-        if 16 * last.in_channels * out >= 16 * last.in_channels * middle + 4 * middle * out:
-            return self
-        head = rebuilt(self, up=nn.Sequential(*before).eval(), fc=merge_pointwise(last, self.fc))
-        head.hidden_size = last.in_channels
-        return head
 
 
 class WaveMix(Backbone):
