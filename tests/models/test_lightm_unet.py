@@ -238,5 +238,5 @@ def test_sizes_that_cannot_work(name):
     model, x = shaken(name), inputs(name)
     with pytest.raises(zoo.BadInput, match=r"a multiple of 8, such as \[16"):
         model(x[..., :12])
-    with pytest.raises(zoo.BadInput, match="this model takes"):
+    with pytest.raises(zoo.BadInput, match="this model requires"):
         model(x[..., 0])

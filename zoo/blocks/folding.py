@@ -60,7 +60,7 @@ def absorb(module: Module) -> Module:
 
 
 def _split(part: Any) -> tuple[nn.Module, Tensor | None, Tensor | None]:
-    """Return what is left of a norm or scale without its affine map, then that map, if any."""
+    """Return a norm or scale without its affine map, and the scale and shift of that map."""
     if is_fixed_batch_norm(part):
         return nn.Identity(), *batch_norm_affine(part)
     if isinstance(part, nn.LayerNorm) and part.weight is not None:
@@ -191,7 +191,7 @@ def _along_outputs(layer: nn.Module, values: Tensor) -> Tensor:
     weight: Any = layer.weight
     if not isinstance(layer, _TRANSPOSED):
         return values.reshape(-1, *[1] * (weight.ndim - 1))
-    # in x out / groups: each input channel meets the output channels of its own group
+    # in x out / groups: an input channel is connected to the output channels of its group
     rows = values.reshape(layer.groups, -1).repeat_interleave(len(weight) // layer.groups, dim=0)
     return rows.reshape(*rows.shape, *[1] * (weight.ndim - 2))
 

@@ -212,8 +212,8 @@ class UpsamplingHead(DenseHead):
     def fused(self) -> "UpsamplingHead":
         """The last two layers in one, if that takes fewer operations.
 
-        The merged layer has 16 taps per output channel, the transposed one alone 16 per channel of
-        `hidden_size`.
+        The merged layer has 16 taps per output channel, the transposed convolution 16 per channel
+        of `hidden_size`.
         """
         if not isinstance(self.fc, nn.Conv2d):
             return self
@@ -259,7 +259,7 @@ class DistilledHead(ClassifierHead):
         """One classifier with the mean weights.
 
         Raises:
-            BadInput: The classifiers are not linear, so that no single one computes their mean.
+            BadInput: The classifiers are not linear: no single one computes their mean.
         """
         single = ClassifierHead(self.num_features, 0, pool=self.pool, drop_rate=self.drop_rate)
         single.num_classes = self.num_classes

@@ -10,7 +10,7 @@ from zoo.errors import BadInput
 
 
 def check_patch(height: int, width: int, patch: int) -> None:
-    """Raise `BadInput` unless the image holds a whole patch."""
+    """Raise `BadInput` if the image is smaller than a patch."""
     if height < patch or width < patch:
         raise BadInput(f"an image of {height} x {width}: at least {patch} x {patch} is required")
 
@@ -19,10 +19,10 @@ torch.fx.wrap("check_patch")
 
 
 def whole_patches(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
-    """Return height and width of `img_size`, which holds a whole patch.
+    """Return height and width of `img_size`, at least one patch.
 
     Raises:
-        BadInput: It does not, or is no size.
+        BadInput: It is smaller, or not a size.
     """
     height, width = pair(img_size)
     if height < patch or width < patch:

@@ -1,7 +1,7 @@
-"""Selective scans over maps: several sequences through the pixels, one scan for all of them.
+"""Selective scans over feature maps: several sequences of pixels, one scan for all of them.
 
-VMamba (arXiv 2401.10166, section 4) names them SS2D. The state-space part with its projections is
-`DirectionalScan`; how a map becomes sequences and back is the model's.
+VMamba (arXiv 2401.10166, section 4) calls them SS2D. `DirectionalScan` is the state space with its
+projections; models convert feature maps to sequences and back.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.ops import selective_scan
 
-torch.fx.wrap("selective_scan")  # a leaf for symbolic tracing: it looks at shapes
+torch.fx.wrap("selective_scan")
 
 
 class Decay(nn.Module):
@@ -127,7 +127,7 @@ def both_ways(x: Tensor) -> Tensor:
 
 
 def merge_both_ways(y: Tensor, height: int, width: int) -> Tensor:
-    """B 2 D L -> B D H W: the sum of both, each at its own pixels of its own image."""
+    """B 2 D L -> B D H W: the sum of both directions."""
     return (y[:, 0] + y[:, 1].flip(-1)).unflatten(-1, (height, width))
 
 
@@ -135,7 +135,7 @@ def atrous(x: Tensor) -> Tensor:
     """B D H W -> B 4 D L: every second pixel of every second row, four ways (EfficientVMamba).
 
     Sequences over odd rows run column by column, those over even rows row by row (arXiv 2403.09977,
-    section 3.2, and the public code). An odd side is completed with zeros on the right or below.
+    section 3.2, and the public code). An odd side is padded with zeros on the right or below.
     """
     x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     even, odd = x[:, :, 0::2], x[:, :, 1::2]  # rows
@@ -151,7 +151,7 @@ def atrous(x: Tensor) -> Tensor:
 
 
 def merge_atrous(y: Tensor, height: int, width: int) -> Tensor:
-    """B 4 D L -> B D H W: every value at the one pixel it was read at."""
+    """B 4 D L -> B D H W: the inverse of `atrous`."""
     h, w = (height + 1) // 2, (width + 1) // 2
     rows = [y[:, 0].unflatten(-1, (h, w)), y[:, 2].unflatten(-1, (h, w))]
     columns = [y[:, k].unflatten(-1, (w, h)).transpose(2, 3) for k in (1, 3)]

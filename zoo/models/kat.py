@@ -28,7 +28,7 @@ torch.fx.wrap("rational")
 PATCH, GROUPS = 16, 8
 
 # Initial coefficients, numerator and denominator: published facts of the code. "gelu" was fitted
-# for another form of the denominator and is no GELU here.
+# for another form of the denominator and is not GELU here.
 # fmt: off
 COEFFICIENTS = {
     "identity": ((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)),

@@ -5,7 +5,7 @@ Paper: Abrahamyan et al., "Bias Loss for Mobile Neural Networks" (arXiv 2107.111
 Code:  github.com/lusinlu/bias-loss-skipblocknet @ b557bca21509 (no licence; written from a
        description). The paper's XS, S and L cannot be built by it and are left out.
 Here:  a skip block pools to the size of the map it is added to; the public code pools to 28 and 14,
-       which is the same for images of 217 to 224 pixels and cannot work for others.
+       which is the same for images of 217 to 224 pixels and fails for others.
 """
 
 import torch

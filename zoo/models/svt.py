@@ -49,7 +49,7 @@ def resized(table: Tensor, height: int, width: int) -> Tensor:
 def resized_matrices(table: Tensor, rows: int, side: int) -> Tensor:
     """Resample 2 x rows x side x side, a matrix for each row, as the kernel of an integral.
 
-    Values shrink as the side grows, so that sums keep their size.
+    Values shrink as the side grows, which keeps sums at their size.
     """
     if is_size(rows, side, (table.shape[1], table.shape[2])):
         return table
@@ -154,7 +154,7 @@ class ComplexLayers(nn.Module):
         self.bias2 = nn.Parameter(0.02 * torch.randn(2, times, width))
 
     def forward(self) -> list[Tensor]:
-        return [self.weight1, self.bias1, self.weight2, self.bias2]
+        return [self.weight1, self.bias1, self.weight2, self.bias2]  # 2 K C C and 2 K C, twice
 
 
 class NoLayers(nn.Module):
@@ -162,7 +162,7 @@ class NoLayers(nn.Module):
 
     def forward(self) -> list[Tensor]:
         nothing: list[Tensor] = []
-        return nothing
+        return nothing  # no tensors
 
 
 class Scattering(nn.Module):

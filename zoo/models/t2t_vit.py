@@ -32,7 +32,7 @@ from zoo.keys import KeyStyle, State, prefixed
 PATCH = 16  # pixels of a side for each of the last tokens
 # Patches of 7 every 4 pixels, padded by 2; then twice 3 every 2, padded by 1: (side + 13) // 16.
 MARGIN = 13
-TOKEN_DROP = 0.1  # in the performer while training, whatever drop_rate is (public code)
+TOKEN_DROP = 0.1  # of the performer in training; drop_rate does not change it (public code)
 
 
 # B batch, N tokens, C features of a token, M random features
