@@ -24,6 +24,7 @@ _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # What a family file says once for all of its variants; a variant may say any of them differently.
 _SHARED = (
     *("task", "status", "paper", "code", "input", "reduction", "num_classes", "capabilities"),
+    "module",  # the model file, if its name is not that of the family
     "quirks",  # what is odd in the public code: kept, or changed, and why
 )
 
@@ -159,7 +160,7 @@ def get_builder(name: str) -> Callable[..., Any]:
     """Import the module of `name`, if need be, and return what builds the model."""
     spec = get_spec(name)
     if name not in _BUILDERS:
-        importlib.import_module(f"zoo.models.{spec.family}")
+        importlib.import_module(f"zoo.models.{spec.facts.get('module', spec.family)}")
     return _BUILDERS[name]
 
 

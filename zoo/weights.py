@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from zoo.backbone import FeatureExtractor
 from zoo.errors import BadWeights
-from zoo.keys import State, recognise
+from zoo.keys import State, current, recognise
 
 # Where public checkpoints keep the weights; averaged weights are taken where there are both.
 _BRANCHES = (
@@ -105,14 +105,31 @@ def _advice(wrong: list[str]) -> str:
 
 
 def converted(state: State, model: nn.Module) -> State:
-    """Return `state` in the model's own names; parts that a features-only model lacks are left."""
+    """Return `state` in the model's own names and for its size.
+
+    Tables that were learnt at another image size are resampled. Parts that a features-only model
+    lacks are dropped.
+    """
+    own = model.state_dict()
     style = recognise(state, getattr(model, "key_styles", ()))
+    state = current(state, own) if style is None else style.to_own(state, model)
     if style is not None:
-        state = style.convert(dict(state), model)
+        state = {key: _shaped_like(own.get(key), tensor) for key, tensor in state.items()}
+    for name, module in model.named_modules():
+        fit: Any = getattr(module, "fit_table", None)
+        key = f"{name}.table"
+        if fit is not None and key in state:
+            state[key] = fit(state[key])
     if isinstance(model, FeatureExtractor):
-        own = model.state_dict()
         state = {key: value for key, value in state.items() if key in own}
     return state
+
+
+def _shaped_like(own: Tensor | None, tensor: Tensor) -> Tensor:
+    """Add or drop axes of length 1: a 1x1 convolution may be published as a linear layer."""
+    if own is None or [n for n in own.shape if n != 1] != [n for n in tensor.shape if n != 1]:
+        return tensor
+    return tensor.reshape(own.shape)
 
 
 def misfits(state: State, model: nn.Module) -> list[str]:
