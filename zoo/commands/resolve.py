@@ -71,7 +71,7 @@ class SavedWeights:
     @property
     def groups(self) -> dict[str, Any]:
         """The saved settings: groups `model`, `data` and `train`."""
-        return self.content["config"] if self.is_run else {}
+        return self.content.get("config", {}) if self.is_run else {}
 
     @property
     def class_names(self) -> list[str] | None:
@@ -199,8 +199,11 @@ def describe_model(
     if not saved.is_run:
         return settings, arguments
     check_same_model(settings.model, saved, explicit, "weights")
-    model = {**saved.groups["model"], "pretrained": False, "checkpoint_path": None}
-    groups = {"model": model, "data": saved.groups["data"]}
+    groups = {
+        group: dict(saved.groups[group]) for group in ("model", "data") if group in saved.groups
+    }
+    if "model" in groups:
+        groups["model"] |= {"pretrained": False, "checkpoint_path": None}
     merged = merge(settings, groups, explicit, saved.source)
     set_keys = {key.removeprefix("model.") for key in explicit if key.startswith("model.")}
     changed = model_arguments(merged.model, set_keys)
