@@ -17,10 +17,11 @@ from zoo.deploy.manifest import Origin
 from zoo.deploy.pipeline import Artefact, export
 from zoo.errors import BadInput, ZooError
 from zoo.factory import create_model
+from zoo.fetch import local_file
 from zoo.inputs import input_of
 from zoo.profiling.latency import measure
 from zoo.settings import ExportConfig, ExportRun
-from zoo.weights import load_content, local_file, run_checkpoint
+from zoo.weights import load_content, run_checkpoint
 
 # Keys of the group `export` that are arguments of `zoo.export`.
 OPTIONS = ("dynamic_size", "opset", "half", "preprocess", "postprocess", "fuse", "overwrite")

@@ -16,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.blocks.sizes import pair
 from zoo.errors import BadInput, BadWeights, first_line
+from zoo.fetch import local_file
 from zoo.settings import DataConfig, ModelConfig, TrainRun
 from zoo.training.checkpoint import is_own
-from zoo.weights import QAT_KEY, local_file, read_checkpoint, run_checkpoint
+from zoo.weights import QAT_KEY, read_checkpoint, run_checkpoint
 
 Explicit = Mapping[str, Any]
 
