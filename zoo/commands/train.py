@@ -32,7 +32,7 @@ def run(settings: TrainRun, explicit: resolve.Explicit) -> Path:
         settings, resumed = _resume(settings, explicit)
     method = None
     if settings.train.qat:
-        from zoo.compression.qat import QuantizationAwareTraining
+        from zoo.training.qat import QuantizationAwareTraining
 
         method = QuantizationAwareTraining()
         if resumed is None:
@@ -55,7 +55,7 @@ def _resume(settings: TrainRun, explicit: resolve.Explicit) -> tuple[TrainRun, d
 
 def _start_qat(settings: TrainRun, explicit: resolve.Explicit) -> TrainRun:
     """Return the settings with the model and the data of the run to start from."""
-    from zoo.compression import qat
+    from zoo.training import qat
 
     qat.check_start(settings.model)
     if settings.model.checkpoint_path is None:

@@ -9,7 +9,7 @@ from zoo.data.datamodule import ImageData
 class TrainingMethod:
     """Ordinary training: every hook leaves the model as it is.
 
-    Subclasses change the model that is trained, such as `zoo.compression.qat`. The hooks are called
+    Subclasses change the model that is trained, such as `zoo.training.qat`. The hooks are called
     in the order in which they are defined.
     """
 
