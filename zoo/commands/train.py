@@ -10,18 +10,18 @@ from zoo.training.checks import check_train
 
 
 def run(settings: TrainRun, explicit: resolve.Explicit) -> Path:
-    """Train as `settings` say; print and record the progress.
+    """Train a model, and log the progress.
 
     Args:
-        settings: Everything that `train.py` reads.
-        explicit: Keys that the user set. With `train.resume` and `train.qat` everything else comes
+        settings: The settings of `train.py`.
+        explicit: Keys that the user set. With `train.resume` and `train.qat`, all other keys come
             from the saved run.
 
     Returns:
         The run folder.
 
     Raises:
-        ZooError: A setting cannot work (nothing was written), or training diverged.
+        ZooError: A setting is invalid (nothing was written), or training diverged.
         SystemExit: Ctrl-C or SIGTERM; the run can be resumed.
     """
     check_train(settings.train)
@@ -37,13 +37,13 @@ def run(settings: TrainRun, explicit: resolve.Explicit) -> Path:
         method = QuantizationAwareTraining()
         if resumed is None:
             settings = _start_qat(settings, explicit)
-    from zoo.training.fit import train  # after the checks: it imports PyTorch's training stack
+    from zoo.training.fit import train  # slow to import: check the settings first
 
     return train(settings, resumed, method)
 
 
 def _resume(settings: TrainRun, explicit: resolve.Explicit) -> tuple[TrainRun, dict[str, Any]]:
-    """Return the settings that continue a run, and its checkpoint with its path."""
+    """Return the settings that continue a run, and the content and path of its checkpoint."""
     from zoo.training import checkpoint
 
     content, path = checkpoint.load(str(settings.train.resume))
