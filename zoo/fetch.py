@@ -13,16 +13,23 @@ from filelock import FileLock
 from zoo.errors import BadWeights, first_line
 
 
-def local_file(source: str, sha256: str | None = None) -> Path:
-    """Return the path of `source`, fetching it into the cache if it is an address.
+def local_file(source: str, sha256: str | None = None, which: str = "best") -> Path:
+    """Return the path of a file of weights, downloading it into the cache if necessary.
+
+    Args:
+        source: A file, a run folder, `https://...` or `hf:owner/name/file`.
+        sha256: Expected hash of a downloaded file; its first digits are enough.
+        which: Checkpoint of a run folder: `"best"`, or `"last"`.
 
     Raises:
-        BadWeights: The address cannot be fetched, or the file has another hash than stated.
+        BadWeights: The address cannot be fetched, the file has another hash, or the run folder
+            contains no checkpoint.
     """
     if source.startswith("hf:"):
         return _from_hub(source.removeprefix("hf:"), sha256)
     if not source.startswith(("https://", "http://")):
-        return Path(source).expanduser()
+        path = Path(source).expanduser()
+        return _run_checkpoint(path, which) if path.is_dir() else path
     address = urllib.parse.urlsplit(source)
     if address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
         raise BadWeights(f"{source}: weights are only fetched over https; give a https address")
@@ -37,6 +44,22 @@ def local_file(source: str, sha256: str | None = None) -> Path:
         else:
             _download(source, path, sha256)
     return path
+
+
+def _run_checkpoint(folder: Path, which: str) -> Path:
+    """Return the best checkpoint of a run folder, or the last one if there is no best.
+
+    Args:
+        which: `"best"` or `"last"`.
+
+    Raises:
+        BadWeights: The folder contains neither.
+    """
+    for name in (f"{which}.ckpt", "last.ckpt"):
+        for place in (folder, folder / "checkpoints"):
+            if (place / name).is_file():
+                return place / name
+    raise BadWeights(f"{folder} contains no checkpoint (best.ckpt or last.ckpt)")
 
 
 def _from_hub(name: str, sha256: str | None) -> Path:

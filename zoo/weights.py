@@ -120,8 +120,6 @@ def read_checkpoint(source: str | os.PathLike, sha256: str | None = None) -> dic
         BadWeights: No such file, truncated, not weights, or another hash than stated.
     """
     path = local_file(str(source), sha256)
-    if path.is_dir():
-        path = run_checkpoint(path)
     if not path.is_file():
         raise BadWeights(f"no file {path}")
     if path.stat().st_size == 0:
@@ -131,22 +129,6 @@ def read_checkpoint(source: str | os.PathLike, sha256: str | None = None) -> dic
     if not isinstance(content, dict):
         raise BadWeights(f"{path} contains a {type(content).__name__}, not a dictionary of weights")
     return content
-
-
-def run_checkpoint(folder: Path, which: str = "best") -> Path:
-    """Return the best checkpoint of a run folder, or the last one if there is no best.
-
-    Args:
-        which: `"best"` or `"last"`.
-
-    Raises:
-        BadWeights: The folder contains neither.
-    """
-    for name in (f"{which}.ckpt", "last.ckpt"):
-        for place in (folder, folder / "checkpoints"):
-            if (place / name).is_file():
-                return place / name
-    raise BadWeights(f"{folder} contains no checkpoint (best.ckpt or last.ckpt)")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

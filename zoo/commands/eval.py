@@ -12,14 +12,13 @@ from zoo.data.datamodule import ImageData
 from zoo.deploy import files, int8_graph
 from zoo.errors import BadInput, BadWeights, first_line
 from zoo.factory import create_model
-from zoo.inputs import published_input
+from zoo.inputs import published_input, published_statistics
 from zoo.reparam import reparameterize
 from zoo.runtimes.artefacts import LoadedArtefact
 from zoo.settings import EvalRun
 from zoo.training import run_folder
 from zoo.training.artefact_model import ArtefactModel
 from zoo.training.builders import (
-    IMAGENET_STATISTICS,
     check_against_data,
     check_forward,
     open_evaluation_data,
@@ -120,8 +119,9 @@ def _open_data(settings: EvalRun, saved: resolve.SavedWeights | None) -> ImageDa
     if saved is not None and saved.is_run:
         expected = saved.preprocessing
     else:
-        published = published_input(settings.model.encoder or settings.model.name)
-        expected = IMAGENET_STATISTICS | {k: v for k, v in published.items() if v is not None}
+        name = settings.model.encoder or settings.model.name
+        mean, std = published_statistics(name)
+        expected = {**published_input(name), "mean": mean, "std": std}
     data = open_evaluation_data(
         settings.data,
         settings.batch_size,

@@ -21,7 +21,7 @@ from zoo.fetch import local_file
 from zoo.inputs import input_of
 from zoo.profiling.latency import measure
 from zoo.settings import ExportConfig, ExportRun
-from zoo.weights import load_content, run_checkpoint
+from zoo.weights import load_content
 
 # Keys of the group `export` that are arguments of `zoo.export`.
 OPTIONS = ("dynamic_size", "opset", "half", "preprocess", "postprocess", "fuse", "overwrite")
@@ -138,7 +138,7 @@ def _build(
     if saved is None:
         model = create_model(**arguments).eval()
         given = others.get("checkpoint_path")
-        return model, Origin(name, others, weights=None if given is None else _file(given))
+        return model, Origin(name, others, weights=None if given is None else local_file(given))
     if saved.is_qat:
         model = _build_qat(settings, saved, arguments)
     else:
@@ -171,11 +171,6 @@ def _build_qat(
             " which was trained with train.qat; leave it out"
         )
     return int8_graph.converted(int8_graph.rebuild(saved.content, saved.source))
-
-
-def _file(source: str) -> Path:
-    path = local_file(source)
-    return run_checkpoint(path) if path.is_dir() else path
 
 
 def _options(

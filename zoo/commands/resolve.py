@@ -14,12 +14,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo.blocks.sizes import pair
 from zoo.errors import BadInput, BadWeights, first_line
 from zoo.fetch import local_file
+from zoo.inputs import published_statistics
 from zoo.settings import DataConfig, ModelConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
-from zoo.weights import QAT_KEY, read_checkpoint, run_checkpoint
+from zoo.weights import QAT_KEY, read_checkpoint
 
 Explicit = Mapping[str, Any]
 
@@ -90,15 +90,59 @@ class SavedWeights:
         return self.content["data"]["preprocessing"] if self.is_run else {}
 
 
-def read_weights(source: str) -> SavedWeights:
-    """Read a file, the best checkpoint of a run folder, or a URL.
+@dataclass(frozen=True)
+class TrainingStart:
+    """What a training run starts from.
+
+    Attributes:
+        settings: The resolved settings.
+        resumed: The checkpoint to continue from, if any.
+        mean: Mean of each channel in the training data of the initial weights; None if random.
+        std: The standard deviation likewise.
+    """
+
+    settings: TrainRun
+    resumed: SavedWeights | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+def read_weights(source: str, which: str = "best") -> SavedWeights:
+    """Read a file, a checkpoint of a run folder, or a URL.
+
+    Args:
+        which: Checkpoint of a run folder: `"best"` or `"last"`.
 
     Raises:
         BadWeights: It cannot be read.
     """
-    path = local_file(source)
-    path = run_checkpoint(path) if path.is_dir() else path
+    path = local_file(source, which=which)
     return SavedWeights(source, path, read_checkpoint(path))
+
+
+def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
+    """Resolve the settings of `train.py`: a new run, or one that continues a saved run.
+
+    Raises:
+        BadInput: A key contradicts the run to resume.
+        BadWeights: The weights to start from cannot be read, or do not fit the settings.
+    """
+    model, train = settings.model, settings.train
+    source = train.resume or model.checkpoint_path
+    saved = None
+    if source is not None:
+        saved = read_weights(source, "best" if train.resume is None else "last")
+    if saved is not None and train.resume is not None:
+        settings = _resume(settings, saved, explicit)
+    elif saved is not None and train.qat:
+        settings = _continue_with_qat(settings, saved, explicit)
+    model = settings.model
+    mean = std = None
+    if saved is not None and saved.is_run and model.checkpoint_path is not None:
+        mean, std = saved.preprocessing["mean"], saved.preprocessing["std"]
+    elif model.pretrained or model.checkpoint_path is not None:
+        mean, std = published_statistics(model.encoder or model.name)
+    return TrainingStart(settings, saved if train.resume is not None else None, mean, std)
 
 
 def merge(settings: Any, saved: Mapping[str, Any], explicit: Explicit, source: object) -> Any:
@@ -136,43 +180,47 @@ def merge(settings: Any, saved: Mapping[str, Any], explicit: Explicit, source: o
     return dataclasses.replace(settings, **groups)
 
 
-def resume(settings: TrainRun, saved: dict[str, Any], explicit: Explicit, path: Path) -> TrainRun:
-    """Return the settings that continue a run: the saved ones, with changes to `MAY_CHANGE` keys.
-
-    Args:
-        settings: Settings with `train.resume`.
-        saved: The settings in the checkpoint.
-        explicit: Dotted keys that the user set, with their values.
-        path: The checkpoint.
+def _resume(settings: TrainRun, saved: SavedWeights, explicit: Explicit) -> TrainRun:
+    """Return the saved settings with changes to `MAY_CHANGE` keys.
 
     Raises:
-        BadInput: `explicit` changes another key, or `saved` has keys that this version of the
-            package does not have.
+        BadInput: `explicit` changes another key.
+        BadWeights: `saved` is not a checkpoint of `train.py`.
     """
+    if not saved.is_run:
+        raise BadWeights(
+            f"{saved.path} is not a checkpoint of train.py, so there is no run to continue"
+        )
     changes: dict[str, Any] = {}
     for key, value in explicit.items():
         group, _, name = key.partition(".")
-        before = saved.get(group, {}).get(name)
+        before = saved.groups.get(group, {}).get(name)
         if key == "train.resume" or before == value:
             continue
         if key not in MAY_CHANGE:
             raise BadInput(
-                f"{key}={value} conflicts with train.resume: the run of {path} has {key}={before};"
-                f" leave it out or start a new run (keys that may change: {', '.join(MAY_CHANGE)})"
+                f"{key}={value} conflicts with train.resume: the run of {saved.path} has"
+                f" {key}={before}; leave it out or start a new run (keys that may change:"
+                f" {', '.join(MAY_CHANGE)})"
             )
         changes[key] = value
-    train = {**saved["train"], "stop_at_epoch": None, "resume": settings.train.resume}
-    return merge(settings, {**saved, "train": train}, changes, path)
+    train = {**saved.groups["train"], "stop_at_epoch": None, "resume": settings.train.resume}
+    return merge(settings, {**saved.groups, "train": train}, changes, saved.path)
 
 
-def start_from(settings: TrainRun, saved: SavedWeights, explicit: Explicit) -> TrainRun:
-    """Return the settings of a new run that starts from saved weights (`train.qat`).
+def _continue_with_qat(settings: TrainRun, saved: SavedWeights, explicit: Explicit) -> TrainRun:
+    """Return the settings with model and data of the float run that `train.qat` starts from.
 
     Raises:
-        BadWeights: The saved weights belong to another model.
+        BadWeights: The saved weights belong to another model, or are quantisation-aware.
     """
     if not saved.is_run:
         return settings
+    if saved.is_qat:
+        raise BadWeights(
+            f"{saved.source} comes from train.qat already; continue it with"
+            f" train.resume={saved.source}, or start from the float run"
+        )
     check_same_model(settings.model, saved, explicit, "model.checkpoint_path")
     model = {**saved.groups["model"], "pretrained": False, "checkpoint_path": saved.source}
     return merge(settings, {"model": model, "data": saved.groups["data"]}, explicit, saved.source)
@@ -273,7 +321,7 @@ def fit_images(
             " it out"
         )
     requested = explicit.get("data.image_size")
-    chosen = list(sides) if requested is None else list(pair(requested, "data.image_size"))
+    chosen = list(sides) if requested is None else _both(requested)
     is_static = [isinstance(side, int) for side in shape[2:]]
     if any(s and a != b for s, a, b in zip(is_static, chosen, sides, strict=True)):
         raise BadInput(
@@ -281,3 +329,8 @@ def fit_images(
             f" {advice}"
         )
     return dataclasses.replace(data, image_size=chosen, in_chans=channels)
+
+
+def _both(size: Any) -> list[Any]:
+    """Return an image size as height and width; the data set checks the values."""
+    return list(size) if isinstance(size, list | tuple) else [size, size]

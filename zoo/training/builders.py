@@ -15,7 +15,7 @@ from zoo.data.create import create_datamodule
 from zoo.data.datamodule import ImageData
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
-from zoo.inputs import published_input
+from zoo.inputs import published_statistics
 from zoo.settings import DataConfig, ModelConfig, TrainConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
 from zoo.training.losses import BiasLoss, Distillation, create_loss
@@ -25,26 +25,21 @@ from zoo.weights import load_weights, read_checkpoint
 
 Normalization = tuple[list[float], list[float]]  # mean and std of each channel
 
-IMAGENET_STATISTICS: dict[str, Any] = {
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "interpolation": None,
-    "crop_pct": None,
-}
 
-
-def build_data(run: TrainRun, fabric: Fabric, resumed: dict[str, Any] | None = None) -> ImageData:
+def build_data(
+    run: TrainRun, fabric: Fabric, mean: list[float] | None, std: list[float] | None
+) -> ImageData:
     """Open the data of a training run.
 
     Args:
         run: The resolved settings.
         fabric: Devices and processes of the run.
-        resumed: The content of the checkpoint to continue from, if any.
+        mean: Mean of each channel that the initial weights expect; None if they are random.
+        std: The standard deviation likewise.
 
     Raises:
         BadInput: The data cannot be opened, or does not fit `run.model`.
     """
-    mean, std = normalization(run.model, resumed)
     data = create_datamodule(
         run.data, batch_size=run.train.batch_size, mean=mean, std=std, seed=run.train.seed
     )
@@ -132,33 +127,6 @@ def check_against_data(model: ModelConfig, data: ImageData) -> None:
                 f"model.{key}={value} does not match the data, which has {required} {unit};"
                 " leave it out"
             )
-
-
-def normalization(
-    model: ModelConfig, resumed: dict[str, Any] | None = None
-) -> tuple[list[float] | None, list[float] | None]:
-    """Return mean and std of the initial weights' training data; None for random weights.
-
-    Args:
-        model: The resolved group `model`.
-        resumed: The content of the checkpoint to continue from, if any. It is used instead of
-            `model.checkpoint_path`, which may have been deleted.
-    """
-    if model.checkpoint_path is not None:
-        content = resumed or read_checkpoint(model.checkpoint_path)
-        if is_zoo_checkpoint(content):
-            preprocessing = content["data"]["preprocessing"]
-            return preprocessing["mean"], preprocessing["std"]
-    if model.pretrained or model.checkpoint_path is not None:
-        return expected_statistics(model.encoder or model.name)
-    return None, None
-
-
-def expected_statistics(name: str) -> Normalization:
-    """Return mean and std that published weights expect; ImageNet's if they are not known."""
-    published = published_input(name)
-    mean, std = (published[key] or IMAGENET_STATISTICS[key] for key in ("mean", "std"))
-    return list(mean), list(std)
 
 
 def build_model(
@@ -292,7 +260,7 @@ def _build_teacher(train: TrainConfig, data: ImageData) -> tuple[nn.Module, Norm
     if weights is not None and is_zoo_checkpoint(content := read_checkpoint(weights)):
         preprocessing = content["data"]["preprocessing"]
         return teacher, (list(preprocessing["mean"]), list(preprocessing["std"]))
-    return teacher, expected_statistics(name)
+    return teacher, published_statistics(name)
 
 
 def _renormalization(student: Normalization, teacher: Normalization) -> Callable | None:

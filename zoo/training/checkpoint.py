@@ -26,9 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import BadWeights
-from zoo.weights import read_checkpoint, run_checkpoint
-
 FORMAT = "zoo.checkpoint/1"
 
 
@@ -56,29 +53,6 @@ def duplicate(source: Path, target: Path) -> None:
         except OSError:
             shutil.copyfile(source, temporary)
         os.replace(temporary, target)
-
-
-def load(source: str | Path) -> tuple[dict[str, Any], Path]:
-    """Read a checkpoint of a training run.
-
-    Args:
-        source: A checkpoint, or a run folder, of which the last checkpoint is read.
-
-    Returns:
-        The content, and the path that it was read from.
-
-    Raises:
-        BadWeights: It cannot be read, or was not written by a training run.
-    """
-    path = Path(source).expanduser()
-    path = run_checkpoint(path, "last") if path.is_dir() else path
-    content = read_checkpoint(path)
-    if not is_zoo_checkpoint(content):
-        raise BadWeights(
-            f"{path} was not written by train.py and cannot be resumed; to start a new run from"
-            f" its weights, set model.checkpoint_path={path}"
-        )
-    return content, path
 
 
 def is_zoo_checkpoint(content: dict[str, Any]) -> bool:

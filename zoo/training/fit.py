@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric, seed_everything
+from rich.console import Console
 from timm.utils import ModelEmaV3
 
+from zoo.data.datamodule import ImageData
 from zoo.errors import BadInput, first_line
 from zoo.settings import TrainConfig, TrainRun
 from zoo.training import builders, checkpoint, freezing, logs, optim, run_folder
@@ -25,7 +27,12 @@ from zoo.training.method import TrainingMethod
 
 
 def train(
-    run: TrainRun, resumed: dict[str, Any] | None = None, method: TrainingMethod | None = None
+    run: TrainRun,
+    resumed: dict[str, Any] | None = None,
+    method: TrainingMethod | None = None,
+    *,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
 ) -> Path:
     """Train a model, and log the progress.
 
@@ -33,6 +40,8 @@ def train(
         run: The resolved settings.
         resumed: The content of the checkpoint to continue from, and its `path`.
         method: The training method; None for ordinary training.
+        mean: Mean of each channel that the initial weights expect; None if they are random.
+        std: The standard deviation likewise.
 
     Returns:
         The run folder.
@@ -42,16 +51,24 @@ def train(
         SystemExit: Ctrl-C or SIGTERM; the run can be resumed.
     """
     with Interrupt() as interrupt, _determinism(run.train.deterministic):
-        return _train(run, resumed, method or TrainingMethod(), interrupt)
+        fabric = _launch(run.train)
+        console = logs.make_console()
+        logger = logs.make_logger(console, fabric.is_global_zero)
+        data = builders.build_data(run, fabric, mean, std)
+        method = method or TrainingMethod()
+        components = _build(run, data, fabric, logger, resumed is not None, method)
+        return _train(run, components, fabric, console, logger, resumed, interrupt)
 
 
 def _train(
-    run: TrainRun, resumed: dict[str, Any] | None, method: TrainingMethod, interrupt: Interrupt
+    run: TrainRun,
+    components: Components,
+    fabric: Fabric,
+    console: Console,
+    logger: logging.Logger,
+    resumed: dict[str, Any] | None,
+    interrupt: Interrupt,
 ) -> Path:
-    fabric = _launch(run.train)
-    console = logs.make_console()
-    logger = logs.make_logger(console, fabric.is_global_zero)
-    components = _build(run, fabric, logger, resumed, method)
     resumed_folder = None
     if resumed is not None:
         _check_progress(resumed["progress"], fabric.world_size, run.train.epochs, resumed["path"])
@@ -132,15 +149,15 @@ def _launch(train: TrainConfig) -> Fabric:
 
 def _build(
     run: TrainRun,
+    data: ImageData,
     fabric: Fabric,
     logger: logging.Logger,
-    resumed: dict[str, Any] | None,
+    resumed: bool,
     method: TrainingMethod,
 ) -> Components:
     """Build the components of the loop; raise an error for settings that do not work together."""
     train = run.train
     method.check_processes(fabric.world_size)
-    data = builders.build_data(run, fabric, resumed)
     seed_everything(train.seed, verbose=False)
     net, arguments = builders.build_model(run, data, with_weights=resumed is None)
     net = method.transform(net)
@@ -151,7 +168,7 @@ def _build(
     net = fabric.to_device(net)
     updates = _updates_per_epoch(train, data)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    net = method.prepare(net, data, resumed=resumed is not None, layout=layout)
+    net = method.prepare(net, data, resumed=resumed, layout=layout)
     method.plan(updates * train.epochs)
     entries = method.checkpoint_entries(net)
     if train.channels_last:
