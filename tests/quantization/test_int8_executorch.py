@@ -182,3 +182,38 @@ def test_what_comes_out_of_a_layer_may_be_padded(turned, tmp_path):
     with torch.no_grad():
         want = np.concatenate([model(torch.from_numpy(image)).numpy() for image in images])
     assert correlation(answers(tmp_path / "padded.pte", images), want) > 0.98
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(3, "same"), (4, "same"), (3, "valid")])
+def test_padding_by_name_is_quantised(kernel, padding, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, kernel, padding=padding, dilation=(1, 2)),
+        nn.ReLU(),
+        nn.Conv2d(64, 8, 3),
+    ).eval()
+    exporter.convert(model, tmp_path / "float.pte", ONE)
+    made = convert(model, tmp_path / "int8.pte", ONE, batches(8), [])
+    assert (made.int8, made.floating) == (["0", "2", "4"], [])
+    before, after = ((tmp_path / f"{kind}.pte").stat().st_size for kind in ("float", "int8"))
+    assert after < 0.35 * before
+    images = batches(8, seed=1)
+    want, have = (answers(tmp_path / f"{kind}.pte", images) for kind in ("float", "int8"))
+    assert correlation(have, want) > 0.99
+
+
+def test_layers_are_counted_in_the_program(tmp_path):
+    class Wide(nn.Module):
+        """XNNPACK's quantiser does not know 3-D convolutions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.deep = nn.Conv2d(3, 4, 3), nn.Conv3d(4, 4, (1, 3, 3))
+
+        def forward(self, x):
+            return self.deep(self.flat(x)[:, :, None]).mean((2, 3, 4))
+
+    made = convert(Wide().eval(), tmp_path / "x.pte", ONE, batches(4), [])
+    assert (made.int8, made.floating) == (["flat"], ["deep"])

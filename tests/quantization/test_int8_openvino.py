@@ -15,6 +15,7 @@ import zoo
 from zoo.exporters import openvino as exporter
 from zoo.exporters.settings import Settings
 from zoo.exporters.tracing import Packaged
+from zoo.quantization.openvino import check as weights_check
 from zoo.quantization.openvino import convert
 from zoo.quantization.sanity import refuse_noise
 from zoo.reparam import reparameterize, shake
@@ -22,6 +23,7 @@ from zoo.runtimes.openvino import core
 
 ROOT = Path(__file__).parents[2]
 OPEN = Settings(SIZE, dynamic_batch=True)
+KEPT = {"block.depthwise", "qkv"}
 
 
 def answers(file, images: np.ndarray) -> np.ndarray:
@@ -193,3 +195,14 @@ def test_nonsense_is_refused():
     with pytest.raises(zoo.NotExportable, match=r"Mixed in int8: .* \(SNR -.* dB\); keep more lay"):
         refuse_noise(Mixed(), outputs[:2], outputs[2:], "a runtime")
     refuse_noise(Mixed(), outputs[:1], outputs[1:2], "a runtime")  # too few to tell
+
+
+def test_no_pair_of_weights_can_overflow(folder):
+    assert all(np.abs(whole.astype(int)).max() <= 64 for whole, _ in integers(folder / "int8.xml"))
+    found = weights_check(Mixed().eval(), folder / "int8.xml", [])
+    assert 100 < found["check"]["largest_pair"] <= 128
+
+
+def test_layers_are_counted_in_the_file(tmp_path):
+    made = convert(Mixed().eval(), tmp_path / "x.xml", OPEN, [pictures(8)], ["block", "qkv"])
+    assert (set(made.int8), set(made.floating)) == (set(LAYERS) - KEPT, KEPT)

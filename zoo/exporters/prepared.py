@@ -30,8 +30,8 @@ PACKAGES = ("torchao", "executorch")
 KEY = "qat"  # of a checkpoint: what has to be known to build the graph again
 FORMATS = ("onnx", "executorch")  # OpenVINO turns the weights of such a file into floats again
 SCHEME = "xnnpack/3"
-# ONNX Runtime adds pairs of products in 16 bits on processors without VNNI: 255 * (64 + 64) < 2**15.
-# A fixed limit, because weights still change after their ranges are fixed.
+# Without VNNI, ONNX Runtime adds pairs of products in 16 bits: 255 * (64 + 64) < 2**15. The limit
+# is fixed, because weights still change after their ranges are fixed.
 WEIGHT_LIMIT = 64
 SMALLEST_SCALE = 2**-12  # what XNNPACK's quantiser states
 

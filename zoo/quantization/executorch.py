@@ -19,8 +19,8 @@ from zoo import runtimes
 from zoo.errors import NotExportable
 from zoo.exporters import executorch as exporter
 from zoo.exporters import tracing
-from zoo.exporters.settings import Settings
 from zoo.exporters.prepared import make_padding_explicit
+from zoo.exporters.settings import Settings
 from zoo.quantization import sanity
 from zoo.quantization.layers import Precisions, within
 from zoo.quantization.onnx import nothing_left
@@ -163,7 +163,7 @@ def quantized(
 
 
 def _quantizer(keep_float: Collection[str]) -> Any:
-    """Return XNNPACK's quantiser for layers only, each with the clamp that XNNPACK fuses into it."""
+    """Return XNNPACK's quantiser for layers, each with the clamp that XNNPACK fuses into it."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
 
     aten = torch.ops.aten

@@ -185,7 +185,7 @@ def _quantized(program: Any, batches: Sequence[np.ndarray], chosen: set[str]) ->
             # the batches, which cuts off more the smaller the batches are.
             advanced_parameters=AdvancedQuantizationParameters(
                 overflow_fix=OverflowFix.ENABLE,
-                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
             ),
         )
 
