@@ -184,6 +184,7 @@ def test_what_comes_out_of_a_layer_may_be_padded(turned, tmp_path):
     assert correlation(answers(tmp_path / "padded.pte", images), want) > 0.98
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(("kernel", "padding"), [(3, "same"), (4, "same"), (3, "valid")])
 def test_padding_by_name_is_quantised(kernel, padding, tmp_path):
     torch.manual_seed(0)
@@ -205,15 +206,15 @@ def test_padding_by_name_is_quantised(kernel, padding, tmp_path):
 
 
 def test_layers_are_counted_in_the_program(tmp_path):
-    class Wide(nn.Module):
-        """XNNPACK's quantiser does not know 3-D convolutions."""
+    made = convert(Mixed().eval(), tmp_path / "x.pte", ONE, batches(4), ["block", "qkv"])
+    assert set(made.floating) == {"block.depthwise", "qkv"}
+    assert set(made.int8) == set(LAYERS) - set(made.floating)
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.flat, self.deep = nn.Conv2d(3, 4, 3), nn.Conv3d(4, 4, (1, 3, 3))
 
-        def forward(self, x):
-            return self.deep(self.flat(x)[:, :, None]).mean((2, 3, 4))
+def test_a_fault_of_the_partitioner_has_a_way_out(tmp_path, monkeypatch):
+    def lower(*_):
+        raise zoo.NotExportable("Mixed: Invalid partition, found dependency cycles")
 
-    made = convert(Wide().eval(), tmp_path / "x.pte", ONE, batches(4), [])
-    assert (made.int8, made.floating) == (["flat"], ["deep"])
+    monkeypatch.setattr(exporter, "lower", lower)
+    with pytest.raises(zoo.NotExportable, match="choose format=onnx or format=openvino"):
+        convert(Mixed().eval(), tmp_path / "x.pte", ONE, batches(2), [])

@@ -10,7 +10,7 @@ from torch import nn
 
 import zoo
 from zoo.data import DataConfig, create_datamodule
-from zoo.quantization.calibration import calibration, held
+from zoo.quantization.calibration import calibration, held_out
 from zoo.quantization.sensitivity import Row, measure, rounded, rounded_weight, table, worst, write
 from zoo.training.tasks import get_task
 
@@ -50,7 +50,7 @@ def measured():
         model.hard.weight[:, 3] = 50
     before = {key: value.clone() for key, value in model.state_dict().items()}
     rows = measure(
-        model, get_task("classification"), data, calibration(data, 64), held(data, 128)
+        model, get_task("classification"), data, calibration(data, 64), held_out(data, 128)
     )  # fmt: skip
     after = model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())

@@ -1,9 +1,9 @@
-"""Artefacts in int8: calibrated on real images, and judged by what they cost in accuracy.
+"""Post-training int8 quantisation: calibrated on images, with the loss of accuracy measured.
 
-Weights are quantised per channel and values per tensor, after fusing. `command` is what
-`export.py quantize.int8=true` does, `quantize` does it in Python; one module a format writes the
-artefact. The name below is imported when first used: the keys of the configuration live in this
-package, too, and reading them must cost nothing.
+Weights are quantised per channel and activations per tensor, after fusing. `command` implements
+`export.py quantize.int8=true`, `quantize` is the same in Python; each format has a module that
+writes the artefact. `quantize` is imported on first use, because the configuration keys are also
+in this package and must load fast.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What `export.py` does: export as asked, in int8 where `quantize.int8` says so."""
+"""The command `export.py`, with `quantize.int8` or without."""
 
 import dataclasses
 import time
@@ -20,19 +20,18 @@ from zoo.reparam import reparameterize
 from zoo.training import overrides as command_line
 from zoo.training.tasks import get_task
 
-SHOWN = 5  # rows of the table of layers that are printed
+SHOWN = 5  # layers that are printed
 
 
 def run(cfg: Any, overrides: Sequence[str] | None = None) -> list[Artefact]:
-    """Export as the configuration of `export.py` says, and print what was made.
+    """Export according to the configuration of `export.py`, and print a summary.
 
     Args:
-        cfg: The configuration.
-        overrides: What of it was asked for; by default what the command line says. A checkpoint
-            of `train.py` brings its model and its data.
+        cfg: The configuration. A checkpoint of `train.py` provides its model and data.
+        overrides: The keys that were set; by default those of the command line.
 
     Raises:
-        ZooError: Something asked cannot work, or has no effect.
+        ZooError: A setting cannot work, or has no effect.
     """
     if overrides is None:
         overrides = command_line.from_command_line()
@@ -48,23 +47,23 @@ def run(cfg: Any, overrides: Sequence[str] | None = None) -> list[Artefact]:
 
 
 def _check_unused(cfg: Any, overrides: Sequence[str]) -> None:
-    """Raise `BadInput` for keys that say something of int8 where none is asked for."""
+    """Raise `BadInput` for int8 keys without `quantize.int8`."""
     asked = command_line.asked(cfg, overrides, ExportRun)
     plain = dataclasses.asdict(QuantizeConfig())
     unused = [key for key in asked if key.startswith("data.")]
     unused += [f"quantize.{key}" for key in plain if cfg.quantize[key] != plain[key]]
     if unused:
         raise BadInput(
-            f"{unused[0]} has no effect without quantize.int8=true; give that, or leave it out"
+            f"{unused[0]} has no effect without quantize.int8=true; add that, or leave it out"
         )
 
 
 class _Work:
-    """What artefacts of several formats have in common: the data, and the table of layers.
+    """What several formats share: the data, and the sensitivity of each layer.
 
     Args:
         cfg: The configuration.
-        overrides: What of it was asked for.
+        overrides: The keys that were set.
     """
 
     def __init__(self, cfg: Any, overrides: Sequence[str]) -> None:
@@ -73,11 +72,11 @@ class _Work:
         self.rows: list[sensitivity.Row] | None = None
 
     def check(self, format: str) -> None:
-        """Refuse a format that has no int8."""
+        """Refuse a format that does not support int8."""
         pipeline.check(format, half=self.cfg.export.half)
 
     def make(self, request: Request) -> Artefact:
-        """Make one artefact, and print what it costs and brings."""
+        """Write one artefact, and print its report."""
         asked, options = self.cfg.quantize, request.options
         shape = options["input_size"]
         if self.data is None:
@@ -111,13 +110,13 @@ class _Work:
     def _sensitivity(
         self, model: nn.Module, images: Sequence[calibration.Batch]
     ) -> list[sensitivity.Row]:
-        held = calibration.held(self.data, sensitivity.HELD)
+        held = calibration.held_out(self.data, sensitivity.HELD)
         begin = time.perf_counter()
         form = reparameterize(model) if self.cfg.export.fuse else model
         rows = sensitivity.measure(form, get_task(self.data.task), self.data, images, held)
         count = sum(len(part) for part, _ in held)
         seconds = time.perf_counter() - begin
-        print(f"{len(rows)} layers, each alone in int8 on {count} images, in {seconds:.0f} s:")
+        print(f"{len(rows)} layers, one at a time in int8 on {count} images, in {seconds:.0f} s:")
         print(sensitivity.table(rows[:SHOWN], self.data.task))
         return rows
 

@@ -1,4 +1,4 @@
-"""The data that an artefact in int8 is calibrated and judged on."""
+"""The data that an int8 artefact is calibrated and evaluated on."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from zoo.training import overrides as command_line
 from zoo.training.parts import check_forward
 from zoo.training.tasks import check_task
 
-BATCH = 64  # images of an evaluation batch
+BATCH = 64  # images per evaluation batch
 PREPARED = ("mean", "std", "interpolation", "crop_pct")
 
 
@@ -26,17 +26,17 @@ def open_data(
     origin: Origin,
     shape: tuple[int, ...],
 ) -> Any:
-    """Open the data set that a model was trained on, or the one that was asked for.
+    """Open the data set that was requested, or the one that the model was trained on.
 
     Args:
         cfg: The configuration of `export.py`.
-        overrides: What of it was asked for.
+        overrides: The keys that were set.
         model: In evaluation mode.
-        origin: Where it comes from: its run says which data, and how images are prepared.
-        shape: B C H W that the artefact is traced with.
+        origin: Where the weights come from; a run records its data and how images are prepared.
+        shape: B C H W of the artefact.
 
     Raises:
-        BadInput: The data is for something else, or has other classes, channels or sizes.
+        BadInput: The data is for another task, or has other classes, channels or sizes.
     """
     name = str(origin.name)
     asked = command_line.asked(cfg, overrides, ExportRun)
@@ -58,7 +58,7 @@ def open_data(
 
 
 def _settings(cfg: DictConfig, asked: dict[str, Any], origin: Origin) -> DictConfig:
-    """Return the group `data`: what was asked for, else what the run of the weights says."""
+    """Return the group `data`: what was requested, else what the run of the weights records."""
     own, named = origin.data, asked.get("data.name")
     same = own is not None and named in (None, own["name"])
     merged = OmegaConf.merge(OmegaConf.structured(DataConfig), own if same else cfg.data)
@@ -72,12 +72,12 @@ def _settings(cfg: DictConfig, asked: dict[str, Any], origin: Origin) -> DictCon
 def _fit_input(
     settings: DictConfig, asked: dict[str, Any], name: str, shape: tuple[int, ...]
 ) -> None:
-    """Give the images the size and the channels that the artefact takes."""
+    """Set the size and the channels of the images to those of the artefact."""
     _, channels, *sides = shape
     if len(sides) != 2:
         raise BadInput(
-            f"{name} takes volumes, of which there is no data set; call "
-            "zoo.quantization.quantize with batches of your own"
+            f"{name} takes volumes, and no data set provides them; call "
+            "zoo.quantization.quantize with your own batches"
         )
     wanted = asked.get("data.image_size")
     if wanted is not None and list(pair(wanted, "data.image_size")) != sides:
