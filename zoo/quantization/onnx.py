@@ -9,8 +9,8 @@ Weights are signed and follow the rule of `saturation`, so the file gives the sa
 processor. Measured with ImageNet weights of mobilenetv2_100, 936 photographs (float: 87.7 % top-1)
 and one core with VNNI, time relative to float:
 
-- the full range: 87.8 %, 0.65, but up to eight points less without VNNI
-- seven bits for every weight: 86.2 %, 0.65
+- the full range: 87.8 %, 0.41 to 0.65, but up to eight points less without VNNI
+- seven bits for every weight: 86.2 %
 - unsigned weights: 87.8 %, 0.99
 - the rule: 87.6 %, 0.65; with the best of 17 limits and corrected biases, as here: 87.9 %
 """

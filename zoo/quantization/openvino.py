@@ -6,7 +6,7 @@ The model goes through ONNX, where each node names the module that it comes from
 
 Weights have seven bits (`OverflowFix.ENABLE`): OpenVINO adds pairs of products in 16 bits where a
 processor lacks VNNI, see `saturation`. Measured with real ImageNet weights of mobilenetv2_100 on
-936 photographs: float 87.7 %; seven bits 87.9 %, equal with VNNI and without; NNCF's default (seven
+936 photographs: float 87.7 %; seven bits 87.9 %, bit-equal on an emulated AVX2 processor; NNCF's default (seven
 bits in the first layer only) 88.1 % with VNNI, and an SNR of 14.5 dB between the two processors.
 """
 
