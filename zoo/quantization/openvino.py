@@ -6,8 +6,9 @@ The model goes through ONNX, where each node names the module that it comes from
 
 Weights have seven bits (`OverflowFix.ENABLE`): OpenVINO adds pairs of products in 16 bits where a
 processor lacks VNNI, see `saturation`. Measured with real ImageNet weights of mobilenetv2_100 on
-936 photographs: float 87.7 %; seven bits 87.9 %, bit-equal on an emulated AVX2 processor; NNCF's default (seven
-bits in the first layer only) 88.1 % with VNNI, and an SNR of 14.5 dB between the two processors.
+936 photographs: float 87.7 %; seven bits 87.9 %, bit-equal on an emulated AVX2 processor; NNCF's
+default (seven bits in the first layer only) 88.1 % with VNNI, and an SNR of 14.5 dB between the
+two processors.
 """
 
 import sys
@@ -210,7 +211,7 @@ def _fails(op: Any) -> bool:
 def _nncf() -> Any:
     """Import NNCF without its telemetry package, which would report its use."""
     before = sys.modules.get(REPORTER, ...)
-    sys.modules[REPORTER] = None  # type: ignore[assignment]  # Python then treats it as not installed
+    sys.modules[REPORTER] = None  # type: ignore[assignment]  # as if not installed
     try:
         import nncf
     finally:
