@@ -26,17 +26,18 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def models_go_with_the_file(request):
-    """Free what a file of tests shares, or a process ends up holding every model in every form."""
+def memory_is_freed(request):
+    """Free the caches of a test file and compiled programs; the models of `support` stay."""
     yield
     from zoo.profiling.memory import give_back_memory
 
-    for shared in vars(request.module).values():  # `support.shaken`, too, where it is imported
-        if callable(clear := getattr(shared, "cache_clear", None)):
+    for value in vars(request.module).values():
+        clear = getattr(value, "cache_clear", None)
+        if callable(clear) and value.__module__ == request.module.__name__:
             clear()
     torch.compiler.reset()
     give_back_memory()
-    # PyTorch keeps what programs were made of, a million objects: no search for garbage in them.
+    # PyTorch keeps a million objects of its compiled programs; do not search them for garbage.
     gc.freeze()
 
 
