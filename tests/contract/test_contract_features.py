@@ -95,7 +95,9 @@ def test_a_cut_model_has_no_dead_parameters(name):
 
 
 @pytest.mark.parametrize("name", ["out_indices", "indices"])
-@pytest.mark.parametrize("wrong", [99, 5, 0, -1, (4,), (99,), (-5,), (), "abc", (0.5,), 1.5, (0, 4)])
+@pytest.mark.parametrize(
+    "wrong", [99, 5, 0, -1, (4,), (99,), (-5,), (), "abc", (0.5,), 1.5, (0, 4)]
+)
 def test_levels_that_do_not_exist_are_refused_by_name(name, wrong):
     with pytest.raises(zoo.BadInput, match=f"^{name}="):
         take_levels(4, wrong, name)
