@@ -21,6 +21,13 @@ from torch._dynamo.testing import CompileCounter
 
 import zoo
 
+# One family of each kind of features: plain, volumes, tokens of one size and of several, features
+# computed otherwise than the classifier's, a stage that reads an earlier one.
+KINDS = ("efficientformer_l1", "lightm_unet_3d_8", "cvt_2_4_32", "kat_tiny_patch16_224")
+KINDS += ("pvt_tiny", "skipblocknet_m", "lsnet_t")
+# How features are taken from the stages is one class; the stages are those of the classifier.
+FORMS = [(name, False) for name in SMALLEST] + [(name, True) for name in KINDS]
+
 
 def kind(name) -> tuple:
     """Return what decides which code of `FeatureExtractor` runs for a model."""
@@ -31,9 +38,8 @@ def kind(name) -> tuple:
     return tokens, linked, strides[0] == strides[-1], takes(name, "dense"), axes(name)
 
 
-# Each family, and the features of one family of each kind: the stages of both are the same.
-FORMS = [(name, False) for name in SMALLEST]
-FORMS += [(name, True) for name in {kind(name): name for name in reversed(PYRAMIDS)}.values()]
+def test_every_kind_of_features_is_a_program():
+    assert {kind(name) for name in KINDS} == {kind(name) for name in PYRAMIDS}
 
 
 def form(name, features_only):
@@ -76,6 +82,7 @@ def test_symbolic_trace_trains(name):
     assert all(p.grad is not None for p in trainable(traced).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_compile_in_one_graph_for_any_size(name):
     torch.compiler.reset()
@@ -93,6 +100,7 @@ def test_compile_in_one_graph_for_any_size(name):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "features_only"), FORMS)
 def test_export(name, features_only):
     model = shaken(name, features_only=features_only, **quick(name, 1))
@@ -107,6 +115,7 @@ def test_export(name, features_only):
         assert difference(program(x), model(x)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quiet_script")
 @pytest.mark.parametrize(
     "name", [name for name in SMALLEST if name in zoo.list_models(reparam=True)]
