@@ -41,12 +41,16 @@ QUICK_FOLDERS = ("tests", "blocks", "configs", "contract", "counting", "data", "
 QUICK_FOLDERS += ("profiling", "reports")
 # Facts and the names of parameters are checked for every model.
 EVERY_FAMILY = ("test_contract_facts.py", "test_contract_keys.py", "test_catalogue.py")
+SLOW_FILES = ("test_add_a_model.py", "test_latency.py", "test_page.py", "test_sweep.py")
+SLOW_FILES += ("test_selective_scan_programs.py",)
 FAMILIES = {name: zoo.model_info(name)["family"] for name in zoo.list_models()}
 
 
 def is_quick(item) -> bool:
     """Return whether `--quick` keeps a test: it is not slow, and its family is one of the five."""
-    if item.path.parent.name not in QUICK_FOLDERS or item.get_closest_marker("slow"):
+    if item.path.parent.name not in QUICK_FOLDERS or item.path.name in SLOW_FILES:
+        return False
+    if item.get_closest_marker("slow"):
         return False
     if item.path.name in EVERY_FAMILY:
         return True

@@ -22,7 +22,7 @@ from zoo.config import compose
 from zoo.profiling.latency import measure
 from zoo.training.fit import train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is available")
 HYBRIDS = ["efficientformer_l1", "efficientvmamba_tiny", "lsnet_t"]
 
 

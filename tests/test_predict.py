@@ -20,6 +20,8 @@ from zoo.data.transforms import eval_preparation
 from zoo.exporters import Origin, files
 from zoo.predict import Predictor, colours, pictures, predict, resized
 
+pytestmark = pytest.mark.slow
+
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 NAMES = ["red", "green", "blue"]
 

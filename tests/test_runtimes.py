@@ -12,6 +12,8 @@ from torch import nn
 import zoo
 from zoo import runtimes
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     def __init__(self) -> None:
