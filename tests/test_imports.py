@@ -152,7 +152,7 @@ def loaded_after(code: str, python) -> set[str]:
         "import zoo; zoo.list_models('mobile*', smallest_of_family=True)",
         "import zoo; zoo.model_info('efficientformer_l1')",
         "import zoo; zoo.BadInput, zoo.register, dir(zoo)",
-        "from zoo.settings import DataConfig; from zoo.training.config import TrainConfig",
+        "from zoo.settings import DataConfig; from zoo.settings import TrainConfig",
         "from zoo.settings import ExportConfig; import zoo.profiling.config",
     ],
 )
