@@ -146,5 +146,5 @@ def test_the_command(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     message = r"^out/model\.onnx exists; export\.overwrite=true replaces it$"
     with pytest.raises(zoo.BadInput, match=message):
-        run(compose("export", [f"weights={checkpoint[0]}", "export.out=out"]))
+        run_command("export", [f"weights={checkpoint[0]}", "export.out=out"])
     assert os.listdir(tmp_path) == ["out"]
