@@ -164,11 +164,11 @@ def test_fusing_twice_changes_nothing(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_train_mode_is_refused(name):
     model = fresh(name, **quick(name))
-    with pytest.raises(zoo.BadInput, match=r"the model is in train mode; call model\.eval\(\)"):
+    with pytest.raises(zoo.BadInput, match=r"the model is in training mode; call model\.eval\(\)"):
         zoo.reparameterize(model.train())
     model.eval()
     model.stages[-1].blocks[0].train()  # the first stage may have none
-    with pytest.raises(zoo.BadInput, match=r"^stages\.\d+\.blocks\.0 is in train mode"):
+    with pytest.raises(zoo.BadInput, match=r"^stages\.\d+\.blocks\.0 is in training mode"):
         zoo.reparameterize(model)
 
 
