@@ -175,7 +175,7 @@ def test_super_resolution_artefact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["runtime=executorch"], r"runtime 'executorch' loads a model or a \.pte file, not '.*"),
+        (["runtime=executorch"], r"runtime 'executorch' loads a \.pte file, not '.*"),
         (["runtime=onnxrt"], "no runtime named 'onnxrt'; try onnxruntime"),
         (["weights=x"], "weights=x has no effect on an artefact"),
         (["model.pretrained=true"], "model.pretrained=True has no effect on an artefact"),

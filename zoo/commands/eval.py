@@ -55,7 +55,7 @@ def run(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
 
 def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
     _check_weights(settings)
-    saved = None if settings.weights is None else resolve.read_weights(settings.weights)
+    saved = resolve.read_command_weights(settings)
     settings, arguments = resolve.describe_model(settings, saved, explicit)
     name = arguments["name"]
     out = _output_folder(settings, saved, name)

@@ -86,7 +86,7 @@ def load_model(
         BadInput: Two settings name weights.
         BadWeights: The weights cannot be read, or do not fit the model.
     """
-    saved = None if settings.weights is None else resolve.read_weights(settings.weights)
+    saved = resolve.read_command_weights(settings)
     settings, arguments = resolve.describe_model(settings, saved, explicit)
     return settings, *_build(settings, saved, arguments)
 
