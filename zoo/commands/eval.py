@@ -83,7 +83,7 @@ def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str
 
 
 def _check_weights(settings: EvalRun) -> None:
-    """Raise `BadInput` if no weights are named, or only those of an encoder."""
+    """Raise `BadInput` unless the settings name weights of the whole model."""
     model = settings.model
     if settings.runtime is not None:
         raise BadInput(

@@ -111,7 +111,7 @@ def _batch(value: Any) -> int | str | None:
 
 
 def _check_format(name: str, batch: int | str | None, settings: ExportRun) -> None:
-    """Raise `BadInput` for settings that the format does not support."""
+    """Raise an error for settings that the format does not support."""
     if settings.quantize.int8:
         Int8Step.check_format(name, settings.export)
     formats.check(
