@@ -57,7 +57,7 @@ def checkpoint(folder, classes: int = 10):
         "format": "zoo.checkpoint/1",
         "state_dict": model.state_dict(),
         "model": arguments,
-        "config": {"data": {"name": "digits"}},
+        "config": {"model": {"name": MODEL}, "data": {"name": "digits"}},
         "data": {
             "class_names": [f"c{i}" for i in range(classes)],
             "num_classes": classes,

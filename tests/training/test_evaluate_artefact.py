@@ -81,7 +81,7 @@ def test_an_artefact_in_another_runtime(plain: dict, onnx: Path, tmp_path: Path)
     ],
     ids=["static batch", "bytes and probabilities", "bytes in a static batch"],
 )
-def test_other_inputs_and_outputs(
+def test_artefacts_with_other_inputs_and_outputs(
     overrides: list[str], plain: dict, whole_run: Path, tmp_path: Path
 ) -> None:
     artefact = exported(whole_run, tmp_path, *overrides)
@@ -175,7 +175,7 @@ def test_super_resolution_artefact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["runtime=executorch"], r"runtime 'executorch' loads a model or a \.pte file, not '.*"),
+        (["runtime=executorch"], r"runtime 'executorch' loads a \.pte file, not '.*"),
         (["runtime=onnxrt"], "no runtime named 'onnxrt'; try onnxruntime"),
         (["weights=x"], "weights=x has no effect on an artefact"),
         (["model.pretrained=true"], "model.pretrained=True has no effect on an artefact"),
