@@ -1,12 +1,13 @@
 # make demo: set up, train a model on real images, evaluate, count, time, export, compare
 # make test: set up, run the tests              make lint: what CI checks besides
-# make results: measure every model that results/ lacks, write its tables and the README's
+# make generated: write all generated files      make results: measure the models that have no latencies
+# make family NAME=<family>: write all generated files of a new family; MEASURE=1 measures it, too
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint results clean
+.PHONY: demo test lint generated family results clean
 
 # Set up anew when what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -29,14 +30,21 @@ demo: $(VENV)/installed $(DEMO)/trained
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
+generated: $(VENV)/installed
+	$(BIN)/python -m tools write
+
+family: $(VENV)/installed
+	$(BIN)/python -m tools family '$(NAME)' $(if $(MEASURE),--measure)
+
 results: $(VENV)/installed
-	$(BIN)/python -m zoo results
+	$(BIN)/python -m tools latencies
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/codespell
+	$(BIN)/python -m tools check
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

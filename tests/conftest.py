@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 
 
 def pytest_addoption(parser):
-    parser.addoption("--renew-keys", action="store_true", help="write the lists of parameter names")
     for suite in ("timm", "smp"):
         parser.addoption(
             f"--{suite}-tests",
