@@ -25,6 +25,7 @@ _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SHARED = (
     *("task", "status", "paper", "code", "input", "reduction", "num_classes", "capabilities"),
     "quirks",  # what is odd in the public code: kept, or changed, and why
+    "unfused",  # norms and scales that fusing leaves in place, and why
 )
 
 # Decoders of segmentation_models_pytorch (zoo.decoders): each takes any backbone as its encoder, so
