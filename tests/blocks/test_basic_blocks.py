@@ -2,18 +2,20 @@
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import DropPath, linear_rates
+from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.folding import affine_inputs, mean_of, rebuilt, scale_outputs, split_affine
+from zoo.blocks.heads import DistilledHead
 from zoo.blocks.mlp import ConvMlp, Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.scale import LayerScale
 from zoo.blocks.sizes import grid_size, pair
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle, recognise, rename
-from zoo.reparam import shake
+from zoo.reparam import reparameterize, shake
 
 
 def noise(*shape):
@@ -43,9 +45,11 @@ def test_drop_path_passes_gradients_of_what_it_keeps():
 
 
 def test_rates_grow_linearly_over_all_blocks():
-    assert linear_rates(0.4, (2, 1, 2)) == [pytest.approx(r) for r in ([0, 0.1], [0.2], [0.3, 0.4])]
-    assert linear_rates(0.4, (1,)) == [[0.0]]
-    assert linear_rates(0.0, (2, 2)) == [[0.0, 0.0], [0.0, 0.0]]
+    assert drop_path_rates(0.4, (2, 1, 2)) == [
+        pytest.approx(r) for r in ([0, 0.1], [0.2], [0.3, 0.4])
+    ]
+    assert drop_path_rates(0.4, (1,)) == [[0.0]]
+    assert drop_path_rates(0.0, (2, 2)) == [[0.0, 0.0], [0.0, 0.0]]
 
 
 def test_layer_norm_of_a_map_is_that_of_its_positions():
@@ -78,13 +82,15 @@ def test_conv_norm_fuses_and_scales(bias, act):
         torch.testing.assert_close(fused(x), block(x))
         if act is None:
             gamma = noise(6)
-            torch.testing.assert_close(fused.scaled(gamma)(x), block(x) * gamma.view(1, 6, 1, 1))
+            torch.testing.assert_close(
+                scale_outputs(fused, gamma)(x), block(x) * gamma.view(1, 6, 1, 1)
+            )
     assert fused.fused() is fused
     assert (block(x).shape[2], block(x).shape[3]) == (6, 7)
 
 
 def test_both_perceptrons_compute_the_same_without_norms():
-    plain, conv = Mlp(4, 8).double(), ConvMlp(4, 8).double().eval()
+    plain, conv = Mlp(4, 8).double(), ConvMlp(4, 8, act=nn.GELU, bias=True).double().eval()
     for a, b in ((plain.fc1, conv.fc1), (plain.fc2, conv.fc2)):
         b.conv.weight.data = a.weight.data[:, :, None, None].clone()
         b.conv.bias.data = a.bias.data.clone()
@@ -118,6 +124,22 @@ def test_the_mean_of_linear_layers_and_the_halves_of_a_norm():
     torch.testing.assert_close(plain(x) * weight + bias, norm(x))
     assert norm.elementwise_affine
     assert norm.weight is weight
+
+
+@pytest.mark.parametrize("norm", ["", "batch"])
+def test_two_linear_classifiers_become_one(norm):
+    head = shake(DistilledHead(6, 3, norm=norm).double()).eval()
+    x = noise(2, 6, 4, 4)
+    fused = reparameterize(head)
+    assert type(fused.fc) is nn.Linear
+    torch.testing.assert_close(fused(x), head(x))
+    assert isinstance(DistilledHead(6, 0).eval().fused().fc, nn.Identity), "nothing to average"
+
+
+def test_classifiers_without_a_mean_are_not_fused():
+    head = DistilledHead(6, 3, norm="layer").eval()
+    with pytest.raises(BadInput, match="cannot fuse the classifiers NormLinear and NormLinear"):
+        reparameterize(head)
 
 
 def test_rebuilding_shares_nothing_that_is_assigned():

@@ -8,9 +8,8 @@ from support import difference, fresh, images, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.heads import SequenceHead
 from zoo.blocks.positions import sinusoid
-from zoo.models.compact_transformers import VARIANTS, RenormedBlock
+from zoo.models.compact_transformers import VARIANTS, RenormedBlock, SeqPoolHead
 
 # Published names that do not follow from the records: a second layer in the tokeniser.
 OWN_LAYOUTS = ("cct_14_7x2_*", "cct_7_7x2_224_sine")
@@ -95,7 +94,7 @@ def test_the_second_norm_is_on_the_residual_path():
 
 
 def test_sequence_pooling_is_the_written_out_formula():
-    head = SequenceHead(8, 3, pool="attention").eval()
+    head = SeqPoolHead(8, 3, pool="attention").eval()
     x = torch.randn(2, 8, 3, 5)
     weights = (x * head.attention_pool.weight[0, :, None, None]).sum(1).flatten(1).softmax(1)
     want = (x.flatten(2) * weights[:, None]).sum(2)

@@ -13,7 +13,7 @@ from zoo.data.datamodule import ImageData
 from zoo.deploy import int8_graph
 from zoo.deploy.int8_graph import Prepared
 from zoo.environment import need
-from zoo.errors import BadInput, BadWeights, NotExportable, first_line
+from zoo.errors import BadInput, NotExportable, first_line
 from zoo.reparam import reparameterize
 from zoo.settings import ModelConfig
 from zoo.training.method import TrainingMethod
@@ -92,15 +92,6 @@ def check_start(model: ModelConfig) -> None:
     for key in ("drop_rate", "drop_path_rate"):
         if rate := getattr(model, key):
             raise BadInput(f"model.{key}={rate:g} has no effect with train.qat=true; leave it out")
-
-
-def check_float(source: str, is_qat: bool) -> None:
-    """Raise `BadWeights` if the weights to start from come from quantisation-aware training."""
-    if is_qat:
-        raise BadWeights(
-            f"{source} comes from train.qat already; continue it with train.resume={source}, or"
-            " start from the float run"
-        )
 
 
 def _check_gradients(net: Prepared, images: Tensor, layout: torch.memory_format) -> None:
