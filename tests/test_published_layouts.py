@@ -20,8 +20,7 @@ from published import RECORDS, WRAPPERS, wrapped
 from support import FINISHED
 
 import zoo
-from zoo.keys import recognise
-from zoo.weights import converted, misfits
+from zoo.keys import convert_keys, misfits, recognise
 
 PUBLISHED = sorted(
     {
@@ -79,7 +78,7 @@ def names_of(record: str) -> tuple[str, dict[str, str]]:
     state = {key: torch.full(shape, float(i)) for i, (key, shape) in enumerate(rows)}
     style = recognise(state, model.key_styles)
     assert style is not None
-    found = converted(state, model)
+    found = convert_keys(state, model)
     return style.name, {
         ours: rows[int(t.flatten()[0])][0] for ours, t in found.items() if t.numel()
     }
@@ -156,7 +155,7 @@ def model_of(entry):
 def test_names_and_shapes_of_a_checkpoint_become_ours(name, style):
     state, model = layout(name, style), on_meta(name)
     assert recognise(state, model.key_styles).name == style
-    assert misfits(converted({k: t.to("meta") for k, t in state.items()}, model), model) == []
+    assert misfits(convert_keys({k: t.to("meta") for k, t in state.items()}, model), model) == []
 
 
 def test_own_layouts_are_of_published_variants_of_the_family():
@@ -191,7 +190,7 @@ def test_every_wrapper_is_opened(family, style, wrapper):
         "net": {"net": state, "net_E": other},  # EMO's and MobileMamba's; they evaluate `net`
         "twice": {"state_dict": {f"module.module.{key}": t for key, t in state.items()}},
     }
-    want = converted(dict(state), model_of(ALL_RECORDS[record]))
+    want = convert_keys(dict(state), model_of(ALL_RECORDS[record]))
     model = model_of(ALL_RECORDS[record]).to_empty(device="cpu")
     for value in model.state_dict().values():
         value.fill_(torch.nan if value.is_floating_point() else 0)
