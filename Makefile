@@ -1,5 +1,5 @@
 # make demo: set up, train a model on real images, evaluate, count, time, export, compare
-# make test: set up, run the tests              make lint: what CI checks besides
+# make test: set up, run the tests              make lint: the other checks of CI
 # make generated: write all generated files      make results: measure the models that have no latencies
 # make family NAME=<family>: write all generated files of a new family; MEASURE=1 measures it, too
 PYTHON ?= python3
@@ -9,7 +9,7 @@ DEMO := runs/demo
 
 .PHONY: demo test lint generated family results clean
 
-# Set up anew when what is to be installed has changed.
+# Install again when the requirements have changed.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,7 +34,7 @@ generated: $(VENV)/installed
 	$(BIN)/python -m tools write
 
 family: $(VENV)/installed
-	$(BIN)/python -m tools family '$(NAME)' $(if $(MEASURE),--measure)
+	$(BIN)/python -m tools family '$(NAME)' $(if $(filter 1,$(MEASURE)),--measure)
 
 results: $(VENV)/installed
 	$(BIN)/python -m tools latencies

@@ -1,4 +1,4 @@
-"""Published checkpoints that facts name, as they come: public names, wrapped in any way.
+"""Published checkpoints of the facts load: by their public names, in every wrapper.
 
 The public layouts are those of the records, and timm's own. Those of other variants of a family
 follow from a record if the numbers in public names follow from those in ours. Variants of other
@@ -71,7 +71,7 @@ def of_timm(name):
 
 @functools.cache
 def names_of(record: str) -> tuple[str, dict[str, str]]:
-    """Return the style that a record is in, and the public name of each of our tensors."""
+    """Return the key style of a record, and the public name of each of our tensors."""
     entry = ALL_RECORDS[record]
     model = on_meta(entry["model"], **entry["kwargs"])
     rows = [(key, shape) for key, shape, dtype in entry["state"] if dtype.startswith("float")]
@@ -93,7 +93,7 @@ def skeleton(key: str) -> str:
 
 
 def public_name(key: str, known: dict[str, str]) -> str | None:
-    """Return the public name of our `key`, from those of another variant."""
+    """Derive the public name of our `key` from the names of another variant."""
     if key in known:
         return known[key]
     alike = [(ours, public) for ours, public in known.items() if skeleton(ours) == skeleton(key)]
@@ -106,7 +106,7 @@ def public_name(key: str, known: dict[str, str]) -> str | None:
 
 
 def number(i: int, ours: tuple[int, ...], rows) -> int | None:
-    """Return the i-th number of a public name: one of ours plus a constant, or a linear law."""
+    """Return the i-th number of a public name: ours plus a constant, or a linear function."""
     for j in reversed(range(len(ours))):
         if len({public[i] - own[j] for own, public in rows}) == 1:
             return ours[j] + rows[0][1][i] - rows[0][0][j]
@@ -119,7 +119,7 @@ def number(i: int, ours: tuple[int, ...], rows) -> int | None:
 
 @functools.cache
 def records_of(family: str, style: str) -> list[str]:
-    """Return the records of a family whose weights have the names of that style."""
+    """Return the records of a family in a key style."""
     return [
         record
         for record, entry in ALL_RECORDS.items()
@@ -128,7 +128,7 @@ def records_of(family: str, style: str) -> list[str]:
 
 
 def layout(name: str, style: str):
-    """Return names and shapes of a checkpoint of a variant; None where they do not follow."""
+    """Return a checkpoint of a variant; None if its names do not follow from a record."""
     if style == "timm" and timm.is_model(name):
         return of_timm(name)
     records = records_of(zoo.model_info(name)["family"], style)
@@ -170,7 +170,7 @@ def test_each_style_of_each_family_is_loaded_in_every_wrapper():
     assert families == set(REPRESENTATIVES)
 
 
-# The record with the fewest parameters of each style of names.
+# The record with the fewest parameters of each family and key style.
 REPRESENTATIVES = {}
 for _name, _style in PUBLISHED:
     _family = zoo.model_info(_name)["family"]
@@ -182,12 +182,12 @@ for _name, _style in PUBLISHED:
 @pytest.mark.parametrize(("family", "style"), REPRESENTATIVES)
 @pytest.mark.parametrize("wrapper", [*WRAPPERS, "net", "twice"])
 def test_every_wrapper_is_opened(family, style, wrapper):
-    """Nothing that the model holds is left as it was, and nothing comes from the other branch."""
+    """Every tensor is loaded, and none from the weights that the wrapper holds besides."""
     record = REPRESENTATIVES[family, style]
     state = of_record(record)
     other = {key: torch.full_like(value, -7) for key, value in state.items()}
     boxes = wrapped(state) | {
-        "net": {"net": state, "net_E": other},  # EMO's and MobileMamba's; they evaluate `net`
+        "net": {"net": state, "net_E": other},  # EMO and MobileMamba evaluate `net`
         "twice": {"state_dict": {f"module.module.{key}": t for key, t in state.items()}},
     }
     want = convert_keys(dict(state), model_of(ALL_RECORDS[record]))

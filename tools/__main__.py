@@ -64,7 +64,7 @@ def _family(options: argparse.Namespace) -> None:
 def _latencies(options: argparse.Namespace) -> None:
     try:
         latencies.measure(finished())
-    finally:  # an interrupted run has measured something, too
+    finally:  # an interrupted or failed measurement has stored others
         generated.write()
 
 

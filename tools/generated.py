@@ -57,10 +57,12 @@ def write_family(family: str, *, measure: bool = False) -> None:
     for name in smallest():
         if name in names:
             _write(key_lists.file_of(name), key_lists.render_named(name))
-    if measure:
-        latencies.measure(names)
-        capabilities.measure([name for name in smallest() if name in names])
-    write()
+    try:
+        if measure:
+            latencies.measure(names)
+            capabilities.measure([name for name in smallest() if name in names])
+    finally:  # an interrupted or failed measurement has stored others
+        write()
 
 
 def problems() -> list[str]:

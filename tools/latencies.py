@@ -50,7 +50,7 @@ def read() -> list[Record]:
 
 
 def plan(names: Sequence[str]) -> Plan:
-    """Return what is measured of models: one image of their own size, on one core."""
+    """Return the measurements of models: one image of their own size, on one core."""
     settings = {
         "threads": 1,  # so that figures do not depend on the number of free cores
         "dtype": "float32",

@@ -1,4 +1,4 @@
-"""The table of capabilities: a sample of it is tried again, and the page is written from it."""
+"""Stored outcomes of exports, a sample of which is repeated, and the page of them."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from zoo.deploy.formats import FORMATS
 from zoo.errors import OutputsDiffer
 
 CELLS = {(cell["model"], cell["format"], cell["mode"]): cell for cell in capabilities.read()}
-# Quick ones of both kinds.
+# Quick samples.
 WORKS = [
     ("mobilenetv2_035", "torchscript", "static"),
     ("mobilenetv2_035", "torchscript", "dynamic batch"),
@@ -180,15 +180,15 @@ def test_a_crash_costs_one_cell(monkeypatch):
     cells = [("onnx", "static"), ("pt2", "static"), ("aoti", "static"), ("coreml", "static")]
     began = []
 
-    def process(name, asked):
-        began.append([format for format, _ in asked])
-        for count, (format, mode) in enumerate(asked):
+    def process(name, cells):
+        began.append([format for format, _ in cells])
+        for count, (format, mode) in enumerate(cells):
             if format == "pt2":
                 return -signal.SIGSEGV, count
             if format == "aoti":
                 return -signal.SIGPROF, count
             yield {"model": name, "format": format, "mode": mode, "outcome": "works"}
-        return 0, len(asked)
+        return 0, len(cells)
 
     monkeypatch.setattr(capabilities, "_process", process)
     found = {c["format"]: c for c in capabilities._isolated("mobilenetv2_035", cells)}
