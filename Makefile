@@ -1,5 +1,6 @@
 # make demo: set up, train a model on real images, evaluate, count, time, export, compare
 # make test: set up, run the tests              make lint: the other checks of CI
+# make quick: set up, run the tests without the slow ones and for five families only (2 minutes)
 # make generated: write all generated files      make results: measure the models that have no latencies
 # make family NAME=<family>: write all generated files of a new family; MEASURE=1 measures it, too
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint generated family results clean
+.PHONY: demo test quick lint generated family results clean
 
 # Install again when the requirements have changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -30,6 +31,9 @@ demo: $(VENV)/installed $(DEMO)/trained
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
+quick: $(VENV)/installed
+	$(BIN)/python -m pytest --quick
+
 generated: $(VENV)/installed
 	$(BIN)/python -m tools write
 
@@ -43,6 +47,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/python -m tools check
 

@@ -33,7 +33,6 @@ OVER_ALL_FAMILIES = (
     "tests/test_catalogue.py::test_counts_are_those_of_the_measurements",
     "tests/test_generated.py::test_every_generated_file_is_up_to_date",
     "tests/test_published_layouts.py::test_own_layouts_are_of_published_variants_of_the_family",
-    "tests/test_published_layouts.py::test_each_style_of_each_family_is_loaded_in_every_wrapper",
 )
 
 

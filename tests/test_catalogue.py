@@ -34,6 +34,7 @@ def test_every_finished_model_has_current_counts():
         assert counts.is_current(name, COUNTS), f"{name}: {WRITE}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_counts_are_those_of_the_code(name):
     assert counts.count_model(name) == COUNTS[name], WRITE

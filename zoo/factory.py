@@ -67,14 +67,14 @@ def create_model(
     }
     arguments = {key: value for key, value in arguments.items() if value is not None}
     check_values(arguments)
-    spec = registry.get_spec(name)
-    if spec.family == "decoders":
+    if name in registry.DECODERS:
         if features_only:
             raise BadInput(f"features_only=True has no effect on {name}; use it on its encoder")
         from zoo import decoders  # takes a second: it registers every backbone with timm
 
         given = {"encoder": encoder, "pretrained": pretrained, **_without_zero_rates(arguments)}
         return decoders.create(name, checkpoint_path=checkpoint_path, **given)
+    spec = registry.get_spec(name)
     if encoder is not None:
         raise BadInput(
             f"encoder={encoder} has no effect on {name}; it is for {', '.join(registry.DECODERS)}"

@@ -119,7 +119,11 @@ def read_checkpoint(source: str | os.PathLike, sha256: str | None = None) -> dic
     Raises:
         BadWeights: No such file, truncated, not weights, or another hash than stated.
     """
-    path = local_file(str(source), sha256)
+    return read_file(local_file(str(source), sha256))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a local checkpoint; see `read_checkpoint`."""
     if not path.is_file():
         raise BadWeights(f"no file {path}")
     if path.stat().st_size == 0:

@@ -16,10 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import BadInput, BadWeights, first_line
 from zoo.fetch import local_file
-from zoo.inputs import published_statistics
 from zoo.settings import DataConfig, ModelConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
-from zoo.weights import QAT_KEY, read_checkpoint
+from zoo.weights import QAT_KEY, read_file
 
 Explicit = Mapping[str, Any]
 
@@ -97,7 +96,7 @@ class TrainingStart:
     Attributes:
         settings: The resolved settings.
         resumed: The checkpoint to continue from, if any.
-        mean: Mean of each channel in the training data of the initial weights; None if random.
+        mean: Mean of each channel that the run of the initial weights used; None if unknown.
         std: The standard deviation likewise.
     """
 
@@ -117,7 +116,7 @@ def read_weights(source: str, which: str = "best") -> SavedWeights:
         BadWeights: It cannot be read.
     """
     path = local_file(source, which=which)
-    return SavedWeights(source, path, read_checkpoint(path))
+    return SavedWeights(source, path, read_file(path))
 
 
 def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
@@ -140,8 +139,6 @@ def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
     mean = std = None
     if saved is not None and saved.is_run and model.checkpoint_path is not None:
         mean, std = saved.preprocessing["mean"], saved.preprocessing["std"]
-    elif model.pretrained or model.checkpoint_path is not None:
-        mean, std = published_statistics(model.encoder or model.name)
     return TrainingStart(settings, saved if train.resume is not None else None, mean, std)
 
 

@@ -23,25 +23,19 @@ def run(settings: TrainRun, explicit: resolve.Explicit) -> Path:
         ZooError: A setting is invalid (nothing was written), or training diverged.
         SystemExit: Ctrl-C or SIGTERM; the run can be resumed.
     """
-    check_train(settings.train)
-    if settings.train.resume is None:
-        run_folder.check_writable(settings.train.out, "train.out")
-    method = None
-    if settings.train.qat and settings.train.resume is None:
-        from zoo.training.qat import check_start
-
-        check_start(settings.model)
     start = resolve.training_start(settings, explicit)
-    if start.resumed is not None:
+    check_train(start.settings.train)
+    if start.resumed is None:
+        run_folder.check_writable(start.settings.train.out, "train.out")
+        resumed = None
+    else:
         run_folder.check_writable(start.resumed.path.parent, "train.resume")
-        check_train(start.settings.train)
+        resumed = {**start.resumed.content, "path": start.resumed.path}
+    method = None
     if start.settings.train.qat:
         from zoo.training.qat import QuantizationAwareTraining
 
-        method = QuantizationAwareTraining()
+        method = QuantizationAwareTraining(start.settings.model)
     from zoo.training.fit import train  # slow to import: check the settings first
 
-    resumed = None
-    if start.resumed is not None:
-        resumed = {**start.resumed.content, "path": start.resumed.path}
     return train(start.settings, resumed, method, mean=start.mean, std=start.std)

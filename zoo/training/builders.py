@@ -3,16 +3,15 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from zoo.data.create import create_datamodule
 from zoo.data.datamodule import ImageData
+from zoo.data.processes import download_once
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
 from zoo.inputs import published_statistics
@@ -34,41 +33,22 @@ def build_data(
     Args:
         run: The resolved settings.
         fabric: Devices and processes of the run.
-        mean: Mean of each channel that the initial weights expect; None if they are random.
+        mean: Mean of each channel that the run of the initial weights used; None if unknown.
         std: The standard deviation likewise.
 
     Raises:
         BadInput: The data cannot be opened, or does not fit `run.model`.
     """
+    if mean is None and (run.model.pretrained or run.model.checkpoint_path is not None):
+        mean, std = published_statistics(run.model.encoder or run.model.name)
     data = create_datamodule(
         run.data, batch_size=run.train.batch_size, mean=mean, std=std, seed=run.train.seed
     )
     if data.config.download and fabric.world_size > 1:
-        _download_once(data, fabric)
+        download_once(data, fabric)
     data.setup("fit")
     check_against_data(run.model, data)
     return data
-
-
-def _download_once(data: ImageData, fabric: Fabric) -> None:
-    """Download with the first process of each machine while the other processes wait.
-
-    Raises:
-        BadInput: A download failed; every process raises the same error.
-    """
-    # The default group would time out during a long download.
-    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-    failure = None
-    if fabric.local_rank == 0:
-        try:
-            data.download()
-        except BadInput as error:
-            failure = str(error)
-    failures: list[str | None] = [None] * fabric.world_size
-    dist.all_gather_object(failures, failure, group=group)
-    dist.destroy_process_group(group)
-    for failure in filter(None, failures):
-        raise BadInput(failure)
 
 
 def open_evaluation_data(

@@ -40,7 +40,7 @@ def train(
         run: The resolved settings.
         resumed: The content of the checkpoint to continue from, and its `path`.
         method: The training method; None for ordinary training.
-        mean: Mean of each channel that the initial weights expect; None if they are random.
+        mean: Mean of each channel that the run of the initial weights used; None if unknown.
         std: The standard deviation likewise.
 
     Returns:
