@@ -19,7 +19,6 @@ def pytest_addoption(parser):
     parser.addoption(
         "--quick", action="store_true", help="leave out slow tests and all but five families"
     )
-    parser.addoption("--renew-keys", action="store_true", help="write the lists of parameter names")
     for suite in ("timm", "smp"):
         parser.addoption(
             f"--{suite}-tests",

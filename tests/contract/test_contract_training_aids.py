@@ -137,7 +137,6 @@ WRONG = [
     {"drop_rate": float("nan")},
     {"drop_path_rate": -0.1},
     {"drop_path_rate": "0.1"},
-    {"drop_path_rate": None},
     {"in_chans": 0},
     {"in_chans": "3"},
     {"in_chans": True},

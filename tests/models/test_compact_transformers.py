@@ -11,6 +11,9 @@ import zoo
 from zoo.blocks.positions import sinusoid
 from zoo.models.compact_transformers import VARIANTS, RenormedBlock, SeqPoolHead
 
+# Published names that do not follow from the records: a second layer in the tokeniser.
+OWN_LAYOUTS = ("cct_14_7x2_*", "cct_7_7x2_224_sine")
+
 KINDS = ("vit_2_4_32", "cvt_2_4_32", "cct_2_3x2_32")
 
 

@@ -13,6 +13,9 @@ from zoo.models.lsnet import Attention, KernelPredictor, LSConv, MatrixBias, Rep
 from zoo.ops import aggregate
 from zoo.reparam import shake
 
+# Published names that do not follow from the records: a first stage with blocks.
+OWN_LAYOUTS = ("lsnet_s*", "lsnet_b*")
+
 # Published sizes of the fused networks, in millions, and before: without and with two classifiers.
 PARAMS = {"t": (11.4, 11409832, 11795600), "s": (16.1, 16146304, 16596200)}
 PARAMS["b"] = (23.2, 23313608, 23827632)

@@ -11,6 +11,9 @@ import zoo
 from zoo.models.t2t_vit import SoftSplitAttention, feature_attention
 from zoo.reparam import shake
 
+# Published names that do not follow from the records: more blocks.
+OWN_LAYOUTS = ("t2t_vit_19", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_t_24")
+
 PERFORMER, SOFTMAX = "t2t_vit_7", "t2t_vit_t_14"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.errors import NotExportable
+from zoo.errors import NotExportable, OutputsDiffer
 from zoo.runtimes import Runtime
 
 TOLERANCE = 1e-3  # of the outputs' spread
@@ -186,7 +186,7 @@ def _judge_classes(
     spread = 1 - float(counts.max(initial=0)) / max(mine.size, 1)
     allowed = CLASSES[half]
     if wrong > allowed:
-        raise NotExportable(
+        raise OutputsDiffer(
             f"the artefact computes something else: {wrong:.1%} of the pixels get another class "
             f"({allowed:.1%} is allowed)"
         )
@@ -219,7 +219,7 @@ def _judge_steps(
     rms = float(np.sqrt(np.mean(difference**2)))
     spread, magnitude = float(mine.std(axis=0).mean()), float(np.abs(mine).max(initial=0))
     if not rms <= INT8 * spread + ROUNDING * magnitude:
-        raise NotExportable(
+        raise OutputsDiffer(
             f"the artefact computes something else: the root mean square error is {rms:.1e}, the "
             f"spread of the outputs {spread:.1e} ({INT8:.0%} of it is allowed)"
         )
@@ -262,7 +262,7 @@ def _judge(
         raise NotExportable("the artefact's outputs are not finite: float16 ends at 65504")
     if not error <= allowed:  # also where the error is not a number
         part = f", {error / spread:.1e} of their spread" if spread else ""
-        raise NotExportable(
+        raise OutputsDiffer(
             f"the artefact computes something else: outputs differ by up to {error:.1e}{part} "
             f"({allowed:.1e} is allowed)"
         )
@@ -290,7 +290,7 @@ def _severity(result: Agreement) -> float:
 def _check_shapes(wanted: list[np.ndarray], found: list[np.ndarray], batch: int) -> None:
     mine, its = [y.shape for y in wanted], [y.shape for y in found]
     if mine != its:
-        raise NotExportable(
+        raise OutputsDiffer(
             f"the artefact computes something else: at a batch of {batch} its outputs have the "
             f"shapes {its}, the model's {mine}"
         )
