@@ -100,6 +100,14 @@ def test_paths_exist():
     assert [path for path in paths if not list(ROOT.glob(path.rstrip("/")))] == []
 
 
+def test_paths_of_contributing_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    words = [word for span in re.findall(r"`([^`\n]+)`", text) for word in span.split()]
+    paths = [word for word in words if re.fullmatch(r"\w+(/[\w.]*)+|\w+\.(py|toml|txt)", word)]
+    assert len(paths) > 30
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_names_exist():
     assert len(DOTTED_NAMES) > 30
     assert [name for name in DOTTED_NAMES if not defined(name)] == []
