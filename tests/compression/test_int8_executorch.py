@@ -11,10 +11,11 @@ from zoo import runtimes
 from zoo.compression.int8_executorch import convert, quantized
 from zoo.deploy import executorch as exporter
 from zoo.deploy import tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
+from zoo.environment import quiet
 from zoo.reparam import reparameterize, shake
 
-ONE = Settings(SIZE)
+ONE = ExportSpec(SIZE)
 
 
 def batches(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
 def integers(keep_float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the weights in int8 of the net's program before it is lowered, with their scales."""
     program = tracing.trace(Mixed().eval(), ONE, "a test")
-    with tracing.silence():
+    with quiet():
         made = quantized(program, batches(2), keep_float)
     found = {}
     for node in made.graph.nodes:
@@ -107,7 +108,7 @@ def test_small_weights_are_not_rounded_away():
             return 1e3 * self.mix(x).mean((2, 3))
 
     model = Small().eval()
-    with tracing.silence():
+    with quiet():
         made = quantized(tracing.trace(model, ONE, "a test"), batches(8), [])
         have, want = (
             torch.cat([call(torch.from_numpy(image)) for image in batches(16, seed=1)])
@@ -128,7 +129,7 @@ def test_indices_stay_whole_numbers():
         def forward(self, x):
             return self.mix(x)[:, self.order + 1].mean((2, 3))
 
-    with tracing.silence():
+    with quiet():
         made = quantized(tracing.trace(Shifted().eval(), ONE, "a test"), batches(4), [])
         found = made(torch.from_numpy(batches(1)[0]))
     assert found.shape == (1, 3)
@@ -136,7 +137,7 @@ def test_indices_stay_whole_numbers():
 
 def test_a_real_model_takes_less_than_a_third(tmp_path):
     model = reparameterize(shake(zoo.create_model("simplenet_cifar_310k")).eval())
-    settings = Settings((1, 3, 32, 32))
+    settings = ExportSpec((1, 3, 32, 32))
     images = list(pictures(12, settings.input_size)[:, None])
     exporter.convert(model, tmp_path / "float.pte", settings)
     convert(model, tmp_path / "int8.pte", settings, images, [])

@@ -1,4 +1,4 @@
-"""The table of capabilities: written from its records, and a sample of it is true both ways."""
+"""The capability table matches its records, and a sample of its cells is tested again."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from zoo.deploy.formats import FORMATS
 CELLS = {
     (cell["model"], cell["format"], cell["mode"]): cell for cell in capabilities.read()["cells"]
 }
-# Quick ones, of both kinds; what is said of them is tried again.
-WORKS = [
+# Quick cells of both kinds, which the tests try again.
+SUPPORTED = [
     ("mobilenetv2_035", "torchscript", "static"),
     ("mobilenetv2_035", "torchscript", "dynamic batch"),
     ("mobilenetv2_035", "torchscript", "fp16"),
@@ -24,7 +24,7 @@ WORKS = [
     ("cvt_2_4_32", "torchscript", "dynamic size"),
     ("efficientvmamba_tiny", "torchscript", "dynamic size"),
 ]
-FAILS = [
+UNSUPPORTED = [
     ("mobilenetv2_035", "executorch", "dynamic batch"),
     ("mobilenetv2_035", "executorch", "dynamic size"),
     ("simplenet_cifar_310k", "coreml", "dynamic size"),
@@ -34,31 +34,31 @@ FAILS = [
 ]
 
 
-def again(name, format, mode, folder):
+def export_again(name, format, mode, folder):
     model = capabilities.weighted(name, settled=CELLS[name, format, mode].get("settled", False))
     return capabilities.export_in(mode, model, name, format, folder)
 
 
-@pytest.mark.parametrize("cell", WORKS, ids=" ".join)
-def test_what_is_said_to_work_works(cell, tmp_path):
+@pytest.mark.parametrize("cell", SUPPORTED, ids=" ".join)
+def test_supported_cells_work(cell, tmp_path):
     assert CELLS[cell]["works"]
-    made = again(*cell, tmp_path)
+    made = export_again(*cell, tmp_path)
     assert made.agreement.proven
     assert made.manifest["input"].get("multiple") == CELLS[cell]["multiple"]
 
 
-@pytest.mark.parametrize("cell", FAILS, ids=" ".join)
-def test_what_is_said_not_to_work_fails_with_the_reason(cell, tmp_path):
+@pytest.mark.parametrize("cell", UNSUPPORTED, ids=" ".join)
+def test_unsupported_cells_fail_with_the_recorded_reason(cell, tmp_path):
     assert not CELLS[cell]["works"]
     assert CELLS[cell]["error"] == "NotExportable"
     with pytest.raises(zoo.NotExportable) as caught:
-        again(*cell, tmp_path)
+        export_again(*cell, tmp_path)
     assert CELLS[cell]["reason"] in str(caught.value)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_family_was_tried(format):
+def test_every_family_was_tested(format):
     assert {name for name, kind, mode in CELLS if (kind, mode) == (format, "static")} == set(
         capabilities.smallest()
     )
@@ -69,7 +69,7 @@ def test_the_page_is_written_from_the_records():
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _, _ in CELLS}))
-def test_cells_say_what_they_were_made_with_and_why_not(name):
+def test_cells_state_versions_and_reasons(name):
     for key in (key for key in CELLS if key[0] == name):
         cell = CELLS[key]
         assert cell["format"] in FORMATS
@@ -81,17 +81,17 @@ def test_cells_say_what_they_were_made_with_and_why_not(name):
 
 def check_reason(cell):
     reason = cell["reason"]
-    untold = (capabilities.NOISY, "took longer")
-    assert cell.get("error") == "NotExportable" or reason.startswith(untold), cell
+    others = (capabilities.NOISY, "took longer")
+    assert cell.get("error") == "NotExportable" or reason.startswith(others), cell
     assert reason
     assert "\n" not in reason
     assert len(reason) < 300
     assert not re.search(r"(^|[\s'\"(])/\w|\\|site-packages|\w\.py\b|0x[0-9a-f]{4}", reason), (
-        f"a reason is for people, not about places on a machine: {reason}"
+        f"the reason contains a path, a file name or an address: {reason}"
     )
 
 
-def test_an_attempt_that_fails_keeps_its_reason(tmp_path, monkeypatch):
+def test_a_failed_attempt_records_its_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(capabilities, "RECORDS", tmp_path / "records.json")
     monkeypatch.setattr(capabilities, "PAGE", tmp_path / "page.md")
     capabilities.main(["--models", "mobilenetv2_035", "--formats", "coreml",
@@ -103,8 +103,8 @@ def test_an_attempt_that_fails_keeps_its_reason(tmp_path, monkeypatch):
     assert f"1. {cell['reason']}" in text
 
 
-def test_what_crashes_costs_one_cell(monkeypatch):
-    """A cell that crashes after others is tried alone; one that takes too long is not."""
+def test_a_crash_only_costs_one_cell(monkeypatch):
+    """A cell that crashes after other cells is retried by itself; one that times out is not."""
     cells = [("onnx", "static"), ("pt2", "static"), ("aoti", "static"), ("coreml", "static")]
     began = []
 
@@ -127,7 +127,7 @@ def test_what_crashes_costs_one_cell(monkeypatch):
     assert began[:3] == [["onnx", "pt2", "aoti", "coreml"], ["pt2"], ["aoti", "coreml"]]
 
 
-def test_marks_of_a_page():
+def test_the_marks_on_the_page():
     static, quick = {"model": "a", "format": "onnx", "mode": "static"}, {"error_of_spread": 1e-6}
     stamp = {"versions": {"zoo": "1"}, "date": "2026-01-01T00:00:00"}
     records = [

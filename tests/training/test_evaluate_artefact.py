@@ -168,8 +168,8 @@ def test_super_resolution(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["runtime=executorch"], r"runtime 'executorch' loads a model or a \.pte file, not '.*"),
-        (["runtime=onnxrt"], "no runtime named 'onnxrt'; try onnxruntime"),
+        (["runtime=executorch"], r"runtime 'executorch' loads a \.pte file, not '.*"),
+        (["runtime=onnxrt"], "unknown runtime 'onnxrt'; did you mean 'onnxruntime'"),
         (["weights=x"], "weights=x has no effect on an artefact"),
         (["model.pretrained=true"], "model.pretrained=True has no effect on an artefact"),
         (["model=efficientformer_l1"], "model.name=efficientformer_l1 has no effect"),
@@ -197,8 +197,8 @@ def test_a_runtime_is_for_artefacts() -> None:
     ("change", "message"),
     [
         ({"data": None}, "names no data set; give data=<name>"),
-        ({"comparison": {"runtime": None}}, "nothing here runs format 'onnx'"),
-        ({"artefact": {"file": "model.onnx", "sha256": "0" * 64}}, "does not fit .*model.onnx"),
+        ({"comparison": {"runtime": None}}, "no runtime on this platform loads format 'onnx'"),
+        ({"artefact": {"file": "model.onnx", "sha256": "0" * 64}}, "does not match .*model.onnx"),
         ({"input": {"size": [3, 32, 32]}}, "lacks input: shape"),
         ({"model": {"num_classes": 4}}, "knows 4 classes, the data digits has 10"),
         ({"task": "segmentation"}, "is for segmentation, data.name=digits is for classification"),

@@ -245,7 +245,7 @@ def _resolve_data(
     """Return the settings with the data of the manifest, and images of the artefact's size."""
     takes, saved = manifest["input"], manifest.get("data")
     if saved is None and "data.name" not in explicit:
-        raise BadInput(f"{file.parent / files.NAME} names no data set; give data=<name>")
+        raise BadInput(f"{file.parent / files.MANIFEST} names no data set; give data=<name>")
     settings = resolve.merge(settings, {"data": saved} if saved else {}, explicit, file)
     data = resolve.fit_images(settings.data, explicit, file.name, takes["shape"], takes["size"])
     multiple = takes.get("multiple") or 1
@@ -267,7 +267,7 @@ def _open_artefact_data(settings: EvalRun, file: Path, manifest: dict[str, Any])
     expected = takes | (takes.get("normalised_inside") or {})
     for key in ("mean", "std"):
         if expected[key] is None and getattr(settings.data, key) is None:
-            raise BadInput(f"{file.parent / files.NAME} states no {key}; give data.{key}")
+            raise BadInput(f"{file.parent / files.MANIFEST} states no {key}; give data.{key}")
     return open_evaluation_data(
         settings.data,
         settings.batch_size,
