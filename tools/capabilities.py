@@ -75,7 +75,7 @@ def attempt(name: str, format: str, mode: str) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     said = _tried(name, format, mode, settled=False)
-    if not said["works"] and (mode in NARROW or "computes something else" in said["reason"]):
+    if not said["works"] and (mode in NARROW or "does not match the model" in said["reason"]):
         again = _tried(name, format, mode, settled=True)
         said = {**again, "settled": True} if again["works"] else said
     return {**_blank(name, format, mode), **said, "seconds": round(time.perf_counter() - begin, 1)}
@@ -104,7 +104,7 @@ def weighted(name: str, *, settled: bool) -> Any:
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from zoo.deploy.agreement import batches
+    from zoo.deploy.agreement import random_batches
     from zoo.factory import create_model
     from zoo.reparam import shake
 
@@ -115,7 +115,7 @@ def weighted(name: str, *, settled: bool) -> Any:
             norm.momentum = None  # the mean of what is seen
             norm.train()
         with torch.no_grad():
-            for images in batches(small_input(name)[1:], [SEEN]):
+            for images in random_batches(small_input(name)[1:], [SEEN]):
                 model(torch.from_numpy(images))
     return model.eval()
 
@@ -123,7 +123,7 @@ def weighted(name: str, *, settled: bool) -> Any:
 def export_in(mode: str, model: Any, name: str, format: str, folder: str | Path) -> Any:
     """Export `model`, a registered one, at its small size in a mode; in int8 by random images."""
     from zoo.compression import int8
-    from zoo.deploy.agreement import batches
+    from zoo.deploy.agreement import random_batches
     from zoo.deploy.manifest import Origin
     from zoo.deploy.pipeline import export
 
@@ -131,7 +131,7 @@ def export_in(mode: str, model: Any, name: str, format: str, folder: str | Path)
     options: dict[str, Any] = {"input_size": size, "origin": Origin(name), **MODES[mode]}
     if mode != "int8":
         return export(model, format, folder, **options)
-    images = list(batches(size[1:], [1] * CALIBRATION))
+    images = list(random_batches(size[1:], [1] * CALIBRATION))
     return int8.quantize(model, format, folder, batches=images, **options)
 
 
@@ -191,8 +191,8 @@ def _refused(name: str, format: str, mode: str) -> dict[str, Any] | None:
     """What the format cannot do in principle needs no process."""
     from zoo.compression import int8
 
-    reasons = [FORMATS[format].cannot[key] for key, on in MODES[mode].items()
-               if on and not FORMATS[format].can(key)]  # fmt: skip
+    reasons = [FORMATS[format].unsupported[key] for key, on in MODES[mode].items()
+               if on and not FORMATS[format].supports(key)]  # fmt: skip
     if mode == "int8" and format in int8.UNSUPPORTED:
         reasons = [int8.UNSUPPORTED[format]]
     if not reasons:
