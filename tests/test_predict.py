@@ -86,9 +86,9 @@ def test_images_are_cropped_as_in_evaluation(size, shape, way):
         "train", [f"data.image_size=[{size[0]},{size[1]}]", f"data.interpolation={way}"]
     ).data
     cfg.crop_pct, cfg.mean, cfg.std = 0.8, MEAN, STD
-    wanted = eval_preparation(cfg).transform(image).numpy().transpose(1, 2, 0)
+    expected = eval_preparation(cfg).transform(image).numpy().transpose(1, 2, 0)
     found, inner = resize(image, size, {"interpolation": way, "crop_pct": 0.8, "resize": "crop"})
-    np.testing.assert_array_equal(np.asarray(found), wanted)
+    np.testing.assert_array_equal(np.asarray(found), expected)
     assert inner is None
 
 
@@ -97,10 +97,10 @@ def test_images_are_padded_as_in_evaluation(shape):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8))
     mask = tv_tensors.Mask(torch.zeros(1, *shape, dtype=torch.int64))
     fit = Fit((32, 48), InterpolationMode.BILINEAR, [round(255 * m) for m in MEAN])
-    wanted, marked = fit(image, mask)
+    expected, marked = fit(image, mask)
     how = {"interpolation": "bilinear", "resize": "fit", "mean": MEAN, "size": [3, 32, 48]}
     found, inner = resize(image, (32, 48), how)
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
     assert inner is not None
     assert int((marked == 0).sum()) == inner[0] * inner[1]
 
@@ -177,13 +177,13 @@ def test_masks_have_the_size_of_the_image(inside, tmp_path, capsys):
 
 def altered(artefact, folder, change):
     """Return the path of a copy of an artefact whose manifest is changed."""
-    place = folder / "altered"
-    place.mkdir()
+    copy = folder / "altered"
+    copy.mkdir()
     for file in files.members(artefact):
-        (place / file.name).write_bytes(file.read_bytes())
+        (copy / file.name).write_bytes(file.read_bytes())
     content = json.loads((artefact.parent / files.MANIFEST).read_text())
-    (place / files.MANIFEST).write_text(json.dumps(content | change))
-    return place / artefact.name
+    (copy / files.MANIFEST).write_text(json.dumps(content | change))
+    return copy / artefact.name
 
 
 def test_a_manifest_of_another_artefact_is_refused(classifier, tmp_path, folder):

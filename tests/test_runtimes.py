@@ -54,11 +54,11 @@ def test_outputs_match_the_model(model, runtime, settings, tolerance):
     loaded = load(model, runtime, input_size=BATCH.shape, threads=1, **settings)
     found = loaded(BATCH)
     with torch.no_grad():
-        wanted = model(torch.from_numpy(BATCH))
+        expected = model(torch.from_numpy(BATCH))
     assert [y.shape for y in found] == [(2, 4), (2, 4, 5, 4)]
-    for mine, its in zip(wanted, found, strict=True):
-        assert its.dtype == np.float32
-        np.testing.assert_allclose(its, mine.numpy(), rtol=0, atol=tolerance)
+    for want, have in zip(expected, found, strict=True):
+        assert have.dtype == np.float32
+        np.testing.assert_allclose(have, want.numpy(), rtol=0, atol=tolerance)
     assert loaded.name == runtime
     assert (loaded.threads, loaded.device, loaded.fused) == (1, "cpu", False)
     assert loaded.dtype == settings.get("dtype", "float32")
@@ -102,9 +102,9 @@ def test_channels_last_reaches_the_model():
 def test_a_model_in_training_mode_runs_in_evaluation_mode(model):
     training = Net().train()
     training.load_state_dict(model.state_dict())
-    found, wanted = runtimes.load(training)(BATCH), runtimes.load(model)(BATCH)
-    for its, mine in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(its, mine)
+    found, expected = runtimes.load(training)(BATCH), runtimes.load(model)(BATCH)
+    for have, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(have, want)
     assert training.training
     assert training.drop.training
     assert not training.body[1].num_batches_tracked
@@ -182,8 +182,8 @@ def test_an_artefact_runs_without_torch(tmp_path, model, runtime):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
-        wanted = model(torch.ones(BATCH.shape))[0].sum().item()
-    assert float(done.stdout) == pytest.approx(wanted, rel=1e-4)
+        expected = model(torch.ones(BATCH.shape))[0].sum().item()
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-4)
 
 
 def test_signals_are_handled_after_openvino_runtimes_are_deleted(tmp_path, model):

@@ -108,15 +108,15 @@ def test_a_crash_only_costs_one_cell(monkeypatch):
     cells = [("onnx", "static"), ("pt2", "static"), ("aoti", "static"), ("coreml", "static")]
     began = []
 
-    def process(name, asked):
-        began.append([format for format, _ in asked])
-        for count, (format, mode) in enumerate(asked):
+    def process(name, cells):
+        began.append([format for format, _ in cells])
+        for count, (format, mode) in enumerate(cells):
             if format == "pt2":
                 return -signal.SIGSEGV, count
             if format == "aoti":
                 return -signal.SIGPROF, count
             yield {"model": name, "format": format, "mode": mode, "works": True}
-        return 0, len(asked)
+        return 0, len(cells)
 
     monkeypatch.setattr(capabilities, "_process", process)
     found = {c["format"]: c for c in capabilities._apart("mobilenetv2_035", cells)}

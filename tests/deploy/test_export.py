@@ -81,8 +81,8 @@ def test_the_artefact_runs_with_only_its_manifest(made):
         x = np.random.default_rng(batch).standard_normal(shape).astype(manifest["input"]["dtype"])
         (found,) = session.run(None, {manifest["input"]["name"]: x})
         with torch.no_grad():
-            wanted = model(torch.from_numpy(x)).numpy()
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+            expected = model(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_the_artefact_contains_no_paths_of_this_machine(made):

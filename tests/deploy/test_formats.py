@@ -105,8 +105,8 @@ def test_dynamic_batch_and_size(format, tmp_path):
     for batch, size in ((1, (16, 20)), (5, (41, 23))):  # neither traced nor compared
         x = random_images(batch, size)
         with torch.no_grad():
-            wanted = model(torch.from_numpy(x)).numpy()
-        np.testing.assert_allclose(run_outside_the_package(made, x), wanted, rtol=0, atol=1e-5)
+            expected = model(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(run_outside_the_package(made, x), expected, rtol=0, atol=1e-5)
 
 
 def test_compiled_code_runs(tmp_path):

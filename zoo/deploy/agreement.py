@@ -24,8 +24,8 @@ CLASS_TOLERANCES = (1e-3, 1e-2)  # share of pixels with another class: float32, 
 INT8_TOLERANCE = 0.25  # of the spread, for the root mean square error of an int8 graph
 MIN_SPREAD = 1e-3  # of the magnitude; with less, nothing is proven
 INPUT_SCALES = (0.3, 1.0, 3.0)  # of the random images
-# Where a model itself loses more in float32 than the tolerance, this multiple of its loss is
-# allowed. Above the limit, a share of the spread, nothing is proven.
+# A deep model may lose more than the tolerance in float32. Then LOSS_FACTOR times its loss is
+# allowed; if the loss exceeds LOSS_LIMIT of the spread, nothing is proven.
 LOSS_FACTOR, LOSS_LIMIT = 3.0, 0.05
 
 
@@ -34,8 +34,8 @@ class Agreement:
     """How close an artefact's outputs are to the model's.
 
     Attributes:
-        proven: The errors are within `allowed`, and the outputs differ enough between images for
-            that to mean something.
+        proven: The errors are within `allowed`, and the outputs differ enough between images to
+            reveal a fault.
         max_abs_error: The largest difference of any output value.
         max_rel_error: `max_abs_error / spread`; None if the spread is zero.
         spread: Standard deviation of an output value over the images, averaged over all values.
@@ -277,8 +277,8 @@ def _judge_values(
     tolerance, rounding = HALF_TOLERANCES if half else (TOLERANCE, ROUNDING)
     if not np.isfinite(want).all():
         raise NotExportable(
-            "the model's outputs are not finite on random images, so there is nothing to compare "
-            "with; export with trained weights"
+            "the model's outputs are not finite on random images, so the artefact cannot be "
+            "verified; export with trained weights"
         )
     error = float(np.abs(have - want).max()) if want.size else 0.0
     spread = float(want.std(axis=0).mean()) if want.size else 0.0

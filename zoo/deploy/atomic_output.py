@@ -50,10 +50,10 @@ def resolve_target(path: Path, kind: Format, overwrite: bool) -> Path:
 
 @contextlib.contextmanager
 def temporary_folder(folder: Path, model: nn.Module) -> Iterator[Path]:
-    """Create a temporary folder in `folder`; remove it afterwards, and new folders left empty.
+    """Create a temporary folder in `folder`, and remove it afterwards.
 
     Args:
-        folder: The folder of the target; it is created if needed.
+        folder: The folder of the target. It is created if needed, and removed if it stays empty.
         model: Its weights must fit into the free space.
 
     Raises:
@@ -88,7 +88,7 @@ def check_free_space(folder: Path, model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _report_full_disk(folder: Path) -> Iterator[None]:
-    """Name the folder if it could not be written, however deep an exporter hides that error."""
+    """Raise `BadInput` for an error that was caused by a full or read-only disk."""
     try:
         yield
     except Exception as error:

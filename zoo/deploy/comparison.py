@@ -45,7 +45,8 @@ def compare_artefact(
 ) -> Comparison:
     """Load an artefact and compare it with its model.
 
-    A dynamic size is compared at the requested size, at larger multiples, and one pixel beyond.
+    With a dynamic size they are compared at the requested size, at a larger one and, unless
+    `spec.multiple` is known, at one pixel more.
 
     Args:
         model: What the artefact must compute, in evaluation mode.

@@ -21,8 +21,8 @@ FOLD_LIMIT = 1 << 28  # values of a constant; no model has a larger one
 DYNAMIC_SCAN = "scan"
 SLOW_RULE = "SlicesSplit"  # name of a rule of onnxscript's optimiser
 
-# Metadata that the exporter adds to each node: paths on this machine, and source code. The fourth
-# entry, the names of modules, is kept: int8 needs it.
+# Metadata of each node to remove: paths on this machine, and source code. The names of modules
+# stay: int8 needs them.
 _METADATA = tuple(f"pkg.torch.onnx.{key}" for key in ("stack_trace", "fx_node", "class_hierarchy"))
 
 

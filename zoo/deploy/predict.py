@@ -49,8 +49,8 @@ class Predictor:
         threads: Number of threads per call; None: all cores.
 
     Raises:
-        BadInput: The manifest does not match the artefact or lacks what is needed, or the model is
-            for another task or for other input than images.
+        BadInput: The manifest is incomplete or does not match the artefact, or the artefact does
+            not classify or segment grey or RGB images.
         MissingExtra: A package of the runtime is not installed.
     """
 

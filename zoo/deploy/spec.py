@@ -41,7 +41,7 @@ class ExportSpec:
     def larger_sides(self, steps: int) -> tuple[int, ...]:
         """Return (H, W) or (D, H, W) larger than those of `input_size` by `steps` multiples.
 
-        Each side is one multiple larger again than the one before, so a square does not stay one.
+        Each further side grows by one multiple more, so that a square becomes a rectangle.
         """
         step = self.multiple or DEFAULT_MULTIPLE
         return tuple(
