@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.registry import get_builder
+from zoo.registry import get_spec
 from zoo.reparam import shake
 
 # Families whose facts say that they are in progress have their own tests and records; the checks
@@ -22,7 +22,7 @@ def takes(name: str, argument: str) -> bool:
     """Say whether a model has an argument; `drop_path_rate` needs branches to drop, too."""
     if argument == "drop_path_rate" and not capability(name, "drop_path", True):
         return False
-    return argument in inspect.signature(get_builder(name)).parameters
+    return argument in inspect.signature(get_spec(name).builder()).parameters
 
 
 def capability(name: str, what: str, default):
@@ -82,7 +82,7 @@ def quick(name: str, blocks: int = 2) -> dict[str, Any]:
     """
     levels = 2 if blocks == 1 else 4
     fewer: dict[str, Any] = {"blocks_down": (1,) * levels, "blocks_up": (1,) * (levels - 1)}
-    arguments = inspect.signature(get_builder(name)).parameters
+    arguments = inspect.signature(get_spec(name).builder()).parameters
     depth, depths = (
         arguments[key].default if key in arguments else None for key in ("depth", "depths")
     )

@@ -7,7 +7,8 @@ Maps are B C H W throughout. Stages of models with a class token pass on tokens,
 maps without it, and the last map of these models is the row of all tokens, B C 1 N.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.tokens import to_map, to_row
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle
+from zoo.registry import register
 
 torch.fx.wrap("to_map")
 torch.fx.wrap("to_row")
@@ -90,6 +92,13 @@ class Stages(nn.Sequential):
 class Backbone(nn.Module):
     """A stem, stages, a norm and a head, under timm's contract.
 
+    Constructors of families take the arguments that timm's models take, under these names:
+    `num_classes` (logits; 0 leaves the classifier out), `in_chans` (channels of the image),
+    `img_size` (pixels, one number or height and width, that position tables and attention biases
+    are made for; they are resampled for other sizes), `drop_rate` (dropout before the classifier),
+    `drop_path_rate` (stochastic depth of the last block; it grows linearly from 0) and
+    `global_pool` (`"avg"`, `"max"` or `""`; `"token"` where there is a class token).
+
     Args:
         stem: From B in_chans H W to the input of the first stage.
         stages: Applied in order.
@@ -110,6 +119,20 @@ class Backbone(nn.Module):
 
     key_styles: ClassVar[tuple[KeyStyle, ...]] = ()
     output_fmt: ClassVar[str] = "NCHW"
+
+    @classmethod
+    def register_family(
+        cls, variants: Mapping[str, Mapping[str, Any]], key_styles: Sequence[KeyStyle] = ()
+    ) -> None:
+        """Register variants of this class and the key styles of their published weights.
+
+        Args:
+            variants: Name -> arguments of the constructor.
+            key_styles: Styles of published checkpoints.
+        """
+        cls.key_styles = tuple(key_styles)
+        for name, arguments in variants.items():
+            register(name, partial(cls, **arguments))
 
     def __init__(
         self,
@@ -354,6 +377,7 @@ class FeatureExtractor(nn.Module):
         out_indices: Levels of `model.feature_info`, in the order wanted; none means all.
     """
 
+    is_partial = True  # its weights are some of those of the whole model
     sources: list[int]  # what TorchScript needs to know of a list that may be empty
 
     def __init__(self, model: Backbone, out_indices: int | Sequence[int] | None = None):

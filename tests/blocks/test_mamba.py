@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from zoo.blocks.mamba import Mamba
+from zoo.blocks.folding import affine_inputs
+from zoo.models.lightm_unet import Mamba
 
 
 def block(channels=24, **settings):
@@ -22,7 +23,7 @@ def by_hand(mamba, x):
     kernel = mamba.conv.weight[:, 0]
     u = torch.stack([(past[t : t + taps].T * kernel).sum(1) for t in range(len(u))])
     u = F.silu(u + mamba.conv.bias)
-    dt, B, C = (u @ scan.x_proj[0].T).split([scan.rank, states, states], dim=1)
+    dt, B, C = (u @ scan.x_proj[0].T).split([scan.dt_rank, states, states], dim=1)
     step = F.softplus(dt @ scan.dt_proj[0].T + scan.dt_bias[0])
     h, y = torch.zeros(inner, states, dtype=x.dtype), []
     for t in range(len(u)):
@@ -32,7 +33,7 @@ def by_hand(mamba, x):
 
 
 def test_the_block_is_its_equations():
-    for settings in ({}, {"states": 3, "kernel_size": 2, "expansion": 1}):
+    for settings in ({}, {"d_state": 3, "kernel_size": 2, "expansion": 1}):
         mamba = block(**settings)
         torch.nn.init.normal_(mamba.scan.skip)
         x = torch.randn(2, 11, 24, dtype=torch.float64)
@@ -53,7 +54,7 @@ def test_no_step_sees_a_later_one():
 def test_fresh_parameters():
     """Decay rates 1 to 16, skips of 1, steps from 1e-3 to 1e-1, weights of the steps by rank."""
     mamba = block(400)
-    assert mamba.scan.rank == 25
+    assert mamba.scan.dt_rank == 25
     torch.testing.assert_close(
         mamba.scan.decay(), -torch.arange(1.0, 17, dtype=torch.float64).expand(800, -1)
     )
@@ -67,6 +68,6 @@ def test_fresh_parameters():
 def test_a_norms_affine_part_moves_into_the_first_projection():
     mamba, x = block(), torch.randn(2, 7, 24, dtype=torch.float64)
     scale, shift = torch.randn(2, 24, dtype=torch.float64)
-    other = mamba.after_affine(scale, shift)
+    other = affine_inputs(mamba, scale, shift)
     torch.testing.assert_close(other(x), mamba(scale * x + shift))
     assert mamba.in_proj.bias is None, "the block itself stays as it was"

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.blocks.positions import PositionTable, blur
+from zoo.blocks.positions import LearnedPositionEmbedding, blur
 from zoo.blocks.sizes import in_order, is_open, is_size
-from zoo.blocks.windows import from_windows, to_windows
 from zoo.models.skipblocknet import cells, pool_like
+from zoo.models.tinyvit import from_windows, to_windows
 
 AUTO = torch.export.Dim.AUTO
 
@@ -60,7 +60,7 @@ class Everything(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table = PositionTable(4, (8, 8), mode="bicubic", antialias=True)
+        self.table = LearnedPositionEmbedding(4, (8, 8), mode="bicubic", antialias=True)
 
     def forward(self, x):
         batch, channels, height, width = x.shape

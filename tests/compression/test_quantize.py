@@ -254,9 +254,13 @@ def test_maps_are_judged_by_their_own_score(name, tmp_path):
         (["quantize.int8=true", "export.half=true"], zoo.BadInput, "two precisions"),
         (["quantize.int8=true", "format=pt2"], zoo.NotExportable, "float kernels"),
         (["quantize.int8=true", "format=coreml"], zoo.NotExportable, "choose onnx, openvino"),
-        (["quantize.int8=true", "data.image_size=64"], zoo.BadInput, "give export.image_size"),
+        (["quantize.int8=true", "data.image_size=64"], zoo.BadInput, "set export.image_size"),
         (["quantize.int8=true", "data.in_chans=1"], zoo.BadInput, "data.in_chans=1"),
-        (["quantize.int8=true", "data=photos_superres"], zoo.BadInput, "is made for classific"),
+        (
+            ["quantize.int8=true", "data=photos_superres"],
+            zoo.BadInput,
+            "is for classification, but",
+        ),
         (["quantize.int8=true", "data=folder", "data.root=/absent"], zoo.BadInput, "/absent"),
     ],
 )
@@ -272,6 +276,6 @@ def test_mistakes_are_one_line(asked, error, said, run_folder, tmp_path, monkeyp
 def test_fresh_weights_need_the_classes_of_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = [f"model={MODEL}", "quantize.int8=true", "export.image_size=32"]
-    with pytest.raises(zoo.BadInput, match="model.num_classes=10 for fresh weights"):
+    with pytest.raises(zoo.BadInput, match="model.num_classes=10 for random weights"):
         run_command("export", asked)
     assert os.listdir(tmp_path) == []

@@ -7,9 +7,9 @@ import pytest
 import timm.optim
 import torch
 from support import PYRAMIDS, SMALLEST, fresh, inputs, shaken, takes, trainable
+from timm.layers import DropPath
 
 import zoo
-from zoo.blocks.drop import DropPath
 from zoo.profiling.memory import give_back_memory
 
 
@@ -77,7 +77,7 @@ def saved_without(model, x) -> int:
 @pytest.mark.parametrize("name", [name for name in SMALLEST if takes(name, "drop_path_rate")])
 def test_drop_path_grows_over_the_depth_and_drops_in_training_only(name):
     model, x = fresh(name, torch.float64, drop_path_rate=0.4), inputs(name, dtype=torch.float64)
-    rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
     assert rates[0] == 0
     assert max(rates) == pytest.approx(0.4)
     assert rates == sorted(rates)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from zoo.blocks.positions import PositionTable
+from zoo.blocks.positions import LearnedPositionEmbedding
 from zoo.deploy.tables import resample_tables
 
 
@@ -11,8 +11,10 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.once = PositionTable(4, (6, 6), prefix=1, std=1.0, mode="bicubic", antialias=True)
-        self.twice = PositionTable(4, (6, 6), std=1.0)
+        self.once = LearnedPositionEmbedding(
+            4, (6, 6), prefix=1, std=1.0, mode="bicubic", antialias=True
+        )
+        self.twice = LearnedPositionEmbedding(4, (6, 6), std=1.0)
 
     def forward(self, x):
         height, width = x.shape[2:]

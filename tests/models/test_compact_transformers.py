@@ -8,9 +8,8 @@ from support import difference, fresh, images, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.heads import SequenceHead
 from zoo.blocks.positions import sinusoid
-from zoo.models.compact_transformers import VARIANTS, RenormedBlock
+from zoo.models.compact_transformers import VARIANTS, RenormedBlock, SeqPoolHead
 
 KINDS = ("vit_2_4_32", "cvt_2_4_32", "cct_2_3x2_32")
 
@@ -92,7 +91,7 @@ def test_the_second_norm_is_on_the_residual_path():
 
 
 def test_sequence_pooling_is_the_written_out_formula():
-    head = SequenceHead(8, 3, pool="attention").eval()
+    head = SeqPoolHead(8, 3, pool="attention").eval()
     x = torch.randn(2, 8, 3, 5)
     weights = (x * head.attention_pool.weight[0, :, None, None]).sum(1).flatten(1).softmax(1)
     want = (x.flatten(2) * weights[:, None]).sum(2)

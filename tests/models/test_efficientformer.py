@@ -12,7 +12,7 @@ from support import difference, fresh, images, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.attention import BiasedAttention, OffsetBias, offset_bias
+from zoo.blocks.attention import AttentionBias, BiasedAttention, attention_bias
 from zoo.models.efficientformer import AttentionBlock, EfficientFormer, PoolBlock
 
 VARIANTS = zoo.list_models(family="efficientformer")
@@ -135,7 +135,7 @@ def test_tables_are_resampled_once_as_they_would_be_each_time(img_size, style):
 
 def test_the_table_at_its_own_size_is_the_published_formula():
     table = torch.randn(8, 49)
-    bias = offset_bias(table, (7, 7), 7, 7)
+    bias = attention_bias(table, (7, 7), 7, 7)
     positions = [(y, x) for y in range(7) for x in range(7)]
     for i, (y, x) in enumerate(positions):
         for j, (v, u) in enumerate(positions):
@@ -144,7 +144,7 @@ def test_the_table_at_its_own_size_is_the_published_formula():
 
 def test_a_larger_map_keeps_the_ends_of_the_table():
     table = torch.randn(8, 49, dtype=torch.float64)
-    bias = offset_bias(table, (7, 7), 5, 9)
+    bias = attention_bias(table, (7, 7), 5, 9)
     torch.testing.assert_close(bias[:, 0, 0], table[:, 0])
     torch.testing.assert_close(bias[:, 0, -1], table[:, -1])
     assert torch.equal(bias, bias.transpose(1, 2)), "an offset and its opposite are one"
@@ -155,7 +155,7 @@ def test_the_bias_follows_the_table_after_an_evaluation():
     with torch.no_grad():
         before = model(x)
         for module in model.modules():
-            if isinstance(module, OffsetBias):
+            if isinstance(module, AttentionBias):
                 module.table.mul_(-30)
         assert difference(model(x), before) > 1e-3, "a cached bias would still be in use"
     for _ in range(2):
@@ -163,12 +163,14 @@ def test_the_bias_follows_the_table_after_an_evaluation():
 
 
 def test_attention_is_the_written_out_formula():
-    module = BiasedAttention(24, (3, 4), num_heads=2, key_dim=4, value_ratio=3).double()
+    module = BiasedAttention(
+        24, AttentionBias(2, (3, 4)), num_heads=2, key_dim=4, value_ratio=3
+    ).double()
     nn.init.normal_(module.bias.table)
     x = torch.randn(2, 12, 24, dtype=torch.float64)
     per_head = module.qkv(x).view(2, 12, 2, 4 + 4 + 12)
     q, k, v = (part.transpose(1, 2) for part in per_head.split([4, 4, 12], dim=-1))
-    scores = q @ k.transpose(-2, -1) / 2 + offset_bias(module.bias.table, (3, 4), 3, 4)
+    scores = q @ k.transpose(-2, -1) / 2 + attention_bias(module.bias.table, (3, 4), 3, 4)
     want = module.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 12, 24))
     torch.testing.assert_close(module(x, 3, 4), want)
 

@@ -10,8 +10,7 @@ from support import difference, images, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.mobile_block import MobileBlock, PointwiseMixer
-from zoo.blocks.window_pairs import WindowPairMixer, attend_in_windows
+from zoo.models.emo import MobileBlock, PointwiseMixer, WindowMixer, attend_in_windows
 
 RECORDS = Path(__file__).parents[1] / "reference" / "records"
 
@@ -61,8 +60,8 @@ def test_far_windows_are_spread_over_the_map():
 @pytest.mark.parametrize("raw_values", [False, True])
 @pytest.mark.parametrize("size", [(4, 5), (1, 1), (6, 3)])
 def test_padded_pixels_are_zeros_that_take_part(size, raw_values):
-    mixer = WindowPairMixer(
-        8, 12, side=3, head_dim=4, act=nn.GELU, close=not raw_values, raw_values=raw_values
+    mixer = WindowMixer(
+        8, 12, side=3, head_dim=4, act=nn.GELU, block_windows=not raw_values, raw_values=raw_values
     ).double()
     zoo.reparam.shake(mixer)
     x = torch.randn(2, 8, *size, dtype=torch.float64)
@@ -126,7 +125,7 @@ def test_the_published_blocks(name):
         for j, block in enumerate(stage.blocks):
             assert block.residual == (j > 0)
             attends = s > 2 and j > 0
-            assert type(block.mixer) is (WindowPairMixer if attends else PointwiseMixer)
+            assert type(block.mixer) is (WindowMixer if attends else PointwiseMixer)
             assert block.local.conv.kernel_size == ((3, 3) if s < 3 else (5, 5))
             assert isinstance(block.local.act, nn.SiLU), "in every stage"
             assert isinstance(block.mixer.act, nn.SiLU if s < 3 else nn.GELU)

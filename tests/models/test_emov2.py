@@ -9,8 +9,7 @@ from support import difference, images, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.mobile_block import MobileBlock
-from zoo.blocks.window_pairs import WindowPairMixer
+from zoo.models.emo import MobileBlock, WindowMixer
 
 RECORDS = Path(__file__).parents[1] / "reference" / "records"
 VARIANTS = zoo.list_models(family="emov2")
@@ -38,7 +37,7 @@ def test_public_names_and_wrappers(name, wrapper):
 
 
 def test_weights_of_emo_do_not_fit():
-    with pytest.raises(zoo.BadWeights, match="does not fit EMOv2"):
+    with pytest.raises(zoo.BadWeights, match="does not fit EMO"):
         zoo.load_weights(zoo.create_model("emo1_1m"), shaken("emo_1m").state_dict())
 
 
@@ -46,9 +45,9 @@ def test_weights_of_emo_do_not_fit():
 def test_the_published_variants(name):
     with torch.device("meta"):
         model = zoo.create_model(name)
-    mixers = [m for m in model.modules() if isinstance(m, WindowPairMixer)]
+    mixers = [m for m in model.modules() if isinstance(m, WindowMixer)]
     assert {m.side for m in mixers} == {8 if name.endswith(("_256", "_512")) else 7}
-    assert {m.close for m in mixers} == {name.startswith("emo2")}
+    assert {m.block_windows for m in mixers} == {name.startswith("emo2")}
     assert not any(m.raw_values for m in mixers)
     blocks = [m for m in model.modules() if isinstance(m, MobileBlock)]
     kernels = [b.local.conv.kernel_size[0] for b in blocks]
@@ -82,8 +81,8 @@ def test_both_kinds_of_windows_are_a_program():
 
 
 def test_a_map_of_one_window_counts_twice():
-    mixer = WindowPairMixer(8, 12, side=4, head_dim=4, act=nn.GELU, close=True).double()
-    alone = WindowPairMixer(8, 12, side=4, head_dim=4, act=nn.GELU, close=False).double()
+    mixer = WindowMixer(8, 12, side=4, head_dim=4, act=nn.GELU, block_windows=True).double()
+    alone = WindowMixer(8, 12, side=4, head_dim=4, act=nn.GELU, block_windows=False).double()
     alone.load_state_dict(mixer.state_dict())
     x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
     with torch.no_grad():

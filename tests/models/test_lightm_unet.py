@@ -9,9 +9,8 @@ from support import difference, fresh, inputs, mean_difference, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.mamba import Mamba
 from zoo.blocks.separable import SeparableConv
-from zoo.models.lightm_unet import EncoderBlock, MambaLayer
+from zoo.models.lightm_unet import EncoderBlock, Mamba, MambaLayer
 from zoo.profiling.fusing import report
 
 RECORD = Path(__file__).parents[1] / "reference" / "records" / "lightm_unet_2d.json"
@@ -239,5 +238,5 @@ def test_sizes_that_cannot_work(name):
     model, x = shaken(name), inputs(name)
     with pytest.raises(zoo.BadInput, match=r"a multiple of 8, such as \[16"):
         model(x[..., :12])
-    with pytest.raises(zoo.BadInput, match="this model takes"):
+    with pytest.raises(zoo.BadInput, match="this model requires"):
         model(x[..., 0])

@@ -8,7 +8,7 @@ from support import difference, fresh, images, quick, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.attention import OffsetBias, offset_bias, resample_table
+from zoo.blocks.attention import AttentionBias, attention_bias
 from zoo.models.lsnet import Attention, KernelPredictor, LSConv, MatrixBias, RepDepthwise
 from zoo.ops import aggregate
 from zoo.reparam import shake
@@ -30,7 +30,7 @@ def test_public_names_become_ours(distilled, wrapper):
         "stem.1.conv.weight": "patch_embed.2.c.weight",
         "stages.1.downsample.1.norm.weight": "blocks2.1.bn.weight",
         "stages.1.blocks.0.mixer.small.conv.weight": "blocks2.2.mixer.conv1.c.weight",
-        "stages.2.blocks.3.mixer.predict.taps.bias": "blocks3.5.mixer.lkp.cv4.bias",
+        "stages.2.blocks.3.mixer.predict.kernels.bias": "blocks3.5.mixer.lkp.cv4.bias",
         "stages.2.blocks.3.mixer.predict.norm.weight": "blocks3.5.mixer.lkp.norm.weight",
         "stages.2.blocks.3.mixer.norm.running_var": "blocks3.5.mixer.bn.running_var",
         "stages.3.blocks.1.mixer.inner.bias.table": "blocks4.3.mixer.m.attention_biases",
@@ -86,11 +86,11 @@ def test_depthwise_branches_become_one_filter():
 
 
 def test_attention_is_the_written_out_formula():
-    module = shake(Attention(32, OffsetBias(4, (3, 4), align_corners=False)).double()).eval()
+    module = shake(Attention(32, AttentionBias(4, (3, 4), align_corners=False)).double()).eval()
     x = torch.randn(2, 32, 3, 4, dtype=torch.float64)
     qkv = module.qkv(x)
     q, k, v = module.local(qkv[:, :64]), qkv[:, 64:128], qkv[:, 128:]
-    bias = offset_bias(module.bias.table, (3, 4), 3, 4)
+    bias = attention_bias(module.bias.table, (3, 4), 3, 4)
     heads = []
     for h in range(4):
         rows = slice(16 * h, 16 * h + 16)
@@ -103,7 +103,9 @@ def test_attention_is_the_written_out_formula():
 def test_tables_are_resampled_with_corners_of_pixels_on_each_other():
     table = torch.randn(4, 16)
     want = F.interpolate(table.view(1, 4, 4, 4), (14, 14), mode="bicubic", align_corners=False)
-    assert torch.equal(resample_table(table, (14, 14), align_corners=False), want.view(4, 196))
+    assert torch.equal(
+        MatrixBias(4, (14, 14), align_corners=False).fit_table(table), want.view(4, 196)
+    )
     state = public_state("lsnet_t")
     larger = zoo.create_model("lsnet_t", img_size=448)
     assert zoo.load_weights(larger, state) == []
@@ -124,7 +126,7 @@ def test_a_model_for_another_size_computes_what_the_native_one_does():
 
 def test_pyramids_have_the_dense_form():
     pyramid = shaken("lsnet_t", features_only=True)
-    kinds = {type(m) for m in pyramid.modules() if isinstance(m, OffsetBias | MatrixBias)}
+    kinds = {type(m) for m in pyramid.modules() if isinstance(m, AttentionBias | MatrixBias)}
     assert kinds == {MatrixBias}
     assert pyramid.stages[3].blocks[1].mixer.inner.bias.table.shape == (4, 196)
     assert pyramid.feature_info.reduction() == [8, 16, 32, 64]
@@ -142,7 +144,7 @@ def test_pyramids_have_the_dense_form():
 def test_the_dense_form_resamples_the_matrix():
     module = MatrixBias(2, (3, 3))
     nn.init.normal_(module.table)
-    matrix = offset_bias(module.table, (3, 3), 3, 3)
+    matrix = attention_bias(module.table, (3, 3), 3, 3)
     assert torch.equal(module(3, 3), matrix)
     assert torch.equal(module(1, 9), matrix), "of as many positions: taken as it is"
     want = F.interpolate(matrix[None], (20, 20), mode="bicubic", align_corners=False)[0]
@@ -152,7 +154,7 @@ def test_the_dense_form_resamples_the_matrix():
 
 
 def test_the_bias_follows_the_table_after_an_evaluation():
-    module, x = Attention(32, OffsetBias(4, (3, 4))).eval(), torch.randn(2, 32, 3, 4)
+    module, x = Attention(32, AttentionBias(4, (3, 4))).eval(), torch.randn(2, 32, 3, 4)
     shake(module)
     with torch.no_grad():
         before = module(x)
@@ -195,7 +197,7 @@ def test_export(tmp_path):
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean of what is seen
             nn.init.normal_(module.weight, 0.5, 0.1)
-        elif isinstance(module, OffsetBias):
+        elif isinstance(module, AttentionBias):
             nn.init.normal_(module.table)
     with torch.no_grad():
         model.train()(images(8, (64, 96)))

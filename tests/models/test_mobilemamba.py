@@ -70,7 +70,7 @@ def test_wavelet_branch_alone_is_a_convolution_of_four_phases():
     r, t = padded[..., 1::2, 0::2], padded[..., 1::2, 1::2]
     signs = ((1, 1, 1, 1), (1, 1, -1, -1), (1, -1, 1, -1), (1, -1, -1, 1))  # LL LH HL HH
     bands = torch.stack([(a * p + b * q + c * r + d * t) / 2 for a, b, c, d in signs], dim=2)
-    weight = branch.filter.weight * branch.filter_scale.gamma[:, None, None, None]
+    weight = branch.depthwise.weight * branch.depthwise_scale.gamma[:, None, None, None]
     bands = torch.nn.functional.conv2d(bands.flatten(1, 2), weight, padding=1, groups=16)
     bands = bands.unflatten(1, (4, 4))
     want = torch.zeros_like(padded)
@@ -95,7 +95,7 @@ def test_other_filters_than_haar_are_refused():
     model = zoo.create_model("mobilemamba_t2")
     key = "blocks1.0.mixer.m.attn.global_op.wt_filter"
     state = {"patch_embed.0.c.weight": torch.zeros(18, 3, 3, 3), key: torch.rand(448, 1, 2, 2)}
-    with pytest.raises(zoo.BadWeights, match="wt_filter holds other filters"):
+    with pytest.raises(zoo.BadWeights, match="wt_filter is not a filter of the Haar transform"):
         zoo.load_weights(model, state)
 
 

@@ -10,7 +10,6 @@ from support import difference, images
 from test_efficientformer import fill
 
 import zoo
-from zoo.blocks.channels import round_channels
 from zoo.blocks.inverted_residual import InvertedResidual
 
 VARIANTS = zoo.list_models(family="mobilenetv2")
@@ -113,12 +112,3 @@ def test_a_residual_wherever_the_shape_stays():
     blocks = [module for module in model.modules() if isinstance(module, InvertedResidual)]
     assert (len(blocks), sum(block.residual for block in blocks)) == (17, 10)
     assert len(model.state_dict()) == 314
-
-
-@pytest.mark.parametrize(
-    ("channels", "rounded"),
-    [(11.2, 16), (5.6, 8), (33.6, 32), (44.8, 48), (1, 8), (8, 8), (12, 16)],
-)
-def test_rounding_never_loses_more_than_a_tenth(channels, rounded):
-    assert round_channels(channels) == rounded
-    assert round_channels(channels) >= 0.9 * channels

@@ -8,7 +8,7 @@ from support import difference, fresh, images, quick, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.positions import PositionTable, resampled_table
+from zoo.blocks.positions import LearnedPositionEmbedding, resampled_table
 from zoo.models.pvt import ReducedAttention
 from zoo.reparam import shake
 
@@ -70,7 +70,7 @@ def test_a_table_is_read_as_an_image_and_keeps_the_class_entry():
 
 def test_a_grid_of_as_many_tokens_but_another_shape_is_resampled():
     """The public code compares numbers of tokens alone, and takes the table as it is here."""
-    module = PositionTable(8, (4, 4))
+    module = LearnedPositionEmbedding(8, (4, 4))
     assert not torch.allclose(module(2, 8), module.table)
 
 

@@ -183,7 +183,7 @@ def test_published_settings():
     assert model.head.pool == "max"
     bound = (6 * 2 / (9 * (64 + 64))) ** 0.5  # Xavier's, with the gain of a ReLU
     assert units(model)[2].conv.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
-    with pytest.raises(zoo.BadInput, match="stride_mode=7"):
+    with pytest.raises(zoo.BadInput, match="unknown stride_mode 7"):
         zoo.create_model("simplenetv1_5m_m1", stride_mode=7)
     with pytest.raises(zoo.BadInput, match="drop_path_rate"):
         zoo.create_model("simplenetv1_5m_m1", drop_path_rate=0.1)

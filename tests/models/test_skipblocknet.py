@@ -37,9 +37,9 @@ def test_public_names(prefix):
     places = {
         "first_layer.0.weight": model.stem.conv.weight,
         "base_block.conv.8.bias": model.stages[0].blocks[0].project.norm.bias,
-        "blocks.0.1.conv.3.weight": model.stages[1].blocks[1].filter.conv.weight,
+        "blocks.0.1.conv.3.weight": model.stages[1].blocks[1].depthwise.conv.weight,
         "blocks.0.2.conv.0.weight": model.stages[2].blocks[0].expand.conv.weight,
-        "blocks.1.3.conv.4.running_var": model.stages[3].blocks[3].filter.norm.running_var,
+        "blocks.1.3.conv.4.running_var": model.stages[3].blocks[3].depthwise.norm.running_var,
         "blocks.3.2.conv.7.weight": model.stages[5].blocks[2].project.conv.weight,
         "skip1.core_block.6.weight": model.stages[3].link.project.conv.weight,
         "skip2.core_block.1.bias": model.stages[4].link.expand.norm.bias,
@@ -104,16 +104,16 @@ def test_the_published_blocks():
     model = zoo.create_model(NAME)
     blocks = [m for s in model.stages for m in s.blocks]
     assert all(isinstance(block, InvertedResidual) for block in blocks)
-    widths = [block.filter.conv.out_channels for block in blocks]
+    widths = [block.depthwise.conv.out_channels for block in blocks]
     assert widths == [16, 64, 72, 72, 120, 240, 240, 200, 184, 184, 480, 672, 672, 960, 960]
     assert isinstance(blocks[0].expand.conv, nn.Conv2d), "it expands by a factor of one"
     squeezed = [isinstance(block.gate, SqueezeExcite) for block in blocks]
     assert squeezed == [False] * 3 + [True] * 3 + [False] * 4 + [True] * 5
     assert blocks[3].gate.reduce.out_channels == 24
-    assert {type(b.filter.act) for b in blocks[1:5]} == {nn.ReLU}
-    assert {type(b.filter.act) for b in [blocks[0], *blocks[5:]]} == {nn.Hardswish}
+    assert {type(b.depthwise.act) for b in blocks[1:5]} == {nn.ReLU}
+    assert {type(b.depthwise.act) for b in [blocks[0], *blocks[5:]]} == {nn.Hardswish}
     links = [model.stages[i].link for i in (3, 4)]
-    assert [link.filter.conv.out_channels for link in links] == [96, 40]
+    assert [link.depthwise.conv.out_channels for link in links] == [96, 40]
     assert {type(m) for m in links[0].modules() if "activation" in type(m).__module__} == {nn.ReLU}
     assert model.head_hidden_size == 1280
 

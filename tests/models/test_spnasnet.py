@@ -68,7 +68,7 @@ def test_the_searched_network():
         blocks = [module for module in model.modules() if isinstance(module, InvertedResidual)]
         found = []
         for block in blocks:
-            conv = block.filter.conv
+            conv = block.depthwise.conv
             first = block.expand.conv if block is not blocks[0] else conv
             found.append(
                 (first.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0],

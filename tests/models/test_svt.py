@@ -7,7 +7,7 @@ from support import difference, fresh, images, quick, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.scattering import (
+from zoo.models.svt import (
     HalfScattering,
     Scattering,
     mix_channels,
@@ -40,7 +40,7 @@ def test_public_names_become_ours(name, wrapper):
         f"stages.0.blocks.2.mixer.{inner}low": "block1.2.attn.complex_weight_ll",
         f"stages.0.blocks.0.mixer.{inner}channels.bias2": "block1.0.attn.complex_weight_lh_b2",
         "stages.0.blocks.3.norm.weight": "norm1.weight",
-        "stages.2.blocks.5.mlp.filter.weight": "block3.5.mlp.dwconv.dwconv.weight",
+        "stages.2.blocks.5.mlp.depthwise.weight": "block3.5.mlp.dwconv.dwconv.weight",
         "stages.3.downsample.norm.bias": "patch_embed4.norm.bias",
         "norm.attention.kv.weight": "post_network.0.attn.kv.weight",
         "norm.norm.weight": "norm4.weight",
@@ -104,7 +104,7 @@ def test_the_ablation_interleaves_its_halves():
     x = noise(2, 6, 8, 16)
     y = module(x)
     torch.testing.assert_close(y[..., 1::2], module.scattering(x[..., 8:]))
-    filtered = module.filter(x[..., :8].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    filtered = module.depthwise(x[..., :8].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     torch.testing.assert_close(y[..., 0::2], filtered)
 
 

@@ -8,7 +8,7 @@ from support import difference, fresh, images, quick, shaken
 from torch import nn
 
 import zoo
-from zoo.models.t2t_vit import SplitAttention, feature_attention
+from zoo.models.t2t_vit import SoftSplitAttention, feature_attention
 from zoo.reparam import shake
 
 PERFORMER, SOFTMAX = "t2t_vit_7", "t2t_vit_t_14"
@@ -97,7 +97,7 @@ def test_feature_attention_keeps_single_precision_under_autocast():
 
 
 def test_softmax_is_scaled_by_the_width_of_the_patches():
-    module = SplitAttention(3, 8, kernel_size=7, stride=4, performer=False)
+    module = SoftSplitAttention(3, 8, kernel_size=7, stride=4, performer=False)
     module = shake(module.double()).eval()
     x = torch.randn(1, 3, 16, 20, dtype=torch.float64)
     u = module.norm(F.unfold(x, 7, padding=2, stride=4).transpose(1, 2))

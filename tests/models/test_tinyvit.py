@@ -14,8 +14,8 @@ from timm.models.tiny_vit import resize_rel_pos_bias_table_levit
 from torch import nn
 
 import zoo
-from zoo.blocks.attention import offset_bias
-from zoo.blocks.windows import WindowAttention, from_windows, resample_window_table, to_windows
+from zoo.blocks.attention import attention_bias
+from zoo.models.tinyvit import WindowAttention, WindowBias, from_windows, to_windows
 
 VARIANTS = zoo.list_models(family="tinyvit")
 RECORDS = Path(__file__).parents[1] / "reference" / "records"
@@ -90,8 +90,10 @@ def test_levels_are_those_of_timm():
 def test_tables_of_other_windows_are_resampled_as_in_timm(side):
     table = torch.randn(3, 49)
     want = resize_rel_pos_bias_table_levit(table.T, (side * side, 3)).T
-    torch.testing.assert_close(resample_window_table(table, side), want, rtol=1e-5, atol=1e-5)
-    assert resample_window_table(table, 7) is table
+    torch.testing.assert_close(
+        WindowBias(len(table), (side, side)).fit_table(table), want, rtol=1e-5, atol=1e-5
+    )
+    assert WindowBias(len(table), (7, 7)).fit_table(table) is table
 
 
 @pytest.mark.parametrize("style", ["timm", "original", "own"])
@@ -105,7 +107,7 @@ def test_weights_of_224_go_into_384(style):
     first = model.stages[1].blocks[0].window.attention.bias
     assert first.grid == (12, 12)
     table = theirs("tiny_vit_21m_224")[0]["stages.1.blocks.0.attn.attention_biases"]
-    assert torch.equal(first.table, resample_window_table(table, 12))
+    assert torch.equal(first.table, WindowBias(len(table), (12, 12)).fit_table(table))
 
 
 @pytest.mark.parametrize("size", [(6, 6), (7, 9), (12, 5), (1, 1), (6, 7)])
@@ -132,7 +134,7 @@ def test_what_is_padded_takes_part_as_the_shift_of_the_norm():
     padded[:, :2, :4] = x.permute(0, 2, 3, 1)
     normed = module.norm(padded)
     assert torch.equal(normed[0, 2, 5], module.norm.bias)
-    bias = offset_bias(module.attention.bias.table, (3, 3), 3, 3)
+    bias = attention_bias(module.attention.bias.table, (3, 3), 3, 3)
     for j in range(2):
         tokens = normed[0, :, 3 * j : 3 * j + 3].reshape(9, 8)
         per_head = module.attention.qkv(tokens).view(9, 2, 12)

@@ -8,14 +8,13 @@ import timm
 import torch
 from support import difference, fresh, images, shaken
 from test_efficientformer import fill
+from timm.layers import DropPath, EcaModule, EffectiveSEModule
 from torch import nn
 
 import zoo
-from zoo.blocks.drop import DropPath
-from zoo.blocks.gates import NeighbourExcite, OneLayerExcite
-from zoo.blocks.one_shot import OneShotAggregation
 from zoo.blocks.pools import HalvingPool, least_side
 from zoo.blocks.separable import SeparableConvNorm
+from zoo.models.vovnet import OneShotAggregation
 
 OF_TIMM = [name for name in zoo.list_models(family="vovnet") if timm.is_model(name)]
 SIZE = (97, 130)
@@ -105,7 +104,7 @@ def test_levels_are_those_of_timm(name):
 
 
 def test_gates_sit_in_the_last_module_of_each_stage():
-    kinds = {"ese_vovnet39b": OneLayerExcite, "eca_vovnet39b": NeighbourExcite}
+    kinds = {"ese_vovnet39b": EffectiveSEModule, "eca_vovnet39b": EcaModule}
     for name, kind in kinds.items():
         with torch.device("meta"):
             stages = list(zoo.create_model(name).stages)[1:]
@@ -142,7 +141,7 @@ def test_stochastic_depth_needs_a_shortcut():
         with pytest.raises(zoo.BadInput, match=r"drop_path_rate=0\.1: no module"):
             zoo.create_model(name, drop_path_rate=0.1)
     model = fresh("vovnet39", drop_path_rate=0.5)
-    rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
     block = next(b for b in model.stages[4].blocks if b.residual)
     dropped = shaken("vovnet39").stages[4].blocks[1]

@@ -10,8 +10,14 @@ from support import difference, fresh, images, shaken
 from torch import nn
 
 import zoo
-from zoo.blocks.wavelet import UpsamplingMlp, WaveletBlock, coefficients
-from zoo.models.wavemix import ParallelBlock, ShuffledBlock, UpsamplingHead
+from zoo.blocks.heads import UpsamplingHead
+from zoo.models.wavemix import (
+    ParallelBlock,
+    ShuffledBlock,
+    UpsamplingMlp,
+    WaveletBlock,
+    coefficients,
+)
 from zoo.ops import haar
 from zoo.profiling.fusing import report
 
@@ -406,12 +412,15 @@ def test_exported_to_onnx_for_any_size_that_works(tmp_path):
         ("wavemix_192_16_l3", {"levels": 1.5}, "levels=1.5"),
         ("wavemix_192_16_l3", {"patch_size": 0}, "patch_size=0"),
         ("wavemix_192_16_l3", {"stride": 2}, "stride=2 has no effect with patch_size=4"),
-        ("wavemix_192_16_l3", {"block": "V1"}, "block='V1': there are stacked, parallel, shuffled"),
+        (
+            "wavemix_192_16_l3",
+            {"block": "V1"},
+            "unknown block 'V1'; choices: stacked",
+        ),
         ("wavemix_192_16_l3", {"last_width": 0}, "last_width=0"),
-        ("wavemix_192_16_l3", {"widths": (8,)}, "no argument 'widths'"),
         ("wavemix_192_16_l3", {"img_size": 256}, "img_size"),
-        ("wavemix_v1_256_7", {"levels": 3}, "levels=3: must divide dim=256"),
-        ("wavemix_v3_144_16", {"levels": 2}, "levels=2: version 3"),
+        ("wavemix_v1_256_7", {"levels": 3}, "dim=256 is not divisible by levels=3"),
+        ("wavemix_v3_144_16", {"levels": 2}, "levels=2: blocks of version 3"),
         ("wavemix_sisr_144_4_l1", {"widths": ()}, r"widths=\(\)"),
         ("wavemix_sisr_144_4_l1", {"widths": 72}, "widths=72"),
         ("wavemix_sisr_144_4_l1", {"widths": (0,)}, "widths=0"),

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from zoo.blocks.mamba import Mamba
 from zoo.counting.count import count
+from zoo.models.lightm_unet import Mamba
 from zoo.ops import selective_scan
 from zoo.ops.scan import cost
 

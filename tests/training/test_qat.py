@@ -250,7 +250,7 @@ def test_what_cannot_be_exported(
     [
         (["model.checkpoint_path=null"], r"train\.qat=true starts from trained weights"),
         (["model=mobilenetv2_035"], f"is of {MODEL}, not of mobilenetv2_035; leave model out"),
-        (["data=digits_segmentation"], "is made for classification, data.name="),
+        (["data=digits_segmentation"], "is for classification, but data.name="),
         (["train.precision=bf16"], r"train\.precision=bf16 does not go with train\.qat"),
         (["train.compile=true"], r"train\.compile=True does not go"),
         (["train.loss=bias"], r"train\.loss=bias does not go"),

@@ -1,4 +1,4 @@
-"""Self-attention over the positions of a map, with a learnt bias for every offset between two."""
+"""Self-attention over the positions of a feature map, with a learnt bias for each offset."""
 
 import math
 
@@ -6,26 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.folding import rebuilt, scale_outputs
+from zoo.blocks.folding import scale_queries
 from zoo.blocks.sizes import is_size
 
 
-def offset_bias(
+def attention_bias(
     table: Tensor, grid: tuple[int, int], height: int, width: int, align_corners: bool = True
 ) -> Tensor:
-    """Look up the bias between all pairs of positions of a map (LeViT, arXiv 2104.01136, sec. 4).
+    """Look up the bias between all pairs of positions (LeViT, arXiv 2104.01136, sec. 4).
 
-    The bias depends on |dy| and |dx| alone: entry `|dy| * grid_width + |dx|` of a head's row. On a
-    map of another size the table is resampled as an image, corners on corners: the offset 0 keeps
-    its value and the largest offset of the map takes that of the table. (Without `align_corners`
-    corners of pixels lie on each other, not their centres, as some public codes have it.)
+    The bias depends only on |dy| and |dx|: entry `|dy| * grid_width + |dx|` of a head's row. For a
+    feature map of another size the table is resampled as an image.
 
     Args:
         table: heads x (grid height * grid width).
-        grid: Size of the map that the table was learnt on.
-        height: Height of the map at hand.
-        width: Width of the map at hand.
-        align_corners: How tables are resampled.
+        grid: Size of the feature map that the table was learnt on.
+        height: Height of the feature map.
+        width: Width of the feature map.
+        align_corners: Resample with the centres of the corner pixels aligned, which keeps the bias
+            of offset 0; otherwise the outer corners are aligned, as in some public code.
 
     Returns:
         heads x N x N with N = height * width, positions row by row.
@@ -43,31 +42,30 @@ def offset_bias(
     return table[:, index].view(heads, height * width, height * width)
 
 
-torch.fx.wrap("offset_bias")  # a leaf for symbolic tracing: its branch depends on the size
+def cached_attention_bias(
+    bias: Tensor,
+    table: Tensor,
+    grid: tuple[int, int],
+    height: int,
+    width: int,
+    align_corners: bool = True,
+) -> Tensor:
+    """Return `bias` if the feature map has the size of the grid, else look it up again."""
+    if is_size(height, width, grid):
+        return bias
+    return attention_bias(table, grid, height, width, align_corners)
 
 
-def resample_table(table: Tensor, grid: tuple[int, int], align_corners: bool = True) -> Tensor:
-    """Return a square table of offsets as `offset_bias` would resample it for maps of size `grid`.
-
-    Args:
-        table: heads x (side * side).
-        grid: Height and width of the map that the result is for.
-        align_corners: As for `offset_bias`.
-    """
-    side = math.isqrt(table.shape[1])
-    if table.shape[1] == grid[0] * grid[1] or side * side != table.shape[1]:
-        return table
-    image = table.reshape(1, -1, side, side)
-    image = F.interpolate(image, grid, mode="bicubic", align_corners=align_corners)
-    return image.flatten(2)[0]
+torch.fx.wrap("attention_bias")
+torch.fx.wrap("cached_attention_bias")
 
 
-class OffsetBias(nn.Module):
-    """The learnt table behind `offset_bias`.
+class AttentionBias(nn.Module):
+    """The learnt table of `attention_bias`.
 
     Args:
         num_heads: Rows of the table.
-        grid: Size of the map that the table is made for.
+        grid: Size of the feature map that the table is made for.
         align_corners: How it is resampled.
     """
 
@@ -79,36 +77,32 @@ class OffsetBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(num_heads, grid[0] * grid[1]))
 
     def forward(self, height: int, width: int) -> Tensor:
-        return offset_bias(self.table, self.grid, height, width, self.align_corners)
+        return attention_bias(  # heads N N
+            self.table, self.grid, height, width, self.align_corners
+        )
+
+    def fit_table(self, table: Tensor) -> Tensor:
+        """Resample a square table learnt at another size; any other table stays as it is."""
+        side = math.isqrt(table.shape[1])
+        if table.shape[1] == self.grid[0] * self.grid[1] or side * side != table.shape[1]:
+            return table
+        return self.resampled(table.reshape(1, -1, side, side)).flatten(2)[0]
+
+    def resampled(self, image: Tensor) -> Tensor:
+        """1 heads side side -> 1 heads and the grid."""
+        return F.interpolate(image, self.grid, mode="bicubic", align_corners=self.align_corners)
 
     def fused(self) -> nn.Module:
-        """The bias of the usual map size as a constant."""
-        return ConstantOffsetBias(self.table.detach(), self.grid, self.align_corners)
+        """The bias of the usual size as a constant."""
+        return ConstantAttentionBias(self.table.detach(), self.grid, self.align_corners)
 
 
-def constant_or_offset_bias(
-    bias: Tensor,
-    table: Tensor,
-    grid: tuple[int, int],
-    height: int,
-    width: int,
-    align_corners: bool = True,
-) -> Tensor:
-    """Return `bias` where the map has the size of the grid, else look it up anew."""
-    if is_size(height, width, grid):
-        return bias
-    return offset_bias(table, grid, height, width, align_corners)
-
-
-torch.fx.wrap("constant_or_offset_bias")
-
-
-class ConstantOffsetBias(nn.Module):
-    """`OffsetBias` for inference: looked up once for the usual size, resampled for others.
+class ConstantAttentionBias(nn.Module):
+    """`AttentionBias` for inference: looked up once for the usual size, resampled for others.
 
     Args:
         table: heads x (grid height * grid width).
-        grid: Size of the map that the table was made for.
+        grid: Size of the feature map that the table was made for.
         align_corners: How it is resampled.
     """
 
@@ -118,31 +112,33 @@ class ConstantOffsetBias(nn.Module):
         self.table: Tensor
         self.bias: Tensor
         self.register_buffer("table", table.clone())
-        self.register_buffer("bias", offset_bias(table, grid, grid[0], grid[1]))
+        self.register_buffer("bias", attention_bias(table, grid, grid[0], grid[1]))
 
     def forward(self, height: int, width: int) -> Tensor:
-        return constant_or_offset_bias(
+        return cached_attention_bias(  # heads N N
             self.bias, self.table, self.grid, height, width, self.align_corners
         )
 
 
 class BiasedAttention(nn.Module):
-    """Multi-head self-attention with an offset bias and values wider than the keys.
+    """Multi-head self-attention with an attention bias and values wider than the keys.
 
     Outputs of `qkv` are grouped by head (q, k, v of head 0, then of head 1 ...).
 
     Args:
         channels: Width of the tokens.
-        grid: Size of the map that the bias table is made for.
+        bias: Gives the bias for the height and width of a feature map.
         num_heads: Number of heads.
         key_dim: Width of a head's queries and keys.
         value_ratio: Width of a head's values over `key_dim`.
     """
 
+    input_layers, output_parts = ("qkv",), ("proj",)
+
     def __init__(
         self,
         channels: int,
-        grid: tuple[int, int],
+        bias: AttentionBias,
         *,
         num_heads: int = 8,
         key_dim: int = 32,
@@ -153,7 +149,7 @@ class BiasedAttention(nn.Module):
         self.value_dim = value_ratio * key_dim
         self.scale = key_dim**-0.5
         self.qkv = nn.Linear(channels, num_heads * (2 * key_dim + self.value_dim))
-        self.bias = OffsetBias(num_heads, grid)
+        self.bias = bias
         self.proj = nn.Linear(num_heads * self.value_dim, channels)
 
     # B batch, N tokens, H heads, D features of a head
@@ -169,12 +165,5 @@ class BiasedAttention(nn.Module):
         return self.proj(y_BHND.transpose(1, 2).flatten(2))
 
     def fused(self) -> "BiasedAttention":
-        """The scale of the queries in `qkv`."""
-        if self.scale == 1.0:
-            return self
-        per_head = torch.ones(2 * self.key_dim + self.value_dim, dtype=torch.float64)
-        per_head[: self.key_dim] = self.scale
-        factors = per_head.repeat(self.num_heads).to(self.qkv.weight.device)
-        fused = rebuilt(self, qkv=scale_outputs(self.qkv, factors))
-        fused.scale = 1.0
-        return fused
+        """The scale of the products in the queries."""
+        return scale_queries(self, "qkv", self.key_dim, groups=self.num_heads)

@@ -2,16 +2,11 @@
 
 from torch import Tensor, nn
 
-from zoo.blocks.folding import (
-    fold_batch_norm,
-    is_fixed_batch_norm,
-    rebuilt,
-    scale_outputs,
-)
+from zoo.blocks.folding import Absorbing
 
 
-class ConvNorm(nn.Module):
-    """A 2-D convolution, its batch norm and, unless left out, an activation.
+class ConvNorm(Absorbing):
+    """A 2-D convolution, a batch norm and an optional activation.
 
     Args:
         in_channels: Channels of the input.
@@ -20,9 +15,12 @@ class ConvNorm(nn.Module):
         stride: Step of the convolution.
         groups: Groups of the convolution.
         dilation: Spacing of the taps.
-        bias: Whether the convolution has a bias besides that of the norm (some public models do).
-        act: Class of the activation; none leaves the block linear.
+        bias: Whether the convolution has a bias in addition to that of the norm.
+        act: Class of the activation; None leaves the block linear.
     """
+
+    absorbs_after = {"conv": "norm"}
+    output_parts = ("conv", "norm", "act")
 
     def __init__(
         self,
@@ -51,16 +49,4 @@ class ConvNorm(nn.Module):
         self.act = act() if act is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
-
-    def fused(self) -> "ConvNorm":
-        """The norm in the convolution."""
-        if not is_fixed_batch_norm(self.norm):
-            return self
-        return rebuilt(self, conv=fold_batch_norm(self.conv, self.norm), norm=nn.Identity())
-
-    def scaled(self, scale: Tensor) -> "ConvNorm":
-        """Return a block that computes `scale * y`; `self` must be fused and without activation."""
-        assert isinstance(self.norm, nn.Identity)
-        assert isinstance(self.act, nn.Identity)
-        return rebuilt(self, conv=scale_outputs(self.conv, scale))
+        return self.act(self.norm(self.conv(x)))  # B C H/stride W/stride

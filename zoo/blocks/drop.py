@@ -1,36 +1,12 @@
-"""Stochastic depth."""
+"""Stochastic depth: the rate of each block. The module is `timm.layers.DropPath`."""
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
+from typing import Any
 
-
-class DropPath(nn.Module):
-    """Leave out the residual branch of whole samples while training (arXiv 1603.09382).
-
-    A kept branch is divided by the probability of being kept, so that its expectation stays.
-
-    Args:
-        rate: Probability of leaving a sample's branch out, in [0, 1).
-    """
-
-    def __init__(self, rate: float = 0.0):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
-        keep = 1.0 - self.rate
-        mask = torch.empty([x.shape[0]] + [1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
-        return x * mask.bernoulli_(keep) / keep
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3g}"
+from timm.layers import calculate_drop_path_rates
 
 
-def linear_rates(last: float, depths: list[int] | tuple[int, ...]) -> list[list[float]]:
-    """Return a drop-path rate for each block of each stage, growing linearly from 0 to `last`."""
-    total = sum(depths)
-    rates = [last * k / max(total - 1, 1) for k in range(total)]
-    starts = [sum(depths[:i]) for i in range(len(depths))]
-    return [rates[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
+def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Return the rate of each block of each stage; it grows linearly from 0 to `last`."""
+    rates: Any = calculate_drop_path_rates(last, list(depths), stagewise=True)
+    return rates

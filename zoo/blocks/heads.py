@@ -1,18 +1,12 @@
-"""What turns the last map into logits."""
+"""From the last feature map to logits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.folding import (
-    affine_inputs,
-    batch_norm_affine,
-    is_fixed_batch_norm,
-    mean_of,
-    rebuilt,
-    split_affine,
-)
+from zoo.blocks.folding import Absorbing, absorb, mean_of, merge_pointwise, rebuilt
 from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput
 
@@ -20,10 +14,12 @@ POOLS = ("avg", "max", "")
 
 
 def check_pool(pool: str, pools: tuple[str, ...] = POOLS) -> str:
-    """Return `pool`, or raise `BadInput` if it is none of `pools`."""
+    """Return `pool`, or raise `BadInput` if it is not one of `pools`."""
     if pool not in pools:
-        names = ", ".join(repr(name) for name in pools)
-        raise BadInput(f"global_pool={pool!r}: there are {names} (the last: none)")
+        *names, last = map(repr, pools)
+        raise BadInput(
+            f"global_pool must be {', '.join(names)} or {last} (no pooling), not {pool!r}"
+        )
     return pool
 
 
@@ -42,7 +38,7 @@ def pool_map(x: Tensor, pool: str) -> Tensor:
 NORMS: dict[str, Any] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
-class NormLinear(nn.Module):
+class NormLinear(Absorbing):
     """A norm of the features, then a linear layer.
 
     Args:
@@ -52,22 +48,20 @@ class NormLinear(nn.Module):
         eps: Of the norm.
     """
 
+    absorbs_before = {"linear": "norm"}
+
     def __init__(self, in_features: int, out_features: int, norm: str = "batch", eps: float = 1e-5):
         super().__init__()
         self.norm = NORMS[norm](in_features, eps=eps)
         self.linear = nn.Linear(in_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x))
+        return self.linear(self.norm(x))  # ... out_features
 
     def fused(self) -> nn.Module:
-        """The norm in the linear layer, of a layer norm its affine part."""
-        if isinstance(self.norm, nn.LayerNorm) and self.norm.elementwise_affine:
-            plain, *affine = split_affine(self.norm)
-            return rebuilt(self, norm=plain, linear=affine_inputs(self.linear, *affine))
-        if not is_fixed_batch_norm(self.norm):
-            return self
-        return affine_inputs(self.linear, *batch_norm_affine(self.norm))
+        """The norm in the linear layer; of a layer norm, its affine part."""
+        fused = absorb(self)
+        return fused.linear if isinstance(fused.norm, nn.Identity) else fused
 
 
 class ClassifierHead(nn.Module):
@@ -76,13 +70,13 @@ class ClassifierHead(nn.Module):
     Args:
         num_features: Channels of the map.
         num_classes: Number of logits; 0 leaves the classifier out.
-        pool: `"avg"`, `"max"`, or `""` for none (only without a classifier).
+        pool: `"avg"`, `"max"`, or `""` for no pooling (only without a classifier).
         drop_rate: Probability of the dropout before the classifier.
-        norm: Put a `"batch"` or `"layer"` norm in front of the linear layer; `""`: none.
+        norm: `"batch"` or `"layer"`: a norm before the linear layer; `""`: no norm.
         norm_eps: Of that norm.
     """
 
-    pools = POOLS  # the first is taken where a classifier needs one and none was chosen
+    pools = POOLS  # the first is the default of a classifier
 
     def __init__(
         self,
@@ -103,13 +97,13 @@ class ClassifierHead(nn.Module):
     def reset(self, num_classes: int, pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for `num_classes`, and the pooling if given.
 
-        A classifier for a head without pooling brings the first of `pools`.
+        A head without pooling that gets a classifier pools by the first of `pools`.
         """
         if pool is None:
             pool = self.pool or (self.pools[0] if num_classes else "")
         pool = check_pool(pool, self.pools)
         if whole_number(num_classes, "num_classes", 0) and not pool:
-            raise BadInput(f"num_classes={num_classes} needs a global_pool; '' goes with 0 classes")
+            raise BadInput(f"num_classes={num_classes} needs a global_pool; '' is for 0 classes")
         self.num_classes, self.pool = num_classes, pool
         self._make_classifiers()
 
@@ -129,82 +123,109 @@ class ClassifierHead(nn.Module):
         return ["fc.linear" if isinstance(self.fc, NormLinear) else "fc"]
 
     def pooled(self, x: Tensor) -> Tensor:
-        """B C H W -> B C, or the map itself where there is no pooling."""
+        """B C H W -> B C, or the map itself without pooling."""
         return self.drop(pool_map(x, self.pool))
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.pooled(x)
-        return x if pre_logits else self.fc(x)
+        x = self.pooled(x)  # B C
+        return x if pre_logits else self.fc(x)  # B num_classes
 
 
 class TokenHead(ClassifierHead):
     """A classifier on the class token, for models whose last map is a row of tokens, B C 1 N.
 
-    `"token"` takes the first of them; the other poolings take all.
+    `"token"` reads the first of them, the other poolings read all.
     """
 
     pools = ("token", *POOLS)
 
 
-class SequenceHead(ClassifierHead):
-    """A classifier on a weighted mean of all positions (sequence pooling, arXiv 2104.05704, 3.2).
-
-    `"attention"` learns to weight them: softmax over positions of a linear layer's output.
-    """
-
-    pools = ("attention", *POOLS)
+class TokenLabelHead(TokenHead):
+    """Adds half of the largest logits of a classifier on every token (LV-ViT, VOLO)."""
 
     def _make_classifiers(self) -> None:
         super()._make_classifiers()
-        learnt = self.pool == "attention"
-        if not learnt:
-            self.attention_pool: nn.Module = nn.Identity()
-        elif not isinstance(getattr(self, "attention_pool", None), nn.Linear):
-            self.attention_pool = nn.Linear(self.num_features, 1).train(self.training)
+        self.aux = self._classifier() if self.pool == "token" else nn.Identity()
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """B C H W -> B C, or the map itself where there is no pooling."""
-        if self.pool != "attention":
-            return self.drop(pool_map(x, self.pool))
-        x_BNC = x.flatten(2).transpose(1, 2)
-        weights_B1N = self.attention_pool(x_BNC).transpose(1, 2).softmax(dim=-1)
-        return self.drop((weights_B1N @ x_BNC).squeeze(1))
+    def classifiers(self) -> list[str]:
+        return ["fc", "aux"] if self.pool == "token" else ["fc"]
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        y = self.pooled(x)  # B C
+        if pre_logits:
+            return y
+        y = self.fc(y)
+        if self.pool == "token" and self.num_classes > 0:
+            y = y + 0.5 * self.aux(x.flatten(2).transpose(1, 2)[:, 1:]).amax(1)
+        return y
 
 
-class HiddenHead(ClassifierHead):
-    """A classifier on a hidden layer of the pooled map (MobileNetV3, arXiv 1905.02244, table 1).
+class DenseHead(nn.Module):
+    """Base of heads for dense prediction, whose last layer is `fc`; subclasses make it."""
 
-    What the classifier sees is `hidden_size` wide. Without pooling there is no hidden layer.
+    def make_classifier(self) -> nn.Module:
+        """Return a layer that computes `num_classes` values per position."""
+        raise NotImplementedError
+
+    def reset(self, num_classes: int, pool: str | None = None) -> None:
+        """Replace the last layer by a fresh one for `num_classes`."""
+        if pool:
+            raise BadInput(f"global_pool={pool!r}: dense prediction has no pooling")
+        self.num_classes = whole_number(num_classes, "num_classes", 0)
+        fc = self.make_classifier() if num_classes else nn.Identity()
+        self.fc = fc.train(self.training)
+
+    def classifiers(self) -> list[str]:
+        """Names of the classifying layers."""
+        return ["fc"]
+
+
+class UpsamplingHead(DenseHead):
+    """Transposed convolutions, each to twice the size, and a 1x1 convolution; none is activated.
 
     Args:
-        num_features: Channels of the map.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        hidden_size: Width of the hidden layer.
-        **settings: As of `ClassifierHead`; the dropout stands after the hidden layer.
+        num_features: Channels of the feature map.
+        widths: Channels of the output of each transposed convolution.
+        num_classes: Values per position; 0 leaves the last convolution out.
     """
 
-    hidden_size: int
+    def __init__(self, num_features: int, widths: Sequence[int], num_classes: int):
+        super().__init__()
+        if not isinstance(widths, Sequence) or isinstance(widths, str) or not widths:
+            raise BadInput(f"widths={widths!r}: give a list, the channels of each upsampling")
+        outs = [whole_number(width, "widths", 1) for width in widths]
+        self.num_features, self.hidden_size = num_features, outs[-1]
+        ups = [
+            nn.ConvTranspose2d(before, out, 4, stride=2, padding=1)
+            for before, out in zip([num_features, *outs], outs, strict=False)
+        ]
+        self.up = nn.Sequential(*ups)
+        self.reset(num_classes)
 
-    def __init__(self, num_features: int, num_classes: int, *, hidden_size: int, **settings):
-        self.__dict__["hidden_size"] = hidden_size  # the next line makes the layers
-        super().__init__(num_features, num_classes, **settings)
+    def make_classifier(self) -> nn.Module:
+        return nn.Conv2d(self.hidden_size, self.num_classes, 1)
 
-    def _make_classifiers(self) -> None:
-        self.fc: nn.Module = nn.Identity()
-        if self.num_classes:
-            self.fc = nn.Linear(self.hidden_size, self.num_classes)
-        if not self.pool:
-            self.hidden: nn.Module = nn.Identity()
-        elif not isinstance(getattr(self, "hidden", None), nn.Sequential):
-            self.hidden = nn.Sequential(
-                nn.Linear(self.num_features, self.hidden_size), nn.Hardswish()
-            )
-        for layer in (self.fc, self.hidden):
-            layer.train(self.training)
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.up(x)  # B hidden_size and the larger size
+        return x if pre_logits else self.fc(x)
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """B C H W -> B hidden_size, or the map itself where there is no pooling."""
-        return self.drop(self.hidden(pool_map(x, self.pool)))
+    def fused(self) -> "UpsamplingHead":
+        """The last two layers in one, if that takes fewer operations.
+
+        The merged layer has 16 taps per output channel, the transposed convolution 16 per channel
+        of `hidden_size`.
+        """
+        if not isinstance(self.fc, nn.Conv2d):
+            return self
+        *before, last = self.up
+        assert isinstance(last, nn.ConvTranspose2d)
+        middle, out = last.out_channels, self.fc.out_channels
+        # Multiply-accumulates for each position before the upsampling, for four after it.
+        if 16 * last.in_channels * out >= 16 * last.in_channels * middle + 4 * middle * out:
+            return self
+        head = rebuilt(self, up=nn.Sequential(*before).eval(), fc=merge_pointwise(last, self.fc))
+        head.hidden_size = last.in_channels
+        return head
 
 
 class DistilledHead(ClassifierHead):
@@ -226,18 +247,29 @@ class DistilledHead(ClassifierHead):
         return [name.replace("fc", fc, 1) for fc in ("fc", "fc_dist") for name in names]
 
     def forward(self, x: Tensor, pre_logits: bool = False):
-        x = self.pooled(x)
+        x = self.pooled(x)  # B C
         if pre_logits:
             return x
-        y, y_dist = self.fc(x), self.fc_dist(x)
+        y, y_dist = self.fc(x), self.fc_dist(x)  # B num_classes
         if self.distilled_training and self.training and not torch.jit.is_scripting():
             return y, y_dist
         return (y + y_dist) / 2
 
     def fused(self) -> ClassifierHead:
-        """One classifier with the mean weights."""
+        """One classifier with the mean weights.
+
+        Raises:
+            BadInput: The classifiers are not linear: no single one computes their mean.
+        """
         single = ClassifierHead(self.num_features, 0, pool=self.pool, drop_rate=self.drop_rate)
         single.num_classes = self.num_classes
-        if isinstance(self.fc, nn.Linear) and isinstance(self.fc_dist, nn.Linear):
-            single.fc = mean_of([self.fc, self.fc_dist])
+        if self.num_classes:
+            layers: list[Any] = [self.fc, self.fc_dist]
+            if not all(isinstance(layer, nn.Linear) for layer in layers):
+                kinds = " and ".join(type(layer).__name__ for layer in layers)
+                raise BadInput(
+                    f"cannot fuse the classifiers {kinds} into one: only linear layers have a mean,"
+                    " after batch norms with running statistics are folded; use the model unfused"
+                )
+            single.fc = mean_of(layers)
         return single.train(self.training)

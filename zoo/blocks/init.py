@@ -1,10 +1,12 @@
-"""How layers start."""
+"""Initialisation of layers."""
+
+import math
 
 from torch import nn
 
 
 def init_linear(module: nn.Module) -> None:
-    """Draw a linear layer as transformers do, normal with deviation 0.02; for `Module.apply`.
+    """Initialise a linear layer as transformers do, normal of std 0.02; for `Module.apply`.
 
     Source: the public code of ViT (arXiv 2010.11929) in timm; biases start at 0. Other modules are
     left as they are.
@@ -14,5 +16,18 @@ def init_linear(module: nn.Module) -> None:
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_conv(module: nn.Module) -> None:
+    """Initialise a 2-D convolution as torchvision's MobileNetV2 does; for `Module.apply`.
+
+    Args:
+        module: Any module.
+    """
+    if isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         if module.bias is not None:
             nn.init.zeros_(module.bias)

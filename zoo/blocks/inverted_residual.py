@@ -1,19 +1,16 @@
-"""The inverted residual of MobileNetV2, and what timm calls the parts of networks made of it."""
+"""The inverted residual of MobileNetV2, and its parameter names in timm's models."""
 
-import math
-import re
-
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import DropPath
-from zoo.keys import State, rename
+from zoo.blocks.init import init_conv
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project without activation (arXiv 1801.04381, fig. 4d, table 1).
+    """Expand, convolve each channel, project linearly (arXiv 1801.04381, fig. 4d, table 1).
 
-    The input is added where its shape is that of the output. With `expansion` 1 there is no
+    The input is added if the output has the same shape. With `expansion` 1 there is no
     expanding convolution, unless `hidden` is given.
 
     Args:
@@ -21,12 +18,12 @@ class InvertedResidual(nn.Module):
         out_channels: Channels of the output.
         stride: Step of the depthwise convolution.
         expansion: Channels between over `in_channels`.
-        hidden: Channels between, where they are no multiple of `in_channels`.
+        hidden: Channels between; overrides `expansion`.
         kernel_size: Of the depthwise convolution.
         dilation: Of the depthwise convolution.
         act: Class of the activation.
-        gate: Applied to the filtered map (squeeze and excitation, say); none leaves it as it is.
-        drop_path: Probability of leaving the branch out while training.
+        gate: Applied after the depthwise convolution, such as squeeze and excitation.
+        drop_path: Probability of dropping the branch in training.
     """
 
     def __init__(
@@ -47,7 +44,7 @@ class InvertedResidual(nn.Module):
         expands = hidden is not None or expansion != 1
         hidden = hidden or in_channels * expansion
         self.expand = ConvNorm(in_channels, hidden, act=act) if expands else nn.Identity()
-        self.filter = ConvNorm(
+        self.depthwise = ConvNorm(
             hidden,
             hidden,
             kernel_size=kernel_size,
@@ -62,59 +59,35 @@ class InvertedResidual(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.gate(self.filter(self.expand(x))))
+        y = self.project(self.gate(self.depthwise(self.expand(x))))  # B C H/stride W/stride
         return x + self.drop_path(y) if self.residual else y
 
 
 def init_weights(module: nn.Module) -> None:
-    """Draw the weights of a convolution or linear layer as torchvision's MobileNetV2 does."""
-    if isinstance(module, nn.Conv2d):
-        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-    elif isinstance(module, nn.Linear):
+    """Initialise a convolution or linear layer as torchvision's MobileNetV2 does."""
+    init_conv(module)
+    if isinstance(module, nn.Linear):
         # timm's bound of 1 / sqrt(classes) makes large logits of few classes.
         nn.init.normal_(module.weight, std=0.01)
-    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
 
-# In timm's blocks the same names mean other places where there is no expansion.
-_TIMM_PARTS = {
-    True: {"conv_pw": "expand.conv", "bn1": "expand.norm", "conv_dw": "filter.conv",
-           "bn2": "filter.norm", "conv_pwl": "project.conv", "bn3": "project.norm"},
-    False: {"conv_dw": "filter.conv", "bn1": "filter.norm", "conv_pw": "project.conv",
-            "bn2": "project.norm"},
-}  # fmt: skip
-
-
-def positions(stages: nn.Sequential) -> list[tuple[int, int, bool]]:
-    """Return every block of `stages`: stage, index in the stage, whether it expands."""
-    return [
-        (s, j, isinstance(block.get_submodule("expand"), ConvNorm))
-        for s, stage in enumerate(stages)
-        for j, block in enumerate(stage.get_submodule("blocks").children())
-    ]
-
-
-def part_rules(old: str, new: str, parts: dict[str, str]) -> list[tuple[str, str]]:
-    """Return the rules of `zoo.keys.rename` for the parts of a block called `old` there."""
-    return [(rf"{re.escape(old)}\.{re.escape(k)}\.", f"{new}.{part}.") for k, part in parts.items()]
-
-
-def from_timm(state: State, stages: nn.Sequential) -> State:
-    """Rename the parameters of one of timm's EfficientNets without gates to ours.
-
-    Args:
-        state: The tensors by timm's names (`conv_stem.weight`, `blocks.0.0.conv_dw.weight` ...).
-        stages: Those of the model to be filled, all blocks of them `InvertedResidual`.
-    """
-    rules = [
-        (r"conv_stem\.", "stem.conv."),
-        (r"bn1\.", "stem.norm."),
-        (r"conv_head\.", "norm.conv."),
-        (r"bn2\.", "norm.norm."),
-        (r"classifier\.", "head.fc."),
-    ]
-    for s, j, expands in positions(stages):
-        rules += part_rules(f"blocks.{s}.{j}", f"stages.{s}.blocks.{j}", _TIMM_PARTS[expands])
-    return rename(state, rules)
+# Keys of timm's EfficientNets without gates; in stage 0, which does not expand, the same names mean
+# other layers.
+TIMM = (
+    (r"conv_stem\.", "stem.conv."),
+    (r"bn1\.", "stem.norm."),
+    (r"conv_head\.", "norm.conv."),
+    (r"bn2\.", "norm.norm."),
+    (r"classifier\.", "head.fc."),
+    (r"blocks\.0\.(\d+)\.conv_dw\.", r"stages.0.blocks.\1.depthwise.conv."),
+    (r"blocks\.0\.(\d+)\.bn1\.", r"stages.0.blocks.\1.depthwise.norm."),
+    (r"blocks\.0\.(\d+)\.conv_pw\.", r"stages.0.blocks.\1.project.conv."),
+    (r"blocks\.0\.(\d+)\.bn2\.", r"stages.0.blocks.\1.project.norm."),
+    (r"blocks\.(\d)\.(\d+)\.conv_pw\.", r"stages.\1.blocks.\2.expand.conv."),
+    (r"blocks\.(\d)\.(\d+)\.bn1\.", r"stages.\1.blocks.\2.expand.norm."),
+    (r"blocks\.(\d)\.(\d+)\.conv_dw\.", r"stages.\1.blocks.\2.depthwise.conv."),
+    (r"blocks\.(\d)\.(\d+)\.bn2\.", r"stages.\1.blocks.\2.depthwise.norm."),
+    (r"blocks\.(\d)\.(\d+)\.conv_pwl\.", r"stages.\1.blocks.\2.project.conv."),
+    (r"blocks\.(\d)\.(\d+)\.bn3\.", r"stages.\1.blocks.\2.project.norm."),
+)

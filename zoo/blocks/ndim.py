@@ -1,4 +1,4 @@
-"""Layers for one, two or three spatial axes, so that n-dimensional models are written once."""
+"""Layers for one, two or three spatial axes."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ _RESIZINGS = ("linear", "bilinear", "trilinear")
 
 
 def check_axes(axes: int) -> int:
-    """Return `axes`, or raise `BadInput` if there are no layers for so many spatial axes."""
+    """Return `axes`, or raise `BadInput` unless it is 1, 2 or 3."""
     if axes not in (1, 2, 3) or isinstance(axes, bool):
-        raise BadInput(f"spatial_dims={axes!r}: there are layers for 1, 2 and 3 axes")
+        raise BadInput(f"spatial_dims={axes!r}: must be 1, 2 or 3")
     return axes
 
 
@@ -28,7 +28,7 @@ def conv(
 
 
 def max_pool(axes: int, size: int) -> nn.Module:
-    """Return the maximum over windows of `size` along each axis, that do not overlap."""
+    """Return max pooling over windows of `size` along each axis that do not overlap."""
     return _MAX_POOLS[check_axes(axes) - 1](size)
 
 
@@ -38,6 +38,6 @@ def channel_dropout(axes: int, rate: float) -> nn.Module:
 
 
 def upsample(axes: int, factor: int) -> nn.Module:
-    """Return linear interpolation to `factor` times the size, sample points inside the edges."""
+    """Return linear interpolation to `factor` times the size, corners not aligned."""
     mode = _RESIZINGS[check_axes(axes) - 1]
     return nn.Upsample(scale_factor=float(factor), mode=mode, align_corners=False)

@@ -1,4 +1,4 @@
-"""Layer norm over the channels of a map."""
+"""Layer norm over the channels of a feature map."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,4 +10,4 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)  # B H W C
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
+        return x.permute(0, 3, 1, 2)  # B C H W

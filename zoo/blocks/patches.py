@@ -10,34 +10,34 @@ from zoo.errors import BadInput
 
 
 def check_patch(height: int, width: int, patch: int) -> None:
-    """Raise `BadInput` unless the image holds a whole patch."""
+    """Raise `BadInput` if the image is smaller than a patch."""
     if height < patch or width < patch:
-        raise BadInput(f"an image of {height} x {width}: at least {patch} x {patch} is needed")
+        raise BadInput(f"an image of {height} x {width}: at least {patch} x {patch} is required")
 
 
 torch.fx.wrap("check_patch")
 
 
 def whole_patches(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
-    """Return height and width of `img_size`, which holds a whole patch.
+    """Return height and width of `img_size`, at least one patch.
 
     Raises:
-        BadInput: It does not, or is no size.
+        BadInput: It is smaller, or not a size.
     """
     height, width = pair(img_size)
     if height < patch or width < patch:
-        raise BadInput(f"img_size={img_size!r}: at least {patch} x {patch} pixels are needed")
+        raise BadInput(f"img_size={img_size!r}: at least {patch} x {patch} pixels are required")
     return height, width
 
 
 class PatchEmbed(nn.Module):
-    """A convolution of patches that do not overlap; what is left on the right or below is dropped.
+    """A convolution of patches that do not overlap; a remainder on the right or below is dropped.
 
     Args:
         in_channels: Channels of the image.
         out_channels: Channels of the map.
         patch: Side of a patch.
-        least: Side that an image must have, where what follows cannot work on a single patch.
+        least: Smallest side of an image that the layers after it can process.
     """
 
     def __init__(self, in_channels: int, out_channels: int, patch: int, *, least: int = 1):
@@ -47,4 +47,4 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_patch(x.shape[2], x.shape[3], self.least)
-        return self.project(x)
+        return self.project(x)  # B C H/patch W/patch

@@ -7,11 +7,11 @@ from zoo.errors import BadInput
 
 
 def check_halving(height: int, width: int, least: int) -> None:
-    """Raise `BadInput` if half of a side, rounded down, is nothing; `least` is for the message."""
+    """Raise `BadInput` if a side is too small to be halved; `least` is for the message."""
     if height < 2 or width < 2:
         raise BadInput(
             f"a map of {height} x {width} cannot be halved: images of at least {least} x {least} "
-            "are needed"
+            "are required"
         )
 
 
@@ -22,8 +22,8 @@ class HalvingPool(nn.Module):
     """The maximum of windows two apart: B C H W -> B C H // 2 W // 2.
 
     Args:
-        kernel_size: Side of a window: 2, or 3 (the last window of an even side is cut off then).
-        least: Smallest side of an image that the whole network takes, for the message of an error.
+        kernel_size: Side of a window: 2, or 3 (then the last window of an even side is cut off).
+        least: Smallest side of an image that the whole network supports, for error messages.
 
     Raises:
         BadInput: In `forward`, if a side of the map is less than 2.
@@ -37,14 +37,14 @@ class HalvingPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_halving(x.shape[2], x.shape[3], self.least)
-        return self.pool(x)
+        return self.pool(x)  # B C H//2 W//2
 
 
 def least_side(stride: int, halvings: int) -> int:
-    """Return the smallest image that survives: divided by `stride`, rounded up, then halved.
+    """Return the smallest side of an image that can be halved `halvings` times after `stride`.
 
     Args:
-        stride: Size of the image over that of the first map that is halved.
-        halvings: How often that map is halved, rounding down.
+        stride: Stride of the first feature map that is halved.
+        halvings: Number of times that it is halved, rounding down.
     """
     return stride * (2**halvings - 1) + 1

@@ -1,7 +1,6 @@
-"""Tables of positions: a vector for each place of a grid, added to the tokens."""
+"""Position embeddings: a vector for each position of a grid, added to the tokens."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +27,10 @@ def resampled_table(
     Args:
         table: 1 x (entries before + grid height * grid width) x C.
         grid: Height and width that the table was made for.
-        height: Height of the grid at hand.
-        width: Width of the grid at hand.
-        mode: `"bilinear"` or `"bicubic"`, corners of pixels aligned (not their centres).
-        antialias: Blur before making the table smaller.
+        height: Height of the new grid.
+        width: Width of the new grid.
+        mode: `"bilinear"` or `"bicubic"`; the corners of pixels are aligned, not their centres.
+        antialias: Blur before shrinking the table.
 
     Returns:
         1 x (entries before + height * width) x C.
@@ -51,7 +50,7 @@ def _resized(image: Tensor, height: int, width: int, mode: str, antialias: bool)
         return F.interpolate(
             image, [height, width], mode=mode, align_corners=False, antialias=antialias
         )
-    else:  # a scripted function may hold Python of any kind in the branch that it never takes
+    else:
         if antialias and is_open(height):
             rows, columns = (blur(image, n, mode, axis) for n, axis in ((height, 2), (width, 3)))
             return rows @ image @ columns.transpose(0, 1)
@@ -63,9 +62,8 @@ def _resized(image: Tensor, height: int, width: int, mode: str, antialias: bool)
 def blur(image: Tensor, count: int, mode: str, axis: int) -> Tensor:
     """The matrix, count x side, that resamples an axis of `image` with antialiasing.
 
-    What `F.interpolate` does (Pillow's filters: a triangle, or Keys' cubic with a = -0.5, stretched
-    by how much smaller the image gets), for programs that leave the size open: some runtimes know
-    it without the blur.
+    It does what `F.interpolate` does (Pillow's filters: a triangle, or Keys' cubic with a = -0.5,
+    stretched by the shrinking factor), for programs of dynamic size: some runtimes lack the blur.
     """
     side = image.shape[axis]
     ratio = side * image.new_ones(()) / count
@@ -80,7 +78,7 @@ def blur(image: Tensor, count: int, mode: str, axis: int) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
-torch.fx.wrap("resampled_table")  # a leaf for symbolic tracing: its branch depends on the size
+torch.fx.wrap("resampled_table")
 
 
 def sinusoid(positions: int, channels: int) -> Tensor:
@@ -96,20 +94,51 @@ def sinusoid(positions: int, channels: int) -> Tensor:
     return torch.where(odd, angle.cos(), angle.sin()).to(torch.get_default_dtype())[None]
 
 
-class PositionTable(nn.Module):
+class PositionEmbedding(nn.Module):
     """A table of positions for a grid, resampled for grids of other sizes.
+
+    Args:
+        table: 1 x (prefix + grid height * grid width) x C.
+        grid: Size of the grid that the table is made for.
+        mode: `"bilinear"` or `"bicubic"` resampling.
+        antialias: Blur before shrinking the table.
+    """
+
+    no_decay = ("table",)
+
+    def __init__(
+        self, table: nn.Parameter, grid: tuple[int, int], mode: str, antialias: bool = False
+    ):
+        super().__init__()
+        self.grid, self.mode, self.antialias = grid, mode, antialias
+        self.table = table
+
+    def forward(self, height: int, width: int) -> Tensor:
+        return resampled_table(  # 1 (prefix + height * width) C
+            self.table, self.grid, height, width, self.mode, self.antialias
+        )
+
+    def fit_table(self, table: Tensor) -> Tensor:
+        """Resample a table learnt on a square grid of another size; any other stays as it is."""
+        prefix = self.table.shape[1] - self.grid[0] * self.grid[1]
+        places = table.shape[1] - prefix
+        side = math.isqrt(max(places, 0))
+        if table.shape == self.table.shape or side * side != places:
+            return table
+        return resampled_table(table, (side, side), *self.grid, self.mode, self.antialias)
+
+
+class LearnedPositionEmbedding(PositionEmbedding):
+    """A learnt table of positions.
 
     Args:
         channels: Width of the tokens.
         grid: Size of the grid that the table is made for.
         prefix: Entries before those of the grid, for a class token.
-        fixed: Sines and cosines that are not trained; otherwise learnt.
-        std: Spread of the initial values of a learnt table.
+        std: Standard deviation of the initial values.
         mode: `"bilinear"` or `"bicubic"` resampling.
-        antialias: Blur before making the table smaller.
+        antialias: Blur before shrinking the table.
     """
-
-    no_decay = ("table",)
 
     def __init__(
         self,
@@ -117,60 +146,47 @@ class PositionTable(nn.Module):
         grid: tuple[int, int],
         *,
         prefix: int = 0,
-        fixed: bool = False,
         std: float = 0.02,
         mode: str = "bilinear",
         antialias: bool = False,
     ):
-        super().__init__()
-        self.grid, self.mode, self.antialias = grid, mode, antialias
-        entries = prefix + grid[0] * grid[1]
-        if fixed:
-            self.table = nn.Parameter(sinusoid(entries, channels), requires_grad=False)
-        else:
-            self.table = nn.Parameter(torch.empty(1, entries, channels))
-            nn.init.trunc_normal_(self.table, std=std)
-
-    def forward(self, height: int, width: int) -> Tensor:
-        """Return 1 x (prefix + height * width) x C."""
-        return resampled_table(self.table, self.grid, height, width, self.mode, self.antialias)
+        table = torch.empty(1, prefix + grid[0] * grid[1], channels)
+        nn.init.trunc_normal_(table, std=std)
+        super().__init__(nn.Parameter(table), grid, mode, antialias)
 
 
-def fit_tables(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Resample the tables of `state`, learnt on square grids of another size, to those of `model`.
-
-    Tables that cannot be of a square grid stay as they are.
-    """
-    state = dict(state)
-    for name, module in model.named_modules():
-        key = f"{name}.table"
-        if not isinstance(module, PositionTable) or key not in state:
-            continue
-        prefix = module.table.shape[1] - module.grid[0] * module.grid[1]
-        places = state[key].shape[1] - prefix
-        side = math.isqrt(max(places, 0))
-        if state[key].shape != module.table.shape and side * side == places:
-            state[key] = resampled_table(
-                state[key], (side, side), *module.grid, module.mode, module.antialias
-            )
-    return state
-
-
-class Positions(nn.Module):
-    """Add a table of positions to a map, after putting a class token in front if there is one.
+class SinusoidalPositionEmbedding(PositionEmbedding):
+    """Sines and cosines that are not trained.
 
     Args:
-        table: The table; with a class token it has an entry for it (`prefix=1`).
-        class_token: Put in front of the tokens; the output is B 1+N C then, otherwise B C H W.
+        channels: Width of the tokens.
+        grid: Size of the grid that the table is made for.
+        prefix: Entries before those of the grid, for a class token.
+        mode: `"bilinear"` or `"bicubic"` resampling.
     """
 
-    def __init__(self, table: PositionTable, class_token: nn.Module | None = None):
+    def __init__(
+        self, channels: int, grid: tuple[int, int], *, prefix: int = 0, mode: str = "bilinear"
+    ):
+        table = sinusoid(prefix + grid[0] * grid[1], channels)
+        super().__init__(nn.Parameter(table, requires_grad=False), grid, mode)
+
+
+class AddPositions(nn.Module):
+    """Add a position embedding to a feature map, after a class token if there is one.
+
+    Args:
+        embedding: The table; with a class token it has an entry for it (`prefix=1`).
+        class_token: Precedes the tokens; the output is then B 1+N C, otherwise B C H W.
+    """
+
+    def __init__(self, embedding: PositionEmbedding, class_token: nn.Module | None = None):
         super().__init__()
-        self.position = table
+        self.position = embedding
         self.class_token = class_token if class_token is not None else nn.Identity()
         self.gives_tokens = class_token is not None
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
-        x = self.class_token(to_tokens(x)) + self.position(height, width)
+        x = self.class_token(to_tokens(x)) + self.position(height, width)  # B (1+)N C
         return x if self.gives_tokens else to_map(x, height, width)

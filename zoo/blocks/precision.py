@@ -1,4 +1,4 @@
-"""Computations that autocast must leave alone."""
+"""Computations that autocast must not touch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,9 @@ from torch import Tensor
 
 
 def outside_autocast(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Call a function on tensors as they are, also under autocast; the first one says the device.
+    """Call a function with autocast disabled, on the device of the first argument.
 
-    A scripted function calls it in a branch under `torch.jit.is_scripting()`, and is a leaf for
-    symbolic tracing.
+    TorchScript does not support it: callers branch on `torch.jit.is_scripting()`.
     """
     kind = arguments[0].device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):

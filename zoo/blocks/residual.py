@@ -18,10 +18,10 @@ class Residual(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)
+        return x + self.inner(x)  # as x
 
     def fused(self) -> nn.Module:
-        """The sum in the centre tap, where the branch is one linear convolution."""
+        """The sum in the centre of the kernel, if the branch is one linear convolution."""
         branch = self.inner
         if not isinstance(branch, ConvNorm) or branch.conv.stride != (1, 1):
             return self

@@ -8,7 +8,7 @@ class LayerScale(nn.Module):
     """Multiply each channel by a learnt factor that starts small (CaiT, arXiv 2103.17239, eq. 7).
 
     Args:
-        channels: How many channels there are.
+        channels: Number of channels.
         init: Value that every factor starts with.
         spatial: Channels are axis 1 of B C H W; otherwise the last axis.
     """
@@ -19,15 +19,19 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels,), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (self.gamma[:, None, None] if self.spatial else self.gamma)
+        return x * (self.gamma[:, None, None] if self.spatial else self.gamma)  # as x
+
+    def factors(self) -> Tensor:
+        """Return what a layer before this one absorbs (zoo/blocks/folding.py)."""
+        return self.gamma
 
 
 class ChannelAffine(nn.Module):
     """scale * x + shift for each channel of B C H W: a batch norm with fixed statistics.
 
     Args:
-        scale: One factor a channel.
-        shift: One summand a channel.
+        scale: One factor per channel.
+        shift: One summand per channel.
     """
 
     def __init__(self, scale: Tensor, shift: Tensor):
@@ -36,4 +40,5 @@ class ChannelAffine(nn.Module):
         self.shift = nn.Parameter(shift.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.shift[:, None, None], x, self.scale[:, None, None])
+        shift, scale = self.shift[:, None, None], self.scale[:, None, None]  # C 1 1
+        return torch.addcmul(shift, x, scale)  # B C H W

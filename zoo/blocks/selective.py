@@ -1,7 +1,7 @@
-"""Selective scans over maps: several sequences through the pixels, one scan for all of them.
+"""Selective scans over feature maps: several sequences of pixels, one scan for all of them.
 
-VMamba (arXiv 2401.10166, section 4) names them SS2D. The state-space part with its projections is
-`DirectionalScan`; how a map becomes sequences and back is the model's.
+VMamba (arXiv 2401.10166, section 4) calls them SS2D. `DirectionalScan` is the state space with its
+projections; models convert feature maps to sequences and back.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.ops import selective_scan
 
-torch.fx.wrap("selective_scan")  # a leaf for symbolic tracing: it looks at shapes
+torch.fx.wrap("selective_scan")
 
 
 class Decay(nn.Module):
@@ -20,19 +20,19 @@ class Decay(nn.Module):
 
     Args:
         channels: Channels.
-        states: States of a channel.
-        ramp: Start at the rates 1, 2 ... `states`; otherwise all at 1.
+        d_state: States of a channel.
+        ramp: Start at the rates 1, 2 ... `d_state`; otherwise all at 1.
     """
 
     no_decay = ("log",)
 
-    def __init__(self, channels: int, states: int, *, ramp: bool):
+    def __init__(self, channels: int, d_state: int, *, ramp: bool):
         super().__init__()
-        rates = torch.arange(1.0, states + 1) if ramp else torch.ones(states)
+        rates = torch.arange(1.0, d_state + 1) if ramp else torch.ones(d_state)
         self.log = nn.Parameter(rates.log().repeat(channels, 1))
 
     def forward(self) -> Tensor:
-        return -torch.exp(self.log)
+        return -torch.exp(self.log)  # C N
 
     def fused(self) -> nn.Module:
         """The rates as a constant."""
@@ -43,7 +43,7 @@ class ConstantDecay(nn.Module):
     """`Decay` for inference.
 
     Args:
-        rates: A, channels x states.
+        rates: A, channels x d_state.
     """
 
     rates: Tensor
@@ -53,19 +53,19 @@ class ConstantDecay(nn.Module):
         self.register_buffer("rates", rates)
 
     def forward(self) -> Tensor:
-        return self.rates
+        return self.rates  # C N
 
 
 class DirectionalScan(nn.Module):
     """K sequences of the same channels, each with its own step, input and output projections.
 
-    The result is in single precision at least: its size has no bound but the norm that follows.
+    The result is in single precision at least: it is unbounded before the norm that follows.
 
     Args:
         channels: Channels of every sequence.
         directions: K, the number of sequences.
-        states: N, states of a channel.
-        rank: Width that the step sizes pass through.
+        d_state: N, states of a channel.
+        dt_rank: Width of the low-rank projection of the step sizes.
         init: `"mamba"`: decays 1..N, steps of 1e-3 to 1e-1, as Mamba-1. `"uniform"`: decays 1,
             step weights and biases uniform in [0, 0.1), as VMamba's "v2".
     """
@@ -73,15 +73,15 @@ class DirectionalScan(nn.Module):
     no_decay = ("skip", "dt_bias")
 
     def __init__(
-        self, channels: int, *, directions: int, states: int, rank: int, init: str = "mamba"
+        self, channels: int, *, directions: int, d_state: int, dt_rank: int, init: str = "mamba"
     ):
         super().__init__()
-        self.rank, self.states = rank, states
+        self.dt_rank, self.d_state = dt_rank, d_state
         self.scan_backend = "auto"
-        self.x_proj = nn.Parameter(torch.empty(directions, rank + 2 * states, channels))
-        self.dt_proj = nn.Parameter(torch.empty(directions, channels, rank))
+        self.x_proj = nn.Parameter(torch.empty(directions, dt_rank + 2 * d_state, channels))
+        self.dt_proj = nn.Parameter(torch.empty(directions, channels, dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(directions, channels))
-        self.decay = Decay(directions * channels, states, ramp=init == "mamba")
+        self.decay = Decay(directions * channels, d_state, ramp=init == "mamba")
         self.skip = nn.Parameter(torch.ones(directions * channels))
         for weight in self.x_proj.data:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
@@ -89,13 +89,13 @@ class DirectionalScan(nn.Module):
             nn.init.uniform_(self.dt_proj, 0, 0.1)
             nn.init.uniform_(self.dt_bias, 0, 0.1)
         else:
-            nn.init.uniform_(self.dt_proj, -(rank**-0.5), rank**-0.5)
+            nn.init.uniform_(self.dt_proj, -(dt_rank**-0.5), dt_rank**-0.5)
             init_step_bias(self.dt_bias)
 
-    # B batch, K sequences, D channels, L steps, R rank, N states
+    # B batch, K sequences, D channels, L steps, R dt_rank, N states
     def forward(self, x_BKDL: Tensor) -> Tensor:
         projected = self.x_proj @ x_BKDL
-        dt_BKRL, B_BKNL, C_BKNL = projected.split([self.rank, self.states, self.states], dim=2)
+        dt_BKRL, B_BKNL, C_BKNL = projected.split([self.dt_rank, self.d_state, self.d_state], dim=2)
         delta_BKDL = self.dt_proj @ dt_BKRL
         y = selective_scan(
             x_BKDL.flatten(1, 2).to(torch.promote_types(x_BKDL.dtype, torch.float32)),
@@ -127,7 +127,7 @@ def both_ways(x: Tensor) -> Tensor:
 
 
 def merge_both_ways(y: Tensor, height: int, width: int) -> Tensor:
-    """B 2 D L -> B D H W: the sum of both, each at its own pixels of its own image."""
+    """B 2 D L -> B D H W: the sum of both directions."""
     return (y[:, 0] + y[:, 1].flip(-1)).unflatten(-1, (height, width))
 
 
@@ -135,7 +135,7 @@ def atrous(x: Tensor) -> Tensor:
     """B D H W -> B 4 D L: every second pixel of every second row, four ways (EfficientVMamba).
 
     Sequences over odd rows run column by column, those over even rows row by row (arXiv 2403.09977,
-    section 3.2, and the public code). An odd side is completed with zeros on the right or below.
+    section 3.2, and the public code). An odd side is padded with zeros on the right or below.
     """
     x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     even, odd = x[:, :, 0::2], x[:, :, 1::2]  # rows
@@ -151,7 +151,7 @@ def atrous(x: Tensor) -> Tensor:
 
 
 def merge_atrous(y: Tensor, height: int, width: int) -> Tensor:
-    """B 4 D L -> B D H W: every value at the one pixel it was read at."""
+    """B 4 D L -> B D H W: the inverse of `atrous`."""
     h, w = (height + 1) // 2, (width + 1) // 2
     rows = [y[:, 0].unflatten(-1, (h, w)), y[:, 2].unflatten(-1, (h, w))]
     columns = [y[:, k].unflatten(-1, (w, h)).transpose(2, 3) for k in (1, 3)]

@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.blocks import ndim
-from zoo.blocks.folding import affine_inputs, fold_batch_norm, is_fixed_batch_norm, rebuilt
+from zoo.blocks.folding import Absorbing, affine_inputs
 
 
 class SeparableConv(nn.Module):
-    """One filter a channel, then a 1x1 convolution, nothing between (arXiv 1704.04861, fig. 2).
+    """A depthwise and a 1x1 convolution, nothing between (arXiv 1704.04861, fig. 2).
 
     Args:
         in_channels: Channels of the input.
@@ -19,6 +19,8 @@ class SeparableConv(nn.Module):
         bias: Whether both convolutions have a bias.
         axes: Spatial axes of the maps.
     """
+
+    output_parts = ("pointwise",)
 
     def __init__(
         self,
@@ -43,10 +45,10 @@ class SeparableConv(nn.Module):
         self.pointwise = ndim.conv(axes, in_channels, out_channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(x))
+        return self.pointwise(self.depthwise(x))  # B C and the spatial axes
 
     def fused(self) -> nn.Module:
-        """Where the filters are 1x1, they scale and shift channels: one 1x1 convolution."""
+        """A 1x1 depthwise convolution is an affine map: the pointwise one absorbs it."""
         filters: Any = self.depthwise
         pointwise: Any = self.pointwise
         if any(side != 1 for side in (*filters.kernel_size, *filters.stride)):
@@ -54,7 +56,7 @@ class SeparableConv(nn.Module):
         return affine_inputs(pointwise, filters.weight.flatten(), filters.bias)
 
 
-class SeparableConvNorm(nn.Module):
+class SeparableConvNorm(Absorbing):
     """A separable convolution of maps, a batch norm after both its parts, an activation.
 
     Args:
@@ -62,8 +64,10 @@ class SeparableConvNorm(nn.Module):
         out_channels: Channels of the output.
         kernel_size: Of the filters; odd.
         stride: Step of the filters.
-        act: Class of the activation; none leaves the block linear.
+        act: Class of the activation; None leaves the block linear.
     """
+
+    absorbs_after = {"conv": "norm"}
 
     def __init__(
         self,
@@ -80,12 +84,4 @@ class SeparableConvNorm(nn.Module):
         self.act = act() if act is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
-
-    def fused(self) -> nn.Module:
-        """The norm in the 1x1 convolution."""
-        if not is_fixed_batch_norm(self.norm) or not isinstance(self.conv, SeparableConv):
-            return self
-        pointwise: Any = self.conv.pointwise
-        conv = rebuilt(self.conv, pointwise=fold_batch_norm(pointwise, self.norm))
-        return rebuilt(self, conv=conv, norm=nn.Identity())
+        return self.act(self.norm(self.conv(x)))  # B C H/stride W/stride

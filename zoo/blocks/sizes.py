@@ -1,4 +1,4 @@
-"""Sizes of images and of the maps that a network makes of them."""
+"""Sizes of images and feature maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from zoo.errors import BadInput
 
 
 def whole_number(value: Any, name: str, least: int) -> int:
-    """Return `value`, or raise `BadInput` if it is no whole number from `least`."""
+    """Return `value`, or raise `BadInput` if it is not a whole number from `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise BadInput(f"{name}={value!r}: must be a whole number from {least}")
     return value
@@ -29,28 +29,29 @@ def pair(size: int | Sequence[int], name: str = "img_size") -> tuple[int, int]:
 
 
 def is_size(height: int, width: int, own: tuple[int, int]) -> bool:
-    """Say whether a map has the size `own`, so that what is made for that fits as it is.
+    """Say whether a feature map has the size `own`, for which a table was made.
 
-    For a program that leaves the size open the answer is no, whatever it is traced with: what is
-    done then must be right for any.
+    In a program of dynamic size the answer is no, even for the size that it is traced with: the
+    program must be right for any size.
     """
     if torch.jit.is_scripting():
         return height == own[0] and width == own[1]
-    else:  # a scripted function may hold Python of any kind in the branch that it never takes
+    else:
         if is_open(height) or is_open(width):
             return False
         return height == own[0] and width == own[1]
 
 
 def is_open(side: int) -> bool:
-    """Say whether a program is being made that leaves a side open."""
+    """Say whether a program with a dynamic `side` is being exported."""
     return torch.compiler.is_exporting() and isinstance(side, torch.SymInt)
 
 
 def in_order(x: Tensor, side: int) -> Tensor:
-    """Return `x`; in a program that leaves `side` open, a copy laid out in the order of its axes.
+    """Return `x`; in a program with a dynamic `side`, a contiguous copy.
 
-    Whether `reshape` has to copy would depend on whether there is more than one along a side.
+    Otherwise the traced program depends on whether `reshape` has to copy, which it does for sides
+    greater than 1.
     """
     if torch.jit.is_scripting():
         return x
@@ -59,7 +60,7 @@ def in_order(x: Tensor, side: int) -> Tensor:
 
 
 def grid_size(size: int | Sequence[int], stride: int) -> tuple[int, int]:
-    """Return the size of the map that an image has after `stride`, halved with rounding up."""
+    """Return the size of the feature map of an image at `stride`, rounded up."""
     height, width = pair(size)
     return -(-height // stride), -(-width // stride)
 
@@ -67,11 +68,13 @@ def grid_size(size: int | Sequence[int], stride: int) -> tuple[int, int]:
 def check_sides(x: Tensor, axes: int, multiple: int) -> None:
     """Raise `BadInput` unless `x` is B C and `axes` sides that are multiples of `multiple`.
 
-    For symbolic tracing this is a leaf: whoever calls it says `torch.fx.wrap("check_sides")`.
+    Files that call it must wrap it, `torch.fx.wrap("check_sides")`, for symbolic tracing.
     """
     if x.ndim != axes + 2:
-        raise BadInput(f"images of {x.ndim} axes: this model takes {axes + 2}, B C and the sides")
-    if torch.jit.is_tracing():  # a recorded size is no number to be looked at
+        raise BadInput(
+            f"images of {x.ndim} axes: this model requires {axes + 2}, B C and the sides"
+        )
+    if torch.jit.is_tracing():  # sizes are tensors then
         return
     for side in x.shape[2:]:
         if side == 0 or side % multiple != 0:

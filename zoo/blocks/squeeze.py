@@ -10,7 +10,7 @@ class SqueezeExcite(nn.Module):
         channels: Channels of input and output.
         hidden: Width between the two layers of the gate.
         act: Class of the activation between them.
-        gate: Class of what turns the last layer into a factor.
+        gate: Class of the activation after the last layer.
     """
 
     def __init__(
@@ -28,5 +28,5 @@ class SqueezeExcite(nn.Module):
         self.gate = gate()
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True))))
-        return x * self.gate(gate)
+        gate = self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True))))  # B C 1 1
+        return x * self.gate(gate)  # B C H W

@@ -1,4 +1,4 @@
-"""Tokens and maps: the same values, by position in a row or on a grid."""
+"""Tokens and feature maps: the same values, as a sequence or on a grid."""
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ def to_tokens(x: Tensor) -> Tensor:
 
 
 def to_map(x: Tensor, height: int, width: int) -> Tensor:
-    """B N C -> B C H W, a view of the last H * W tokens; what is a map already stays one.
+    """B N C -> B C H W, a view of the last H * W tokens; a map is returned unchanged.
 
-    What stands before the positions, such as a class token, is left out.
+    Tokens before the positions, such as a class token, are dropped.
     """
     if x.ndim == 4:
         return x
@@ -23,7 +23,7 @@ torch.fx.wrap("to_map")  # a leaf for symbolic tracing: it looks at the number o
 
 
 def to_row(x: Tensor) -> Tensor:
-    """B N C -> B C 1 N: tokens as a map of one row, a view; what is a map already stays one."""
+    """B N C -> B C 1 N: tokens as a map of one row, a view; a map is returned unchanged."""
     return x if x.ndim == 4 else x.transpose(1, 2).unsqueeze(2)
 
 

@@ -1,33 +1,28 @@
-"""The transformer block: attention among tokens, then a perceptron on each.
+"""The transformer block: attention among tokens, then a perceptron on each token.
 
-Tokens are B N C, or B H W C where a part needs to know the grid. A part that offers
-`after_affine(scale, shift)`, a copy that computes the same from x as it does from
-`scale * x + shift`, absorbs the affine part of the norm in front of it when the block is fused.
+Tokens are B N C, or B H W C where a part needs to know the grid.
 """
 
-from typing import Any, ClassVar
-
-import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
-from zoo.blocks.drop import DropPath
-from zoo.blocks.folding import affine_inputs, rebuilt, scale_outputs, split_affine
+from zoo.blocks.folding import Absorbing, scale_queries
 
 
 # B batch, N queries, M keys, H heads, D features of a head, C = H * D
 def attend(
     q_BNC: Tensor, k_BMC: Tensor, v_BMC: Tensor, num_heads: int, scale: float, drop: float = 0.0
 ) -> Tensor:
-    """Multi-head attention, heads side by side in C: softmax(scale * q k^T) v -> B N C.
+    """Multi-head attention, heads next to each other in C: softmax(scale * q k^T) v -> B N C.
 
     Args:
         q_BNC: Queries.
         k_BMC: Keys.
-        v_BMC: Values; their width may be another.
+        v_BMC: Values; their width may differ.
         num_heads: Number of heads.
         scale: Factor of the products.
-        drop: Probability of leaving out a weight.
+        drop: Probability of dropping a weight.
     """
     q_BHND = q_BNC.unflatten(-1, (num_heads, -1)).transpose(1, 2)
     k_BHMD = k_BMC.unflatten(-1, (num_heads, -1)).transpose(1, 2)
@@ -48,6 +43,8 @@ class SelfAttention(nn.Module):
         attn_drop: Dropout of attention weights while training.
     """
 
+    input_layers, output_parts = ("qkv",), ("proj",)
+
     def __init__(
         self, channels: int, num_heads: int, *, qkv_bias: bool = True, attn_drop: float = 0.0
     ):
@@ -61,25 +58,11 @@ class SelfAttention(nn.Module):
         q_BNC, k_BNC, v_BNC = self.qkv(x.flatten(1, -2)).chunk(3, dim=-1)
         drop = self.attn_drop if self.training else 0.0
         y_BNC = attend(q_BNC, k_BNC, v_BNC, self.num_heads, self.scale, drop)
-        return self.proj(y_BNC).view(x.shape)
-
-    def after_affine(self, scale: Tensor, shift: Tensor) -> "SelfAttention":
-        """Return attention that computes from x what this one does from `scale * x + shift`."""
-        return rebuilt(self, qkv=affine_inputs(self.qkv, scale, shift))
-
-    def scaled(self, scale: Tensor) -> "SelfAttention":
-        """Return attention that computes `scale * y`."""
-        return rebuilt(self, proj=scale_outputs(self.proj, scale))
+        return self.proj(y_BNC).view(x.shape)  # as x
 
     def fused(self) -> "SelfAttention":
         """The scale of the products in the queries."""
-        if self.scale == 1.0:
-            return self
-        factors = torch.ones(self.qkv.out_features, dtype=torch.float64)
-        factors[: self.qkv.out_features // 3] = self.scale
-        fused = rebuilt(self, qkv=scale_outputs(self.qkv, factors.to(self.qkv.weight.device)))
-        fused.scale = 1.0
-        return fused
+        return scale_queries(self, "qkv", self.qkv.out_features // 3)
 
 
 class CrossAttention(nn.Module):
@@ -92,6 +75,8 @@ class CrossAttention(nn.Module):
         num_heads: Number of heads.
     """
 
+    input_layers, output_parts = ("q", "kv"), ("proj",)
+
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
@@ -101,49 +86,38 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """B N C that ask, B M C that answer -> B N C."""
+        """Queries from B N C, keys and values from B M C -> B N C."""
         k_BMC, v_BMC = self.kv(context).chunk(2, dim=-1)
         return self.proj(attend(self.q(x), k_BMC, v_BMC, self.num_heads, self.scale))
 
-    def after_affine(self, scale: Tensor, shift: Tensor) -> "CrossAttention":
-        """Return attention that computes from both rows what this one does from affine ones."""
-        q, kv = (affine_inputs(layer, scale, shift) for layer in (self.q, self.kv))
-        return rebuilt(self, q=q, kv=kv)
-
     def fused(self) -> "CrossAttention":
         """The scale of the products in the queries."""
-        if self.scale == 1.0:
-            return self
-        factors = self.q.weight.new_full((self.q.out_features,), self.scale, dtype=torch.float64)
-        fused = rebuilt(self, q=scale_outputs(self.q, factors))
-        fused.scale = 1.0
-        return fused
+        return scale_queries(self, "q", self.q.out_features)
 
 
-class SplitSelfAttention(CrossAttention):
-    """Self-attention with layers of their own for the queries; B N C or B H W C."""
+class SeparateQKVAttention(CrossAttention):
+    """Self-attention, one layer for queries and one for keys and values; B N C or B H W C."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         tokens = x.flatten(1, -2)
         k_BNC, v_BNC = self.kv(tokens).chunk(2, dim=-1)
         y_BNC = attend(self.q(tokens), k_BNC, v_BNC, self.num_heads, self.scale)
-        return self.proj(y_BNC).view(x.shape)
+        return self.proj(y_BNC).view(x.shape)  # as x
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Absorbing):
     """x + mixer(norm(x)), then x + mlp(norm(x)) (pre-norm; arXiv 2010.11929, eq. 2 and 3).
 
     Args:
         channels: Width of the tokens.
-        mixer: Attention, or what else mixes tokens.
-        mlp: What works on each token.
-        drop_path: Probability of leaving a branch out while training.
+        mixer: Attention or another module that mixes tokens.
+        mlp: Applied to each token.
+        drop_path: Probability of dropping a branch in training.
         eps: Of the norms.
-        maps: The input is B C H W, and the parts are given B H W C (views of it); otherwise B N C.
+        maps: The input is B C H W, and the parts read views of it, B H W C; otherwise B N C.
     """
 
-    # Norms, and the parts that read nothing but their output.
-    absorbing: ClassVar[tuple[tuple[str, str], ...]] = (("norm1", "mixer"), ("norm2", "mlp"))
+    absorbs_before = {"mixer": "norm1", "mlp": "norm2"}
 
     def __init__(
         self,
@@ -165,18 +139,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.maps:
-            x = x.permute(0, 2, 3, 1)
+            x = x.permute(0, 2, 3, 1)  # B H W C
         x = x + self.drop_path(self.mixer(self.norm1(x)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x.permute(0, 3, 1, 2) if self.maps else x
-
-    def fused(self) -> "TransformerBlock":
-        """The norms' affine parts in the parts after them that can take them."""
-        fused = self
-        for norm_name, part_name in self.absorbing:
-            norm: Any = getattr(self, norm_name)
-            part: Any = getattr(self, part_name)
-            if norm.weight is not None and hasattr(part, "after_affine"):
-                plain, *affine = split_affine(norm)
-                fused = rebuilt(fused, **{norm_name: plain, part_name: part.after_affine(*affine)})
-        return fused
+        return x.permute(0, 3, 1, 2) if self.maps else x  # as the input

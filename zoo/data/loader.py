@@ -22,8 +22,8 @@ def unwrapped(batches: Iterable[Batch | Failure]) -> Iterator[Batch]:
 class ImageLoader(DataLoader):
     """Yields (images float32 B C H W, labels int64 B).
 
-    Its `state_dict` says how many batches of which epoch were returned. With `load_state_dict` the
-    next iteration continues with the batch after.
+    `state_dict` returns the epoch and the number of batches returned so far; after
+    `load_state_dict` the next iteration continues with the following batch.
     """
 
     def __init__(self, data: ImageSet, batches: TrainBatches | EvalBatches, workers: int) -> None:

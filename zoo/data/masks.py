@@ -30,7 +30,7 @@ def open_masks(cfg: DataConfig, split: str) -> pairs.Pairs:
     source: Any = openers[cfg.name](cfg, split)
     workers = cfg.num_workers or 0
     if not cfg.skip_corrupt:
-        integrity.check_all_readable(source.check, len(source), workers)
+        integrity.check_all_readable(source.check_files, len(source), workers)
         return source
     kept = integrity.readable_indices(source.pair, len(source), split, workers)
     if not kept:

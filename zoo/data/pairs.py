@@ -71,7 +71,7 @@ class FilePairs:
         self._check_sizes(index, mask.size, image.size)
         return image, mask
 
-    def check(self, index: int) -> None:
+    def check_files(self, index: int) -> None:
         """Check a whole mask, and the header of its image.
 
         Raises:
@@ -139,9 +139,9 @@ class PairPart:
         """Return an image and its mask."""
         return self.whole.pair(self.indices[index])
 
-    def check(self, index: int) -> None:
+    def check_files(self, index: int) -> None:
         """Raise `BadInput` if a mask or the header of its image is invalid."""
-        self.whole.check(self.indices[index])
+        self.whole.check_files(self.indices[index])
 
 
 def held_out(whole: Pairs, share: float) -> tuple[PairPart, PairPart]:

@@ -32,7 +32,7 @@ _SPLITS = {
     "voc": {"train": "train", "val": "val"},
     "oxford_pet": {"train": "trainval", "val": "test"},
 }
-_DOWNLOAD_ERRORS = (RuntimeError, OSError, ValueError, HTTPException)
+_ERRORS = (RuntimeError, OSError, ValueError, HTTPException)
 
 
 def open_cifar(cfg: DataConfig, split: str) -> Source:
@@ -95,7 +95,7 @@ def download(cfg: DataConfig) -> None:
         with FileLock(root / f".{cfg.name}.lock"):
             if not _is_complete(cfg):
                 _construct(cfg, "train", download=True)
-    except _DOWNLOAD_ERRORS as error:
+    except _ERRORS as error:
         raise BadInput(f"cannot download {cfg.name} to {root}: {first_line(error)}") from error
     if not _is_complete(cfg):
         raise BadInput(
@@ -121,7 +121,7 @@ def _open(cfg: DataConfig, split: str) -> Any:
     check_train_or_val(cfg.name, split)
     try:
         return _construct(cfg, split, download=False)
-    except _DOWNLOAD_ERRORS as error:
+    except _ERRORS as error:
         raise BadInput(
             f"{cfg.name} is missing or incomplete in {_root(cfg)}; download it with "
             "data.download=true, or give its folder as data.root"

@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.positions import PositionTable
+from zoo.blocks.positions import PositionEmbedding
 
 
 def resample_tables(model: nn.Module, x: Tensor) -> nn.Module:
@@ -23,10 +23,10 @@ def resample_tables(model: nn.Module, x: Tensor) -> nn.Module:
         model: In evaluation mode.
         x: B C H W; only its shape matters.
     """
-    if not any(isinstance(module, PositionTable) for module in model.modules()):
+    if not any(isinstance(module, PositionEmbedding) for module in model.modules()):
         return model
     model = copy.deepcopy(model)
-    tables = [module for module in model.modules() if isinstance(module, PositionTable)]
+    tables = [module for module in model.modules() if isinstance(module, PositionEmbedding)]
     grids: list[set[tuple[int, int]]] = [set() for _ in tables]  # that each table is read at
     hooks = [
         table.register_forward_pre_hook(functools.partial(_record, read_at))

@@ -3,27 +3,29 @@
 Paper: Hassani et al., "Escaping the Big Data Paradigm with Compact Transformers"
        (arXiv 2104.05704), fig. 2, sections 3.1 to 3.3.
 Code:  github.com/SHI-Labs/Compact-Transformers @ cd11f0912749 (Apache-2.0).
-Here:  `_sine` of CCT and CVT has the fixed table of its name; the public code, by mistake, makes a
-       learnt one. A checkpoint's table is loaded all the same.
+Here:  `_sine` variants of CCT and CVT have a fixed table, as their name says; the public code makes
+       a learnt one by mistake. The table of a checkpoint is loaded in either case.
 """
-
-from functools import partial
 
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
-from zoo.blocks.drop import linear_rates
-from zoo.blocks.heads import ClassifierHead, SequenceHead, TokenHead
+from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.heads import POOLS, ClassifierHead, TokenHead, pool_map
 from zoo.blocks.init import init_linear
 from zoo.blocks.mlp import Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import PatchEmbed, whole_patches
-from zoo.blocks.positions import Positions, PositionTable, fit_tables
+from zoo.blocks.positions import (
+    AddPositions,
+    LearnedPositionEmbedding,
+    PositionEmbedding,
+    SinusoidalPositionEmbedding,
+)
 from zoo.blocks.sizes import grid_size
 from zoo.blocks.tokens import ClassToken
 from zoo.blocks.transformer import SelfAttention, TransformerBlock
-from zoo.keys import KeyStyle, State, rename
-from zoo.registry import register
+from zoo.keys import KeyStyle, State
 
 
 class ConvTokens(nn.Module):
@@ -45,23 +47,48 @@ class ConvTokens(nn.Module):
         self.pool = nn.MaxPool2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(self.act(self.project(x)))
+        return self.pool(self.act(self.project(x)))  # B C H/stride W/stride
+
+
+class SeqPoolHead(ClassifierHead):
+    """A classifier on a weighted mean of all positions (SeqPool, section 3.2).
+
+    `"attention"` learns the weights: the softmax over positions of a linear layer's output.
+    """
+
+    pools = ("attention", *POOLS)
+
+    def _make_classifiers(self) -> None:
+        super()._make_classifiers()
+        learnt = self.pool == "attention"
+        if not learnt:
+            self.attention_pool: nn.Module = nn.Identity()
+        elif not isinstance(getattr(self, "attention_pool", None), nn.Linear):
+            self.attention_pool = nn.Linear(self.num_features, 1).train(self.training)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """B C H W -> B C, or the map itself without pooling."""
+        if self.pool != "attention":
+            return self.drop(pool_map(x, self.pool))
+        x_BNC = x.flatten(2).transpose(1, 2)
+        weights_B1N = self.attention_pool(x_BNC).transpose(1, 2).softmax(dim=-1)
+        return self.drop((weights_B1N @ x_BNC).squeeze(1))
 
 
 class RenormedBlock(TransformerBlock):
-    """A transformer block whose second norm stands on the residual path (public code, not fig. 2).
+    """A transformer block whose second norm is on the residual path (public code, not fig. 2).
 
     Its arguments are those of `TransformerBlock`.
     """
 
-    absorbing = (("norm1", "mixer"),)
+    absorbs_before = {"mixer": "norm1"}
 
     def forward(self, x: Tensor) -> Tensor:
         if self.maps:
-            x = x.permute(0, 2, 3, 1)
+            x = x.permute(0, 2, 3, 1)  # B H W C
         x = self.norm2(x + self.drop_path(self.mixer(self.norm1(x))))
         x = x + self.drop_path(self.mlp(x))
-        return x.permute(0, 3, 1, 2) if self.maps else x
+        return x.permute(0, 3, 1, 2) if self.maps else x  # as the input
 
 
 class CompactTransformer(Backbone):
@@ -74,15 +101,10 @@ class CompactTransformer(Backbone):
         dim: Width of the tokens.
         kernel_size: Of the tokeniser's convolutions; without `conv_layers` the side of a patch.
         conv_layers: Layers of the convolutional tokeniser; 0 cuts patches.
-        class_token: Read the logits off a class token; otherwise off all positions, weighted.
+        class_token: Classify a class token; otherwise a weighted mean of all positions.
         sine: A fixed table of positions; otherwise a learnt one.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        img_size: Size in pixels that the position table is made for; others are resampled.
-        drop_rate: Dropout before the classifier.
         attn_drop_rate: Dropout of attention weights while training.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"token"` with a class token, else `"attention"`; `"avg"`, `"max"` or `""`.
+        global_pool: `"avg"`, `"max"`, `""`, with a class token `"token"`, else `"attention"`.
     """
 
     def __init__(
@@ -110,7 +132,12 @@ class CompactTransformer(Backbone):
         else:
             height, width = whole_patches(img_size, stride)
             grid = height // stride, width // stride
-        table = PositionTable(dim, grid, prefix=int(class_token), fixed=sine, std=0.2)
+        prefix = int(class_token)
+        table: PositionEmbedding = (
+            SinusoidalPositionEmbedding(dim, grid, prefix=prefix)
+            if sine
+            else LearnedPositionEmbedding(dim, grid, prefix=prefix, std=0.2)
+        )
         blocks = [
             RenormedBlock(
                 dim,
@@ -120,10 +147,10 @@ class CompactTransformer(Backbone):
                 eps=1e-5,
                 maps=not class_token,
             )
-            for rate in linear_rates(drop_path_rate, [depth])[0]
+            for rate in drop_path_rates(drop_path_rate, [depth])[0]
         ]
-        positions = Positions(table, ClassToken(dim, std=0) if class_token else None)
-        head: type[ClassifierHead] = TokenHead if class_token else SequenceHead
+        positions = AddPositions(table, ClassToken(dim, std=0) if class_token else None)
+        head: type[ClassifierHead] = TokenHead if class_token else SeqPoolHead
         pool = head.pools[0] if global_pool is None else global_pool
         super().__init__(
             stem=stem,
@@ -139,7 +166,7 @@ class CompactTransformer(Backbone):
 
 
 def _tokeniser(in_chans: int, dim: int, kernel_size: int, layers: int) -> tuple[nn.Sequential, int]:
-    """Return what makes tokens of an image, and its stride."""
+    """Return the module that makes tokens of an image, and its stride."""
     if not layers:
         return nn.Sequential(PatchEmbed(in_chans, dim, kernel_size)), kernel_size
     widths = [in_chans, *[64] * (layers - 1), dim]
@@ -153,35 +180,31 @@ def _init(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight)
 
 
-def _from_original(state: State, model: CompactTransformer) -> State:
-    if getattr(getattr(model, "head", None), "pool", "attention") != "attention":
-        state = {key: value for key, value in state.items() if "attention_pool" not in key}
-    state = rename(
-        state,
-        [
+def _without_pool(state: State, model: CompactTransformer) -> State:
+    """Drop the layer that weights positions if the model pools otherwise."""
+    if getattr(getattr(model, "head", None), "pool", "attention") == "attention":
+        return state
+    return {key: value for key, value in state.items() if "attention_pool" not in key}
+
+
+KEY_STYLES = (
+    KeyStyle(
+        "SHI-Labs/Compact-Transformers",
+        "classifier.norm.weight",
+        rows=(
             (r"tokenizer\.conv_layers\.(\d+)\.0\.", r"stem.\1.project."),
             (r"classifier\.class_emb$", "stages.0.blocks.0.class_token.token"),
             (r"classifier\.positional_emb$", "stages.0.blocks.0.position.table"),
             (r"classifier\.attention_pool\.", "head.attention_pool."),
-            (r"classifier\.blocks\.(\d+)\.pre_norm\.", partial(_block, part="norm1.")),
-            (r"classifier\.blocks\.(\d+)\.norm1\.", partial(_block, part="norm2.")),
-            (r"classifier\.blocks\.(\d+)\.self_attn\.", partial(_block, part="mixer.")),
-            (r"classifier\.blocks\.(\d+)\.linear1\.", partial(_block, part="mlp.fc1.")),
-            (r"classifier\.blocks\.(\d+)\.linear2\.", partial(_block, part="mlp.fc2.")),
+            (r"classifier\.blocks\.(\d+)\.pre_norm\.", "stages.{1+1}.blocks.0.norm1."),
+            (r"classifier\.blocks\.(\d+)\.norm1\.", "stages.{1+1}.blocks.0.norm2."),
+            (r"classifier\.blocks\.(\d+)\.self_attn\.", "stages.{1+1}.blocks.0.mixer."),
+            (r"classifier\.blocks\.(\d+)\.linear(\d)\.", r"stages.{1+1}.blocks.0.mlp.fc\2."),
             (r"classifier\.norm\.", "norm."),
             (r"classifier\.fc\.", "head.fc."),
-        ],
-    )
-    return fit_tables(state, model)
-
-
-def _block(fit, part: str) -> str:
-    return f"stages.{int(fit[1]) + 1}.blocks.0.{part}"
-
-
-CompactTransformer.key_styles = (
-    KeyStyle("SHI-Labs/Compact-Transformers", "classifier.norm.weight", _from_original),
-    KeyStyle("zoo", "stem.0.project.weight", fit_tables),
+        ),
+        tensors=_without_pool,
+    ),
 )
 
 # fmt: off
@@ -224,5 +247,4 @@ def _variants() -> dict[str, dict]:
 
 VARIANTS = _variants()
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(CompactTransformer, **_arguments))
+CompactTransformer.register_family(VARIANTS, KEY_STYLES)

@@ -4,73 +4,73 @@ Paper: Li et al., "EfficientFormer: Vision Transformers at MobileNet Speed" (arX
        sizes of table 5 (appendix), blocks of fig. 2 and eq. 3 to 6.
 Code:  github.com/snap-research/EfficientFormer @ d01da426243a (Snap Inc. grant in the style of MIT,
        parts Apache-2.0), and timm's efficientformer.py (Apache-2.0); both key styles are read.
-Here:  the attention bias is looked up in every forward, never cached, and resampled for maps other
-       than the 7x7 of a 224 px image, so that any size is taken; the public code takes 193..224.
+Here:  the attention bias is looked up in every forward pass, not cached, and resampled for feature
+       maps other than the 7x7 of a 224 px image. Images of any size are supported; the public code
+       supports 193 to 224 pixels.
 """
 
-import re
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
-from zoo.blocks.attention import BiasedAttention, OffsetBias, resample_table
+from zoo.blocks.attention import AttentionBias, BiasedAttention
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import DropPath, linear_rates
-from zoo.blocks.folding import affine_inputs, rebuilt, scale_outputs, split_affine
+from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.folding import Absorbing
 from zoo.blocks.heads import DistilledHead
 from zoo.blocks.init import init_linear
 from zoo.blocks.mlp import ConvMlp, Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.scale import LayerScale
 from zoo.blocks.sizes import grid_size
-from zoo.keys import KeyStyle, State, rename
-from zoo.registry import register
+from zoo.keys import KeyStyle, numbered_blocks, prefixed
 
 
-class PoolBlock(nn.Module):
+class PoolBlock(Absorbing):
     """Average pooling minus identity as token mixer, then a convolutional MLP (eq. 3 and 4).
+
+    `scale1` is not folded: at the border, where fewer pixels are averaged, the mixer is not a
+    convolution.
 
     Args:
         channels: Channels of input and output.
         hidden: Channels inside the MLP.
-        drop_path: Probability of leaving a branch out while training.
+        drop_path: Probability of dropping a branch in training.
         layer_scale: Initial layer scale.
     """
+
+    absorbs_after = {"mlp": "scale2"}
 
     def __init__(self, channels: int, hidden: int, *, drop_path: float, layer_scale: float):
         super().__init__()
         self.scale1 = LayerScale(channels, init=layer_scale, spatial=True)
-        self.mlp = ConvMlp(channels, hidden)
+        self.mlp = ConvMlp(channels, hidden, act=nn.GELU, bias=True)
         self.scale2: nn.Module = LayerScale(channels, init=layer_scale, spatial=True)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False) - x
         x = x + self.drop_path(self.scale1(mixed))
-        return x + self.drop_path(self.scale2(self.mlp(x)))
-
-    def fused(self) -> "PoolBlock":
-        """The second layer scale in the MLP; the first stays: pooling minus identity is no
-        convolution at the border, where fewer pixels are averaged."""
-        folded = isinstance(self.mlp.fc2.norm, nn.Identity)
-        if not isinstance(self.scale2, LayerScale) or not folded:
-            return self
-        mlp = rebuilt(self.mlp, fc2=self.mlp.fc2.scaled(self.scale2.gamma))
-        return rebuilt(self, mlp=mlp, scale2=nn.Identity())
+        return x + self.drop_path(self.scale2(self.mlp(x)))  # B C H W
 
 
-class AttentionBlock(nn.Module):
-    """Pre-norm attention and MLP over the positions of a map (eq. 5 and 6).
+class AttentionBlock(Absorbing):
+    """Pre-norm attention and MLP over the positions of a feature map (eq. 5 and 6).
 
     Args:
         channels: Channels of input and output.
         hidden: Width inside the MLP.
-        grid: Size of the map that the bias table is made for.
-        drop_path: Probability of leaving a branch out while training.
+        grid: Size of the feature map that the attention bias is made for.
+        drop_path: Probability of dropping a branch in training.
         layer_scale: Initial layer scale.
     """
+
+    absorbs_before = {"attention": "norm1", "mlp": "norm2"}
+    absorbs_after = {"attention": "scale1", "mlp": "scale2"}
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class AttentionBlock(nn.Module):
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attention = BiasedAttention(channels, grid)
+        self.attention = BiasedAttention(channels, AttentionBias(8, grid))
         self.scale1: nn.Module = LayerScale(channels, init=layer_scale)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, hidden)
@@ -92,35 +92,10 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        x = x.flatten(2).transpose(1, 2)  # B N C, a view
+        x = x.flatten(2).transpose(1, 2)  # B N C
         x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), height, width)))
         x = x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
-        return x.transpose(1, 2).reshape(batch, channels, height, width)
-
-    def fused(self) -> "AttentionBlock":
-        """The norms' affine parts in the layers after them, the layer scales in those before."""
-        if not isinstance(self.scale1, LayerScale) or not isinstance(self.scale2, LayerScale):
-            return self
-        norm1, *affine1 = split_affine(self.norm1)
-        norm2, *affine2 = split_affine(self.norm2)
-        attention, mlp = self.attention, self.mlp
-        return rebuilt(
-            self,
-            norm1=norm1,
-            attention=rebuilt(
-                attention,
-                qkv=affine_inputs(attention.qkv, *affine1),
-                proj=scale_outputs(attention.proj, self.scale1.gamma),
-            ),
-            scale1=nn.Identity(),
-            norm2=norm2,
-            mlp=rebuilt(
-                mlp,
-                fc1=affine_inputs(mlp.fc1, *affine2),
-                fc2=scale_outputs(mlp.fc2, self.scale2.gamma),
-            ),
-            scale2=nn.Identity(),
-        )
+        return x.transpose(1, 2).reshape(batch, channels, height, width)  # B C H W
 
 
 class EfficientFormer(Backbone):
@@ -129,13 +104,7 @@ class EfficientFormer(Backbone):
     Args:
         depths: Blocks of each stage.
         dims: Channels of each stage.
-        num_attention: How many of the last stage's blocks attend.
-        num_classes: Number of logits; 0 leaves the classifiers out.
-        in_chans: Channels of the image.
-        img_size: Size in pixels that the bias tables are made for; others are resampled.
-        drop_rate: Dropout before the classifiers.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"avg"`, `"max"` or `""`.
+        num_attention: Number of attention blocks at the end of the last stage.
         layer_scale: Initial layer scale.
     """
 
@@ -155,7 +124,7 @@ class EfficientFormer(Backbone):
     ):
         grid = grid_size(img_size, 32)
         stages = []
-        for i, rates in enumerate(linear_rates(drop_path_rate, depths)):
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             first_token = depths[i] - num_attention if i == len(depths) - 1 else depths[i]
             blocks = [
                 PoolBlock(dims[i], 4 * dims[i], drop_path=rate, layer_scale=layer_scale)
@@ -189,84 +158,44 @@ def _init(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def _convert(state: State, model: EfficientFormer, *, block: str, scale: str) -> State:
-    """Rename what both public styles share; they differ in the names of blocks and scales.
-
-    Both count the flattening of the map, before the first attention block, as a block of its own.
-
-    Args:
-        state: The tensors, their stem, downsamples and heads already renamed.
-        model: The model to be filled.
-        block: Public name of a block, of its stage `s` and index `j`.
-        scale: Public name of layer scale `k` inside a block.
-    """
-    rules = []
-    for s, stage in enumerate(model.stages):
-        flattened = 0
-        for j, ours in enumerate(stage.get_submodule("blocks").children()):
-            attends = isinstance(ours, AttentionBlock)
-            flattened = flattened or int(attends)
-            old = re.escape(block.format(s=s, j=j + flattened))
-            new = f"stages.{s}.blocks.{j}"
-            rules += [(rf"{old}\.{scale.format(k=k)}$", f"{new}.scale{k}.gamma") for k in (1, 2)]
-            if attends:
-                rules += [
-                    (rf"{old}\.token_mixer\.attention_biases$", f"{new}.attention.bias.table"),
-                    (rf"{old}\.token_mixer\.", f"{new}.attention."),
-                ]
-            else:
-                rules += [(rf"{old}\.mlp\.fc(\d)\.", rf"{new}.mlp.fc\1.conv.")]
-                rules += [(rf"{old}\.mlp\.norm(\d)\.", rf"{new}.mlp.fc\1.norm.")]
-            rules += [(rf"{old}\.", f"{new}.")]
-    state = rename(state, rules)
-    state = {key: value for key, value in state.items() if not key.endswith("attention_bias_idxs")}
-    return _resampled(state, model)
+STEM_AND_HEAD = (
+    (r"stem\.(conv|norm)(\d)\.", r"stem.{2-1}.\1."),  # timm
+    (r"head_dist\.", "head.fc_dist."),
+    (r"patch_embed\.([03])\.", "stem.{1//3}.conv."),  # snap-research
+    (r"patch_embed\.([14])\.", "stem.{1//3}.norm."),
+    (r"network\.([135])\.proj\.", "stages.{1//2+1}.downsample.conv."),
+    (r"network\.([135])\.norm\.", "stages.{1//2+1}.downsample.norm."),
+    (r"dist_head\.", "head.fc_dist."),
+    (r"head\.", "head.fc."),
+)
+POOL_BLOCK = (
+    (r"(?:ls|layer_scale_)(\d)(?:\.gamma)?$", r"scale\1.gamma"),
+    (r"mlp\.fc(\d)\.", r"mlp.fc\1.conv."),
+    (r"mlp\.norm(\d)\.", r"mlp.fc\1.norm."),
+)
+ATTENTION_BLOCK = (
+    (r"(?:ls|layer_scale_)(\d)(?:\.gamma)?$", r"scale\1.gamma"),
+    (r"token_mixer\.attention_biases$", "attention.bias.table"),
+    (r"token_mixer\.attention_bias_idxs$", None),
+    (r"token_mixer\.", "attention."),
+    ("", ""),
+)
 
 
-def _resampled(state: State, model: EfficientFormer) -> State:
-    """Fit tables learnt at another image size to those of `model`; also for our own keys."""
-    for name, module in model.named_modules():
-        if isinstance(module, OffsetBias) and f"{name}.table" in state:
-            state[f"{name}.table"] = resample_table(state[f"{name}.table"], module.grid)
-    return state
+def _rows(model: EfficientFormer) -> list[Any]:
+    """Both styles count the flattening before the first attention block as a block."""
+    rows: list[Any] = list(STEM_AND_HEAD)
+    for s, j, block in numbered_blocks(model):
+        attends = isinstance(block, AttentionBlock)
+        old = rf"(?:network\.{2 * s}|stages\.{s}\.blocks)\.{j + attends}\."
+        parts = ATTENTION_BLOCK if attends else POOL_BLOCK
+        rows += prefixed(old, f"stages.{s}.blocks.{j}.", parts)
+    return rows
 
 
-def _from_timm(state: State, model: EfficientFormer) -> State:
-    rules = [
-        (r"stem\.(conv|norm)(\d)\.", lambda fit: f"stem.{int(fit[2]) - 1}.{fit[1]}."),
-        (r"head_dist\.", "head.fc_dist."),
-        (r"head\.", "head.fc."),
-    ]
-    state = rename(state, rules)
-    return _convert(state, model, block="stages.{s}.blocks.{j}", scale=r"ls{k}\.gamma")
-
-
-def _from_original(state: State, model: EfficientFormer) -> State:
-    rules = [
-        (r"patch_embed\.0\.", "stem.0.conv."),
-        (r"patch_embed\.1\.", "stem.0.norm."),
-        (r"patch_embed\.3\.", "stem.1.conv."),
-        (r"patch_embed\.4\.", "stem.1.norm."),
-        (
-            r"network\.([135])\.proj\.",
-            lambda fit: f"stages.{int(fit[1]) // 2 + 1}.downsample.conv.",
-        ),
-        (
-            r"network\.([135])\.norm\.",
-            lambda fit: f"stages.{int(fit[1]) // 2 + 1}.downsample.norm.",
-        ),
-        (r"network\.([0246])\.(\d+)", lambda fit: f"stages.{int(fit[1]) // 2}.blocks.{fit[2]}"),
-        (r"dist_head\.", "head.fc_dist."),
-        (r"head\.", "head.fc."),
-    ]
-    state = rename(state, rules)
-    return _convert(state, model, block="stages.{s}.blocks.{j}", scale="layer_scale_{k}")
-
-
-EfficientFormer.key_styles = (
-    KeyStyle("snap-research/EfficientFormer", "patch_embed.0.weight", _from_original),
-    KeyStyle("timm", "stem.conv1.weight", _from_timm),
-    KeyStyle("zoo", "stem.0.conv.weight", _resampled),
+KEY_STYLES = (
+    KeyStyle("snap-research/EfficientFormer", "patch_embed.0.weight", rows=_rows),
+    KeyStyle("timm", "stem.conv1.weight", rows=_rows),
 )
 
 # fmt: off
@@ -277,5 +206,4 @@ VARIANTS = {
 }
 # fmt: on
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(EfficientFormer, **_arguments))
+EfficientFormer.register_family(VARIANTS, KEY_STYLES)

@@ -7,31 +7,28 @@ Here:  linear layers start truncated normal 0.02, as those of the MLPs do in the
        `weight_init="mimetic"` starts queries, keys, values and projections as the authors do.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
-from zoo.blocks.drop import linear_rates
+from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.heads import TokenHead
 from zoo.blocks.init import init_linear
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import PatchEmbed, whole_patches
-from zoo.blocks.positions import Positions, PositionTable, fit_tables
+from zoo.blocks.positions import AddPositions, LearnedPositionEmbedding
 from zoo.blocks.tokens import ClassToken
 from zoo.blocks.transformer import SelfAttention, TransformerBlock
 from zoo.errors import BadInput
-from zoo.keys import KeyStyle, State, rename
+from zoo.keys import KeyStyle
 from zoo.ops import rational
-from zoo.registry import register
 
 torch.fx.wrap("rational")
 
 PATCH, GROUPS = 16, 8
 
 # Initial coefficients, numerator and denominator: published facts of the code. "gelu" was fitted
-# for another form of the denominator and is no GELU here.
+# for another form of the denominator and is not GELU here.
 # fmt: off
 COEFFICIENTS = {
     "identity": ((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)),
@@ -53,7 +50,7 @@ class GroupRational(nn.Module):
     """A learnt rational function, its denominator by groups of channels (eq. 11).
 
     Args:
-        like: What it starts as: `"identity"`, `"swish"` or `"gelu"`.
+        like: Initial function: `"identity"`, `"swish"` or `"gelu"`.
     """
 
     no_decay = ("numerator", "denominator")
@@ -65,7 +62,7 @@ class GroupRational(nn.Module):
         self.denominator = nn.Parameter(torch.tensor(denominator).repeat(GROUPS, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rational(x, self.numerator, self.denominator)
+        return rational(x, self.numerator, self.denominator)  # as x
 
 
 class KanMlp(nn.Module):
@@ -74,7 +71,7 @@ class KanMlp(nn.Module):
     Args:
         channels: Width of input and output.
         hidden: Width between.
-        like: What the second function starts as; the first starts as the identity.
+        like: Initial second function; the first starts as the identity.
     """
 
     def __init__(self, channels: int, hidden: int, like: str):
@@ -85,13 +82,13 @@ class KanMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act2(self.fc1(self.act1(x))))
+        return self.fc2(self.act2(self.fc1(self.act1(x))))  # B N C
 
 
 class KatBlock(TransformerBlock):
-    """A transformer block; its second norm's affine part stays, a function stands behind it."""
+    """A transformer block; a rational function reads its second norm, whose affine part stays."""
 
-    absorbing = (("norm1", "mixer"),)
+    absorbs_before = {"mixer": "norm1"}
 
 
 class KAT(Backbone):
@@ -102,14 +99,8 @@ class KAT(Backbone):
         dim: Width of the tokens, a multiple of 8.
         num_heads: Heads of the attention.
         mlp_ratio: Width inside the MLPs over `dim`.
-        rational_init: What the second function of each block starts as: `"swish"` or `"gelu"`.
+        rational_init: Initial second function of each block: `"swish"` or `"gelu"`.
         weight_init: `"mimetic"` (section 4.4), or `""` for truncated normal values throughout.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        img_size: Size in pixels that the position table is made for; others are resampled.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"token"`, `"avg"`, `"max"` or `""`.
     """
 
     def __init__(
@@ -129,12 +120,13 @@ class KAT(Backbone):
         global_pool: str = "token",
     ):
         if rational_init not in COEFFICIENTS:
-            raise BadInput(f"rational_init={rational_init!r}: there are {', '.join(COEFFICIENTS)}")
+            choices = ", ".join(COEFFICIENTS)
+            raise BadInput(f"unknown rational_init {rational_init!r}; choices: {choices}")
         if weight_init not in ("", "mimetic"):
-            raise BadInput(f"weight_init={weight_init!r}: there are '' and 'mimetic'")
+            raise BadInput(f"unknown weight_init {weight_init!r}; choices: '', 'mimetic'")
         height, width = whole_patches(img_size, PATCH)
         grid = height // PATCH, width // PATCH
-        table = PositionTable(dim, grid, prefix=1, mode="bicubic", antialias=True)
+        table = LearnedPositionEmbedding(dim, grid, prefix=1, mode="bicubic", antialias=True)
         blocks = [
             KatBlock(
                 dim,
@@ -142,11 +134,11 @@ class KAT(Backbone):
                 KanMlp(dim, mlp_ratio * dim, rational_init),
                 drop_path=rate,
             )
-            for rate in linear_rates(drop_path_rate, [depth])[0]
+            for rate in drop_path_rates(drop_path_rate, [depth])[0]
         ]
         super().__init__(
             stem=nn.Sequential(
-                PatchEmbed(in_chans, dim, PATCH), Positions(table, ClassToken(dim, std=1e-6))
+                PatchEmbed(in_chans, dim, PATCH), AddPositions(table, ClassToken(dim, std=1e-6))
             ),
             stages=[Stage([block]) for block in blocks],
             norm=LayerNorm2d(dim, eps=1e-6),
@@ -190,10 +182,11 @@ def _square_root(channels: int, noise: float, identity: float, like: Tensor) -> 
     return u * s.sqrt(), s.sqrt()[:, None] * vt
 
 
-def _from_original(state: State, model: KAT) -> State:
-    state = rename(
-        state,
-        [
+KEY_STYLES = (
+    KeyStyle(
+        "Adamdad/kat",
+        "blocks.0.mlp.act1.weight_numerator",
+        rows=(
             (r"cls_token$", "stem.1.class_token.token"),
             (r"pos_embed$", "stem.1.position.table"),
             (r"patch_embed\.proj\.", "stem.0.project."),
@@ -201,14 +194,8 @@ def _from_original(state: State, model: KAT) -> State:
             (r"blocks\.(\d+)\.mlp\.act(\d)\.weight_", r"stages.\1.blocks.0.mlp.act\2."),
             (r"blocks\.(\d+)\.", r"stages.\1.blocks.0."),
             (r"head\.", "head.fc."),
-        ],
-    )
-    return fit_tables(state, model)
-
-
-KAT.key_styles = (
-    KeyStyle("Adamdad/kat", "blocks.0.mlp.act1.weight_numerator", _from_original),
-    KeyStyle("zoo", "stem.0.project.weight", fit_tables),
+        ),
+    ),
 )
 
 # fmt: off
@@ -219,5 +206,4 @@ VARIANTS = {
 }
 # fmt: on
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(KAT, **_arguments))
+KAT.register_family(VARIANTS, KEY_STYLES)

@@ -9,41 +9,42 @@ Here:  the code, not the paper: one scan row by row and not a VSS module with fo
        `drop_path_rate` is ours; 0, its default, is the public model.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage, take_levels
 from zoo.blocks import ndim
-from zoo.blocks.drop import DropPath, linear_rates
-from zoo.blocks.folding import affine_inputs, rebuilt, split_affine
-from zoo.blocks.mamba import Mamba
+from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.folding import Absorbing
+from zoo.blocks.heads import DenseHead
 from zoo.blocks.scale import LayerScale
+from zoo.blocks.selective import DirectionalScan
 from zoo.blocks.separable import SeparableConv
 from zoo.blocks.sizes import check_sides, whole_number
 from zoo.errors import BadInput
-from zoo.keys import KeyStyle, State, rename
-from zoo.registry import register
+from zoo.keys import KeyStyle
 
-torch.fx.wrap("check_sides")  # a leaf for symbolic tracing: it looks at shapes
+torch.fx.wrap("check_sides")
 
 GROUPS = 8  # of every group norm
 
 
 class Stem(nn.Module):
-    """A separable convolution and dropout; refuses images that the model cannot halve and join.
+    """A separable convolution and dropout; refuses images that the model cannot halve evenly.
 
     Args:
         in_channels: Channels of the image.
         out_channels: Channels of the map, which has the size of the image.
         drop_rate: Probability of dropping a channel.
         axes: Spatial axes of the image.
-        multiple: What every side must be a multiple of.
+        multiple: Every side of an image must be a multiple of it.
     """
 
     def __init__(
@@ -56,19 +57,52 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_sides(x, self.axes, self.multiple)
-        return self.drop(self.conv(x))
+        return self.drop(self.conv(x))  # B C H W (or D H W)
 
 
-class MambaLayer(nn.Module):
+class Mamba(nn.Module):
+    """Mamba (arXiv 2312.00752, fig. 3 and section 3.4): B L C -> B L C, in one direction.
+
+    Args:
+        channels: Width of the tokens.
+        d_state: States of an inner channel.
+        kernel_size: Steps of the causal convolution, including the current one.
+        expansion: Inner channels over `channels`.
+    """
+
+    input_layers, output_parts = ("in_proj",), ("out_proj",)
+
+    def __init__(
+        self, channels: int, *, d_state: int = 16, kernel_size: int = 4, expansion: int = 2
+    ):
+        super().__init__()
+        inner, dt_rank = expansion * channels, math.ceil(channels / 16)
+        self.past = kernel_size - 1
+        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
+        self.conv = nn.Conv1d(inner, inner, kernel_size, groups=inner)
+        self.scan = DirectionalScan(inner, directions=1, d_state=d_state, dt_rank=dt_rank)
+        self.out_proj = nn.Linear(inner, channels, bias=False)
+
+    # B batch, L steps, C channels, D inner channels
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        x_BDL, gate_BDL = self.in_proj(x_BLC).transpose(1, 2).chunk(2, dim=1)
+        x_BDL = F.silu(self.conv(F.pad(x_BDL, (self.past, 0))))
+        y_BDL = self.scan(x_BDL.unsqueeze(1)).squeeze(1) * F.silu(gate_BDL)
+        return self.out_proj(y_BDL.transpose(1, 2).to(x_BLC.dtype))
+
+
+class MambaLayer(Absorbing):
     """Mamba over the positions of a map in row-major order, then a projection (fig. 2).
 
-    The same norm, with the same weights, stands before and after the Mamba block; the residual
-    takes the tokens that are not normalised, times one learnt factor.
+    The same norm, with the same weights, is applied before and after the Mamba block; the residual
+    adds the tokens before the norm, times a learnt factor.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
     """
+
+    absorbs_before = {"mamba": "norm", "proj": "norm"}
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -83,25 +117,13 @@ class MambaLayer(nn.Module):
         y_BLC = self.mamba(self.norm(x_BLC)) + self.scale(x_BLC)
         return self.proj(self.norm(y_BLC)).transpose(1, 2).unflatten(2, x.shape[2:])
 
-    def fused(self) -> "MambaLayer":
-        """The affine part of the norm in what follows it, once in either place."""
-        if not self.norm.elementwise_affine:
-            return self
-        norm, *affine = split_affine(self.norm)
-        return rebuilt(
-            self,
-            norm=norm,
-            mamba=self.mamba.after_affine(*affine),
-            proj=affine_inputs(self.proj, *affine),
-        )
-
 
 class EncoderBlock(nn.Module):
     """Twice norm, activation and Mamba layer, with a residual (the public ResMambaBlock).
 
     Args:
         channels: Channels of input and output.
-        drop_path: Probability of leaving the branch out while training.
+        drop_path: Probability of dropping the branch in training.
     """
 
     def __init__(self, channels: int, *, drop_path: float = 0.0):
@@ -115,7 +137,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.mixer1(F.relu(self.norm1(x)))
         y = self.mixer2(F.relu(self.norm2(y)))
-        return x + self.drop_path(y)
+        return x + self.drop_path(y)  # B C H W
 
 
 class DecoderBlock(nn.Module):
@@ -135,7 +157,7 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(F.relu(self.norm1(x))) + self.scale(x)
-        return F.relu(self.norm2(y))
+        return F.relu(self.norm2(y))  # B C H W
 
 
 class DecoderStage(nn.Module):
@@ -155,10 +177,10 @@ class DecoderStage(nn.Module):
         self.blocks = nn.Sequential(*[DecoderBlock(channels, axes=axes) for _ in range(depth)])
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.blocks(self.resize(self.reduce(x)) + skip)
+        return self.blocks(self.resize(self.reduce(x)) + skip)  # B C/2 2H 2W
 
 
-class MapHead(nn.Module):
+class MapHead(DenseHead):
     """Logits for each position: norm, activation, separable 1x1 convolution with biases.
 
     Args:
@@ -173,24 +195,17 @@ class MapHead(nn.Module):
         self.norm = nn.GroupNorm(GROUPS, num_features)
         self.reset(num_classes)
 
-    def reset(self, num_classes: int, pool: str | None = None) -> None:
-        """Replace the convolution by a fresh one for `num_classes`."""
-        if pool:
-            raise BadInput(f"global_pool={pool!r}: a model that draws maps does not pool them")
-        self.num_classes = whole_number(num_classes, "num_classes", 0)
-        fc = (
-            SeparableConv(self.num_features, num_classes, kernel_size=1, bias=True, axes=self.axes)
-            if num_classes
-            else nn.Identity()
+    def make_classifier(self) -> nn.Module:
+        return SeparableConv(
+            self.num_features, self.num_classes, kernel_size=1, bias=True, axes=self.axes
         )
-        self.fc = fc.train(self.training)
 
     def classifiers(self) -> list[str]:
         """Names of the classifying layers."""
         return ["fc.pointwise" if isinstance(self.fc, SeparableConv) else "fc"]
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = F.relu(self.norm(x))
+        x = F.relu(self.norm(x))  # B C H W
         return x if pre_logits else self.fc(x)
 
 
@@ -207,7 +222,6 @@ class LightMUNet(Backbone):
         blocks_down: Encoder blocks of each level.
         blocks_up: Decoder blocks of each level but the deepest, from the deepest up.
         num_classes: Logits of a position; 0 leaves the last convolution out.
-        in_chans: Channels of the image.
         drop_rate: Dropout of whole channels after the stem.
         drop_path_rate: Stochastic depth of the last encoder block; it grows linearly from 0.
     """
@@ -230,7 +244,7 @@ class LightMUNet(Backbone):
             raise BadInput(f"init_filters={init_filters}: must be a multiple of {GROUPS}")
         dims = [init_filters * 2**i for i in range(len(depths))]
         stages = []
-        for i, rates in enumerate(linear_rates(drop_path_rate, depths)):
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             blocks = [EncoderBlock(dims[i], drop_path=rate) for rate in rates]
             stages.append(Stage(blocks, _downsample(dims[i - 1], axes) if i else None))
         multiple = 2 ** len(depths_up)
@@ -252,7 +266,7 @@ class LightMUNet(Backbone):
         """Images B in_chans H W -> the decoder's map, B num_features H W.
 
         Raises:
-            BadInput: A size that cannot be halved and doubled back; the message says which can.
+            BadInput: A size that cannot be halved evenly; the message suggests one that can.
         """
         x = self.stem(x)
         maps: list[Tensor] = []
@@ -262,7 +276,7 @@ class LightMUNet(Backbone):
         return self.decode(maps)
 
     def decode(self, maps: list[Tensor]) -> Tensor:
-        """Draw the encoder's maps together, from the smallest to the size of the image."""
+        """Decode the encoder's maps, from the smallest to the size of the image."""
         x = maps[-1]
         for i, stage in enumerate(self.decoder):
             x = stage(x, maps[len(maps) - 2 - i])
@@ -279,7 +293,7 @@ class LightMUNet(Backbone):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """As `Backbone.forward_intermediates`, of the encoder.
 
-        The map that comes with them is the decoder's; the deepest computed if `stop_early`.
+        The last map is the decoder's, or the deepest computed one if `stop_early`.
         """
         options: dict[str, Any] = {"norm": norm, "output_fmt": output_fmt}
         if intermediates_only or stop_early:
@@ -293,9 +307,9 @@ class LightMUNet(Backbone):
         """Refuse: the decoder reads every level.
 
         Raises:
-            BadInput: Always; the message says what gives the levels alone.
+            BadInput: Always; use `features_only=True` instead.
         """
-        raise BadInput("the decoder reads every level; features_only=True gives the encoder alone")
+        raise BadInput("the decoder reads every level; features_only=True gives only the encoder")
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Return how parameters fall into layers; the decoder is the last before the head."""
@@ -309,7 +323,7 @@ def _check_depths(
 ) -> tuple[list[int], list[int]]:
     for name, depths in (("blocks_down", blocks_down), ("blocks_up", blocks_up)):
         if not isinstance(depths, Sequence) or isinstance(depths, str) or not depths:
-            raise BadInput(f"{name}={depths!r}: give the number of blocks of each level, a list")
+            raise BadInput(f"{name}={depths!r}: give a list, the number of blocks of each level")
         for depth in depths:
             whole_number(depth, name, 1)
     if len(blocks_up) != len(blocks_down) - 1:
@@ -326,43 +340,34 @@ def _downsample(channels: int, axes: int) -> nn.Module:
     return nn.Sequential(OrderedDict(mixer=mixer, pool=ndim.max_pool(axes, 2)))
 
 
-def _from_original(state: State, model: LightMUNet) -> State:
-    layer = [
-        (r"\.skip_scale$", ".scale.gamma"),
-        (r"\.mamba\.conv1d\.", ".mamba.conv."),
-        (r"\.mamba\.x_proj\.weight$", ".mamba.scan.x_proj"),
-        (r"\.mamba\.dt_proj\.weight$", ".mamba.scan.dt_proj"),
-        (r"\.mamba\.dt_proj\.bias$", ".mamba.scan.dt_bias"),
-        (r"\.mamba\.A_log$", ".mamba.scan.decay.log"),
-        (r"\.mamba\.D$", ".mamba.scan.skip"),
-        (r"\.conv\.0\.conv\.", ".conv.depthwise."),
-        (r"\.conv\.1\.conv\.", ".conv.pointwise."),
-    ]
-    rules = [
-        (r"convInit\.0\.conv\.", "stem.conv.depthwise."),
-        (r"convInit\.1\.conv\.", "stem.conv.pointwise."),
-        (r"down_layers\.(\d+)\.0\.0\.", r"stages.\1.downsample.mixer."),
-        (
-            r"down_layers\.(\d+)\.(\d+)\.conv(\d)\.",
-            lambda fit: f"stages.{fit[1]}.blocks.{int(fit[2]) - 1}.mixer{fit[3]}.",
+KEY_STYLES = (
+    KeyStyle(
+        "MrBlankness/LightM-UNet",
+        "convInit.0.conv.weight",
+        rows=(
+            (r"convInit\.0\.conv\.", "stem.conv.depthwise."),
+            (r"convInit\.1\.conv\.", "stem.conv.pointwise."),
+            (r"down_layers\.(\d+)\.0\.0\.", r"stages.\1.downsample.mixer."),
+            (r"down_layers\.(\d+)\.(\d+)\.conv(\d)\.", r"stages.\1.blocks.{2-1}.mixer\3."),
+            (r"down_layers\.(\d+)\.(\d+)\.", r"stages.\1.blocks.{2-1}."),
+            (r"up_samples\.(\d+)\.0\.conv\.", r"decoder.\1.reduce."),
+            (r"up_layers\.(\d+)\.(\d+)\.", r"decoder.\1.blocks.\2."),
+            (r"conv_final\.0\.", "head.norm."),
+            (r"conv_final\.2\.0\.conv\.", "head.fc.depthwise."),
+            (r"conv_final\.2\.1\.conv\.", "head.fc.pointwise."),
         ),
-        (
-            r"down_layers\.(\d+)\.(\d+)\.",
-            lambda fit: f"stages.{fit[1]}.blocks.{int(fit[2]) - 1}.",
+        inside=(
+            (r"\.skip_scale$", ".scale.gamma"),
+            (r"\.mamba\.conv1d\.", ".mamba.conv."),
+            (r"\.mamba\.x_proj\.weight$", ".mamba.scan.x_proj"),
+            (r"\.mamba\.dt_proj\.weight$", ".mamba.scan.dt_proj"),
+            (r"\.mamba\.dt_proj\.bias$", ".mamba.scan.dt_bias"),
+            (r"\.mamba\.A_log$", ".mamba.scan.decay.log"),
+            (r"\.mamba\.D$", ".mamba.scan.skip"),
+            (r"\.conv\.0\.conv\.", ".conv.depthwise."),
+            (r"\.conv\.1\.conv\.", ".conv.pointwise."),
         ),
-        (r"up_samples\.(\d+)\.0\.conv\.", r"decoder.\1.reduce."),
-        (r"up_layers\.(\d+)\.(\d+)\.", r"decoder.\1.blocks.\2."),
-        (r"conv_final\.0\.", "head.norm."),
-        (r"conv_final\.2\.0\.conv\.", "head.fc.depthwise."),
-        (r"conv_final\.2\.1\.conv\.", "head.fc.pointwise."),
-    ]
-    state = rename(rename(state, rules), [(rf"(.+){old}", rf"\1{new}") for old, new in layer])
-    one_direction = ("scan.x_proj", "scan.dt_proj", "scan.dt_bias")
-    return {k: v.unsqueeze(0) if k.endswith(one_direction) else v for k, v in state.items()}
-
-
-LightMUNet.key_styles = (
-    KeyStyle("MrBlankness/LightM-UNet", "convInit.0.conv.weight", _from_original),
+    ),
 )
 
 # fmt: off
@@ -373,5 +378,4 @@ VARIANTS = {
 }
 # fmt: on
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(LightMUNet, **_arguments))
+LightMUNet.register_family(VARIANTS, KEY_STYLES)

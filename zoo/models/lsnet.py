@@ -1,43 +1,48 @@
-"""LSNet: look at a large surrounding, aggregate a small one, with kernels made for each pixel.
+"""LSNet: perceive a large surrounding, aggregate a small one, with kernels for each pixel.
 
 Paper: Wang et al., "LSNet: See Large, Focus Small" (arXiv 2503.23135), fig. 3 and 4, eq. 4 to 7.
 Code:  github.com/THU-MIG/lsnet @ cbe737c92b7c (no licence file; nothing of it is here).
-Here:  aggregation is plain PyTorch (the public operator runs on CUDA alone) and exports. Any size:
-       the bias table of the attention is resampled where the last map is not 4x4. The dense form,
-       which `features_only` gives, resamples the looked-up bias instead, as the public dense code.
+Here:  aggregation is plain PyTorch (the public operator requires CUDA) and exports. Any size: the
+       attention bias is resampled if the last feature map is not 4x4. The dense form, used by
+       `features_only`, resamples the looked-up bias instead, as the public dense code does.
 """
 
-import math
-import re
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
-from zoo.blocks.attention import OffsetBias, offset_bias, resample_table
+from zoo.blocks.attention import AttentionBias, attention_bias
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import DropPath, linear_rates
-from zoo.blocks.folding import add_identity, batch_norm_affine, is_fixed_batch_norm, rebuilt
+from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.folding import (
+    add_identity,
+    batch_norm_affine,
+    is_fixed_batch_norm,
+    rebuilt,
+    scale_queries,
+)
 from zoo.blocks.heads import ClassifierHead, DistilledHead
+from zoo.blocks.mlp import ConvMlp
 from zoo.blocks.residual import Residual
 from zoo.blocks.scale import ChannelAffine
 from zoo.blocks.sizes import grid_size, is_size
 from zoo.blocks.squeeze import SqueezeExcite
-from zoo.keys import KeyStyle, State, rename
+from zoo.keys import KeyStyle, prefixed
 from zoo.ops import aggregate
-from zoo.registry import register
 
 torch.fx.wrap("aggregate")
 
 HEADS, KEY_DIM = 4, 16
-SHARING = 8  # channels that take one kernel
-DENSE_GRID = (14, 14)  # what the tables of the dense form are made for
+SHARING = 8  # channels that share a kernel
+DENSE_GRID = (14, 14)  # of the tables of the dense form
 
 
 class RepDepthwise(nn.Module):
-    """A 3x3 and a 1x1 filter for each channel, and the channel itself, summed (RepVGG).
+    """The sum of a 3x3 and a 1x1 depthwise convolution and the identity (RepVGG).
 
     Args:
         channels: Channels of input and output.
@@ -49,10 +54,10 @@ class RepDepthwise(nn.Module):
         self.small = ConvNorm(channels, channels, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.large(x) + self.small(x) + x
+        return self.large(x) + self.small(x) + x  # B C H W
 
     def fused(self) -> nn.Module:
-        """One 3x3 filter for each channel."""
+        """One 3x3 depthwise convolution."""
         large, small = self.large, self.small
         if not isinstance(large.norm, nn.Identity) or not isinstance(small.norm, nn.Identity):
             return self
@@ -66,7 +71,7 @@ class RepDepthwise(nn.Module):
 
 
 class KernelPredictor(nn.Module):
-    """What each pixel's kernels are, from a surrounding of 7x7 (large-kernel perception, eq. 5).
+    """Large-kernel perception: the kernels of each pixel, from a 7x7 surrounding (eq. 5).
 
     Args:
         channels: Channels of the input.
@@ -76,15 +81,15 @@ class KernelPredictor(nn.Module):
         super().__init__()
         half, count = channels // 2, channels // SHARING
         self.reduce = ConvNorm(channels, half, act=nn.ReLU)
-        self.look = ConvNorm(half, half, kernel_size=7, groups=half)
-        self.mix = ConvNorm(half, half, act=nn.ReLU)
-        self.taps = nn.Conv2d(half, 9 * count, 1)
+        self.depthwise = ConvNorm(half, half, kernel_size=7, groups=half)
+        self.pointwise = ConvNorm(half, half, act=nn.ReLU)
+        self.kernels = nn.Conv2d(half, 9 * count, 1)
         self.norm = nn.GroupNorm(count, 9 * count)
 
     def forward(self, x: Tensor) -> Tensor:
         """B C H W -> B C/8 9 H W."""
-        x = self.norm(self.taps(self.mix(self.look(self.reduce(x)))))
-        return x.unflatten(1, (-1, 9))
+        x = self.pointwise(self.depthwise(self.reduce(x)))  # B C/2 H W
+        return self.norm(self.kernels(x)).unflatten(1, (-1, 9))
 
 
 class LSConv(nn.Module):
@@ -102,41 +107,30 @@ class LSConv(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(aggregate(x, self.predict(x)))
+        return x + self.norm(aggregate(x, self.predict(x)))  # B C H W
 
     def fused(self) -> "LSConv":
-        """The norm as scale and shift: kernels cannot take it, eight channels share each."""
+        """The norm as scale and shift: eight channels share a kernel, which cannot absorb it."""
         if not is_fixed_batch_norm(self.norm):
             return self
-        dtype = self.predict.taps.weight.dtype
+        dtype = self.predict.kernels.weight.dtype
         scale, shift = (values.to(dtype) for values in batch_norm_affine(self.norm))
         return rebuilt(self, norm=ChannelAffine(scale, shift))
 
 
-class MatrixBias(nn.Module):
-    """An offset bias looked up for one map size; for others the matrix itself is resampled.
+class MatrixBias(AttentionBias):
+    """An attention bias looked up for one size; for others the matrix itself is resampled.
 
-    Geometrically odd, but what the published dense checkpoints are trained with.
-
-    Args:
-        num_heads: Rows of the table.
-        grid: Size of the map that the table is made for.
+    Geometrically odd, but the published dense checkpoints are trained with it.
     """
 
-    no_decay = ("table",)
-
-    def __init__(self, num_heads: int, grid: tuple[int, int]):
-        super().__init__()
-        self.grid = grid
-        self.table = nn.Parameter(torch.zeros(num_heads, grid[0] * grid[1]))
-
     def forward(self, height: int, width: int) -> Tensor:
-        matrix = offset_bias(self.table, self.grid, self.grid[0], self.grid[1])
+        matrix = attention_bias(self.table, self.grid, self.grid[0], self.grid[1])  # heads N N
         return resized_matrix(matrix, height * width)
 
     def fused(self) -> nn.Module:
         """The matrix as a constant."""
-        return ConstantMatrixBias(offset_bias(self.table.detach(), self.grid, *self.grid))
+        return ConstantMatrixBias(attention_bias(self.table.detach(), self.grid, *self.grid))
 
 
 class ConstantMatrixBias(nn.Module):
@@ -153,11 +147,11 @@ class ConstantMatrixBias(nn.Module):
         self.register_buffer("matrix", matrix)
 
     def forward(self, height: int, width: int) -> Tensor:
-        return resized_matrix(self.matrix, height * width)
+        return resized_matrix(self.matrix, height * width)  # heads N N
 
 
 def resized_matrix(matrix: Tensor, side: int) -> Tensor:
-    """heads x N x N -> heads x side x side, as images; of that size already, it stays."""
+    """heads x N x N -> heads x side x side, as images; the right size is returned unchanged."""
     if is_size(side, side, (matrix.shape[1], matrix.shape[2])):
         return matrix
     return F.interpolate(matrix[None], [side, side], mode="bicubic", align_corners=False)[0]
@@ -167,20 +161,20 @@ torch.fx.wrap("resized_matrix")
 
 
 def features_last(x: Tensor, num_heads: int) -> Tensor:
-    """B C H W -> B heads N D, laid out in this order: kernels for GPUs take no other.
+    """B C H W -> B heads N D, contiguous, as GPU kernels require.
 
-    A map of a single position counts as contiguous in any order, so that `contiguous` would not do.
+    `contiguous()` is not enough: a map of one position is contiguous in any order.
     """
     heads = x.flatten(2).unflatten(1, (num_heads, -1)).transpose(2, 3)
     return heads.clone(memory_format=torch.contiguous_format)
 
 
 class Attention(nn.Module):
-    """Attention with an offset bias and queries that see their neighbours (LeViT's, fig. 4).
+    """Attention with an attention bias and locally convolved queries (LeViT's, fig. 4).
 
     Args:
         channels: Channels of input and output, a multiple of 4.
-        bias: Gives the bias for a map's height and width.
+        bias: Gives the bias for the height and width of a feature map.
     """
 
     branch_ends = ("proj.norm",)
@@ -208,76 +202,50 @@ class Attention(nn.Module):
         y_BHND = F.scaled_dot_product_attention(
             q_BHND, k_BHND, v_BHND, attn_mask=bias_HNN[None], scale=self.scale
         )
-        y = y_BHND.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+        y = y_BHND.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))  # B C H W
         return self.proj(self.act(y))
 
     def fused(self) -> "Attention":
-        """The scale of the queries in their filters."""
-        if self.scale == 1.0 or not isinstance(self.local.norm, nn.Identity):
-            return self
-        factors = torch.full((self.local.conv.out_channels,), self.scale, dtype=torch.float64)
-        local = self.local.scaled(factors.to(self.local.conv.weight.device))
-        fused = rebuilt(self, local=local)
-        fused.scale = 1.0
-        return fused
-
-
-class ConvFfn(nn.Module):
-    """Two 1x1 convolutions with norms, a ReLU between; the second norm starts at 0.
-
-    Args:
-        channels: Channels of input and output.
-    """
-
-    branch_ends = ("project.norm",)
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.expand = ConvNorm(channels, 2 * channels, act=nn.ReLU)
-        self.project = ConvNorm(2 * channels, channels)
-        nn.init.zeros_(self.project.norm.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.expand(x))
+        """The scale of the products in the queries."""
+        return scale_queries(self, "local", HEADS * KEY_DIM)
 
 
 class LSBlock(nn.Module):
-    """A token mixer, a gate or none, then a perceptron beside the identity.
+    """A token mixer, an optional gate, then a residual perceptron.
 
     Args:
         channels: Channels of input and output.
-        mixer: Mixes positions; it contains its identity path.
-        gated: Weight channels by squeeze and excitation after it.
-        drop_path: Probability of leaving the perceptron out while training.
+        mixer: Mixes positions; includes its identity path.
+        gated: Apply squeeze and excitation after it.
+        drop_path: Probability of dropping the perceptron in training.
     """
+
+    branch_ends = ("ffn.fc2.norm",)
 
     def __init__(self, channels: int, mixer: nn.Module, *, gated: bool, drop_path: float):
         super().__init__()
         self.mixer = mixer
         self.se = SqueezeExcite(channels, channels // 4) if gated else nn.Identity()
-        self.ffn = ConvFfn(channels)
+        self.ffn = ConvMlp(channels, 2 * channels)
+        nn.init.zeros_(self.ffn.fc2.norm.weight)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.se(self.mixer(x))
-        return x + self.drop_path(self.ffn(x))
+        return x + self.drop_path(self.ffn(x))  # B C H W
 
 
 class LSNet(Backbone):
-    """Four stages at strides 8 to 64; every second block looks large, attends in the last stage.
+    """Four stages at strides 8 to 64; every second block is an LSConv, or attention in stage 4.
 
     Args:
         depths: Blocks of each stage.
         dims: Channels of each stage.
         distillation: Have a second classifier for a teacher's labels; logits are their mean.
-        dense: The form of the public dense code, whose attention bias is resampled otherwise.
-        num_classes: Number of logits; 0 leaves the classifiers out.
-        in_chans: Channels of the image.
+        dense: As in the public code for dense prediction, which resamples the attention bias
+            differently.
         img_size: Size in pixels that the bias tables are made for; others are resampled. The dense
             form's are made for maps of 14x14.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last perceptron; it grows linearly from 0.
-        global_pool: `"avg"`, `"max"` or `""`.
     """
 
     def __init__(
@@ -295,7 +263,7 @@ class LSNet(Backbone):
         global_pool: str = "avg",
     ):
         grid, stages = grid_size(img_size, 64), []
-        for i, rates in enumerate(linear_rates(drop_path_rate, depths)):
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             make = partial(_block, dims[i], attends=i == 3, grid=grid, dense=dense)
             blocks = [make(j, drop_path=rate) for j, rate in enumerate(rates)]
             stages.append(Stage(blocks, _downsample(dims[i - 1], dims[i]) if i else None))
@@ -338,7 +306,8 @@ def _block(
         return LSBlock(channels, RepDepthwise(channels), gated=True, drop_path=drop_path)
     if not attends:
         return LSBlock(channels, LSConv(channels), gated=False, drop_path=drop_path)
-    bias = MatrixBias(HEADS, DENSE_GRID) if dense else OffsetBias(HEADS, grid, align_corners=False)
+    kind, size = (MatrixBias, DENSE_GRID) if dense else (AttentionBias, grid)
+    bias = kind(HEADS, size, align_corners=False)
     attention = Attention(channels, bias)
     nn.init.zeros_(attention.proj.norm.weight)
     return LSBlock(channels, Residual(attention), gated=False, drop_path=drop_path)
@@ -350,62 +319,39 @@ def _init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# Parts of a block, by the names of the public code; the first that fits is taken.
 PARTS = (
-    ("mixer.lkp.cv1.", "mixer.predict.reduce."),
-    ("mixer.lkp.cv2.", "mixer.predict.look."),
-    ("mixer.lkp.cv3.", "mixer.predict.mix."),
-    ("mixer.lkp.cv4.", "mixer.predict.taps."),
-    ("mixer.lkp.", "mixer.predict."),
-    ("mixer.conv.", "mixer.large."),
-    ("mixer.conv1.", "mixer.small."),
-    ("mixer.m.dw.", "mixer.inner.local."),
-    ("mixer.m.proj.1.", "mixer.inner.proj."),
-    ("mixer.m.attention_biases", "mixer.inner.bias.table"),
-    ("mixer.m.", "mixer.inner."),
-    ("se.fc1.", "se.reduce."),
-    ("se.fc2.", "se.expand."),
-    ("ffn.m.pw1.", "ffn.expand."),
-    ("ffn.m.pw2.", "ffn.project."),
+    (r"mixer\.lkp\.cv1\.", "mixer.predict.reduce."),
+    (r"mixer\.lkp\.cv2\.", "mixer.predict.depthwise."),
+    (r"mixer\.lkp\.cv3\.", "mixer.predict.pointwise."),
+    (r"mixer\.lkp\.cv4\.", "mixer.predict.kernels."),
+    (r"mixer\.lkp\.", "mixer.predict."),
+    (r"mixer\.conv\.", "mixer.large."),
+    (r"mixer\.conv1\.", "mixer.small."),
+    (r"mixer\.m\.dw\.", "mixer.inner.local."),
+    (r"mixer\.m\.proj\.1\.", "mixer.inner.proj."),
+    (r"mixer\.m\.attention_biases$", "mixer.inner.bias.table"),
+    (r"mixer\.m\.attention_bias_idxs$", None),
+    (r"mixer\.m\.", "mixer.inner."),
+    (r"se\.fc1\.", "se.reduce."),
+    (r"se\.fc2\.", "se.expand."),
+    (r"ffn\.m\.pw(?P<n>\d)\.", r"ffn.fc\g<n>."),
     ("", ""),
 )
-
-
-def _from_original(state: State, model: LSNet) -> State:
-    def part(new: str, fit: re.Match) -> str:
-        stage, index = int(fit[1]) - 1, int(fit[2])
-        if stage and index < 2:
-            return f"stages.{stage}.downsample.{index}.{new}"
-        return f"stages.{stage}.blocks.{index - 2 if stage else index}.{new}"
-
-    state = {key: value for key, value in state.items() if not key.endswith("attention_bias_idxs")}
-    state = rename(
-        state,
-        [
-            (r"patch_embed\.([024])\.", lambda fit: f"stem.{int(fit[1]) // 2}."),
-            *((rf"blocks(\d)\.(\d+)\.{re.escape(old)}", partial(part, new)) for old, new in PARTS),
+KEY_STYLES = (
+    KeyStyle(
+        "THU-MIG/lsnet",
+        "patch_embed.0.c.weight",
+        rows=(
+            (r"patch_embed\.([024])\.", "stem.{1//2}."),
+            *prefixed(r"blocks1\.(?P<j>\d+)\.", r"stages.0.blocks.\g<j>.", PARTS),
+            # Later stages start with the two layers that downsample.
+            (r"blocks(\d)\.([01])\.", r"stages.{1-1}.downsample.\2."),
+            *prefixed(r"blocks(?P<s>\d)\.(?P<j>\d+)\.", "stages.{s-1}.blocks.{j-2}.", PARTS),
             (r"head(|_dist)\.bn\.", r"head.fc\1.norm."),
             (r"head(|_dist)\.l\.", r"head.fc\1.linear."),
-        ],
-    )
-    state = rename(state, [(r"(.*\.)c\.", r"\1conv."), (r"(.*\.)bn\.", r"\1norm.")])
-    return _resampled(state, model)
-
-
-def _resampled(state: State, model: LSNet) -> State:
-    """Fit tables learnt for another map size to those of `model`; also for our own keys."""
-    for name, module in model.named_modules():
-        key = f"{name}.table"
-        if isinstance(module, OffsetBias | MatrixBias) and key in state:
-            places = state[key].shape[1]
-            if math.isqrt(places) ** 2 == places:
-                state[key] = resample_table(state[key], module.grid, align_corners=False)
-    return state
-
-
-LSNet.key_styles = (
-    KeyStyle("THU-MIG/lsnet", "patch_embed.0.c.weight", _from_original),
-    KeyStyle("zoo", "stem.0.conv.weight", _resampled),
+        ),
+        inside=((r"\.c\.", ".conv."), (r"\.bn\.", ".norm.")),
+    ),
 )
 
 # fmt: off
@@ -420,5 +366,4 @@ VARIANTS = {
     **{f"lsnet_{size}_distill": SIZES[size] | dict(distillation=True) for size in SIZES},
 }
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(LSNet, **_arguments))
+LSNet.register_family(VARIANTS, KEY_STYLES)

@@ -9,25 +9,18 @@ Here:  padding is symmetric, as in both; TensorFlow's original pads on one side 
 """
 
 import math
-from functools import partial
+from typing import Any
 
+from timm.layers import make_divisible
 from torch import nn
 
 from zoo.backbone import Backbone, Stage
-from zoo.blocks.channels import round_channels
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import linear_rates
+from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.heads import ClassifierHead
-from zoo.blocks.inverted_residual import (
-    InvertedResidual,
-    from_timm,
-    init_weights,
-    part_rules,
-    positions,
-)
+from zoo.blocks.inverted_residual import TIMM, InvertedResidual, init_weights
 from zoo.errors import BadInput
-from zoo.keys import KeyStyle, State, rename
-from zoo.registry import register
+from zoo.keys import KeyStyle, numbered_blocks, prefixed
 
 # Table 2: expansion, output channels, repeats, stride of the first repeat.
 TABLE = (
@@ -46,14 +39,9 @@ class MobileNetV2(Backbone):
 
     Args:
         width: Factor of all channel counts.
-        depth: Factor of the repeats of all stages but the first and the last.
+        depth: Factor of the repeats, except in the first and the last stage.
         fixed_ends: The stem and the last convolution keep the counts of width 1.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"avg"`, `"max"` or `""`.
-        output_stride: Largest stride, 8, 16 or 32; beyond it, dilation takes the place of stride.
+        output_stride: Largest stride, 8, 16 or 32; dilation replaces the strides beyond it.
     """
 
     def __init__(
@@ -70,18 +58,18 @@ class MobileNetV2(Backbone):
         output_stride: int = 32,
     ):
         if output_stride not in (8, 16, 32):
-            raise BadInput(f"output_stride={output_stride}: MobileNetV2 has 8, 16 and 32")
-        stem = 32 if fixed_ends else round_channels(32 * width)
-        last = 1280 if fixed_ends else max(1280, round_channels(1280 * width))
+            raise BadInput(f"output_stride={output_stride}: choose 8, 16 or 32")
+        stem = 32 if fixed_ends else make_divisible(32 * width)
+        last = 1280 if fixed_ends else max(1280, make_divisible(1280 * width))
         repeats = [
             n if i in (0, len(TABLE) - 1) else math.ceil(n * depth)
             for i, (_, _, n, _) in enumerate(TABLE)
         ]
         stages, channels, strides = [], [], []
         before, total, dilation = stem, 2, 1
-        rates = linear_rates(drop_path_rate, repeats)
+        rates = drop_path_rates(drop_path_rate, repeats)
         for (expansion, out, _, stride), stage_rates in zip(TABLE, rates, strict=True):
-            out = round_channels(out * width)
+            out = make_divisible(out * width)
             total *= stride
             step, first_dilation = stride, dilation
             if total > output_stride and stride > 1:
@@ -114,38 +102,41 @@ class MobileNetV2(Backbone):
         self.apply(init_weights)
 
 
-_TORCHVISION_PARTS = {
-    True: {"0.0": "expand.conv", "0.1": "expand.norm", "1.0": "filter.conv", "1.1": "filter.norm",
-           "2": "project.conv", "3": "project.norm"},
-    False: {"0.0": "filter.conv", "0.1": "filter.norm", "1": "project.conv", "2": "project.norm"},
-}  # fmt: skip
+EXPANDING = (
+    (r"0\.0\.", "expand.conv."),
+    (r"0\.1\.", "expand.norm."),
+    (r"1\.0\.", "depthwise.conv."),
+    (r"1\.1\.", "depthwise.norm."),
+    (r"2\.", "project.conv."),
+    (r"3\.", "project.norm."),
+)
+NOT_EXPANDING = (
+    (r"0\.0\.", "depthwise.conv."),
+    (r"0\.1\.", "depthwise.norm."),
+    (r"1\.", "project.conv."),
+    (r"2\.", "project.norm."),
+)
 
 
-def _from_timm(state: State, model: MobileNetV2) -> State:
-    return from_timm(state, model.stages)
-
-
-def _from_torchvision(state: State, model: MobileNetV2) -> State:
-    rules = [
+def _torchvision(model: MobileNetV2) -> list[Any]:
+    """Blocks are numbered through all stages, between the stem and the last convolution."""
+    blocks = numbered_blocks(model)
+    rows: list[Any] = [
         (r"features\.0\.0\.", "stem.conv."),
         (r"features\.0\.1\.", "stem.norm."),
+        (rf"features\.{len(blocks) + 1}\.0\.", "norm.conv."),
+        (rf"features\.{len(blocks) + 1}\.1\.", "norm.norm."),
         (r"classifier\.1\.", "head.fc."),
     ]
-    position = 0
-    for position, (s, j, expands) in enumerate(positions(model.stages), start=1):
-        rules += part_rules(
-            f"features.{position}.conv", f"stages.{s}.blocks.{j}", _TORCHVISION_PARTS[expands]
-        )
-    rules += [
-        (rf"features\.{position + 1}\.0\.", "norm.conv."),
-        (rf"features\.{position + 1}\.1\.", "norm.norm."),
-    ]
-    return rename(state, rules)
+    for number, (s, j, block) in enumerate(blocks, start=1):
+        parts = EXPANDING if isinstance(block.expand, ConvNorm) else NOT_EXPANDING
+        rows += prefixed(rf"features\.{number}\.conv\.", f"stages.{s}.blocks.{j}.", parts)
+    return rows
 
 
-MobileNetV2.key_styles = (
-    KeyStyle("timm", "conv_stem.weight", _from_timm),
-    KeyStyle("torchvision", "features.0.0.weight", _from_torchvision),
+KEY_STYLES = (
+    KeyStyle("timm", "conv_stem.weight", rows=TIMM),
+    KeyStyle("torchvision", "features.0.0.weight", rows=_torchvision),
 )
 
 # fmt: off
@@ -160,5 +151,4 @@ VARIANTS = {
 }
 # fmt: on
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(MobileNetV2, **_arguments))
+MobileNetV2.register_family(VARIANTS, KEY_STYLES)

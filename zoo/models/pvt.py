@@ -9,25 +9,20 @@ Here:  position tables are resampled where the grid differs from theirs; the pub
        public dense code leaves the class token out).
 """
 
-import re
-from functools import partial
-
-import torch
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
-from zoo.blocks.drop import linear_rates
-from zoo.blocks.folding import affine_inputs, rebuilt, scale_outputs, split_affine
+from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.folding import Absorbing
 from zoo.blocks.heads import TokenHead
 from zoo.blocks.init import init_linear
 from zoo.blocks.mlp import Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import PatchEmbed, whole_patches
-from zoo.blocks.positions import Positions, PositionTable, fit_tables
+from zoo.blocks.positions import AddPositions, LearnedPositionEmbedding
 from zoo.blocks.tokens import ClassToken, to_tokens
-from zoo.blocks.transformer import CrossAttention, SplitSelfAttention, TransformerBlock
-from zoo.keys import KeyStyle, State, rename
-from zoo.registry import register
+from zoo.blocks.transformer import CrossAttention, SeparateQKVAttention, TransformerBlock
+from zoo.keys import KeyStyle
 
 HEADS = (1, 2, 5, 8)
 MLP_RATIOS = (8, 8, 4, 4)
@@ -43,8 +38,8 @@ class Embedding(nn.Module):
         out_channels: Channels of the output.
         patch: Side of a patch.
         grid: Size of the output that the position table is made for.
-        class_token: Put one in front and give tokens B N C; otherwise a map B C H W.
-        least: Least side of the input that the whole model can work on.
+        class_token: Prepend one and return tokens B N C; otherwise a feature map B C H W.
+        least: Smallest side of an image that the whole model supports.
     """
 
     def __init__(
@@ -60,23 +55,26 @@ class Embedding(nn.Module):
         super().__init__()
         self.patches = PatchEmbed(in_channels, out_channels, patch, least=least)
         self.norm = LayerNorm2d(out_channels)
-        self.positions = Positions(
-            PositionTable(out_channels, grid, prefix=int(class_token)),
+        self.positions = AddPositions(
+            LearnedPositionEmbedding(out_channels, grid, prefix=int(class_token)),
             ClassToken(out_channels) if class_token else None,
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.positions(self.norm(self.patches(x)))
+        return self.positions(self.norm(self.patches(x)))  # B C H/p W/p, or tokens B 1+N C
 
 
-class ReducedAttention(nn.Module):
-    """Attention to a map made smaller by patches of its own (SRA, eq. 1 to 3), on B H W C.
+class ReducedAttention(Absorbing):
+    """Attention to a feature map reduced by patches (SRA, eq. 1 to 3), on B H W C.
 
     Args:
         channels: Channels of input and output.
         num_heads: Number of heads.
         reduction: Side of the patches.
     """
+
+    input_layers, output_parts = ("reduce", "attention.q"), ("attention",)
+    absorbs_before = {"attention.kv": "norm"}
 
     def __init__(self, channels: int, num_heads: int, reduction: int):
         super().__init__()
@@ -86,26 +84,7 @@ class ReducedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         context_BMC = self.norm(to_tokens(self.reduce(x.permute(0, 3, 1, 2))))
-        return self.attention(x.flatten(1, 2), context_BMC).view(x.shape)
-
-    def after_affine(self, scale: Tensor, shift: Tensor) -> "ReducedAttention":
-        """Return attention that computes from x what this one does from `scale * x + shift`."""
-        # Patches are not padded, so that the shift is the same for each of them.
-        weight = self.reduce.weight.detach().double()
-        bias = weight.sum((2, 3)) @ shift.detach().double()
-        reduce = scale_outputs(self.reduce, torch.ones_like(bias), bias)
-        weight = weight * scale.detach().double()[:, None, None]
-        reduce = rebuilt(reduce, weight=weight.to(self.reduce.weight.dtype))
-        q = affine_inputs(self.attention.q, scale, shift)
-        return rebuilt(self, reduce=reduce, attention=rebuilt(self.attention, q=q))
-
-    def fused(self) -> "ReducedAttention":
-        """The norm's affine part in the keys and values."""
-        if self.norm.weight is None:
-            return self
-        norm, *affine = split_affine(self.norm)
-        kv = affine_inputs(self.attention.kv, *affine)
-        return rebuilt(self, norm=norm, attention=rebuilt(self.attention, kv=kv))
+        return self.attention(x.flatten(1, 2), context_BMC).view(x.shape)  # B H W C
 
 
 class PVT(Backbone):
@@ -115,12 +94,6 @@ class PVT(Backbone):
         depths: Blocks of each stage.
         dims: Channels of each stage.
         heads: Heads of each stage.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        img_size: Size in pixels that the position tables are made for; others are resampled.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"token"`, `"avg"`, `"max"` or `""`.
     """
 
     def __init__(
@@ -138,7 +111,7 @@ class PVT(Backbone):
     ):
         strides, stages, embeddings = (4, 8, 16, 32), [], []
         height, width = whole_patches(img_size, strides[-1])
-        for i, rates in enumerate(linear_rates(drop_path_rate, depths)):
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             embeddings.append(
                 Embedding(
                     dims[i - 1] if i else in_chans,
@@ -173,41 +146,32 @@ def _block(
     mixer: nn.Module = (
         ReducedAttention(channels, num_heads, reduction)
         if reduction > 1
-        else SplitSelfAttention(channels, num_heads)
+        else SeparateQKVAttention(channels, num_heads)
     )
     mlp = Mlp(channels, mlp_ratio * channels)
     return TransformerBlock(channels, mixer, mlp, drop_path=drop_path, maps=reduction > 1)
 
 
-def _from_original(state: State, model: PVT) -> State:
-    def stage(fit: re.Match) -> str:
-        return f"stages.{int(fit[1]) - 1}.blocks.{fit[2]}."
-
-    def embedding(fit: re.Match) -> str:
-        number = int(fit[1]) - 1
-        return f"stages.{number}.downsample." if number else "stem."
-
-    state = rename(
-        state,
-        [
-            (r"pos_embed(\d)$", lambda fit: f"{embedding(fit)}positions.position.table"),
+KEY_STYLES = (
+    KeyStyle(
+        "whai362/PVT",
+        "patch_embed1.proj.weight",
+        rows=(
+            (r"pos_embed1$", "stem.positions.position.table"),
+            (r"pos_embed(\d)$", "stages.{1-1}.downsample.positions.position.table"),
             (r"cls_token$", "stages.3.downsample.positions.class_token.token"),
-            (r"patch_embed(\d)\.proj\.", lambda fit: f"{embedding(fit)}patches.project."),
-            (r"patch_embed(\d)\.norm\.", lambda fit: f"{embedding(fit)}norm."),
-            (r"block(\d)\.(\d+)\.attn\.sr\.", lambda fit: f"{stage(fit)}mixer.reduce."),
-            (r"block(\d)\.(\d+)\.attn\.norm\.", lambda fit: f"{stage(fit)}mixer.norm."),
+            (r"patch_embed1\.proj\.", "stem.patches.project."),
+            (r"patch_embed1\.", "stem."),
+            (r"patch_embed(\d)\.proj\.", "stages.{1-1}.downsample.patches.project."),
+            (r"patch_embed(\d)\.", "stages.{1-1}.downsample."),
+            (r"block(\d)\.(\d+)\.attn\.sr\.", r"stages.{1-1}.blocks.\2.mixer.reduce."),
+            (r"block(\d)\.(\d+)\.attn\.norm\.", r"stages.{1-1}.blocks.\2.mixer.norm."),
             (r"block4\.(\d+)\.attn\.", r"stages.3.blocks.\1.mixer."),
-            (r"block(\d)\.(\d+)\.attn\.", lambda fit: f"{stage(fit)}mixer.attention."),
-            (r"block(\d)\.(\d+)\.", stage),
+            (r"block(\d)\.(\d+)\.attn\.", r"stages.{1-1}.blocks.\2.mixer.attention."),
+            (r"block(\d)\.(\d+)\.", r"stages.{1-1}.blocks.\2."),
             (r"head\.", "head.fc."),
-        ],
-    )
-    return fit_tables(state, model)
-
-
-PVT.key_styles = (
-    KeyStyle("whai362/PVT", "patch_embed1.proj.weight", _from_original),
-    KeyStyle("zoo", "stem.patches.project.weight", fit_tables),
+        ),
+    ),
 )
 
 # fmt: off
@@ -220,5 +184,4 @@ VARIANTS = {
 }
 # fmt: on
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(PVT, **_arguments))
+PVT.register_family(VARIANTS, KEY_STYLES)

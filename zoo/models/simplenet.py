@@ -1,16 +1,15 @@
-"""SimpleNet: thirteen convolutions in a row, no shortcut, and the maximum of the last map.
+"""SimpleNet: thirteen convolutions without shortcuts, then global maximum pooling.
 
 Paper: Hasanpour et al., "Lets keep it simple, Using simple architectures to outperform deeper and
        more complex architectures" (arXiv 1608.06037).
 Code:  github.com/Coderx7/SimpleNet_Pytorch @ 4334c57535bc (MIT).
-Here:  layers are found in public checkpoints by their order, not their numbers: those depend on
-       which layers had a dropout module when the file was made (see `_in_order`).
-       Dropout acts before the classifier alone; the authors' dropout at chosen layers is left out,
-       it is 0 in every published model.
+Here:  layers of public checkpoints are found by their order, not by their numbers, which depend on
+       the layers that had a dropout module when the file was saved (see `_in_order`).
+       Dropout is only applied before the classifier; the authors' dropout inside the network, 0 in
+       every published model, is left out.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -22,7 +21,6 @@ from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.pools import HalvingPool, least_side
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle, State
-from zoo.registry import register
 
 # Channels of each convolution, "P" for a pooling. Two of the thirteen convolutions are 1x1.
 # fmt: off
@@ -43,25 +41,21 @@ STRIDE_MODES = {0: (), 1: (0, 1, 2), 2: (0, 1, 3), 3: (0, 1, 4), 4: (0, 2, 4)}
 
 
 class MaxHead(ClassifierHead):
-    """A classifier on the largest value of each channel, unless another pooling is chosen."""
+    """A classifier that pools by the maximum unless another pooling is chosen."""
 
     pools = ("max", "avg", "")
 
 
 class SimpleNet(Backbone):
-    """A chain of convolutions, cut into a stage for each size of the map.
+    """A chain of convolutions, one stage per size of the feature map.
 
     Args:
         chain: A name in `CHAINS`.
         width: Factor of the channels of all convolutions.
         stride_mode: Which of the first convolutions have stride 2, a key of `STRIDE_MODES`.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        drop_rate: Dropout before the classifier.
-        global_pool: `"avg"`, `"max"` or `""`.
 
     Raises:
-        BadInput: A stride mode or width that there is not.
+        BadInput: An unknown stride mode.
     """
 
     def __init__(
@@ -76,7 +70,7 @@ class SimpleNet(Backbone):
         global_pool: str = "max",
     ):
         if stride_mode not in STRIDE_MODES:
-            raise BadInput(f"stride_mode={stride_mode!r}: there are {sorted(STRIDE_MODES)}")
+            raise BadInput(f"unknown stride_mode {stride_mode!r}; choices: {sorted(STRIDE_MODES)}")
         layers = CHAINS[chain]
         twice = STRIDE_MODES[stride_mode]
         least = least_side(2 ** len(twice), layers.count("P"))
@@ -116,7 +110,7 @@ class SimpleNet(Backbone):
 
 
 def _by_size(layers: Sequence[Any], twice: Sequence[int]) -> list[list[Any]]:
-    """Cut a chain where its map shrinks; a part after the first begins with what halves it."""
+    """Cut a chain where its feature map shrinks; each part but the first starts with that layer."""
     groups: list[list[Any]] = [[]]
     position = 0
     for layer in layers:
@@ -135,10 +129,10 @@ def _init(module: nn.Module) -> None:
 
 
 def _in_order(state: State, model: SimpleNet) -> State:
-    """Name the n-th convolution and the n-th norm as ours.
+    """Give the n-th convolution and the n-th norm the names of ours.
 
-    The public numbers count every module of the chain. A dropout module after each convolution
-    makes four of a layer, none makes three; files of 2018 have none, later code has most.
+    Public numbers count every module of the chain: four per layer with dropout, three without.
+    Files of 2018 have no dropout modules, later ones have most.
     """
     units = [name for name, module in model.named_modules() if isinstance(module, ConvNorm)]
     numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
@@ -158,7 +152,7 @@ def _in_order(state: State, model: SimpleNet) -> State:
     return {name(key): tensor for key, tensor in state.items()}
 
 
-SimpleNet.key_styles = (KeyStyle("Coderx7/SimpleNet_Pytorch", "features.0.weight", _in_order),)
+KEY_STYLES = (KeyStyle("Coderx7/SimpleNet_Pytorch", "features.0.weight", convert=_in_order),)
 
 # fmt: off
 VARIANTS = {
@@ -177,5 +171,4 @@ VARIANTS = {
 }
 # fmt: on
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(SimpleNet, **_arguments))
+SimpleNet.register_family(VARIANTS, KEY_STYLES)

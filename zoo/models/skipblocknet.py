@@ -5,29 +5,25 @@ Paper: Abrahamyan et al., "Bias Loss for Mobile Neural Networks" (arXiv 2107.111
 Code:  github.com/lusinlu/bias-loss-skipblocknet @ b557bca21509 (no licence; written from a
        description). The paper's XS, S and L cannot be built by it and are left out.
 Here:  a skip block pools to the size of the map it is added to; the public code pools to 28 and 14,
-       which is the same for images of 217 to 224 pixels and cannot work for others.
+       which is the same for images of 217 to 224 pixels and fails for others.
 """
-
-import re
-from functools import partial
 
 import torch
 import torch.nn.functional as F
+from timm.layers import make_divisible
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, LinkedStage, Stage
-from zoo.blocks.channels import round_channels
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import linear_rates
-from zoo.blocks.heads import HiddenHead
+from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.heads import ClassifierHead, pool_map
 from zoo.blocks.inverted_residual import InvertedResidual, init_weights
 from zoo.blocks.sizes import is_open, is_size
 from zoo.blocks.squeeze import SqueezeExcite
-from zoo.keys import KeyStyle, State, rename
-from zoo.registry import register
+from zoo.keys import KeyStyle, prefixed
 
-# Of each stage its blocks: kernel, expansion, channels, stride, whether squeezed, activation. The
-# public code has stages 1 and 2 as one.
+# The blocks of each stage: kernel, expansion, channels, stride, squeeze and excitation, activation.
+# Stages 1 and 2 are one stage in the public code.
 _R, _H = nn.ReLU, nn.Hardswish
 # fmt: off
 TABLE = (
@@ -39,36 +35,35 @@ TABLE = (
     ((3, 6, 112, 1, True, _H), (3, 6, 112, 1, True, _H)),
     ((5, 6, 160, 2, True, _H), (5, 6, 160, 1, True, _H), (5, 6, 160, 1, True, _H)),
 )
-# Into which stage a skip block leads from stage 0: channels there, expansion, kernel, how much
-# smaller the map is there.
+# Target stages of the skip blocks from stage 0: channels, expansion, kernel, reduction.
 SKIPS = {3: (40, 6, 5, 4), 4: (80, 2.3, 3, 8)}
 # fmt: on
 STEM, LAST, HIDDEN = 16, 960, 1280
 
 
 def pool_like(x: Tensor, like: Tensor, ratio: int) -> Tensor:
-    """The mean of `x` over a grid of cells, as many of them as `like` has positions.
+    """Average `x` over a grid of cells, as many as `like` has positions.
 
     Args:
         x: The map to pool.
-        like: The map whose size the result has.
-        ratio: Side of a cell where all are alike: windows of it are what exporters know.
+        like: Gives the size of the result.
+        ratio: Side of a cell if all are equal: average pooling, which exporters support.
     """
     height, width = like.shape[2], like.shape[3]
     if is_size(x.shape[2], x.shape[3], (ratio * height, ratio * width)):
         return F.avg_pool2d(x, ratio)
     if torch.jit.is_scripting():
         return F.adaptive_avg_pool2d(x, (height, width))
-    else:  # a scripted function may hold Python of any kind in the branch that it never takes
+    else:
         if is_open(height):
             return cells(x, height, 2) @ x @ cells(x, width, 3).transpose(0, 1)
         return F.adaptive_avg_pool2d(x, (height, width))
 
 
 def cells(x: Tensor, count: int, axis: int) -> Tensor:
-    """The matrix, count x side, that takes an axis of `x` to the means of so many cells of it.
+    """The matrix, count x side, that pools an axis of `x` to `count` cells.
 
-    What adaptive pooling does, for programs that leave the size open: exporters know it for one.
+    It replaces adaptive pooling in programs of dynamic size: exporters support static sizes only.
     """
     side = x.shape[axis]
     cell = torch.arange(count, device=x.device)[:, None]
@@ -77,11 +72,11 @@ def cells(x: Tensor, count: int, axis: int) -> Tensor:
     return ((place >= first) & (place < last)).to(x.dtype) / (last - first)
 
 
-torch.fx.wrap("pool_like")  # a leaf for symbolic tracing: its branch depends on the size
+torch.fx.wrap("pool_like")
 
 
 class SkipBlock(nn.Module):
-    """Pool an early map to the size of a late one, then expand, filter, project (paper, fig. 4).
+    """Pool an early feature map to the size of a late one, then an inverted bottleneck (fig. 4).
 
     Args:
         in_channels: Channels of the early map.
@@ -102,24 +97,58 @@ class SkipBlock(nn.Module):
     ):
         super().__init__()
         self.ratio = ratio
-        hidden = round_channels(in_channels * expansion)
+        hidden = make_divisible(in_channels * expansion)
         self.expand = ConvNorm(in_channels, hidden, act=nn.ReLU)
-        self.filter = ConvNorm(hidden, hidden, kernel_size=kernel_size, groups=hidden, act=nn.ReLU)
+        self.depthwise = ConvNorm(
+            hidden, hidden, kernel_size=kernel_size, groups=hidden, act=nn.ReLU
+        )
         self.project = ConvNorm(hidden, out_channels)
 
     def forward(self, early: Tensor, late: Tensor) -> Tensor:
-        return self.project(self.filter(self.expand(pool_like(early, late, self.ratio))))
+        x = pool_like(early, late, self.ratio)  # B C and the size of late
+        return self.project(self.depthwise(self.expand(x)))
+
+
+class HiddenHead(ClassifierHead):
+    """A classifier on a hidden layer of the pooled map (MobileNetV3, arXiv 1905.02244, table 1).
+
+    Without pooling there is no hidden layer.
+
+    Args:
+        num_features: Channels of the map.
+        num_classes: Number of logits; 0 leaves the classifier out.
+        hidden_size: Width of the hidden layer.
+        **settings: As for `ClassifierHead`; the dropout follows the hidden layer.
+    """
+
+    hidden_size: int
+
+    def __init__(self, num_features: int, num_classes: int, *, hidden_size: int, **settings):
+        self.__dict__["hidden_size"] = hidden_size  # the next line makes the layers
+        super().__init__(num_features, num_classes, **settings)
+
+    def _make_classifiers(self) -> None:
+        self.fc: nn.Module = nn.Identity()
+        if self.num_classes:
+            self.fc = nn.Linear(self.hidden_size, self.num_classes)
+        if not self.pool:
+            self.hidden: nn.Module = nn.Identity()
+        elif not isinstance(getattr(self, "hidden", None), nn.Sequential):
+            self.hidden = nn.Sequential(
+                nn.Linear(self.num_features, self.hidden_size), nn.Hardswish()
+            )
+        for layer in (self.fc, self.hidden):
+            layer.train(self.training)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """B C H W -> B hidden_size, or the map itself without pooling."""
+        return self.drop(self.hidden(pool_map(x, self.pool)))
 
 
 class SkipblockNet(Backbone):
     """Six stages of inverted residuals; two of them read the output of the first as well.
 
-    Args:
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        drop_rate: Dropout before the classifier; the authors trained with 0.2.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"avg"`, `"max"` or `""`.
+    The authors trained with `drop_rate=0.2`.
     """
 
     def __init__(
@@ -132,13 +161,13 @@ class SkipblockNet(Backbone):
         global_pool: str = "avg",
     ):
         stages, strides, channels, before = [], [], [], STEM
-        rates = linear_rates(drop_path_rate, [len(rows) for rows in TABLE])
+        rates = drop_path_rates(drop_path_rate, [len(rows) for rows in TABLE])
         for i, rows in enumerate(TABLE):
             blocks = []
             for (kernel_size, expansion, out, stride, squeezed, act), rate in zip(
                 rows, rates[i], strict=True
             ):
-                hidden = round_channels(before * expansion)
+                hidden = make_divisible(before * expansion)
                 blocks.append(
                     InvertedResidual(
                         before,
@@ -177,58 +206,40 @@ class SkipblockNet(Backbone):
 
 
 def _squeeze(channels: int) -> SqueezeExcite:
-    return SqueezeExcite(channels, round_channels(channels // 4), gate=nn.Hardsigmoid)
+    return SqueezeExcite(channels, make_divisible(channels // 4), gate=nn.Hardsigmoid)
 
 
-# Positions in the public blocks; those of skip blocks have no place for a gate.
-_PARTS = {"0": "expand.conv", "1": "expand.norm", "3": "filter.conv", "4": "filter.norm",
-          "6.fc.0": "gate.reduce", "6.fc.2": "gate.expand",
-          "7": "project.conv", "8": "project.norm"}  # fmt: skip
-_SKIP_PARTS = {**_PARTS, "6": "project.conv", "7": "project.norm"}
-
-
-def _places() -> dict[str, str]:
-    """Public names of blocks -> ours."""
-    places = {"base_block.conv": "stages.0.blocks.0"}
-    places |= {f"blocks.0.{j}.conv": f"stages.1.blocks.{j}" for j in range(len(TABLE[1]))}
-    first = len(TABLE[1])
-    places |= {f"blocks.0.{first + j}.conv": f"stages.2.blocks.{j}" for j in range(len(TABLE[2]))}
-    for i in (3, 4, 5):
-        places |= {
-            f"blocks.{i - 2}.{j}.conv": f"stages.{i}.blocks.{j}" for j in range(len(TABLE[i]))
-        }
-    return places
-
-
-def _from_original(state: State, model: SkipblockNet) -> State:
-    rules = [
-        (r"first_layer\.0\.", "stem.conv."),
-        (r"first_layer\.1\.", "stem.norm."),
-        (r"conv\.0\.", "norm.conv."),
-        (r"conv\.1\.", "norm.norm."),
-        (r"classifier\.0\.", "head.hidden.0."),
-        (r"classifier\.3\.", "head.fc."),
-    ]
-    for old, new in _places().items():
-        rules += [(rf"{re.escape(f'{old}.{k}')}\.", f"{new}.{v}.") for k, v in _PARTS.items()]
-    for number, i in enumerate(SKIPS, start=1):
-        rules += [
-            (rf"skip{number}\.core_block\.{k}\.", f"stages.{i}.link.{v}.")
-            for k, v in _SKIP_PARTS.items()
-            if "." not in k
-        ]
-    state = rename(state, rules)
-    return {
-        key: tensor[..., None, None] if tensor.ndim == 2 and ".gate." in key else tensor
-        for key, tensor in state.items()
-    }
-
-
-SkipblockNet.key_styles = (
-    KeyStyle("lusinlu/bias-loss-skipblocknet", "first_layer.0.weight", _from_original),
+BLOCK = (
+    (r"0\.", "expand.conv."),
+    (r"1\.", "expand.norm."),
+    (r"3\.", "depthwise.conv."),
+    (r"4\.", "depthwise.norm."),
+    (r"6\.fc\.0\.", "gate.reduce."),
+    (r"6\.fc\.2\.", "gate.expand."),
+    (r"7\.", "project.conv."),
+    (r"8\.", "project.norm."),
+)
+SKIP_BLOCK = (*BLOCK[:4], (r"6\.", "project.conv."), (r"7\.", "project.norm."))
+KEY_STYLES = (
+    KeyStyle(
+        "lusinlu/bias-loss-skipblocknet",
+        "first_layer.0.weight",
+        rows=(
+            (r"first_layer\.0\.", "stem.conv."),
+            (r"first_layer\.1\.", "stem.norm."),
+            (r"conv\.0\.", "norm.conv."),
+            (r"conv\.1\.", "norm.norm."),
+            (r"classifier\.0\.", "head.hidden.0."),
+            (r"classifier\.3\.", "head.fc."),
+            *prefixed(r"base_block\.conv\.", "stages.0.blocks.0.", BLOCK),
+            *prefixed(r"blocks\.0\.([01])\.conv\.", r"stages.1.blocks.\1.", BLOCK),
+            *prefixed(r"blocks\.0\.(\d)\.conv\.", "stages.2.blocks.{1-2}.", BLOCK),
+            *prefixed(r"blocks\.(\d)\.(\d)\.conv\.", r"stages.{1+2}.blocks.\2.", BLOCK),
+            *prefixed(r"skip(\d)\.core_block\.", "stages.{1+2}.link.", SKIP_BLOCK),
+        ),
+    ),
 )
 
 VARIANTS = {"skipblocknet_m": {}}
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(SkipblockNet, **_arguments))
+SkipblockNet.register_family(VARIANTS, KEY_STYLES)

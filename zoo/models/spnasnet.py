@@ -9,17 +9,14 @@ Here:  the network that timm trained. Its stage 4 has 5x5 filters at expansion 3
        epsilon 1e-5, as in timm; TensorFlow's pad on one side more and have 1e-3.
 """
 
-from functools import partial
-
 from torch import nn
 
 from zoo.backbone import Backbone, Stage
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import linear_rates
+from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.heads import ClassifierHead
-from zoo.blocks.inverted_residual import InvertedResidual, from_timm, init_weights
-from zoo.keys import KeyStyle, State
-from zoo.registry import register
+from zoo.blocks.inverted_residual import TIMM, InvertedResidual, init_weights
+from zoo.keys import KeyStyle
 
 # Output channels and stride of a stage; expansion and kernel of its first block and of the others.
 # fmt: off
@@ -37,15 +34,7 @@ STEM, LAST = 32, 1280
 
 
 class SinglePathNet(Backbone):
-    """Seven stages of inverted residuals between two convolutions.
-
-    Args:
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"avg"`, `"max"` or `""`.
-    """
+    """Seven stages of inverted residuals between two convolutions."""
 
     def __init__(
         self,
@@ -57,7 +46,7 @@ class SinglePathNet(Backbone):
         global_pool: str = "avg",
     ):
         stages, strides, before = [], [], STEM
-        rates = linear_rates(drop_path_rate, [1 + len(others) for *_, others in TABLE])
+        rates = drop_path_rates(drop_path_rate, [1 + len(others) for *_, others in TABLE])
         for (out, stride, first, others), stage_rates in zip(TABLE, rates, strict=True):
             blocks = [
                 InvertedResidual(
@@ -88,13 +77,7 @@ class SinglePathNet(Backbone):
         self.apply(init_weights)
 
 
-def _from_timm(state: State, model: SinglePathNet) -> State:
-    return from_timm(state, model.stages)
-
-
-SinglePathNet.key_styles = (KeyStyle("timm", "conv_stem.weight", _from_timm),)
-
+KEY_STYLES = (KeyStyle("timm", "conv_stem.weight", rows=TIMM),)
 VARIANTS = {"spnasnet_100": {}}
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(SinglePathNet, **_arguments))
+SinglePathNet.register_family(VARIANTS, KEY_STYLES)

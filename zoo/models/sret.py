@@ -2,30 +2,29 @@
 
 Paper: Shen et al., "Sliced Recursive Transformer" (arXiv 2111.05297), fig. 2 to 4, table 3.
 Code:  github.com/szq0214/SReT @ af6db0ae4138 (MIT; parts from PiT, Apache-2.0).
-Here:  a block that is applied twice is stored once; either name that a checkpoint has for it is
-       read. The public code draws a permutation of the tokens at every call, in evaluation, too: in
-       evaluation ours is a fixed one. Stochastic depth grows to the given rate at the last block.
+Here:  a block that is applied twice is stored once; both of its names in a checkpoint are read. The
+       public code draws a permutation of the tokens at every call; in evaluation ours is fixed.
+       Stochastic depth grows to the given rate at the last block.
 """
 
-import re
 from functools import partial
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import DropPath, linear_rates
-from zoo.blocks.folding import rebuilt, split_affine
+from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.folding import Absorbing
 from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.mlp import Mlp
-from zoo.blocks.positions import Positions, PositionTable, fit_tables
+from zoo.blocks.positions import AddPositions, LearnedPositionEmbedding
 from zoo.blocks.sizes import check_sides, grid_size
 from zoo.blocks.tokens import to_map, to_tokens
 from zoo.blocks.transformer import SelfAttention
-from zoo.keys import KeyStyle, State, rename
+from zoo.keys import KeyStyle, State, prefixed
 from zoo.ops import fixed_order
-from zoo.registry import register
 
 BLOCKS = (2, 5, 3)  # distinct blocks of each stage
 PIXELS = 8  # of a side, for each token of the first stage
@@ -66,18 +65,25 @@ class Scalar(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight
+        return x * self.weight  # as x
+
+    def factors(self) -> Tensor:
+        """Return what a layer before this one absorbs (zoo/blocks/folding.py)."""
+        return self.weight
 
 
-class SharedBlock(nn.Module):
-    """Attention inside slices and an MLP; learnt numbers weigh both sides of each sum (fig. 3).
+class SharedBlock(Absorbing):
+    """Attention inside slices and an MLP; learnt scalars weight both sides of each sum (fig. 3).
 
     Args:
         channels: Width of the tokens.
         hidden: Width inside the MLP.
         num_heads: Heads of the attention.
-        drop_path: Probability of leaving a branch out while training.
+        drop_path: Probability of dropping a branch in training.
     """
+
+    absorbs_before = {"attention": "norm1", "mlp": "norm2"}
+    absorbs_after = {"attention": "scale1", "mlp": "scale2"}
 
     def __init__(self, channels: int, hidden: int, *, num_heads: int, drop_path: float):
         super().__init__()
@@ -91,40 +97,26 @@ class SharedBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, slices: int, shuffle: bool) -> Tensor:
-        y = self.norm1(x)
+        y = self.norm1(x)  # B N C
         if shuffle:
             order, back = order_of(y, self.training)
             y = self.attention(sliced(y[:, order], slices)).view(x.shape)[:, back]
         else:
             y = self.attention(sliced(y, slices)).view(x.shape)
         x = self.keep1(x) + self.scale1(self.drop_path(y))
-        return self.keep2(x) + self.scale2(self.drop_path(self.mlp(self.norm2(x))))
-
-    def fused(self) -> "SharedBlock":
-        """Affine parts of norms in the layers after them, numbers of branches in those before."""
-        if not isinstance(self.scale1, Scalar) or not isinstance(self.scale2, Scalar):
-            return self
-        norm1, *affine1 = split_affine(self.norm1)
-        norm2, *affine2 = split_affine(self.norm2)
-        attention, mlp = self.attention.after_affine(*affine1), self.mlp.after_affine(*affine2)
-        return rebuilt(
-            self,
-            norm1=norm1,
-            attention=attention.scaled(self.scale1.weight.expand(norm1.normalized_shape)),
-            scale1=nn.Identity(),
-            norm2=norm2,
-            mlp=mlp.scaled(self.scale2.weight.expand(norm1.normalized_shape)),
-            scale2=nn.Identity(),
-        )
+        return self.keep2(x) + self.scale2(self.drop_path(self.mlp(self.norm2(x))))  # B N C
 
 
-class Projection(nn.Module):
-    """A perceptron of its own after each pass ("non-linear projection layer", section 3.3).
+class Projection(Absorbing):
+    """A perceptron after each pass ("non-linear projection layer", section 3.3).
 
     Args:
         channels: Width of the tokens.
         hidden: Width inside.
     """
+
+    absorbs_before = {"mlp": "norm"}
+    absorbs_after = {"mlp": "scale"}
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
@@ -133,16 +125,7 @@ class Projection(nn.Module):
         self.keep, self.scale = Scalar(), Scalar()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.keep(x) + self.scale(self.mlp(self.norm(x)))
-
-    def fused(self) -> "Projection":
-        """The norm's affine part in the MLP, and the number of the branch."""
-        if not isinstance(self.scale, Scalar):
-            return self
-        norm, *affine = split_affine(self.norm)
-        factor = self.scale.weight.expand(norm.normalized_shape)
-        mlp = self.mlp.after_affine(*affine).scaled(factor)
-        return rebuilt(self, norm=norm, mlp=mlp, scale=nn.Identity())
+        return self.keep(x) + self.scale(self.mlp(self.norm(x)))  # B N C
 
 
 class Recursion(nn.Module):
@@ -153,8 +136,8 @@ class Recursion(nn.Module):
         hidden: Width inside the block's MLP.
         np_hidden: Width inside the projections.
         num_heads: Heads of the attention.
-        slices: Slices of the first pass and of the second; the second one's are of shuffled tokens.
-        drop_path: Probability of leaving a branch out while training.
+        slices: Slices of the first and the second pass; the second pass shuffles the tokens.
+        drop_path: Probability of dropping a branch in training.
     """
 
     def __init__(
@@ -175,19 +158,18 @@ class Recursion(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
-        x = self.project1(self.block(to_tokens(x), self.slices[0], False))
+        x = self.project1(self.block(to_tokens(x), self.slices[0], False))  # B N C
         x = self.project2(self.block(x, self.slices[1], self.slices[1] > 1))
-        return to_map(x, height, width)
+        return to_map(x, height, width)  # B C H W
 
 
 class Stem(nn.Module):
     """Three convolutions of stride 2, then a vector for each position.
 
     Args:
-        in_chans: Channels of the image.
         channels: Channels of the map.
-        grid: Size of the map that the position table is made for.
-        multiple: What every side of an image must be a multiple of; 1: nothing.
+        grid: Size of the feature map that the position table is made for.
+        multiple: Every side of an image must be a multiple of it.
     """
 
     def __init__(self, in_chans: int, channels: int, *, grid: tuple[int, int], multiple: int):
@@ -196,12 +178,12 @@ class Stem(nn.Module):
         conv = partial(ConvNorm, kernel_size=3, stride=2, bias=True, act=nn.ReLU)
         widths = (in_chans, channels // 2, channels, channels)
         self.convs = nn.Sequential(*(conv(widths[i], widths[i + 1]) for i in range(3)))
-        self.positions = Positions(PositionTable(channels, grid, mode="bicubic"))
+        self.positions = AddPositions(LearnedPositionEmbedding(channels, grid, mode="bicubic"))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.multiple > 1:
             check_sides(x, 2, self.multiple)
-        return self.positions(self.convs(x))
+        return self.positions(self.convs(x))  # B C H/8 W/8
 
 
 class SReT(Backbone):
@@ -211,16 +193,10 @@ class SReT(Backbone):
         heads: Heads of each stage.
         head_dim: Width of a head.
         mlp_ratio: Width inside the MLPs over that of the tokens.
-        np_ratio: The same of the projections.
+        np_ratio: Width inside the projections over that of the tokens.
         slices1: Slices of each stage in the first pass of a block.
-        slices2: The same in the second pass, of shuffled tokens.
-        multiple: What every side of an image must be a multiple of, so that slices are whole.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        img_size: Size in pixels that the position table is made for; others are resampled.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"avg"`, `"max"` or `""`.
+        slices2: Slices in the second pass, of shuffled tokens.
+        multiple: Every side of an image must be a multiple of it, for slices of equal length.
     """
 
     def __init__(
@@ -241,7 +217,7 @@ class SReT(Backbone):
         global_pool: str = "avg",
     ):
         dims, stages = tuple(head_dim * count for count in heads), []
-        for i, rates in enumerate(linear_rates(drop_path_rate, BLOCKS)):
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, BLOCKS)):
             blocks = [
                 Recursion(
                     dims[i],
@@ -274,47 +250,46 @@ class SReT(Backbone):
         )
 
 
-def _from_original(state: State, model: SReT) -> State:
-    parts = {
-        "norm1.": "norm.",
-        "coefficient1.bias": "keep.weight",
-        "coefficient2.bias": "scale.weight",
-    }
-    shared = {
-        "attn.": "attention.",
-        "coefficient1.bias": "keep1.weight",
-        "coefficient2.bias": "scale1.weight",
-        "coefficient3.bias": "keep2.weight",
-        "coefficient4.bias": "scale2.weight",
-    }
+def _as_tokens(state: State, model: SReT) -> State:
+    """The public position table is 1 C H W."""
+    key = "stem.positions.position.table"
+    if key in state and state[key].ndim == 4:
+        state[key] = state[key].flatten(2).transpose(1, 2)
+    return state
 
-    def place(fit: re.Match) -> str:
-        index, rest = int(fit[2]), fit[3]
-        names, part = (parts, f"project{index // 2 % 2 + 1}.") if index % 2 else (shared, "block.")
-        old = next((name for name in names if rest.startswith(name)), "")
-        return f"stages.{fit[1]}.blocks.{index // 4}.{part}{names.get(old, '')}{rest[len(old) :]}"
 
-    if "pos_embed" in state:  # C H W, ours is a row of vectors
-        state["pos_embed"] = state["pos_embed"].flatten(2).transpose(1, 2)
-    state = rename(
-        state,
-        [
+# Of four public modules in a row the first and the third are one block, each before a projection.
+BLOCK = (
+    (r"attn\.", "attention."),
+    (r"coefficient1\.bias$", "keep1.weight"),
+    (r"coefficient2\.bias$", "scale1.weight"),
+    (r"coefficient3\.bias$", "keep2.weight"),
+    (r"coefficient4\.bias$", "scale2.weight"),
+    ("", ""),
+)
+PROJECTION = (
+    (r"norm1\.", "norm."),
+    (r"coefficient1\.bias$", "keep.weight"),
+    (r"coefficient2\.bias$", "scale.weight"),
+    ("", ""),
+)
+OLD, NEW = r"transformers\.(\d)\.blocks", r"stages.\1.blocks.{2//4}."
+KEY_STYLES = (
+    KeyStyle(
+        "szq0214/SReT",
+        "patch_embed.conv1.weight",
+        rows=(
             (r"pos_embed$", "stem.positions.position.table"),
-            (r"patch_embed\.conv(\d)\.", lambda fit: f"stem.convs.{int(fit[1]) - 1}.conv."),
-            (r"patch_embed\.bn(\d)\.", lambda fit: f"stem.convs.{int(fit[1]) - 1}.norm."),
-            # A block's second name comes later and holds the same.
-            (r"transformers\.(\d)\.blocks\.(\d+)\.(.*)$", place),
-            (r"pools\.(\d)\.conv\.", lambda fit: f"stages.{int(fit[1]) + 1}.downsample."),
+            (r"patch_embed\.conv(\d)\.", "stem.convs.{1-1}.conv."),
+            (r"patch_embed\.bn(\d)\.", "stem.convs.{1-1}.norm."),
+            *prefixed(OLD + r"\.(\d*[02468])\.", NEW + "block.", BLOCK),
+            *prefixed(OLD + r"\.(\d*[13579])\.", NEW + "project{2//2%2+1}.", PROJECTION),
+            (r"pools\.(\d)\.conv\.", "stages.{1+1}.downsample."),
             (r"norm\.", "head.fc.norm."),
             (r"head\.(weight|bias)$", r"head.fc.linear.\1"),
-        ],
-    )
-    return fit_tables(state, model)
-
-
-SReT.key_styles = (
-    KeyStyle("szq0214/SReT", "patch_embed.conv1.weight", _from_original),
-    KeyStyle("zoo", "stem.convs.0.conv.weight", fit_tables),
+        ),
+        tensors=_as_tokens,
+    ),
 )
 
 # fmt: off
@@ -336,5 +311,4 @@ VARIANTS = {
 }
 # fmt: on
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(SReT, **_arguments))
+SReT.register_family(VARIANTS, KEY_STYLES)

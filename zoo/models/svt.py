@@ -3,45 +3,219 @@
 Paper: Patro and Agneeswaran, "Scattering Vision Transformer: Spectral Mixing Matters"
        (arXiv 2311.01310), fig. 1 and 2, table 1.
 Code:  github.com/badripatro/svt @ fcbc9b325f5d, svt.py (no licence file; nothing of it is here).
-Here:  the wavelet transform is plain PyTorch and exports. Its low band's weights are resampled for
-       maps other than 56x56, where the public code takes 224 px alone; so are the matrices of the
-       ablation with token mixing. Training with labels for tokens is not offered: in training, too,
-       the logits are those of evaluation.
+Here:  the wavelet transform is plain PyTorch and exports. The weights of its low band, and the
+       matrices of the ablation with token mixing, are resampled for feature maps other than 56x56;
+       the public code supports only 224 px. Training with token labels is not supported: the
+       logits in training are those of evaluation.
 """
 
-import re
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import linear_rates
-from zoo.blocks.folding import rebuilt, split_affine
-from zoo.blocks.heads import TokenHead
-from zoo.blocks.init import init_linear
-from zoo.blocks.mlp import FilteredMlp, Mlp
+from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.folding import Absorbing
+from zoo.blocks.heads import TokenHead, TokenLabelHead
+from zoo.blocks.init import init_conv, init_linear
+from zoo.blocks.mlp import MixFFN, Mlp
 from zoo.blocks.norm import LayerNorm2d
-from zoo.blocks.scattering import HalfScattering, Scattering
-from zoo.blocks.sizes import grid_size
+from zoo.blocks.precision import outside_autocast
+from zoo.blocks.sizes import grid_size, is_size
 from zoo.blocks.tokens import to_row, to_tokens
-from zoo.blocks.transformer import CrossAttention, SplitSelfAttention, TransformerBlock
-from zoo.keys import KeyStyle, State, rename
-from zoo.registry import register
+from zoo.blocks.transformer import CrossAttention, SeparateQKVAttention, TransformerBlock
+from zoo.keys import KeyStyle, numbered_blocks
+from zoo.ops.wavelet import complex as transform
 
 MLP_RATIOS = (8, 8, 4, 4)
+BLOCKS = 4  # groups of channels that the complex layers mix
 
 torch.fx.wrap("to_row")
 
 
-class Downsample(nn.Module):
-    """A convolution to half the size, then a norm over channels.
+def resized(table: Tensor, height: int, width: int) -> Tensor:
+    """Resample a table ... x H x W as images; a table of that size is returned unchanged."""
+    if is_size(height, width, (table.shape[-2], table.shape[-1])):
+        return table
+    image = table.reshape(1, -1, table.shape[-2], table.shape[-1])
+    image = F.interpolate(image, [height, width], mode="bilinear", align_corners=False)
+    return image.view(table.shape[:-2] + image.shape[-2:])
+
+
+def resized_matrices(table: Tensor, rows: int, side: int) -> Tensor:
+    """Resample 2 x rows x side x side, a matrix for each row, as the kernel of an integral.
+
+    Values shrink as the side grows, which keeps sums at their size.
+    """
+    if is_size(rows, side, (table.shape[1], table.shape[2])):
+        return table
+    volume = F.interpolate(table[None], [rows, side, side], mode="trilinear", align_corners=False)
+    return volume[0] * (table.shape[2] / side)
+
+
+def complex_matrix(weight: Tensor) -> Tensor:
+    """2 x K x in x out, real and imaginary -> K x 2out x 2in, real, both parts interleaved."""
+    real, imaginary = weight.transpose(-1, -2).unbind(0)  # K out in
+    rows = [torch.stack([real, -imaginary], -1), torch.stack([imaginary, real], -1)]
+    return torch.stack(rows, dim=2).flatten(3).flatten(1, 2)
+
+
+def mix_channels(bands: Tensor, batch: int, weights: list[Tensor]) -> Tensor:
+    """A perceptron across the channels of each block: complex layers, ReLU on each part.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
+        bands: BC x 2 x 6 x h x w.
+        batch: B.
+        weights: Of two layers: 2 x 4 x C/4 x C/4, 2 x 4 x C/4.
     """
+    blocks = weights[0].shape[1]
+    inner = weights[0].shape[2] * 2
+    x = bands.reshape(batch, blocks, inner, -1)
+    x = F.relu(complex_matrix(weights[0]) @ x + weights[1].permute(1, 2, 0).flatten(1)[..., None])
+    x = complex_matrix(weights[2]) @ x + weights[3].permute(1, 2, 0).flatten(1)[..., None]
+    return x.view(bands.shape)
+
+
+def mix_columns(bands: Tensor, weights: list[Tensor]) -> Tensor:
+    """A perceptron along each row of positions, with separate layers for each row.
+
+    Args:
+        bands: BC x 2 x 6 x h x w.
+        weights: Of two layers: 2 x h x w x w, 2 x h x w.
+    """
+    rows, side = bands.shape[3], bands.shape[4]
+    x = bands.permute(3, 0, 2, 4, 1).reshape(rows, -1, 2 * side)  # h BC6 2w
+    for i in range(2):
+        matrix = complex_matrix(resized_matrices(weights[2 * i], rows, side))
+        shift = resized(weights[2 * i + 1], rows, side).permute(1, 2, 0).flatten(1)
+        x = x @ matrix.transpose(1, 2) + shift[:, None]
+        if i == 0:
+            x = F.relu(x)
+    shape = (rows, bands.shape[0], bands.shape[2], side, 2)
+    return x.view(shape).permute(1, 4, 2, 0, 3)
+
+
+def scattering(
+    x: Tensor, tables: list[Tensor], channels: list[Tensor], columns: list[Tensor]
+) -> Tensor:
+    """Transform, weight the low band, mix the complex bands, transform back: B C H W -> B C H W.
+
+    In single precision at least, also under autocast. An odd side is padded with its last row or
+    column, and cropped afterwards.
+
+    Args:
+        x: Feature maps.
+        tables: Filters of the transform, those of its inverse, and a weight for each value of the
+            low band, C x H x W.
+        channels: Weights of `mix_channels`.
+        columns: Weights of `mix_columns`, or none.
+    """
+    if torch.jit.is_scripting():
+        return _scattering(x, tables, channels, columns)
+    else:
+        return outside_autocast(_scattering, x, tables, channels, columns)
+
+
+def _scattering(
+    x: Tensor, tables: list[Tensor], channels: list[Tensor], columns: list[Tensor]
+) -> Tensor:
+    dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
+    height, width = x.shape[2], x.shape[3]
+    analysis, synthesis, low = tables[0].to(wide), tables[1].to(wide), tables[2].to(wide)
+    x = F.pad(x.to(wide), [0, width % 2, 0, height % 2], mode="replicate")
+    smooth, bands = transform.analyse(x, analysis)
+    smooth = smooth * resized(low, x.shape[2], x.shape[3])
+    bands = mix_channels(bands, x.shape[0], [weight.to(wide) for weight in channels])
+    if len(columns) > 0:
+        bands = mix_columns(bands, [weight.to(wide) for weight in columns])
+    return transform.synthesise(smooth, bands, synthesis)[:, :, :height, :width].to(dtype)
+
+
+torch.fx.wrap("scattering")
+
+
+class ComplexLayers(nn.Module):
+    """Weights and biases of several pairs of complex layers.
+
+    Args:
+        shape: Number of pairs, width of a layer.
+    """
+
+    def __init__(self, shape: tuple[int, int]):
+        super().__init__()
+        times, width = shape
+        self.weight1 = nn.Parameter(0.02 * torch.randn(2, times, width, width))
+        self.bias1 = nn.Parameter(0.02 * torch.randn(2, times, width))
+        self.weight2 = nn.Parameter(0.02 * torch.randn(2, times, width, width))
+        self.bias2 = nn.Parameter(0.02 * torch.randn(2, times, width))
+
+    def forward(self) -> list[Tensor]:
+        return [self.weight1, self.bias1, self.weight2, self.bias2]  # 2 K C C and 2 K C, twice
+
+
+class NoLayers(nn.Module):
+    """No weights."""
+
+    def forward(self) -> list[Tensor]:
+        nothing: list[Tensor] = []
+        return nothing  # no tensors
+
+
+class Scattering(nn.Module):
+    """Scattering mixer of SVT on B H W C: low band weighted, six complex bands mixed (fig. 2).
+
+    Args:
+        channels: Channels of input and output, a multiple of 4.
+        grid: Size of the feature map that the tables are made for.
+        columns: Mix along the rows of positions, too.
+    """
+
+    def __init__(self, channels: int, grid: tuple[int, int], *, columns: bool = False):
+        super().__init__()
+        inner, (height, width) = channels // BLOCKS, grid
+        self.low = nn.Parameter(0.02 * torch.randn(channels, height, width))
+        self.channels = ComplexLayers((BLOCKS, inner))
+        sides = (height + 1) // 2, (width + 1) // 2
+        self.columns = ComplexLayers(sides) if columns else NoLayers()
+        analysis, synthesis = transform.filters()
+        self.analysis: Tensor
+        self.synthesis: Tensor
+        self.register_buffer("analysis", analysis, persistent=False)
+        self.register_buffer("synthesis", synthesis, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x.permute(0, 3, 1, 2)  # B C H W
+        tables = [self.analysis, self.synthesis, self.low]
+        y = scattering(maps, tables, self.channels(), self.columns())
+        return y.permute(0, 2, 3, 1)  # B H W C
+
+
+class HalfScattering(nn.Module):
+    """The ablation of SVT: half of the channels scattered, half convolved, then interleaved.
+
+    Args:
+        channels: Channels of input and output, a multiple of 8.
+        grid: Size of the feature map that the tables are made for.
+    """
+
+    def __init__(self, channels: int, grid: tuple[int, int]):
+        super().__init__()
+        half = channels // 2
+        self.depthwise = nn.Conv2d(half, half, 3, padding=1, groups=half)
+        self.scattering = Scattering(half, grid, columns=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        filtered, scattered = x.chunk(2, dim=-1)
+        filtered = self.depthwise(filtered.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return torch.stack([filtered, self.scattering(scattered)], dim=-1).flatten(-2)  # B H W C
+
+
+class Downsample(nn.Module):
+    """A convolution to half the size, then a norm over channels."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -49,39 +223,37 @@ class Downsample(nn.Module):
         self.norm = LayerNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.project(x))
+        return self.norm(self.project(x))  # B C H/2 W/2
 
 
 class StageNorm(nn.Module):
-    """The norm that closes a stage; what it gives is the stage's level.
-
-    Args:
-        channels: Channels of the map.
-    """
+    """The norm at the end of a stage; its output is the level of the feature pyramid."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.norm = LayerNorm2d(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
+        return self.norm(x)  # B C H W
 
 
 class ScatteringBlock(TransformerBlock):
-    """A transformer block that scatters; its first norm's shift would be a map of its own."""
+    """A transformer block that scatters; the shift of its first norm cannot be folded."""
 
-    absorbing = (("norm2", "mlp"),)
+    absorbs_before = {"mlp": "norm2"}
 
 
-class ClassAttention(nn.Module):
-    """The mean of all tokens asks the tokens once, then a norm: a map -> the row of tokens.
+class ClassAttention(Absorbing):
+    """The mean of all tokens attends to them once, then a norm: a map -> the row of tokens.
 
-    Class attention (CaiT, arXiv 2103.17239, section 2.2) as VOLO has it; other tokens pass.
+    Class attention (CaiT, arXiv 2103.17239, section 2.2) as in VOLO; other tokens are not changed.
 
     Args:
         channels: Channels of the map.
         num_heads: Heads of the attention.
     """
+
+    absorbs_before = {"attention": "norm1", "mlp": "norm2"}
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -100,39 +272,6 @@ class ClassAttention(nn.Module):
         token_B1C = token_B1C + self.mlp(self.norm2(token_B1C))
         return to_row(self.norm(torch.cat([token_B1C, x_BNC], dim=1)))
 
-    def fused(self) -> "ClassAttention":
-        """The affine parts of the norms in the layers after them."""
-        if self.norm1.weight is None:
-            return self
-        norm1, *affine1 = split_affine(self.norm1)
-        norm2, *affine2 = split_affine(self.norm2)
-        attention = self.attention.after_affine(*affine1)
-        mlp = self.mlp.after_affine(*affine2)
-        return rebuilt(self, norm1=norm1, attention=attention, norm2=norm2, mlp=mlp)
-
-
-class LabelledTokensHead(TokenHead):
-    """A second classifier on every token; half of its largest logits is added (LV-ViT, VOLO).
-
-    It is there where the class token is read.
-    """
-
-    def _make_classifiers(self) -> None:
-        super()._make_classifiers()
-        self.aux = self._classifier() if self.pool == "token" else nn.Identity()
-
-    def classifiers(self) -> list[str]:
-        return ["fc", "aux"] if self.pool == "token" else ["fc"]
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        y = self.pooled(x)
-        if pre_logits:
-            return y
-        y = self.fc(y)
-        if self.pool == "token" and self.num_classes > 0:
-            y = y + 0.5 * self.aux(to_tokens(x)[:, 1:]).amax(1)
-        return y
-
 
 class SVT(Backbone):
     """Four stages at strides 4 to 32: the first one scatters, the others attend (fig. 1).
@@ -140,16 +279,11 @@ class SVT(Backbone):
     Args:
         depths: Blocks of each stage.
         dims: Channels of each stage.
-        heads: Heads of each stage; the first number is without effect.
+        heads: Heads of each stage; the first number has no effect.
         stem: Channels inside the stem.
-        columns: The ablation that mixes half of the channels, along rows of positions, too.
+        columns: The ablation that scatters half of the channels and also mixes along rows.
         token_label: Add half of the largest logits of all tokens (the published form).
-        num_classes: Number of logits; 0 leaves the classifiers out.
-        in_chans: Channels of the image.
         img_size: Size in pixels that the first stage's weights are made for; others are resampled.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"token"`, `"avg"`, `"max"` or `""`.
     """
 
     def __init__(
@@ -169,12 +303,12 @@ class SVT(Backbone):
         global_pool: str = "token",
     ):
         grid, stages = grid_size(img_size, 4), []
-        for i, rates in enumerate(linear_rates(drop_path_rate, depths)):
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             blocks: list[nn.Module] = []
             for rate in rates:
-                mlp = FilteredMlp(dims[i], MLP_RATIOS[i] * dims[i])
+                mlp = MixFFN(dims[i], MLP_RATIOS[i] * dims[i])
                 if i:
-                    mixer: nn.Module = SplitSelfAttention(dims[i], heads[i])
+                    mixer: nn.Module = SeparateQKVAttention(dims[i], heads[i])
                 else:
                     mixer = HalfScattering(dims[0], grid) if columns else Scattering(dims[0], grid)
                 kind = TransformerBlock if i else ScatteringBlock
@@ -183,7 +317,7 @@ class SVT(Backbone):
             down = Downsample(dims[i - 1], dims[i]) if i else None
             stages.append(Stage([*blocks, *closing], down))
         conv = partial(ConvNorm, out_channels=stem, act=nn.ReLU)
-        head = LabelledTokensHead if token_label else TokenHead
+        head = TokenLabelHead if token_label else TokenHead
         super().__init__(
             stem=nn.Sequential(
                 conv(in_chans, kernel_size=7, stride=2),
@@ -204,64 +338,49 @@ class SVT(Backbone):
 
 def _init(module: nn.Module) -> None:
     init_linear(module)
-    if isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] ** 2 * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    init_conv(module)
 
 
-def _from_original(state: State, model: SVT) -> State:
-    def place(fit: re.Match) -> str:
-        number = int(fit[1]) - 1
-        return f"stages.{number}.downsample." if number else "stem.3."
-
-    def closing(fit: re.Match) -> str:
-        blocks = {key.split(".")[1] for key in state if key.startswith(f"block{fit[1]}.")}
-        return f"stages.{int(fit[1]) - 1}.blocks.{len(blocks)}.norm."
-
-    def layers(fit: re.Match) -> str:
-        part = "columns" if fit["t"] else "channels"
-        kind = "bias" if fit["b"] else "weight"
-        return f"stages.0.blocks.{fit['j']}.mixer.{inner}{part}.{kind}{fit['n']}"
-
-    halves = any(".attn.conv." in key for key in state)
-    inner = "scattering." if halves else ""
-    fixed = re.compile(r".*\.(xfm|ifm)\.")  # wavelet filters, constants here
-    state = {key: value for key, value in state.items() if not fixed.match(key)}
-    return rename(
-        state,
-        [
-            (r"patch_embed1\.conv\.([036])\.", lambda fit: f"stem.{int(fit[1]) // 3}.conv."),
-            (r"patch_embed1\.conv\.([147])\.", lambda fit: f"stem.{int(fit[1]) // 3}.norm."),
-            (r"patch_embed(\d)\.proj\.", lambda fit: f"{place(fit)}project."),
-            (r"patch_embed(\d)\.norm\.", lambda fit: f"{place(fit)}norm."),
-            (
-                r"block1\.(?P<j>\d+)\.attn\.complex_weight_lh_(?P<b>b?)(?P<n>\d)(?P<t>(_t)?)$",
-                layers,
-            ),
-            (r"block1\.(\d+)\.attn\.complex_weight_ll$", rf"stages.0.blocks.\1.mixer.{inner}low"),
-            (r"block1\.(\d+)\.attn\.conv\.", r"stages.0.blocks.\1.mixer.filter."),
-            (
-                r"block(\d)\.(\d+)\.attn\.",
-                lambda fit: f"stages.{int(fit[1]) - 1}.blocks.{fit[2]}.mixer.",
-            ),
-            (
-                r"block(\d)\.(\d+)\.mlp\.dwconv\.dwconv\.",
-                lambda fit: f"stages.{int(fit[1]) - 1}.blocks.{fit[2]}.mlp.filter.",
-            ),
-            (r"block(\d)\.(\d+)\.", lambda fit: f"stages.{int(fit[1]) - 1}.blocks.{fit[2]}."),
-            (r"norm4\.", "norm.norm."),
-            (r"norm([123])\.", closing),
-            (r"post_network\.0\.attn\.", "norm.attention."),
-            (r"post_network\.0\.", "norm."),
-            (r"aux_head\.", "head.aux."),
-            (r"head\.", "head.fc."),
-        ],
-    )
+ROWS = (
+    (r".*\.(?:xfm|ifm)\.", None),  # wavelet filters, constants here
+    (r"patch_embed1\.conv\.([036])\.", "stem.{1//3}.conv."),
+    (r"patch_embed1\.conv\.([147])\.", "stem.{1//3}.norm."),
+    (r"patch_embed1\.proj\.", "stem.3.project."),
+    (r"patch_embed1\.norm\.", "stem.3.norm."),
+    (r"patch_embed(\d)\.proj\.", "stages.{1-1}.downsample.project."),
+    (r"patch_embed(\d)\.norm\.", "stages.{1-1}.downsample.norm."),
+    (r"block1\.(\d+)\.attn\.conv\.", r"stages.0.blocks.\1.mixer.depthwise."),
+    (r"block(\d)\.(\d+)\.attn\.", r"stages.{1-1}.blocks.\2.mixer."),
+    (r"block(\d)\.(\d+)\.mlp\.dwconv\.dwconv\.", r"stages.{1-1}.blocks.\2.mlp.depthwise."),
+    (r"block(\d)\.(\d+)\.", r"stages.{1-1}.blocks.\2."),
+    (r"norm4\.", "norm.norm."),
+    (r"post_network\.0\.attn\.", "norm.attention."),
+    (r"post_network\.0\.", "norm."),
+    (r"aux_head\.", "head.aux."),
+    (r"head\.", "head.fc."),
+)
 
 
-SVT.key_styles = (KeyStyle("badripatro/svt", "patch_embed1.conv.0.weight", _from_original),)
+def _rows(model: SVT) -> list[Any]:
+    """Names of the mixer depend on the ablation, those of norms on the depth of their stage."""
+    rows: list[Any] = []
+    for s, j, block in numbered_blocks(model):
+        if isinstance(block, StageNorm):
+            rows += [(rf"norm{s + 1}\.", f"stages.{s}.blocks.{j}.norm.")]
+        elif s == 0:
+            inner = "scattering." if isinstance(block.mixer, HalfScattering) else ""
+            old, new = rf"block1\.{j}\.attn\.complex_weight_", f"stages.0.blocks.{j}.mixer.{inner}"
+            rows += [
+                (old + r"ll$", f"{new}low"),
+                (old + r"lh_(\d)$", rf"{new}channels.weight\1"),
+                (old + r"lh_b(\d)$", rf"{new}channels.bias\1"),
+                (old + r"lh_(\d)_t$", rf"{new}columns.weight\1"),
+                (old + r"lh_b(\d)_t$", rf"{new}columns.bias\1"),
+            ]
+    return [*rows, *ROWS]
+
+
+KEY_STYLES = (KeyStyle("badripatro/svt", "patch_embed1.conv.0.weight", rows=_rows),)
 
 # fmt: off
 _SMALL = dict(depths=(3, 4, 6, 3), dims=(64, 128, 320, 448), heads=(2, 4, 10, 14), stem=32)
@@ -273,5 +392,4 @@ VARIANTS = {
 }
 # fmt: on
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(SVT, **_arguments))
+SVT.register_family(VARIANTS, KEY_STYLES)

@@ -3,9 +3,9 @@
 Paper: Yuan et al., "Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet"
        (arXiv 2101.11986), fig. 3 and 4, sizes of table 1.
 Code:  github.com/yitu-opensource/T2T-ViT @ 0f63dc9558f4 (Clear BSD: no patent grant).
-Here:  images of any size (the public code takes squares); the fixed table is resampled for them.
-       What is fixed (the table, the random features) is loaded from a checkpoint, never drawn anew.
-       `qk_scale` of the public factories with `pretrained` is not taken over: the checkpoints were
+Here:  images of any size (the public code supports squares); the fixed table is resampled for them.
+       Constants (the table, the random features) are loaded from a checkpoint, not drawn again.
+       `qk_scale` of the public factories with `pretrained` is left out: the checkpoints were
        trained and are evaluated without it.
 """
 
@@ -17,23 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
-from zoo.blocks.drop import linear_rates
-from zoo.blocks.folding import affine_inputs, rebuilt, scale_outputs, split_affine
+from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.folding import Absorbing, absorb, scale_queries
 from zoo.blocks.heads import TokenHead
 from zoo.blocks.mlp import Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import check_patch, whole_patches
-from zoo.blocks.positions import Positions, PositionTable, fit_tables
+from zoo.blocks.positions import AddPositions, SinusoidalPositionEmbedding
 from zoo.blocks.precision import outside_autocast
 from zoo.blocks.tokens import ClassToken, to_map
 from zoo.blocks.transformer import SelfAttention, TransformerBlock, attend
-from zoo.keys import KeyStyle, State, rename
-from zoo.registry import register
+from zoo.keys import KeyStyle, State, prefixed
 
 PATCH = 16  # pixels of a side for each of the last tokens
 # Patches of 7 every 4 pixels, padded by 2; then twice 3 every 2, padded by 1: (side + 13) // 16.
 MARGIN = 13
-TOKEN_DROP = 0.1  # in the performer while training, whatever drop_rate is (public code)
+TOKEN_DROP = 0.1  # of the performer in training; drop_rate does not change it (public code)
 
 
 # B batch, N tokens, C features of a token, M random features
@@ -45,7 +44,7 @@ def feature_attention(k_BNC: Tensor, q_BNC: Tensor, v_BNC: Tensor, features_MC: 
     """
     if torch.jit.is_scripting():
         return _feature_attention(k_BNC, q_BNC, v_BNC, features_MC)
-    else:  # a scripted function may hold Python of any kind in the branch that it never takes
+    else:
         return outside_autocast(_feature_attention, k_BNC, q_BNC, v_BNC, features_MC)
 
 
@@ -69,8 +68,8 @@ torch.fx.wrap("check_patch")
 torch.fx.wrap("to_map")
 
 
-class SplitAttention(nn.Module):
-    """Overlapping patches of a map, attention among them, values as the skip path (section 3.1).
+class SoftSplitAttention(Absorbing):
+    """Overlapping patches, attention among them, values as the skip path (section 3.1).
 
     Args:
         in_channels: Channels of the map or image.
@@ -78,8 +77,10 @@ class SplitAttention(nn.Module):
         kernel_size: Side of a patch.
         stride: Pixels from a patch to the next.
         performer: Attention by random features; otherwise softmax.
-        least: Least side of the input that the whole model can work on.
+        least: Smallest side of an image that the whole model supports.
     """
+
+    absorbs_before = {"qkv": "norm"}
 
     def __init__(
         self,
@@ -93,6 +94,7 @@ class SplitAttention(nn.Module):
     ):
         super().__init__()
         self.stride, self.padding, self.least = stride, kernel_size // 2 - (stride == 4), least
+        self.performer = performer
         self.side, inputs = kernel_size, in_channels * kernel_size**2
         self.scale = inputs**-0.5  # of the input's width, not of the heads' (public code)
         self.norm = nn.LayerNorm(inputs)
@@ -118,33 +120,23 @@ class SplitAttention(nn.Module):
             y_BNC = feature_attention(parts[0], parts[1], v_BNC, features)  # keys come first
         else:
             y_BNC = attend(parts[0], parts[1], v_BNC, 1, self.scale)
-        return to_map(v_BNC + self.drop(self.proj(y_BNC)), height, width)
+        return to_map(v_BNC + self.drop(self.proj(y_BNC)), height, width)  # B C H W
 
-    def fused(self) -> "SplitAttention":
-        """The norm's affine part in the layer after it, and the scale of softmax in the queries."""
-        if self.norm.weight is None:
-            return self
-        norm, scale, shift = split_affine(self.norm)
-        flat = nn.Linear(1, 1, bias=False)
-        flat = rebuilt(flat, weight=self.qkv.weight.flatten(1), bias=self.qkv.bias)
-        flat = affine_inputs(flat, scale, shift)
-        if self.features is None:
-            factors = flat.weight.new_ones(len(flat.weight), dtype=torch.float64)
-            factors[: len(factors) // 3] = self.scale
-            flat = scale_outputs(flat, factors)
-        weight = flat.weight.view_as(self.qkv.weight)
-        fused = rebuilt(self, norm=norm, qkv=rebuilt(self.qkv, weight=weight, bias=flat.bias))
-        fused.scale = 1.0
-        return fused
+    def fused(self) -> "SoftSplitAttention":
+        """The norm's affine part in `qkv`, and the scale of softmax in the queries."""
+        fused = absorb(self)
+        return fused if self.performer else scale_queries(fused, "qkv", self.proj.in_features)
 
 
-class ResidualMlp(nn.Module):
+class ResidualMlp(Absorbing):
     """x + mlp(norm(x)) on a map, the second half of a token transformer.
 
     Args:
         channels: Channels of input and output, and inside.
         drop: Dropout of the branch.
     """
+
+    absorbs_before = {"mlp": "norm"}
 
     def __init__(self, channels: int, drop: float):
         super().__init__()
@@ -153,15 +145,8 @@ class ResidualMlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)
-        return (x + self.drop(self.mlp(self.norm(x)))).permute(0, 3, 1, 2)
-
-    def fused(self) -> "ResidualMlp":
-        """The norm's affine part in the MLP."""
-        if self.norm.weight is None:
-            return self
-        norm, *affine = split_affine(self.norm)
-        return rebuilt(self, norm=norm, mlp=self.mlp.after_affine(*affine))
+        x = x.permute(0, 2, 3, 1)  # B H W C
+        return (x + self.drop(self.mlp(self.norm(x)))).permute(0, 3, 1, 2)  # B C H W
 
 
 class T2TViT(Backbone):
@@ -174,12 +159,6 @@ class T2TViT(Backbone):
         mlp_ratio: Width inside the MLPs over `dim`.
         performer: Attention by random features in the first steps; otherwise softmax ("_t").
         token_dim: Width of the tokens in the first steps.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        img_size: Size in pixels that the position table is made for; others are resampled.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"token"`, `"avg"`, `"max"` or `""`.
     """
 
     def __init__(
@@ -201,8 +180,8 @@ class T2TViT(Backbone):
         height, width = whole_patches(img_size, PATCH)
         grid = _tokens(height), _tokens(width)
         drop = TOKEN_DROP if performer else 0.0
-        table = PositionTable(dim, grid, prefix=1, fixed=True, mode="bicubic")
-        split = partial(SplitAttention, channels=token_dim, performer=performer)
+        table = SinusoidalPositionEmbedding(dim, grid, prefix=1, mode="bicubic")
+        split = partial(SoftSplitAttention, channels=token_dim, performer=performer)
         project = nn.Conv2d(token_dim, dim, 3, 2, 1)
         blocks = [
             TransformerBlock(
@@ -212,14 +191,14 @@ class T2TViT(Backbone):
                 drop_path=rate,
                 eps=1e-5,
             )
-            for rate in linear_rates(drop_path_rate, [depth])[0]
+            for rate in drop_path_rates(drop_path_rate, [depth])[0]
         ]
         super().__init__(
             stem=split(in_chans, kernel_size=7, stride=4, least=PATCH),
             stages=[
                 Stage([ResidualMlp(token_dim, drop)]),
                 Stage([ResidualMlp(token_dim, drop)], split(token_dim, kernel_size=3, stride=2)),
-                Stage(blocks, nn.Sequential(project, Positions(table, ClassToken(dim)))),
+                Stage(blocks, nn.Sequential(project, AddPositions(table, ClassToken(dim)))),
             ],
             norm=LayerNorm2d(dim, eps=1e-5),
             head=TokenHead(dim, num_classes, pool=global_pool, drop_rate=drop_rate),
@@ -233,7 +212,7 @@ class T2TViT(Backbone):
 
 
 def _tokens(side: int) -> int:
-    """Return how many of the last tokens stand along a side of so many pixels."""
+    """Return the number of final tokens along a side of `side` pixels."""
     return (side + MARGIN) // PATCH
 
 
@@ -244,35 +223,7 @@ def _init(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _from_original(state: State, model: T2TViT) -> State:
-    rules = []
-    for i, (attention, mlp) in enumerate(
-        (("stem.", "stages.0.blocks.0."), ("stages.1.downsample.", "stages.1.blocks.0."))
-    ):
-        old = rf"tokens_to_token\.attention{i + 1}\."
-        rules += [
-            (rf"{old}w$", f"{attention}features"),
-            (rf"{old}norm1\.", f"{attention}norm."),
-            (rf"{old}(kqv|attn\.qkv)\.", f"{attention}qkv."),
-            (rf"{old}(attn\.)?proj\.", f"{attention}proj."),
-            (rf"{old}norm2\.", f"{mlp}norm."),
-            (rf"{old}mlp\.(0|fc1)\.", f"{mlp}mlp.fc1."),
-            (rf"{old}mlp\.(2|fc2)\.", f"{mlp}mlp.fc2."),
-        ]
-    rules += [
-        (r"tokens_to_token\.project\.", "stages.2.downsample.0."),
-        (r"cls_token$", "stages.2.downsample.1.class_token.token"),
-        (r"pos_embed$", "stages.2.downsample.1.position.table"),
-        (r"blocks\.(\d+)\.attn\.", r"stages.2.blocks.\1.mixer."),
-        (r"blocks\.(\d+)\.", r"stages.2.blocks.\1."),
-        (r"head\.", "head.fc."),
-    ]
-    # What training with labels for tokens adds beside the classifier.
-    state = {key: value for key, value in state.items() if not key.startswith("aux_head.")}
-    return fit_tables(_as_filters(rename(state, rules)), model)
-
-
-def _as_filters(state: State) -> State:
+def _as_filters(state: State, model: T2TViT) -> State:
     """Shape the linear layers on patches as filters of k x k."""
     sides = {"stem.qkv.weight": 7, "stages.1.downsample.qkv.weight": 3}
     for key, side in (sides | {"stages.2.downsample.0.weight": 3}).items():
@@ -281,9 +232,36 @@ def _as_filters(state: State) -> State:
     return state
 
 
-T2TViT.key_styles = (
-    KeyStyle("yitu-opensource/T2T-ViT", "tokens_to_token.project.weight", _from_original),
-    KeyStyle("zoo", "stem.qkv.weight", fit_tables),
+TOKEN_TRANSFORMER = (
+    (r"norm2\.", r"blocks.0.norm."),
+    (r"mlp\.(?:0|fc1)\.", r"blocks.0.mlp.fc1."),
+    (r"mlp\.(?:2|fc2)\.", r"blocks.0.mlp.fc2."),
+)
+SOFT_SPLIT = (
+    (r"w$", "features"),
+    (r"norm1\.", "norm."),
+    (r"(?:kqv|attn\.qkv)\.", "qkv."),
+    (r"(?:attn\.)?proj\.", "proj."),
+)
+KEY_STYLES = (
+    KeyStyle(
+        "yitu-opensource/T2T-ViT",
+        "tokens_to_token.project.weight",
+        rows=(
+            *prefixed(r"tokens_to_token\.attention1\.", "stages.0.", TOKEN_TRANSFORMER),
+            *prefixed(r"tokens_to_token\.attention2\.", "stages.1.", TOKEN_TRANSFORMER),
+            *prefixed(r"tokens_to_token\.attention1\.", "stem.", SOFT_SPLIT),
+            *prefixed(r"tokens_to_token\.attention2\.", "stages.1.downsample.", SOFT_SPLIT),
+            (r"tokens_to_token\.project\.", "stages.2.downsample.0."),
+            (r"cls_token$", "stages.2.downsample.1.class_token.token"),
+            (r"pos_embed$", "stages.2.downsample.1.position.table"),
+            (r"blocks\.(\d+)\.attn\.", r"stages.2.blocks.\1.mixer."),
+            (r"blocks\.(\d+)\.", r"stages.2.blocks.\1."),
+            (r"head\.", "head.fc."),
+            (r"aux_head\.", None),  # of training with token labels
+        ),
+        tensors=_as_filters,
+    ),
 )
 
 # fmt: off
@@ -302,5 +280,4 @@ VARIANTS = {
     **{f"t2t_vit_t_{size}": SIZES[size] | dict(performer=False) for size in ("14", "19", "24")},
 }
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(T2TViT, **_arguments))
+T2TViT.register_family(VARIANTS, KEY_STYLES)

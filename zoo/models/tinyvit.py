@@ -4,31 +4,111 @@ Paper: Wu et al., "TinyViT: Fast Pretraining Distillation for Small Vision Trans
        (arXiv 2207.10666), section 3.2 and table 1.
 Code:  github.com/microsoft/Cream, folder TinyViT, @ 4a13c4091e78 (MIT), and timm's tiny_vit.py
        (Apache-2.0), which compute the same function; both key styles are read.
-Here:  the attention bias is looked up in every forward, never cached. Maps that are no multiples of
-       the window are padded as in timm; the authors' code takes multiples of 32 alone. Tables
-       learnt in other windows are resampled on loading.
+Here:  the attention bias is looked up in every forward pass, not cached. Feature maps that are not
+       multiples of the window are padded as in timm; the authors' code requires multiples of 32.
+       Tables learnt in other windows are resampled on loading.
 """
 
-import re
-from functools import partial
-
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
-from zoo.blocks.attention import OffsetBias
+from zoo.blocks.attention import AttentionBias, BiasedAttention
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import DropPath, linear_rates
-from zoo.blocks.folding import rebuilt, split_affine
+from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.folding import Absorbing
 from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.init import init_linear
 from zoo.blocks.inverted_residual import InvertedResidual
 from zoo.blocks.mlp import Mlp
-from zoo.blocks.windows import WindowAttention, resample_window_table
+from zoo.blocks.sizes import in_order, is_size
 from zoo.errors import BadInput
-from zoo.keys import KeyStyle, State, rename
-from zoo.registry import register
+from zoo.keys import KeyStyle, prefixed
 
 HEAD_DIM = 32
+
+
+def to_windows(x: Tensor, side: int) -> Tensor:
+    """B H W C -> B*n side*side C: the windows of each image row by row, as their pixels.
+
+    Args:
+        x: The feature map.
+        side: Side of a window.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = (height + side - 1) // side, (width + side - 1) // side
+    below, right = rows * side - height, columns * side - width
+    if not is_size(below, right, (0, 0)):
+        x = F.pad(x, (0, 0, 0, right, 0, below))
+    strips = x.reshape(batch * rows, side, columns, side * channels)  # a row of windows each
+    strips = in_order(strips.transpose(1, 2), columns)
+    return strips.reshape(batch * rows * columns, side * side, channels)
+
+
+def from_windows(windows: Tensor, side: int, batch: int, height: int, width: int) -> Tensor:
+    """B*n side*side C -> B H W C: put windows back and crop the padding.
+
+    Args:
+        windows: Windows in the order of `to_windows`.
+        side: Side of a window.
+        batch: Number of feature maps.
+        height: Height of a feature map.
+        width: Width of a feature map.
+    """
+    rows, columns = (height + side - 1) // side, (width + side - 1) // side
+    channels = windows.shape[2]
+    strips = windows.reshape(batch * rows, columns, side, side * channels).transpose(1, 2)
+    x = in_order(strips, columns).reshape(batch, rows * side, columns * side, channels)
+    return x[:, :height, :width]
+
+
+torch.fx.wrap("to_windows")
+torch.fx.wrap("from_windows")
+
+
+class WindowBias(AttentionBias):
+    """An attention bias that is resampled for other windows as in timm: pixels are areas."""
+
+    def resampled(self, image: Tensor) -> Tensor:
+        """1 heads side side -> 1 heads and the grid."""
+        resized = F.interpolate(image.float(), self.grid, mode="bicubic", antialias=True)
+        return resized.to(image.dtype)
+
+
+class WindowAttention(Absorbing):
+    """A norm, then self-attention in windows with an attention bias.
+
+    A feature map is padded to multiples of the window, before the norm: a padded pixel equals the
+    shift of the norm. Padding is not masked, it takes part in the attention.
+
+    Args:
+        channels: Channels of input and output, a multiple of `num_heads`.
+        num_heads: Number of heads.
+        side: Side of a window.
+    """
+
+    absorbs_before = {"attention": "norm"}
+
+    def __init__(self, channels: int, num_heads: int, side: int):
+        super().__init__()
+        self.side = side
+        self.norm = nn.LayerNorm(channels)
+        self.attention = BiasedAttention(
+            channels,
+            WindowBias(num_heads, (side, side)),
+            num_heads=num_heads,
+            key_dim=channels // num_heads,
+            value_ratio=1,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width = x.shape[0], x.shape[2], x.shape[3]
+        windows = to_windows(x.permute(0, 2, 3, 1), self.side)  # B*n N C
+        windows = self.attention(self.norm(windows), self.side, self.side)
+        x = from_windows(windows, self.side, batch, height, width)  # B H W C
+        return x.permute(0, 3, 1, 2)
 
 
 class ActivatedResidual(InvertedResidual):
@@ -36,7 +116,7 @@ class ActivatedResidual(InvertedResidual):
 
     Args:
         channels: Channels of input and output; four times as many between.
-        drop_path: Probability of leaving the branch out while training.
+        drop_path: Probability of dropping the branch in training.
     """
 
     def __init__(self, channels: int, *, drop_path: float):
@@ -45,18 +125,20 @@ class ActivatedResidual(InvertedResidual):
         nn.init.zeros_(self.project.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.filter(self.expand(x)))
-        return self.act(x + self.drop_path(y))
+        y = self.project(self.depthwise(self.expand(x)))
+        return self.act(x + self.drop_path(y))  # B C H W
 
 
-class WindowBlock(nn.Module):
+class WindowBlock(Absorbing):
     """Attention in windows, a depthwise convolution without shortcut, an MLP (section 3.2).
 
     Args:
         channels: Channels of input and output.
-        side: Of a window.
-        drop_path: Probability of leaving a branch out while training.
+        side: Side of a window.
+        drop_path: Probability of dropping a branch in training.
     """
+
+    absorbs_before = {"mlp": "norm"}
 
     def __init__(self, channels: int, side: int, *, drop_path: float):
         super().__init__()
@@ -67,17 +149,10 @@ class WindowBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.local(x + self.drop_path(self.window(x)))
+        x = self.local(x + self.drop_path(self.window(x)))  # B C H W
         x = x.permute(0, 2, 3, 1)  # B H W C
         x = x + self.drop_path(self.mlp(self.norm(x)))
-        return x.permute(0, 3, 1, 2)
-
-    def fused(self) -> "WindowBlock":
-        """The affine part of the norm in the MLP."""
-        if not self.norm.elementwise_affine:
-            return self
-        norm, *affine = split_affine(self.norm)
-        return rebuilt(self, norm=norm, mlp=self.mlp.after_affine(*affine))
+        return x.permute(0, 3, 1, 2)  # B C H W
 
 
 def _merging(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -97,15 +172,10 @@ class TinyViT(Backbone):
     Args:
         dims: Channels of each stage.
         depths: Blocks of each stage.
-        window_sizes: Sides of the windows of stages 2 to 4; any map is padded to multiples.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        global_pool: `"avg"`, `"max"` or `""`.
+        window_sizes: Sides of the windows of stages 2 to 4.
 
     Raises:
-        BadInput: Window sizes that cannot be.
+        BadInput: `window_sizes` is not three positive numbers.
     """
 
     def __init__(
@@ -122,7 +192,7 @@ class TinyViT(Backbone):
     ):
         if len(window_sizes) != 3 or not all(type(s) is int and s > 0 for s in window_sizes):
             raise BadInput(f"window_sizes={window_sizes!r}: give the sides of stages 2 to 4")
-        rates = linear_rates(drop_path_rate, depths)
+        rates = drop_path_rates(drop_path_rate, depths)
         stages = [Stage([ActivatedResidual(dims[0], drop_path=rate) for rate in rates[0]])]
         for i, side in enumerate(window_sizes, start=1):
             blocks = [WindowBlock(dims[i], side, drop_path=rate) for rate in rates[i]]
@@ -144,58 +214,37 @@ class TinyViT(Backbone):
         self.apply(init_linear)
 
 
-def _resampled(state: State, model: TinyViT) -> State:
-    """Fit tables learnt in other windows to those of `model`; also for our own keys."""
-    for name, module in model.named_modules():
-        key = f"{name}.table"
-        if isinstance(module, OffsetBias) and key in state:
-            state[key] = resample_window_table(state[key], module.grid[0])
-    return state
-
-
-_PARTS = {
-    "conv1": "expand", "conv2": "filter", "conv3": "project", "local_conv": "local",
-    "attn.attention_biases": "window.attention.bias.table", "attn.norm": "window.norm",
-    "attn.qkv": "window.attention.qkv", "attn.proj": "window.attention.proj", "mlp.norm": "norm",
-}  # fmt: skip
-_HEAD = [(r"head\.fc\.", "head.fc.linear."), (r"head\.norm\.", "head.fc.norm.")]
-
-
-def _from_timm(state: State, model: TinyViT) -> State:
-    state = {key: value for key, value in state.items() if not key.endswith("attention_bias_idxs")}
-    rules = [
-        (r"patch_embed\.conv(\d)\.", lambda fit: f"stem.{int(fit[1]) - 1}."),
-        (
-            r"(stages\.\d\.downsample)\.conv(\d)\.",
-            lambda fit: f"{fit[1]}.{int(fit[2]) - 1}.",
-        ),
-        *(
-            (rf"(stages\.\d\.blocks\.\d+)\.{re.escape(old)}(?=\.|$)", rf"\1.{new}")
-            for old, new in _PARTS.items()
-        ),
-        *_HEAD,
-    ]
-    state = rename(state, rules)
-    return _resampled({key.replace(".bn.", ".norm."): v for key, v in state.items()}, model)
-
-
-def _from_original(state: State, model: TinyViT) -> State:
-    rules = [
-        (r"patch_embed\.seq\.0\.", "patch_embed.conv1."),
-        (r"patch_embed\.seq\.2\.", "patch_embed.conv2."),
-        (r"layers\.(\d)\.downsample\.", lambda fit: f"stages.{int(fit[1]) + 1}.downsample."),
-        (r"layers\.", "stages."),
-        (r"norm_head\.", "head.norm."),
-        (r"head\.", "head.fc."),
-    ]
-    state = {key.replace(".c.", ".conv."): value for key, value in rename(state, rules).items()}
-    return _from_timm(state, model)
-
-
-TinyViT.key_styles = (
-    KeyStyle("microsoft/Cream", "patch_embed.seq.0.c.weight", _from_original),
-    KeyStyle("timm", "patch_embed.conv1.conv.weight", _from_timm),
-    KeyStyle("zoo", "stem.0.conv.weight", _resampled),
+BLOCK = (
+    (r"conv1\.", "expand."),
+    (r"conv2\.", "depthwise."),
+    (r"conv3\.", "project."),
+    (r"local_conv\.", "local."),
+    (r"attn\.attention_biases$", "window.attention.bias.table"),
+    (r"attn\.attention_bias_idxs$", None),
+    (r"attn\.norm\.", "window.norm."),
+    (r"attn\.", "window.attention."),
+    (r"mlp\.norm\.", "norm."),
+    (r"mlp\.", "mlp."),
+)
+OLD, NEW = r"(?:stages|layers)\.(\d)\.blocks\.(\d+)\.", r"stages.\1.blocks.\2."
+TIMM = (
+    (r"patch_embed\.conv(\d)\.", "stem.{1-1}."),
+    (r"stages\.(\d)\.downsample\.conv(\d)\.", r"stages.\1.downsample.{2-1}."),
+    *prefixed(OLD, NEW, BLOCK),
+    (r"head\.fc\.", "head.fc.linear."),
+    (r"head\.norm\.", "head.fc.norm."),
+)
+AUTHORS = (
+    (r"patch_embed\.seq\.([02])\.", "stem.{1//2}."),
+    (r"layers\.(\d)\.downsample\.conv(\d)\.", "stages.{1+1}.downsample.{2-1}."),
+    *prefixed(OLD, NEW, BLOCK),
+    (r"norm_head\.", "head.fc.norm."),
+    (r"head\.", "head.fc.linear."),
+)
+CONV_NORM = ((r"\.c\.", ".conv."), (r"\.bn\.", ".norm."))
+KEY_STYLES = (
+    KeyStyle("microsoft/Cream", "patch_embed.seq.0.c.weight", rows=AUTHORS, inside=CONV_NORM),
+    KeyStyle("timm", "patch_embed.conv1.conv.weight", rows=TIMM, inside=CONV_NORM),
 )
 
 _DIMS_21M = (96, 192, 384, 576)
@@ -209,5 +258,4 @@ VARIANTS = {
 }
 # fmt: on
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(TinyViT, **_arguments))
+TinyViT.register_family(VARIANTS, KEY_STYLES)

@@ -1,34 +1,83 @@
-"""VoVNet: one-shot aggregation, so that maps are joined once a module and not at every layer.
+"""VoVNet: one-shot aggregation joins feature maps once per module, not at every layer.
 
 Paper: Lee et al., "An Energy and GPU-Computation Efficient Backbone Network for Real-Time Object
        Detection" (arXiv 1904.09730), table 1; the "ese" variants: CenterMask (arXiv 1911.06667).
 Code:  github.com/stigma0617/VoVNet.pytorch @ 039d9dcbd07d (no licence; written from a description)
        and timm's vovnet.py (Apache-2.0); both key styles are read.
-Here:  the two code bases differ in `vovnet39` and `vovnet57`: the authors' modules add their input
-       but for the first of a stage, timm's `vovnet39a` and `vovnet57a` do not. Both are kept, by
-       their own names: weights of one give other outputs in the other.
-       timm drops whole modules for stochastic depth even where nothing is added to them, which
-       leaves an image of zeros; here only modules with a shortcut are dropped.
+Here:  the two code bases differ in `vovnet39` and `vovnet57`: the authors' modules add their input,
+       except the first of a stage; timm's `vovnet39a` and `vovnet57a` do not. Both are kept under
+       their own names, as their weights are not interchangeable.
+       For stochastic depth timm drops whole modules even without a shortcut, which leaves zeros;
+       here only modules with a shortcut are dropped.
 """
 
-import re
 from functools import partial
 
-from torch import nn
+import torch
+from timm.layers import DropPath, EcaModule, EffectiveSEModule
+from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.drop import linear_rates
-from zoo.blocks.gates import NeighbourExcite, OneLayerExcite
+from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.heads import ClassifierHead
-from zoo.blocks.one_shot import OneShotAggregation
 from zoo.blocks.pools import HalvingPool, least_side
 from zoo.blocks.separable import SeparableConvNorm
 from zoo.errors import BadInput
-from zoo.keys import KeyStyle, State, rename
-from zoo.registry import register
+from zoo.keys import KeyStyle
 
-GATES = {"": None, "ese": OneLayerExcite, "eca": NeighbourExcite}
+GATES = {"": None, "ese": EffectiveSEModule, "eca": EcaModule}
+
+
+class OneShotAggregation(nn.Module):
+    """A chain of 3x3 convolutions; its input and all outputs are joined by a 1x1 (fig. 2b).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        hidden: Channels of each link.
+        links: Number of 3x3 convolutions.
+        residual: Add the input, which then has `out_channels` channels.
+        separable: The links are depthwise separable; a 1x1 convolution before them changes the
+            width of the input to `hidden`.
+        gate: Applied to the joined feature map.
+        drop_path: Probability of dropping the branch in training, if `residual`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        hidden: int,
+        links: int,
+        residual: bool = False,
+        separable: bool = False,
+        gate: nn.Module | None = None,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        assert not residual or in_channels == out_channels
+        narrow = separable and in_channels != hidden
+        self.reduce = ConvNorm(in_channels, hidden, act=nn.ReLU) if narrow else nn.Identity()
+        kind = SeparableConvNorm if separable else ConvNorm
+        first = hidden if separable else in_channels
+        self.links = nn.ModuleList(
+            kind(hidden if i else first, hidden, kernel_size=3, act=nn.ReLU) for i in range(links)
+        )
+        self.join = ConvNorm(in_channels + links * hidden, out_channels, act=nn.ReLU)
+        self.gate = gate if gate is not None else nn.Identity()
+        self.residual = residual
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [x]
+        y = self.reduce(x)  # B hidden H W, if separable
+        for link in self.links:
+            y = link(y)
+            parts.append(y)
+        y = self.gate(self.join(torch.cat(parts, dim=1)))  # B out_channels H W
+        return x + self.drop_path(y) if self.residual else y
 
 
 class VoVNet(Backbone):
@@ -41,16 +90,11 @@ class VoVNet(Backbone):
         links: 3x3 convolutions of a module.
         stem: Channels of the three convolutions of the stem.
         residual: Modules after the first of a stage add their input.
-        separable: 3x3 convolutions after the first of all are depthwise separable.
-        gate: `"ese"` or `"eca"`: a channel gate in the last module of each stage; `""`: none.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last module; it grows linearly from 0.
-        global_pool: `"avg"`, `"max"` or `""`.
+        separable: All 3x3 convolutions but the first are depthwise separable.
+        gate: `"ese"` or `"eca"`: a channel gate in the last module of each stage; `""`: no gate.
 
     Raises:
-        BadInput: Stochastic depth where no module has a shortcut.
+        BadInput: Stochastic depth without any shortcut.
     """
 
     def __init__(
@@ -78,7 +122,7 @@ class VoVNet(Backbone):
         least = least_side(4, halvings=3)
         stages = [Stage([kind(stem[0], stem[1])])]
         before = stem[2]
-        for i, rates in enumerate(linear_rates(drop_path_rate, depths)):
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             down = HalvingPool(3, least) if i else kind(stem[1], stem[2], stride=2)
             blocks = []
             for j, rate in enumerate(rates):
@@ -115,54 +159,34 @@ def _init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _from_timm(state: State, model: VoVNet) -> State:
-    parts = [
-        (r"conv_mid\.", "links."),
-        (r"conv_concat\.", "join."),
-        (r"conv_reduction\.", "reduce."),
-        (r"attn\.", "gate."),
-    ]
-    rules = [(r"stem\.0\.", "stem."), (r"stem\.1\.", "stages.0.blocks.0.")]
-    rules += [(r"stem\.2\.", "stages.1.downsample.")]
-    rules += [
-        (
-            rf"stages\.(\d)\.blocks\.(\d+)\.{old}",
-            lambda fit, new=new: f"stages.{int(fit[1]) + 1}.blocks.{fit[2]}.{new}",
-        )
-        for old, new in parts
-    ]
-    ends = [
-        (r"\.conv_dw\.(\w+)$", r".conv.depthwise.\1"),
-        (r"\.conv_pw\.(\w+)$", r".conv.pointwise.\1"),
-        (r"\.bn\.(\w+)$", r".norm.\1"),
-    ]
-    state = rename(state, rules)
-    for old, new in ends:
-        state = {re.sub(old, new, key): tensor for key, tensor in state.items()}
-    return state
-
-
-def _from_original(state: State, model: VoVNet) -> State:
-    rules = [
-        (r"stem\.stem_1/", "stem."),
-        (r"stem\.stem_2/", "stages.0.blocks.0."),
-        (r"stem\.stem_3/", "stages.1.downsample."),
-        (r"classifier\.", "head.fc."),
-        (
-            r"stage(\d)\.OSA\d_(\d+)\.layers\.(\d+)\.OSA\d_\d+_\d+/",
-            lambda fit: f"stages.{int(fit[1]) - 1}.blocks.{int(fit[2]) - 1}.links.{fit[3]}.",
-        ),
-        (
-            r"stage(\d)\.OSA\d_(\d+)\.concat\.OSA\d_\d+_concat/",
-            lambda fit: f"stages.{int(fit[1]) - 1}.blocks.{int(fit[2]) - 1}.join.",
-        ),
-    ]
-    return rename(state, rules)
-
-
-VoVNet.key_styles = (
-    KeyStyle("timm", "stem.0.conv.weight", _from_timm),
-    KeyStyle("stigma0617/VoVNet.pytorch", "stem.stem_1/conv.weight", _from_original),
+TIMM = (
+    (r"stem\.0\.", "stem."),
+    (r"stem\.1\.", "stages.0.blocks.0."),
+    (r"stem\.2\.", "stages.1.downsample."),
+    (r"stages\.(\d)\.blocks\.(\d+)\.conv_mid\.", r"stages.{1+1}.blocks.\2.links."),
+    (r"stages\.(\d)\.blocks\.(\d+)\.conv_concat\.", r"stages.{1+1}.blocks.\2.join."),
+    (r"stages\.(\d)\.blocks\.(\d+)\.conv_reduction\.", r"stages.{1+1}.blocks.\2.reduce."),
+    (r"stages\.(\d)\.blocks\.(\d+)\.attn\.", r"stages.{1+1}.blocks.\2.gate."),
+)
+TIMM_PARTS = (
+    (r"\.conv_dw\.(\w+)$", r".conv.depthwise.\1"),
+    (r"\.conv_pw\.(\w+)$", r".conv.pointwise.\1"),
+    (r"\.bn\.(\w+)$", r".norm.\1"),
+)
+AUTHORS = (
+    (r"stem\.stem_1/", "stem."),
+    (r"stem\.stem_2/", "stages.0.blocks.0."),
+    (r"stem\.stem_3/", "stages.1.downsample."),
+    (r"classifier\.", "head.fc."),
+    (
+        r"stage(\d)\.OSA\d_(\d+)\.layers\.(\d+)\.OSA\d_\d+_\d+/",
+        r"stages.{1-1}.blocks.{2-1}.links.\3.",
+    ),
+    (r"stage(\d)\.OSA\d_(\d+)\.concat\.OSA\d_\d+_concat/", "stages.{1-1}.blocks.{2-1}.join."),
+)
+KEY_STYLES = (
+    KeyStyle("timm", "stem.0.conv.weight", rows=TIMM, inside=TIMM_PARTS),
+    KeyStyle("stigma0617/VoVNet.pytorch", "stem.stem_1/conv.weight", rows=AUTHORS),
 )
 
 _SLIM, _FULL = (64, 80, 96, 112), (128, 160, 192, 224)
@@ -186,5 +210,4 @@ VARIANTS = {
 }
 # fmt: on
 
-for _name, _arguments in VARIANTS.items():
-    register(_name, partial(VoVNet, **_arguments))
+VoVNet.register_family(VARIANTS, KEY_STYLES)
