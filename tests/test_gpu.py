@@ -1,4 +1,4 @@
-"""On a GPU every family computes what it computes on a CPU, and so does what is made of it."""
+"""Every family, and every artefact of it, returns the same on a GPU as on a CPU."""
 
 import copy
 
@@ -27,7 +27,7 @@ HYBRIDS = ["efficientformer_l1", "efficientvmamba_tiny", "lsnet_t"]
 
 @pytest.fixture(autouse=True)
 def _exact():
-    """TensorFloat-32 keeps ten bits of a product."""
+    """Disable TensorFloat-32, which multiplies with ten bits of mantissa."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     yield
@@ -43,36 +43,36 @@ def outputs(model, x):
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_every_family_computes_the_same_as_on_a_cpu(name):
+def test_outputs_match_those_on_a_cpu(name):
     model = fresh(name, torch.float64)
     for which in (0, 1):
         x = inputs(name, which=which, dtype=torch.float64)
         want = outputs(model.cpu(), x)
-        # Hard swish has its constants in single precision on a GPU.
+        # On a GPU, hard swish uses float32 constants even for float64.
         assert difference(outputs(model.cuda(), x.cuda()), want) < 2e-5
 
 
 @pytest.mark.parametrize("name", DYNAMIC)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_maps_of_a_single_position_work(name, dtype):
-    least = capability(name, "smallest", capability(name, "patch", 1))
+def test_feature_maps_of_one_position_work(name, dtype):
+    side = capability(name, "smallest", capability(name, "patch", 1))
     model = fresh(name).cuda()
     with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-        assert all(y.isfinite().all() for y in tensors(model(images(2, (least, least)).cuda())))
+        assert all(y.isfinite().all() for y in tensors(model(images(2, (side, side)).cuda())))
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_every_family_is_fused_where_it_lies(name):
+def test_a_fused_model_stays_on_the_gpu(name):
     model = fresh(name, torch.float64).cuda()
     x = inputs(name, dtype=torch.float64).cuda()
     fused = zoo.reparameterize(model)
-    held = [*fused.parameters(), *fused.buffers()]
-    assert {tensor.device.type for tensor in held} == {"cuda"}
+    state = [*fused.parameters(), *fused.buffers()]
+    assert {tensor.device.type for tensor in state} == {"cuda"}
     assert difference(outputs(fused, x), outputs(model, x)) < 1e-8
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_every_family_learns_in_bfloat16(name):
+def test_every_family_trains_in_bfloat16(name):
     torch.manual_seed(0)
     model = zoo.create_model(name, **quick(name)).cuda().train()
     with torch.autocast("cuda", torch.bfloat16):
@@ -94,7 +94,7 @@ def test_counts_do_not_depend_on_the_device(name):
 
 @pytest.mark.parametrize("runtime", ["eager", "compile"])
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_latency_is_that_of_the_gpu(name, runtime):
+def test_latency_is_measured_on_the_gpu(name, runtime):
     model = fresh(name, **quick(name)).cuda()
     found = measure(model, (4, 3, 64, 64), runtime, min_runs=5, min_time=0.0, max_time=30.0)
     assert found.device.startswith("cuda")
@@ -104,7 +104,7 @@ def test_latency_is_that_of_the_gpu(name, runtime):
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_a_compiled_model_computes_the_same(name):
+def test_outputs_of_a_compiled_model_match(name):
     model = fresh(name, **quick(name)).cuda()
     x = inputs(name).cuda()
     have, want = (
@@ -117,7 +117,7 @@ def test_a_compiled_model_computes_the_same(name):
 
 @pytest.mark.parametrize("format", ["onnx", "pt2", "torchscript"])
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_a_model_is_exported_from_a_gpu_as_from_a_cpu(name, format, tmp_path):
+def test_models_on_a_gpu_are_exported(name, format, tmp_path):
     if format == "onnx":
         pytest.importorskip("onnxruntime")
     model = fresh(name, **quick(name, 1))
@@ -130,7 +130,7 @@ def test_a_model_is_exported_from_a_gpu_as_from_a_cpu(name, format, tmp_path):
 
 
 def test_training_on_a_gpu(tmp_path):
-    given = [
+    overrides = [
         "model=mobilenetv2_035",
         "data.image_size=32",
         "train.epochs=1",
@@ -141,6 +141,6 @@ def test_training_on_a_gpu(tmp_path):
         "train.loggers=[csv]",
         f"train.out={tmp_path}",
     ]
-    folder = run_command("train", given)
+    folder = run_command("train", overrides)
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in content["state_dict"].values() if tensor.ndim)

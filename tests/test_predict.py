@@ -1,4 +1,4 @@
-"""python -m zoo predict: pictures in, answers out, with the runtime and the manifest alone."""
+"""python -m zoo predict: predictions for images, using only the runtime and the manifest."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from zoo.data.segmentation import Fit
 from zoo.data.transforms import eval_preparation
 from zoo.deploy import files
 from zoo.deploy.manifest import Origin
-from zoo.deploy.predict import Predictor, colours, pictures, predict, resized
+from zoo.deploy.predict import Predictor, class_colours, list_images, predict, resize
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ NAMES = ["red", "green", "blue"]
 
 
 class Colour(nn.Module):
-    """Answers with the strongest channel: of the image, or of each pixel."""
+    """Predicts the strongest channel: of the image, or of each pixel."""
 
     num_classes, in_chans = 3, 3
 
@@ -62,47 +62,47 @@ def segmenter(tmp_path_factory):
     return made(tmp_path_factory.mktemp("segmenter"), dense=True).path
 
 
-def picture(path, colour, size=(70, 50), mode="RGB"):
+def save_image(path, colour, size=(70, 50), mode="RGB"):
     Image.new("RGB", size, colour).convert(mode).save(path)
     return path
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of several modes and sizes, and a file that is none."""
-    place = tmp_path / "pictures"
-    place.mkdir()
-    picture(place / "a.png", (250, 10, 10))
-    picture(place / "b.png", (10, 250, 10), (20, 90), "RGBA")
-    picture(place / "c.gif", (10, 10, 250), (200, 200), "P")
-    (place / "d.txt").write_text("no picture")
-    return place
+    """Images of several modes and sizes, and a file that is not an image."""
+    images = tmp_path / "images"
+    images.mkdir()
+    save_image(images / "a.png", (250, 10, 10))
+    save_image(images / "b.png", (10, 250, 10), (20, 90), "RGBA")
+    save_image(images / "c.gif", (10, 10, 250), (200, 200), "P")
+    (images / "d.txt").write_text("not an image")
+    return images
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 48), (48, 20)])
 @pytest.mark.parametrize("shape", [(70, 50), (31, 95), (200, 201), (12, 12)])
 @pytest.mark.parametrize("way", ["bilinear", "bicubic"])
-def test_pictures_are_cropped_as_in_evaluation(size, shape, way):
+def test_images_are_cropped_as_in_evaluation(size, shape, way):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8))
     cfg = compose(
         "train", [f"data.image_size=[{size[0]},{size[1]}]", f"data.interpolation={way}"]
     ).data
     cfg.crop_pct, cfg.mean, cfg.std = 0.8, MEAN, STD
-    wanted = eval_preparation(cfg).transform(image).numpy().transpose(1, 2, 0)
-    found, inner = resized(image, size, {"interpolation": way, "crop_pct": 0.8, "resize": "crop"})
-    np.testing.assert_array_equal(np.asarray(found), wanted)
+    expected = eval_preparation(cfg).transform(image).numpy().transpose(1, 2, 0)
+    found, inner = resize(image, size, {"interpolation": way, "crop_pct": 0.8, "resize": "crop"})
+    np.testing.assert_array_equal(np.asarray(found), expected)
     assert inner is None
 
 
 @pytest.mark.parametrize("shape", [(70, 50), (31, 95), (12, 12)])
-def test_pictures_are_fitted_as_in_evaluation(shape):
+def test_images_are_padded_as_in_evaluation(shape):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8))
     mask = tv_tensors.Mask(torch.zeros(1, *shape, dtype=torch.int64))
     fit = Fit((32, 48), InterpolationMode.BILINEAR, [round(255 * m) for m in MEAN])
-    wanted, marked = fit(image, mask)
+    expected, marked = fit(image, mask)
     how = {"interpolation": "bilinear", "resize": "fit", "mean": MEAN, "size": [3, 32, 48]}
-    found, inner = resized(image, (32, 48), how)
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+    found, inner = resize(image, (32, 48), how)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
     assert inner is not None
     assert int((marked == 0).sum()) == inner[0] * inner[1]
 
@@ -110,9 +110,9 @@ def test_pictures_are_fitted_as_in_evaluation(shape):
 @pytest.mark.parametrize(
     ("format", "inside"), [("onnx", False), ("torchscript", False), ("torchscript", True)]
 )
-def test_the_strongest_channel_is_named(format, inside, folder, tmp_path):
+def test_images_are_classified(format, inside, folder, tmp_path):
     path = made(tmp_path / "m", format, preprocess=inside, postprocess=inside).path
-    answers = list(predict(Predictor(path), pictures([str(folder)]), batch_size=3, top=2))
+    answers = list(predict(Predictor(path), list_images([str(folder)]), batch_size=3, top=2))
     assert [answer["classes"][0]["name"] for answer in answers[:3]] == NAMES
     assert all(len(answer["classes"]) == 2 for answer in answers[:3])
     value = (250 / 255 - MEAN[0]) / STD[0]
@@ -123,7 +123,7 @@ def test_the_strongest_channel_is_named(format, inside, folder, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_nothing_but_the_runtime_is_imported(format, folder, tmp_path):
+def test_only_the_runtime_is_imported(format, folder, tmp_path):
     path = made(tmp_path / "m", format).path
     code = (
         "import sys; from zoo.__main__ import main\n"
@@ -135,7 +135,7 @@ def test_nothing_but_the_runtime_is_imported(format, folder, tmp_path):
     assert json.loads(done.stdout)[0]["classes"][0]["name"] == "red"
 
 
-def test_a_fixed_batch_is_filled_up(folder, tmp_path):
+def test_a_static_batch_is_filled_up(folder, tmp_path):
     path = made(tmp_path / "m", input_size=(2, 3, 32, 48), dynamic_batch=False).path
     files = [folder / name for name in ("a.png", "b.png", "c.gif")]
     answers = predict(Predictor(path), files)
@@ -159,10 +159,10 @@ def test_the_command(classifier, folder, capsys):
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_masks_are_drawn_in_the_size_of_the_picture(inside, tmp_path, capsys):
+def test_masks_have_the_size_of_the_image(inside, tmp_path, capsys):
     path = made(tmp_path / "m", dense=True, preprocess=inside, postprocess=inside).path
     image = np.zeros((60, 40, 3), np.uint8)
-    image[:, :20, 1] = image[:, 20:, 2] = 250  # green beside blue
+    image[:, :20, 1] = image[:, 20:, 2] = 250  # green next to blue
     Image.fromarray(image).save(tmp_path / "half.png")
     out = tmp_path / "out"
     assert main(["predict", str(path), f"{tmp_path}/half.png", "--out", str(out), "--json"]) == 0
@@ -173,77 +173,82 @@ def test_masks_are_drawn_in_the_size_of_the_picture(inside, tmp_path, capsys):
     assert (mask[:, :18] == 1).all()
     assert (mask[:, 22:] == 2).all()
     drawn = np.asarray(Image.open(answer["overlay"]))
-    np.testing.assert_array_equal(drawn[0, 0], (image[0, 0].astype(int) + colours(3)[1]) // 2)
+    np.testing.assert_array_equal(drawn[0, 0], (image[0, 0].astype(int) + class_colours(3)[1]) // 2)
     assert sum(entry["share"] for entry in answer["classes"]) == pytest.approx(1)
 
 
 def altered(artefact, folder, change):
-    """A copy of an artefact and its manifest, changed."""
-    place = folder / "altered"
-    place.mkdir()
+    """Return the path of a copy of an artefact whose manifest is changed."""
+    copy = folder / "altered"
+    copy.mkdir()
     for file in files.members(artefact):
-        (place / file.name).write_bytes(file.read_bytes())
-    content = json.loads((artefact.parent / files.NAME).read_text())
-    (place / files.NAME).write_text(json.dumps(content | change))
-    return place / artefact.name
+        (copy / file.name).write_bytes(file.read_bytes())
+    content = json.loads((artefact.parent / files.MANIFEST).read_text())
+    (copy / files.MANIFEST).write_text(json.dumps(content | change))
+    return copy / artefact.name
 
 
-def test_a_manifest_of_another_artefact(classifier, tmp_path, folder):
+def test_a_manifest_of_another_artefact_is_refused(classifier, tmp_path, folder):
     other = altered(classifier, tmp_path, {})
     assert Predictor(other)
     other.write_bytes(other.read_bytes() + b"\0")
-    with pytest.raises(zoo.BadInput, match=r"does not fit .*model\.onnx: its sha256 is") as caught:
+    with pytest.raises(
+        zoo.BadInput, match=r"does not match .*model\.onnx: the file's sha256 is"
+    ) as caught:
         Predictor(other)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"schema": "else"}, "is no manifest: its schema is 'else'"),
+        ({"schema": "else"}, "is not a manifest: its schema is 'else'"),
         ({"input": {}}, "lacks input: shape, size"),
-        ({"task": "super-resolution"}, "model for super-resolution; predict classifies"),
-        ({"comparison": {"runtime": None}}, "nothing here runs format 'onnx'"),
+        (
+            {"task": "super-resolution"},
+            "is a super-resolution model; predict only supports classification",
+        ),
+        ({"comparison": {"runtime": None}}, "no runtime on this platform loads format 'onnx'"),
     ],
 )
-def test_manifests_that_do_not_do(change, said, classifier, tmp_path):
-    with pytest.raises(zoo.BadInput, match=said):
+def test_manifests_that_cannot_be_used(change, message, classifier, tmp_path):
+    with pytest.raises(zoo.BadInput, match=message):
         Predictor(altered(classifier, tmp_path, change))
 
 
-def test_weights_beside_the_artefact_are_checked(tmp_path):
+def test_weights_next_to_the_artefact_are_checked(tmp_path):
     path = made(tmp_path / "m", "openvino").path
     path.with_suffix(".bin").write_bytes(b"other")
-    with pytest.raises(zoo.BadInput, match=r"does not fit .*model\.bin"):
+    with pytest.raises(zoo.BadInput, match=r"does not match .*model\.bin"):
         Predictor(path)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["absent.onnx", "{a}"], "no artefact at 'absent.onnx'"),
-        (["{a}", "{a}"], "no manifest.json beside the artefact"),
-        (["{m}", "absent.png"], "no image or folder at 'absent.png'"),
-        (["{m}", "{a}", "--batch", "0"], "--batch 0 must be at least 1"),
-        (["{m}", "{a}", "--out", "masks"], "classifies; it draws no masks"),
+        (["absent.onnx", "{a}"], "artefact 'absent.onnx' does not exist"),
+        (["{a}", "{a}"], "the artefact has no manifest: "),
+        (["{m}", "absent.png"], "image or folder 'absent.png' does not exist"),
+        (["{m}", "{a}", "--batch", "0"], "--batch=0 must be at least 1"),
+        (["{m}", "{a}", "--out", "masks"], "--out=masks has no effect"),
     ],
 )
-def test_bad_input_gets_one_line(words, said, classifier, folder, capsys):
+def test_bad_input_is_reported_in_one_line(words, message, classifier, folder, capsys):
     words = [word.format(a=folder / "a.png", m=classifier) for word in words]
     assert main(["predict", *words]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
-    assert said in err
+    assert message in err
     assert len(err.splitlines()) == 1
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(zoo.BadInput, match="holds no file"):
-        pictures([str(tmp_path)])
+    with pytest.raises(zoo.BadInput, match="contains no file"):
+        list_images([str(tmp_path)])
 
 
-def test_the_segmenter_takes_pictures_of_any_mode(segmenter, folder, tmp_path):
-    answers = list(predict(Predictor(segmenter), pictures([str(folder)]), out=tmp_path / "o"))
+def test_images_of_any_mode_are_segmented(segmenter, folder, tmp_path):
+    answers = list(predict(Predictor(segmenter), list_images([str(folder)]), out=tmp_path / "o"))
     assert [answer["classes"][0]["name"] for answer in answers[:3]] == NAMES
     assert len(list((tmp_path / "o").iterdir())) == 6

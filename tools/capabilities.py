@@ -97,7 +97,7 @@ def random_model(name: str, *, calibrated_norms: bool) -> Any:
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from zoo.deploy.agreement import batches
+    from zoo.deploy.agreement import random_batches
     from zoo.factory import create_model
     from zoo.reparam import shake
 
@@ -108,7 +108,7 @@ def random_model(name: str, *, calibrated_norms: bool) -> Any:
             norm.momentum = None  # a cumulative average
             norm.train()
         with torch.no_grad():
-            for images in batches(small_input(name)[1:], [NORM_IMAGES]):
+            for images in random_batches(small_input(name)[1:], [NORM_IMAGES]):
                 model(torch.from_numpy(images))
     return model.eval()
 
@@ -120,7 +120,7 @@ def export_in(mode: str, model: Any, name: str, format: str, folder: str | Path)
         NotExportable: The format or the model does not support it.
     """
     from zoo.compression import int8
-    from zoo.deploy.agreement import batches
+    from zoo.deploy.agreement import random_batches
     from zoo.deploy.manifest import Origin
     from zoo.deploy.pipeline import export
 
@@ -128,7 +128,7 @@ def export_in(mode: str, model: Any, name: str, format: str, folder: str | Path)
     options: dict[str, Any] = {"input_size": size, "origin": Origin(name), **MODES[mode]}
     if mode != "int8":
         return export(model, format, folder, **options)
-    images = list(batches(size[1:], [1] * CALIBRATION))
+    images = list(random_batches(size[1:], [1] * CALIBRATION))
     return int8.quantize(model, format, folder, batches=images, **options)
 
 
@@ -200,7 +200,9 @@ def refusal(format: str, mode: str) -> str | None:
     if mode == "int8":
         return int8.UNSUPPORTED.get(format)
     settings = [setting for setting, value in MODES[mode].items() if value]
-    return next((FORMATS[format].cannot[s] for s in settings if not FORMATS[format].can(s)), None)
+    return next(
+        (FORMATS[format].unsupported[s] for s in settings if not FORMATS[format].supports(s)), None
+    )
 
 
 def _isolated(name: str, cells: list[Cell]) -> Iterator[dict[str, Any]]:

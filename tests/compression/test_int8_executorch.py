@@ -11,11 +11,11 @@ from zoo import runtimes
 from zoo.compression.int8_executorch import convert, quantized
 from zoo.deploy import executorch as exporter
 from zoo.deploy import tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.environment import quiet
 from zoo.reparam import reparameterize, shake
 
-ONE = Settings(SIZE)
+ONE = ExportSpec(SIZE)
 
 
 def batches(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -137,7 +137,7 @@ def test_indices_stay_whole_numbers():
 
 def test_a_real_model_takes_less_than_a_third(tmp_path):
     model = reparameterize(shake(zoo.create_model("simplenet_cifar_310k")).eval())
-    settings = Settings((1, 3, 32, 32))
+    settings = ExportSpec((1, 3, 32, 32))
     images = list(pictures(12, settings.input_size)[:, None])
     exporter.convert(model, tmp_path / "float.pte", settings)
     convert(model, tmp_path / "int8.pte", settings, images, [])

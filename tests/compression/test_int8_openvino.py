@@ -16,13 +16,13 @@ from zoo.compression.int8_openvino import check as weights_check
 from zoo.compression.int8_openvino import convert
 from zoo.compression.sanity import refuse_noise
 from zoo.deploy import openvino as exporter
-from zoo.deploy.spec import Settings
-from zoo.deploy.tracing import Packaged
+from zoo.deploy.spec import ExportSpec
+from zoo.deploy.tracing import WithPrePostProcessing
 from zoo.reparam import reparameterize, shake
 from zoo.runtimes.openvino import core
 
 ROOT = Path(__file__).parents[2]
-OPEN = Settings(SIZE, dynamic_batch=True)
+OPEN = ExportSpec(SIZE, dynamic_batch=True)
 KEPT = {"block.depthwise", "qkv"}
 
 
@@ -120,12 +120,12 @@ def test_a_real_model_takes_less_than_a_third(tmp_path):
     """Weights that tell, of a real model, fused, that takes bytes in a fixed batch."""
     model = shake(zoo.create_model("mobilenetv2_035")).eval()
     size = (4, 3, 32, 32)
-    packaged = Packaged(reparameterize(model), [0.5] * 3, [0.25] * 3).eval()
+    packaged = WithPrePostProcessing(reparameterize(model), [0.5] * 3, [0.25] * 3).eval()
     batches = [
         np.clip(128 + 40 * pictures(4, size, seed=i), 0, 255).astype(np.uint8) for i in range(4)
     ]
-    exporter.convert(packaged, tmp_path / "float.xml", Settings(size))
-    convert(packaged, tmp_path / "int8.xml", Settings(size), batches, ["model.stem"])
+    exporter.convert(packaged, tmp_path / "float.xml", ExportSpec(size))
+    convert(packaged, tmp_path / "int8.xml", ExportSpec(size), batches, ["model.stem"])
     sizes = [
         sum((tmp_path / f"{kind}{end}").stat().st_size for end in (".xml", ".bin"))
         for kind in ("float", "int8")
@@ -152,10 +152,10 @@ def test_nothing_is_printed_or_reported(tmp_path):
     code = (
         "import sys; sys.path.insert(0, 'tests/quantization')\n"
         "from nets import SIZE, Mixed, pictures\n"
-        "from pathlib import Path; from zoo.deploy.spec import Settings\n"
+        "from pathlib import Path; from zoo.deploy.spec import ExportSpec\n"
         "from zoo.compression.int8_openvino import convert\n"
         f"file = Path({str(tmp_path)!r}) / 'x.xml'\n"
-        "convert(Mixed().eval(), file, Settings(SIZE), [pictures(1)], [])\n"
+        "convert(Mixed().eval(), file, ExportSpec(SIZE), [pictures(1)], [])\n"
         "import nncf.telemetry.wrapper as wrapper\n"
         "assert type(wrapper.telemetry).__name__ == 'MagicMock', wrapper.telemetry\n"
         "assert file.is_file() and None not in sys.modules.values()\n"

@@ -13,7 +13,7 @@ from zoo.compression.int8_onnx import convert, owner_of
 from zoo.compression.layers import layers, within
 from zoo.compression.signal_to_noise import SignalToNoise
 from zoo.deploy.onnx import convert as convert_float
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.reparam import reparameterize, shake
 
 SIZE = (1, 3, 16, 20)
@@ -61,7 +61,7 @@ def made(tmp_path_factory):
     """The net in float and in int8, with its second convolution in float."""
     folder = tmp_path_factory.mktemp("onnx")
     model = Net().eval()
-    settings = Settings(SIZE, dynamic_batch=True)
+    settings = ExportSpec(SIZE, dynamic_batch=True)
     convert_float(model, folder / "float.onnx", settings)
     batches = [pictures(64), pictures(6)]
     convert(model, folder / "int8.onnx", settings, batches, [])
@@ -188,7 +188,7 @@ class Again(nn.Module):
 
 def test_a_layer_that_is_used_twice_is_held_once_in_int8(tmp_path):
     model = Again().eval()
-    settings = Settings(SIZE, dynamic_batch=True)
+    settings = ExportSpec(SIZE, dynamic_batch=True)
     convert_float(model, tmp_path / "float.onnx", settings)
     convert(model, tmp_path / "int8.onnx", settings, [pictures(32)], [])
     graph = onnx.load(tmp_path / "int8.onnx").graph
@@ -213,12 +213,12 @@ def test_a_model_without_layers_is_refused(tmp_path):
             return 2 * x.mean((2, 3))
 
     with pytest.raises(zoo.NotExportable, match="no layer of it is left to be in int8"):
-        convert(Scaled(), tmp_path / "x.onnx", Settings(SIZE, True), [pictures()], [])
+        convert(Scaled(), tmp_path / "x.onnx", ExportSpec(SIZE, True), [pictures()], [])
 
 
 def test_mobilenet_takes_less_than_a_third(tmp_path):
     model = reparameterize(shake(zoo.create_model("mobilenetv2_100", num_classes=10)).eval())
-    settings = Settings((1, 3, 32, 32), dynamic_batch=True)
+    settings = ExportSpec((1, 3, 32, 32), dynamic_batch=True)
     images = pictures(16, settings.input_size)
     convert_float(model, tmp_path / "float.onnx", settings)
     convert(model, tmp_path / "int8.onnx", settings, [images], [])

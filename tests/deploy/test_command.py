@@ -1,4 +1,4 @@
-"""export.py: configuration -> model, weights, artefact."""
+"""export.py: from the command line to a model, its weights and an artefact."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ PREPARED = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A run folder with the checkpoint that train.py would leave."""
+    """A run folder with a checkpoint as train.py writes it, and the model."""
     folder = tmp_path_factory.mktemp("run")
     model = zoo.create_model(**ARGUMENTS)
     content = {
@@ -43,11 +43,11 @@ def checkpoint(tmp_path_factory):
     return folder, model.eval()
 
 
-def test_a_run_is_exported_with_all_that_it_knows(checkpoint, tmp_path, capfd):
+def test_a_run_is_exported_with_its_classes_and_preprocessing(checkpoint, tmp_path, capfd):
     folder, _ = checkpoint
     out = tmp_path / "out"
-    asked = [f"model={MODEL}", f"weights={folder}", f"export.out={out}"]
-    (artefact,) = run_command("export", asked)
+    overrides = [f"model={MODEL}", f"weights={folder}", f"export.out={out}"]
+    (artefact,) = run_command("export", overrides)
     manifest = artefact.manifest
     assert manifest["model"]["name"] == MODEL
     assert manifest["model"]["num_classes"] == 3
@@ -67,7 +67,7 @@ def test_a_run_is_exported_with_all_that_it_knows(checkpoint, tmp_path, capfd):
     assert chatter == ""
 
 
-def test_the_weights_are_those_of_the_checkpoint(checkpoint):
+def test_the_exported_weights_are_those_of_the_checkpoint(checkpoint):
     folder, trained = checkpoint
     _, model, origin = load_model(*parse("export", [f"model={MODEL}", f"weights={folder}"]))
     x = torch.randn(2, 3, 32, 32)
@@ -77,7 +77,7 @@ def test_the_weights_are_those_of_the_checkpoint(checkpoint):
     assert origin.args["drop_rate"] == 0.1
 
 
-def test_a_run_says_itself_which_model_it_is_of(checkpoint):
+def test_a_run_names_its_own_model(checkpoint):
     settings, explicit = parse("export", [f"weights={checkpoint[0]}"])
     assert settings.model.name != MODEL
     _, model, origin = load_model(settings, explicit)
@@ -85,18 +85,18 @@ def test_a_run_says_itself_which_model_it_is_of(checkpoint):
     assert model.num_classes == 3
 
 
-def test_a_plain_file_of_weights(checkpoint, tmp_path):
+def test_a_file_with_only_weights(checkpoint, tmp_path):
     _, trained = checkpoint
     torch.save(trained.state_dict(), tmp_path / "w.pth")
-    asked = [f"model={MODEL}", f"weights={tmp_path}/w.pth", "model.num_classes=3"]
-    _, model, origin = load_model(*parse("export", asked))
+    overrides = [f"model={MODEL}", f"weights={tmp_path}/w.pth", "model.num_classes=3"]
+    _, model, origin = load_model(*parse("export", overrides))
     state = trained.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert origin.class_names is None
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "said"),
+    ("overrides", "error", "message"),
     [
         (["model=efficientformer_l1", "weights={run}"], zoo.BadWeights, f"give model={MODEL}"),
         ([f"model={MODEL}", "weights={run}", "model.num_classes=9"], zoo.BadWeights, "3"),
@@ -114,19 +114,21 @@ def test_a_plain_file_of_weights(checkpoint, tmp_path):
         (["model=timm/vit_tiny_patch16_224", "export.image_size=100"], zoo.BadInput, "100"),
     ],
 )
-def test_what_cannot_be_exported(asked, error, said, checkpoint, tmp_path, monkeypatch):
+def test_values_that_cannot_work_are_refused(
+    overrides, error, message, checkpoint, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    asked = [word.format(run=checkpoint[0]) for word in asked]
-    with pytest.raises(error, match=said) as caught:
-        run_command("export", asked)
+    overrides = [word.format(run=checkpoint[0]) for word in overrides]
+    with pytest.raises(error, match=message) as caught:
+        run_command("export", overrides)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
 
 
-def test_where_an_artefact_goes_by_default(tmp_path, monkeypatch, capsys):
+def test_the_default_path_of_an_artefact(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    asked = [f"model={MODEL}", "export.image_size=32", "export.batch=2", "export.fuse=false"]
-    (artefact,) = run_command("export", asked)
+    overrides = [f"model={MODEL}", "export.image_size=32", "export.batch=2", "export.fuse=false"]
+    (artefact,) = run_command("export", overrides)
     assert artefact.path.as_posix() == f"artefacts/{MODEL}/onnx/model.onnx"
     assert artefact.manifest["input"]["shape"] == [2, 3, 32, 32]
     assert f"{MODEL} (unfused, random weights)" in capsys.readouterr().out

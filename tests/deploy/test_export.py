@@ -1,4 +1,4 @@
-"""zoo.export: what is written, what the manifest says, and that nothing wrong stays behind."""
+"""zoo.export: the artefact, its manifest, and that a failed export leaves nothing behind."""
 
 import hashlib
 import importlib.util
@@ -18,7 +18,7 @@ from zoo.deploy.manifest import Origin
 
 
 class Net(nn.Module):
-    """A convolution, a batch norm that does something, a classifier."""
+    """A convolution, a batch norm with random statistics, a classifier."""
 
     num_classes = 5
     in_chans = 3
@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 class Broken(Net):
-    """Exports as something else than it computes."""
+    """Its exported program returns other values than the model."""
 
     def forward(self, x):
         y = super().forward(x)
@@ -66,13 +66,13 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_only_the_artefact_and_its_manifest_are_left(made):
+def test_the_folder_contains_only_the_artefact_and_its_manifest(made):
     _, artefact = made
     assert sorted(os.listdir(artefact.path.parent)) == ["manifest.json", "model.onnx"]
     assert artefact.manifest_path == artefact.path.parent / "manifest.json"
 
 
-def test_the_artefact_runs_with_nothing_but_the_manifest(made):
+def test_the_artefact_runs_with_only_its_manifest(made):
     model, artefact = made
     manifest = read(artefact.manifest_path)
     session = onnxruntime.InferenceSession(artefact.path.parent / manifest["artefact"]["file"])
@@ -81,17 +81,17 @@ def test_the_artefact_runs_with_nothing_but_the_manifest(made):
         x = np.random.default_rng(batch).standard_normal(shape).astype(manifest["input"]["dtype"])
         (found,) = session.run(None, {manifest["input"]["name"]: x})
         with torch.no_grad():
-            wanted = model(torch.from_numpy(x)).numpy()
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+            expected = model(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_the_artefact_says_nothing_of_the_machine_it_was_made_on(made):
+def test_the_artefact_contains_no_paths_of_this_machine(made):
     content = made[1].path.read_bytes()
     assert str(Path(zoo.__file__).parent).encode() not in content
     assert b"site-packages" not in content
 
 
-def test_what_the_manifest_says(made):
+def test_the_content_of_the_manifest(made):
     model, artefact = made
     manifest = read(artefact.manifest_path)
     content = artefact.path.read_bytes()
@@ -135,7 +135,7 @@ def test_what_the_manifest_says(made):
     assert artefact.manifest["comparison"] == comparison
 
 
-def test_batch_norms_are_gone_unless_asked_for(made, tmp_path):
+def test_batch_norms_are_fused_unless_fuse_is_false(made, tmp_path):
     _, artefact = made
     plain = zoo.export(Net().eval(), "onnx", tmp_path / "plain.onnx", input_size=SIZE, fuse=False)
     assert plain.manifest["model"]["fused"] is False
@@ -147,7 +147,7 @@ def test_batch_norms_are_gone_unless_asked_for(made, tmp_path):
     assert measured == [False, True]
 
 
-def test_a_fixed_batch_is_fixed(tmp_path):
+def test_a_static_batch_is_static(tmp_path):
     artefact = zoo.export(
         Net().eval(), "onnx", tmp_path, input_size=(4, *SIZE[1:]), dynamic_batch=False, opset=18
     )
@@ -157,14 +157,14 @@ def test_a_fixed_batch_is_fixed(tmp_path):
     assert artefact.manifest["artefact"]["opset"] == 18
 
 
-def test_an_artefact_that_computes_something_else_is_deleted(tmp_path):
+def test_an_artefact_that_does_not_match_the_model_is_deleted(tmp_path):
     target = tmp_path / "a" / "b"
-    with pytest.raises(zoo.NotExportable, match="computes something else"):
+    with pytest.raises(zoo.NotExportable, match="does not match the model"):
         zoo.export(Broken().eval(), "onnx", target, input_size=SIZE)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_failed_export_leaves_the_older_artefact(tmp_path):
+def test_a_failed_export_keeps_the_older_artefact(tmp_path):
     zoo.export(Net().eval(), "onnx", tmp_path, input_size=SIZE)
     before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
     with pytest.raises(zoo.NotExportable):
@@ -176,13 +176,13 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison, "agree", interrupted)
+    monkeypatch.setattr(comparison, "compare_outputs", interrupted)
     with pytest.raises(KeyboardInterrupt):
         zoo.export(Net().eval(), "onnx", tmp_path / "a", input_size=SIZE)
     assert os.listdir(tmp_path) == []
 
 
-def test_an_existing_artefact_is_replaced_only_when_asked(tmp_path):
+def test_an_existing_artefact_is_only_replaced_with_overwrite(tmp_path):
     model = Net().eval()
     first = zoo.export(model, "onnx", tmp_path, input_size=SIZE)
     with pytest.raises(zoo.BadInput, match=r"model\.onnx exists; export\.overwrite=true"):
@@ -205,20 +205,20 @@ def test_a_model_whose_outputs_hardly_vary_is_not_called_equal(tmp_path):
     assert read(artefact.manifest_path)["comparison"]["proven"] is False
 
 
-def test_a_model_that_needs_a_fixed_batch_says_so(tmp_path):
+def test_a_model_that_needs_a_static_batch_is_refused(tmp_path):
     class Fixed(Net):
         def forward(self, x):
             return super().forward(x) * (1.0 if x.shape[0] == 2 else 2.0)
 
     with pytest.raises(
-        zoo.NotExportable, match=r"Fixed cannot be .*open batch.*export\.batch=1"
+        zoo.NotExportable, match=r"Fixed cannot be .*dynamic batch.*set export\.batch to 1"
     ) as e:
         zoo.export(Fixed().eval(), "onnx", tmp_path / "a", input_size=SIZE)
     assert "\n" not in str(e.value)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_model_that_cannot_be_traced(tmp_path):
+def test_a_model_that_cannot_be_traced_is_refused(tmp_path):
     class Untraceable(Net):
         def forward(self, x):
             return super().forward(x) * float(np.float32(x.mean().item()))
@@ -241,11 +241,11 @@ def test_several_outputs(tmp_path):
             self.stages = nn.ModuleList(nn.Conv2d(3, 3, 3, stride=2) for _ in range(2))
 
         def forward(self, x):
-            maps = []
+            features = []
             for stage in self.stages:
                 x = stage(x)
-                maps.append(x)
-            return maps
+                features.append(x)
+            return features
 
     artefact = zoo.export(Pyramid().eval(), "onnx", tmp_path, input_size=SIZE)
     assert [y["name"] for y in artefact.manifest["outputs"]] == ["output_0", "output_1"]
@@ -253,20 +253,20 @@ def test_several_outputs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"format": "onxx"}, "no format named 'onxx'; did you mean 'onnx'"),
-        ({"format": "tflite"}, "no format named 'tflite'; there is onnx"),
+        ({"format": "onxx"}, "unknown format 'onxx'; did you mean 'onnx'"),
+        ({"format": "tflite"}, "unknown format 'tflite'; choices: onnx"),
         ({"input_size": (3, 16, 16)}, "B C H W"),
-        ({"input_size": None}, "own size is not known"),
+        ({"input_size": None}, "has no default input size"),
         ({"input_size": (1, 4, 16, 16)}, r"does not run on input_size=\(2, 4, 16, 16\)"),
-        ({"opset": 3}, "opset=3: 18 to"),
-        ({"origin": Origin(class_names=["one"])}, "1 class names .* 5 classes"),
+        ({"opset": 3}, "opset=3 must be from 18 to"),
+        ({"origin": Origin(class_names=["one"])}, "has 1 names, but the model has 5 classes"),
     ],
 )
-def test_what_cannot_be_exported(change, said, tmp_path):
+def test_values_that_cannot_work_are_refused(change, message, tmp_path):
     arguments = {"format": "onnx", "input_size": SIZE, "path": tmp_path / "a", **change}
-    with pytest.raises(zoo.BadInput, match=said):
+    with pytest.raises(zoo.BadInput, match=message):
         zoo.export(Net().eval(), **arguments)
     assert os.listdir(tmp_path) == []
 
@@ -280,7 +280,7 @@ def test_a_model_in_training_mode_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_target_that_cannot_be_written(tmp_path):
+def test_a_target_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(zoo.BadInput, match="cannot write to .*file"):
         zoo.export(Net().eval(), "onnx", tmp_path / "file" / "a", input_size=SIZE)

@@ -43,7 +43,9 @@ def test_every_family_exports_to_plain_onnx(name, tmp_path):
     assert made.agreement.proven
     assert made.manifest["input"]["layout"] == ("NCHW" if len(size) == 2 else "NCDHW")
     domains = {node.domain for node in onnx.load(made.path).graph.node}
-    assert domains <= {"", "ai.onnx"}, "an operator that only this package has"
+    assert domains <= {"", "ai.onnx"}, (
+        "the file contains an operator that only this package defines"
+    )
     session = onnxruntime.InferenceSession(made.path)
     x = images(5, size, model.in_chans)  # a batch that was neither traced nor compared
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
@@ -52,9 +54,9 @@ def test_every_family_exports_to_plain_onnx(name, tmp_path):
     np.testing.assert_allclose(found, want, rtol=0, atol=2e-3 * np.abs(want).max())
 
 
-# At the models' own sizes or small ones, and what sides must be multiples of: a table of positions,
-# a last map of a single position, windows, a pool to the size of another map, scans.
-OPEN = {
+# Side to export for, and what sides must be a multiple of. The models have a position table, a last
+# feature map of one position, windows, pooling to the size of another feature map, or scans.
+DYNAMIC = {
     "cvt_2_4_32": (32, 1),
     "lsnet_t": (64, 1),
     "emo_1m": (64, 1),
@@ -65,8 +67,8 @@ OPEN = {
 }
 
 
-def ran_bare(path, x):
-    """Run an artefact without any of our code."""
+def run_outside_the_package(path, x):
+    """Run an artefact with its runtime only."""
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(path)
         return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
@@ -77,20 +79,20 @@ def ran_bare(path, x):
 # Exporting a scan as pt2 takes a minute: tests/ops/test_selective_scan_programs.py has one.
 @pytest.mark.parametrize(
     ("name", "format", "batch"),
-    [(name, "onnx", 5) for name in OPEN]
-    + [(name, "pt2", 1) for name in OPEN if "mamba" not in name and "lightm" not in name],
+    [(name, "onnx", 5) for name in DYNAMIC]
+    + [(name, "pt2", 1) for name in DYNAMIC if "mamba" not in name and "lightm" not in name],
 )
-def test_any_size(name, format, batch, tmp_path):
-    side, multiple = OPEN[name]
+def test_dynamic_sizes(name, format, batch, tmp_path):
+    side, multiple = DYNAMIC[name]
     model = shallow(name)
     origin = Origin(name)
-    asked = {"input_size": (1, 3, side, side), "dynamic_batch": batch > 1, "dynamic_size": True}
-    made = zoo.export(model, format, tmp_path, **asked, origin=origin)
+    options = {"input_size": (1, 3, side, side), "dynamic_batch": batch > 1, "dynamic_size": True}
+    made = zoo.export(model, format, tmp_path, **options, origin=origin)
     assert made.agreement.proven
     assert made.manifest["input"]["multiple"] == zoo.model_info(name)["input"].get("multiple", 1)
     for size in ((side, side), (2 * side, side), (side // 2 + multiple, 3 * side)):
         x = images(batch, size)
-        found = ran_bare(made.path, x)
+        found = run_outside_the_package(made.path, x)
         with torch.no_grad():
             want = model(x).numpy()
         np.testing.assert_allclose(found, want, rtol=0, atol=2e-3 * np.abs(want).max())
@@ -104,22 +106,9 @@ def test_the_model_keeps_its_scans(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(1, 1, 16, 16), (1, 3, 16, 16, 16, 16)])
-def test_volumes_have_three_sides(size, tmp_path):
+def test_volumes_need_five_axes(size, tmp_path):
     model = fresh("lightm_unet_3d_8")
-    with pytest.raises(zoo.BadInput, match="five whole numbers of at least 1: B C D H W"):
+    with pytest.raises(zoo.BadInput, match="five positive integers, B C D H W"):
         zoo.export(
             model, "onnx", tmp_path / "a", input_size=size, origin=Origin("lightm_unet_3d_8")
         )
-
-
-def test_the_rules_of_the_optimiser_come_back():
-    """All but one are applied while a model is exported; that one still has this name."""
-    from onnxscript import rewriter
-
-    from zoo.deploy.onnx import _in_linear_time
-
-    before = rewriter._DEFAULT_REWRITE_RULES
-    with _in_linear_time():
-        applied = rewriter._DEFAULT_REWRITE_RULES
-    assert [rule.name for rule in before if rule not in applied] == ["SlicesSplit"]
-    assert rewriter._DEFAULT_REWRITE_RULES is before

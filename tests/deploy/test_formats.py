@@ -1,4 +1,4 @@
-"""Every format: what is written runs outside the project and answers like the model."""
+"""Every format: its files run without this package and return what the model returns."""
 
 import importlib.util
 import json
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import zoo
+from zoo import runtimes
 from zoo.cli import run as run_command
 from zoo.deploy import files, formats
 from zoo.deploy.manifest import Origin
@@ -23,7 +24,7 @@ SIZE = (1, 3, 16, 20)
 
 
 class Net(nn.Module):
-    """A convolution, a batch norm that does something, a classifier."""
+    """A convolution, a batch norm with random statistics, a classifier."""
 
     num_classes, in_chans = 5, 3
 
@@ -40,14 +41,14 @@ class Net(nn.Module):
 
 
 class Dense(Net):
-    """A class for each pixel."""
+    """Logits for each pixel."""
 
     def forward(self, x):
         return self.head(self.body(x).movedim(1, 3)).movedim(3, 1)
 
 
 class FixedSize(Net):
-    """Has a table for one size only."""
+    """Has a parameter with one entry per pixel, so that only one size works."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,12 +62,12 @@ def export(model, format, folder, **kwargs):
     return zoo.export(model.eval(), format, folder, input_size=SIZE, **kwargs)
 
 
-def pictures(batch, size=SIZE[2:]):
+def random_images(batch, size=SIZE[2:]):
     return np.random.default_rng(batch).standard_normal((batch, 3, *size)).astype(np.float32)
 
 
-def bare(artefact, x):
-    """Run an artefact with its own runtime, without this package."""
+def run_outside_the_package(artefact, x):
+    """Run an artefact with its runtime only."""
     path = str(artefact.path)
     if path.endswith(".onnx"):
         import onnxruntime
@@ -86,11 +87,11 @@ def bare(artefact, x):
             return torch.jit.load(path)(torch.from_numpy(x)).numpy()
 
 
-OPEN = ["onnx", "openvino", "pt2", "torchscript"]
+DYNAMIC = ["onnx", "openvino", "pt2", "torchscript"]
 
 
-@pytest.mark.parametrize("format", OPEN)
-def test_batch_and_size_may_be_open(format, tmp_path):
+@pytest.mark.parametrize("format", DYNAMIC)
+def test_dynamic_batch_and_size(format, tmp_path):
     model = Net().eval()
     made = export(model, format, tmp_path, dynamic_size=True)
     assert made.manifest["input"]["shape"] == ["batch", 3, "height", "width"]
@@ -99,30 +100,33 @@ def test_batch_and_size_may_be_open(format, tmp_path):
     assert made.manifest["comparison"]["proven"]
     assert files.read(tmp_path) == (made.path, json.loads(made.manifest_path.read_text()))
     for batch, size in ((1, (16, 20)), (5, (41, 23))):  # neither traced nor compared
-        x = pictures(batch, size)
+        x = random_images(batch, size)
         with torch.no_grad():
-            wanted = model(torch.from_numpy(x)).numpy()
-        np.testing.assert_allclose(bare(made, x), wanted, rtol=0, atol=1e-5)
+            expected = model(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(run_outside_the_package(made, x), expected, rtol=0, atol=1e-5)
 
 
-def test_compiled_code(tmp_path):
+def test_compiled_code_runs(tmp_path):
     model = Net().eval()
     made = export(model, "aoti", tmp_path)
     assert made.path.name == "model.aoti.pt2"
     assert made.manifest["comparison"]["runtime"] == "aoti"
-    x = pictures(4)
+    assert runtimes.load(made.path, "aoti").input_dtype is torch.float32  # from its metadata
+    x = random_images(4)
     with torch.no_grad():
-        np.testing.assert_allclose(bare(made, x), model(torch.from_numpy(x)).numpy(), atol=1e-5)
+        np.testing.assert_allclose(
+            run_outside_the_package(made, x), model(torch.from_numpy(x)).numpy(), atol=1e-5
+        )
 
 
-def test_executorch_takes_one_batch_and_one_size(tmp_path):
+def test_executorch_files_have_a_static_shape(tmp_path):
     made = export(Net(), "executorch", tmp_path)
     assert made.manifest["input"]["shape"] == list(SIZE)
     assert made.manifest["comparison"]["proven"]
     assert made.manifest["outputs"] == [{"name": "output", "shape": [1, 5]}]
 
 
-def test_core_ml_is_converted_and_said_to_be_not_compared(tmp_path):
+def test_core_ml_files_are_converted_but_not_compared(tmp_path):
     pytest.importorskip("coremltools")
     made = export(Net(), "coreml", tmp_path)
     assert made.path.is_dir()
@@ -139,7 +143,7 @@ def test_core_ml_is_converted_and_said_to_be_not_compared(tmp_path):
     files.read(tmp_path)
     part = next(iter(made.manifest["artefact"]["parts"]))
     (tmp_path / part).write_bytes(b"other")
-    with pytest.raises(zoo.BadInput, match="does not fit"):
+    with pytest.raises(zoo.BadInput, match="does not match"):
         files.read(tmp_path)
 
 
@@ -160,7 +164,7 @@ def test_half_precision_halves_the_weights(format, tmp_path):
 
 @pytest.mark.parametrize("affine", [True, False])
 def test_wide_layer_norms_in_half_precision(affine, tmp_path):
-    """ExecuTorch's own kernel is wrong by several spreads there."""
+    """ExecuTorch's own kernel is wrong there by several standard deviations of the output."""
 
     class Normed(Net):
         def __init__(self) -> None:
@@ -185,19 +189,19 @@ def test_half_precision_that_overflows_is_refused(tmp_path):
         def forward(self, x):
             return super().forward(x * 1e5) * 1e-5
 
-    with pytest.raises(zoo.NotExportable, match="float16 ends at 65504|computes something else"):
+    with pytest.raises(zoo.NotExportable, match="exceed 65504|does not match the model"):
         export(Large(), "torchscript", tmp_path / "a", half=True)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(("kind", "format"), [(Net, "onnx"), (Dense, "torchscript")])
-def test_bytes_in_and_answers_out(kind, format, tmp_path):
+def test_preprocessing_and_postprocessing_inside_the_artefact(kind, format, tmp_path):
     task = MODEL if kind is Net else "wavemix_seg_192_16_l3_cityscapes"
     model, mean, std = kind().eval(), [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
     origin = Origin(task, preprocessing={"mean": mean, "std": std})
     made = export(model, format, tmp_path, origin=origin, preprocess=True, postprocess=True)
     x = np.random.default_rng(0).integers(0, 256, (2, *SIZE[1:]), np.uint8)
-    found = bare(made, x)
+    found = run_outside_the_package(made, x)
     scaled = (x / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     with torch.no_grad():
         logits = model(torch.from_numpy(scaled).float())
@@ -213,41 +217,63 @@ def test_bytes_in_and_answers_out(kind, format, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("format", "asked", "error", "said"),
+    ("format", "options", "error", "message"),
     [
-        ("executorch", {"dynamic_batch": True}, zoo.NotExportable, "memory for one batch"),
-        ("executorch", {"dynamic_size": True}, zoo.NotExportable, "memory for one size"),
-        ("coreml", {"dynamic_size": True}, zoo.NotExportable, "for one size here"),
-        ("executorch", {"preprocess": True}, zoo.NotExportable, "programs that take bytes"),
-        ("coreml", {"preprocess": True}, zoo.NotExportable, "no tensor of bytes"),
-        ("pt2", {"opset": 18}, zoo.BadInput, "only formats 'onnx' and 'openvino'"),
-        ("onnx", {"preprocess": True}, zoo.BadInput, "mean and std are not known"),
+        (
+            "executorch",
+            {"dynamic_batch": True},
+            zoo.NotExportable,
+            "plans memory for one batch size",
+        ),
+        (
+            "executorch",
+            {"dynamic_size": True},
+            zoo.NotExportable,
+            "plans memory for one image size",
+        ),
+        ("coreml", {"dynamic_size": True}, zoo.NotExportable, "static sizes only"),
+        (
+            "executorch",
+            {"preprocess": True},
+            zoo.NotExportable,
+            "cannot run programs with uint8 inputs",
+        ),
+        ("coreml", {"preprocess": True}, zoo.NotExportable, "has no uint8 tensors"),
+        (
+            "pt2",
+            {"opset": 18},
+            zoo.BadInput,
+            "only applies to formats 'onnx' and 'openvino', not 'pt2'",
+        ),
+        ("onnx", {"preprocess": True}, zoo.BadInput, "mean and std, which are unknown"),
     ],
 )
-def test_what_a_format_cannot_do(format, asked, error, said, tmp_path):
-    with pytest.raises(error, match=said) as caught:
-        export(Net(), format, tmp_path / "a", **asked)
+def test_options_that_a_format_does_not_support(format, options, error, message, tmp_path):
+    with pytest.raises(error, match=message) as caught:
+        export(Net(), format, tmp_path / "a", **options)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
-def test_a_model_of_one_size(format, tmp_path):
+def test_a_model_for_one_size_is_refused_with_a_dynamic_size(format, tmp_path):
     with pytest.raises(zoo.NotExportable, match="does not run at 32x64; .*dynamic_size=false"):
         export(FixedSize(), format, tmp_path / "a", dynamic_size=True)
     assert os.listdir(tmp_path) == []
     assert export(FixedSize(), format, tmp_path / "a").agreement.proven
 
 
-def test_answers_need_classes(tmp_path):
+def test_postprocessing_needs_classes(tmp_path):
     origin = Origin("wavemix_sisr_144_4_l1")
-    with pytest.raises(zoo.BadInput, match="model for super-resolution has no classes"):
+    with pytest.raises(
+        zoo.BadInput, match="does not apply to super-resolution, which has no classes"
+    ):
         export(Net(), "onnx", tmp_path / "a", origin=origin, postprocess=True)
 
 
 @contextmanager
-def room(size):
-    """Let files grow to so many bytes, as on a disk that is full."""
+def limited_file_size(size):
+    """Refuse to let files grow beyond `size` bytes, as a full disk would."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -257,39 +283,42 @@ def room(size):
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2", "torchscript"])
-def test_a_full_target(format, tmp_path):
-    with room(500), pytest.raises(zoo.BadInput, match="cannot write to .*too large") as caught:
+def test_a_full_disk(format, tmp_path):
+    with (
+        limited_file_size(500),
+        pytest.raises(zoo.BadInput, match="cannot write to .*too large") as caught,
+    ):
         export(Net(), format, tmp_path / "a")
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_target_without_room_for_the_weights(tmp_path, monkeypatch):
+def test_too_little_free_space_for_the_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 9}))
-    with pytest.raises(zoo.BadInput, match="0.0 MiB are free, the weights take"):
+    with pytest.raises(zoo.BadInput, match="the weights take .* MiB, only 0.0 MiB are free"):
         export(Net(), "torchscript", tmp_path / "a")
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    ("format", "package", "line"),
+    ("format", "package", "command"),
     [
         ("openvino", "openvino", "pip install openvino"),
         ("executorch", "executorch", "pip install executorch"),
         ("coreml", "coremltools", "pip install coremltools"),
     ],
 )
-def test_a_missing_package(format, package, line, tmp_path, monkeypatch):
+def test_a_missing_package(format, package, command, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == package else found(name)
     )
-    with pytest.raises(zoo.MissingExtra, match=line):
+    with pytest.raises(zoo.MissingExtra, match=command):
         export(Net(), format, tmp_path / "a")
     assert os.listdir(tmp_path) == []
 
 
-def test_an_artefact_is_replaced_with_all_its_files(tmp_path):
+def test_all_files_of_an_artefact_are_replaced(tmp_path):
     first = export(Net(), "openvino", tmp_path)
     with pytest.raises(zoo.BadInput, match="export.overwrite=true"):
         export(Net(), "openvino", tmp_path)
@@ -303,18 +332,20 @@ def test_an_artefact_is_replaced_with_all_its_files(tmp_path):
 
 
 def test_several_formats_in_one_run(tmp_path, capsys):
-    asked = [f"model={MODEL}", "format=[torchscript,executorch]", "export.image_size=32"]
+    overrides = [f"model={MODEL}", "format=[torchscript,executorch]", "export.image_size=32"]
     more = ["export.dynamic_size=true", f"export.out={tmp_path}"]
-    with pytest.raises(zoo.NotExportable, match="1 of 2 formats failed: executorch: .*one size"):
-        run_command("export", [*asked, *more])
+    with pytest.raises(
+        zoo.NotExportable, match="1 of 2 formats failed: executorch: .*one image size"
+    ):
+        run_command("export", [*overrides, *more])
     assert os.listdir(tmp_path) == ["torchscript"]
     assert files.read(tmp_path / "torchscript")[1]["format"] == "torchscript"
     assert "model.pt" in capsys.readouterr().out
     with pytest.raises(zoo.BadInput, match="did you mean 'openvino'"):
-        run_command("export", [*asked[:1], "format=[onnx,openvno]"])
+        run_command("export", [*overrides[:1], "format=[onnx,openvno]"])
 
 
-def test_the_longest_ending_names_the_format():
-    assert formats.by_file("a.pt2") is formats.FORMATS["pt2"]
-    assert formats.by_file("a.aoti.pt2") is formats.FORMATS["aoti"]
-    assert formats.by_file("a.pt") is formats.FORMATS["torchscript"]
+def test_the_longest_suffix_names_the_format():
+    assert formats.format_of_file("a.pt2") is formats.FORMATS["pt2"]
+    assert formats.format_of_file("a.aoti.pt2") is formats.FORMATS["aoti"]
+    assert formats.format_of_file("a.pt") is formats.FORMATS["torchscript"]

@@ -1,4 +1,4 @@
-"""An export that is killed leaves nothing half done under the final name."""
+"""An export that is killed leaves no incomplete artefact under the final name."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from torch import nn
 import zoo
 from zoo.deploy import atomic_output, files
 
-# Kills itself at one moment after the other, each in a child of its own.
+# Forks a child for each moment, which kills itself at that moment.
 CODE = """
 import os, signal, sys, pathlib, torch, zoo
-from zoo.deploy import files, manifest, pipeline, place, torchscript
+from zoo.deploy import atomic_output, files, manifest, pipeline, torchscript
 from zoo.runtimes import programs
 
 torch.set_num_threads(1)
@@ -26,7 +26,7 @@ def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half_written(model, file, settings):
+def half_written(model, file, spec):
     with open(file, "wb") as opened:
         opened.write(b"PK" * 1000)
         opened.flush()
@@ -40,9 +40,9 @@ def at(module, name, function):
 MOMENTS = {
     "before writing": lambda: at(torchscript, "convert", die),
     "half written": lambda: at(torchscript, "convert", half_written),
-    "when loaded again": lambda: at(programs.Script, "__init__", die),
+    "when reloaded": lambda: at(programs.TorchScript, "__init__", die),
     "before the manifest": lambda: at(manifest, "write", die),
-    "before it is in place": lambda: at(place, "publish", die),
+    "before publishing": lambda: at(atomic_output, "publish", die),
 }
 for number, (moment, arrange) in enumerate(MOMENTS.items()):
     child = os.fork()
@@ -77,7 +77,7 @@ def test_killed_at_several_moments(tmp_path):
 
 
 class Killed(BaseException):
-    """Stands for the signal: nothing below catches it."""
+    """Simulates the signal: no handler catches it."""
 
 
 def write(folder, names, content):
@@ -91,10 +91,10 @@ def write(folder, names, content):
 )
 @pytest.mark.parametrize("moment", range(6))
 def test_replaced_files_are_never_mixed(names, moment, tmp_path, monkeypatch):
-    """Killed after so many renamings: no new weights beside an old graph, no manifest that lies."""
+    """Killed after `moment` renamings: never new weights with an old graph, or a wrong manifest."""
     out, draft = tmp_path / "out", tmp_path / "out" / ".partial-1"
-    write(out, [*names, files.NAME], "old")
-    write(draft, [*names, files.NAME], "new")
+    write(out, [*names, files.MANIFEST], "old")
+    write(draft, [*names, files.MANIFEST], "new")
     renamed, rename = [], os.replace
 
     def counted(*paths):
@@ -109,11 +109,11 @@ def test_replaced_files_are_never_mixed(names, moment, tmp_path, monkeypatch):
         killed = False
     except Killed:
         killed = True
-    there = {name: (out / name).read_text() for name in names if (out / name).exists()}
-    assert len(set(there.values())) <= 1
-    assert (out / files.NAME).exists() == (not killed)
+    contents = {name: (out / name).read_text() for name in names if (out / name).exists()}
+    assert len(set(contents.values())) <= 1
+    assert (out / files.MANIFEST).exists() == (not killed)
     if not killed:
-        assert there == dict.fromkeys(names, "new")
+        assert contents == dict.fromkeys(names, "new")
 
 
 def test_a_folder_is_replaced_by_renaming(tmp_path):
@@ -121,7 +121,7 @@ def test_a_folder_is_replaced_by_renaming(tmp_path):
     for parent, content in ((out, "old"), (draft, "new")):
         (parent / "model.mlpackage").mkdir(parents=True)
         (parent / "model.mlpackage" / "weights").write_text(content)
-        (parent / files.NAME).write_text(json.dumps({}))
+        (parent / files.MANIFEST).write_text(json.dumps({}))
     atomic_output.publish(draft, out / "model.mlpackage")
     assert (out / "model.mlpackage" / "weights").read_text() == "new"
     assert (draft / "replaced-model.mlpackage" / "weights").read_text() == "old"

@@ -176,7 +176,7 @@ def test_super_resolution_artefact(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["runtime=executorch"], r"runtime 'executorch' loads a \.pte file, not '.*"),
-        (["runtime=onnxrt"], "no runtime named 'onnxrt'; try onnxruntime"),
+        (["runtime=onnxrt"], "unknown runtime 'onnxrt'; did you mean 'onnxruntime'"),
         (["weights=x"], "weights=x has no effect on an artefact"),
         (["model.pretrained=true"], "model.pretrained=True has no effect on an artefact"),
         (["model=efficientformer_l1"], "model.name=efficientformer_l1 has no effect"),
@@ -207,8 +207,8 @@ def test_a_runtime_without_an_artefact_is_an_error() -> None:
     ("change", "message"),
     [
         ({"data": None}, "does not name a data set; give data=<name>"),
-        ({"comparison": {"runtime": None}}, "nothing here runs format 'onnx'"),
-        ({"artefact": {"file": "model.onnx", "sha256": "0" * 64}}, "does not fit .*model.onnx"),
+        ({"comparison": {"runtime": None}}, "no runtime on this platform loads format 'onnx'"),
+        ({"artefact": {"file": "model.onnx", "sha256": "0" * 64}}, "does not match .*model.onnx"),
         ({"input": {"size": [3, 32, 32]}}, "lacks input: shape"),
         ({"model": {"num_classes": 4}}, "has 4 classes, but data.name=digits has 10"),
         (

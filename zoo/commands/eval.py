@@ -253,7 +253,7 @@ def _resolve_data(
     """Return the settings with the data of the manifest, and the image size of the artefact."""
     expected, saved = manifest["input"], manifest.get("data")
     if saved is None and "data.name" not in explicit:
-        raise BadInput(f"{file.parent / files.NAME} does not name a data set; give data=<name>")
+        raise BadInput(f"{file.parent / files.MANIFEST} does not name a data set; give data=<name>")
     settings = resolve.merge(settings, {"data": saved} if saved else {}, explicit, file)
     data = resolve.fit_images(
         settings.data, explicit, file.name, expected["shape"], expected["size"]
@@ -276,7 +276,7 @@ def _open_artefact_data(settings: EvalRun, file: Path, manifest: dict[str, Any])
     expected = manifest["input"] | (manifest["input"].get("normalised_inside") or {})
     for key in ("mean", "std"):
         if expected[key] is None and getattr(settings.data, key) is None:
-            raise BadInput(f"{file.parent / files.NAME} has no {key}; give data.{key}")
+            raise BadInput(f"{file.parent / files.MANIFEST} has no {key}; give data.{key}")
     return open_evaluation_data(
         settings.data,
         settings.batch_size,

@@ -115,7 +115,7 @@ def _check_format(name: str, batch: int | str | None, settings: ExportRun) -> No
     """Raise an error for settings that the format does not support."""
     if settings.quantize.int8:
         Int8Step.check_format(name, settings.export)
-    formats.check(
+    formats.check_options(
         name,
         dynamic_batch=batch == "dynamic",
         dynamic_size=settings.export.dynamic_size,

@@ -90,7 +90,7 @@ class Int8Step:
         kept = sensitivity.worst(self._rows, quantize.keep_float) if self._rows else []
         is_dynamic = self.options["dynamic_batch"]
         if is_dynamic is None:
-            is_dynamic = get_format(name).can("dynamic_batch")
+            is_dynamic = get_format(name).supports("dynamic_batch")
         batches = calibration.arrays(
             images,
             self._data,

@@ -13,11 +13,11 @@ from zoo.compression import int8_report, sensitivity
 from zoo.compression.layers import check_names
 from zoo.compression.signal_to_noise import SignalToNoise
 from zoo.deploy import atomic_output
-from zoo.deploy.comparison import OPEN_BATCHES, Check
+from zoo.deploy.comparison import DYNAMIC_BATCHES, Comparison
 from zoo.deploy.formats import get_format
 from zoo.deploy.int8_graph import is_converted
-from zoo.deploy.pipeline import Artefact, Job, prepare
-from zoo.deploy.tracing import Packaged
+from zoo.deploy.pipeline import Artefact, ExportOptions, Job, prepare
+from zoo.deploy.tracing import WithPrePostProcessing
 from zoo.environment import need
 from zoo.errors import BadInput, NotExportable, first_line
 from zoo.runtimes.artefacts import LoadedArtefact
@@ -79,29 +79,33 @@ def quantize(
             "quantize.int8=true: the model was trained with train.qat and is in int8 already; "
             "leave quantize.int8 out"
         )
-    job = prepare(model, format, path, **options)
+    job = prepare(model, format, path, ExportOptions(**options))
     quantizer: Any = importlib.import_module(MODULES[format])
-    check_names(job.form, keep_float)
+    check_names(job.variant, keep_float)
     _check_batches(job, batches)
-    with atomic_output.workplace(job.target.parent, model) as folder:
+    with atomic_output.temporary_folder(job.target.parent, model) as folder:
         plain = folder / "float"
         plain.mkdir()
-        found = job.write(plain)
-        packaged = job.package(job.form)
-        inside = "model." if isinstance(packaged, Packaged) else ""
+        comparison = job.write(plain)
+        wrapped = job.wrap(job.variant)
+        inside = "model." if isinstance(wrapped, WithPrePostProcessing) else ""
         draft = folder / job.target.name
         kept = [inside + name for name in keep_float]
-        precisions = quantizer.convert(packaged, draft, job.settings, batches, kept)
-        sums = quantizer.check(packaged, draft, batches)
+        precisions = quantizer.convert(wrapped, draft, job.spec, batches, kept)
+        sums = quantizer.check(wrapped, draft, batches)
         content = job.describe(
-            folder, precision="int8", found=found, comparison={}, packages=quantizer.PACKAGES
+            folder,
+            precision="int8",
+            comparison=comparison,
+            entry={},
+            packages=quantizer.PACKAGES,
         )
         both = [
-            LoadedArtefact(file, content, found.runtime)
+            LoadedArtefact(file, content, comparison.runtime)
             for file in (plain / job.target.name, draft)
         ]
-        _check_outputs(job, both, batches, found)
-        content["comparison"] = _comparison(both, batches, found)
+        _check_outputs(job, both, batches, comparison)
+        content["comparison"] = _comparison_entry(both, batches, comparison)
         about = {
             "artefact_sha256": content["artefact"]["sha256"],
             # A fixed batch may be filled up with repeated images.
@@ -149,16 +153,16 @@ def check(format: str, *, half: bool = False) -> None:
 
 def _check_batches(job: Job, batches: Sequence[np.ndarray]) -> None:
     """Refuse calibration images that the artefact will not take."""
-    settings = job.settings
+    spec = job.spec
     if not batches:
         raise BadInput("batches=[]: int8 needs at least one batch of images to calibrate on")
     first = batches[0].shape
-    fits = len(first) == len(settings.input_size) and first[1] == settings.input_size[1]
-    sides = settings.dynamic_size or first[2:] == settings.input_size[2:]
-    count = settings.dynamic_batch or all(len(x) == settings.input_size[0] for x in batches)
+    fits = len(first) == len(spec.input_size) and first[1] == spec.input_size[1]
+    sides = spec.dynamic_size or first[2:] == spec.input_size[2:]
+    count = spec.dynamic_batch or all(len(x) == spec.input_size[0] for x in batches)
     if not (fits and sides and count):
-        expected = ["any" if i in settings.open_axes else n for i, n in
-                  enumerate(settings.input_size)]  # fmt: skip
+        expected = ["any" if i in spec.dynamic_axes else n for i, n in
+                  enumerate(spec.input_size)]  # fmt: skip
         raise BadInput(
             f"batches of {'x'.join(map(str, first))}: the artefact takes "
             f"{'x'.join(map(str, expected))}"
@@ -169,15 +173,15 @@ def _check_outputs(
     job: Job,
     both: Sequence[LoadedArtefact],
     batches: Sequence[np.ndarray],
-    found: Check,
+    comparison: Comparison,
 ) -> None:
-    """Raise `NotExportable` unless the artefact runs wherever the float one was compared."""
-    settings = job.settings
-    counts = OPEN_BATCHES if settings.dynamic_batch else (settings.input_size[0],)
+    """Raise `NotExportable` unless the artefact runs at every size of the float artefact."""
+    spec = job.spec
+    counts = DYNAMIC_BATCHES if spec.dynamic_batch else (spec.input_size[0],)
     generator = np.random.default_rng(0)
-    for sides in found.sizes:
+    for sides in comparison.sizes:
         for count in counts:
-            shape = (count, settings.input_size[1], *sides)
+            shape = (count, spec.input_size[1], *sides)
             x = batches[0][:count] if shape[2:] == batches[0].shape[2:] else None
             if x is None or len(x) < count:
                 low, high = float(batches[0].min()), float(batches[0].max())
@@ -198,22 +202,22 @@ def _check_outputs(
                 raise NotExportable("the outputs of the int8 artefact are not finite")
 
 
-def _comparison(
-    both: Sequence[LoadedArtefact], batches: Sequence[np.ndarray], found: Check
+def _comparison_entry(
+    both: Sequence[LoadedArtefact], batches: Sequence[np.ndarray], comparison: Comparison
 ) -> dict[str, Any]:
     """Return how far the outputs are from those of the float artefact."""
     error = SignalToNoise()
     for batch in batches:
         error.add(*(loaded(batch) for loaded in both))
-    assert found.agreement is not None
+    assert comparison.agreement is not None
     return {
-        "runtime": found.runtime,
+        "runtime": comparison.runtime,
         "proven": False,
         "why": WHY,
         "compared_with": "the float artefact, on the calibration images",
         "images": error.images,
         "max_abs_error": error.largest,
         "snr_db": error.snr_db,
-        "sizes": found.sizes,
-        "float": found.agreement.to_dict(),
+        "sizes": comparison.sizes,
+        "float": comparison.agreement.to_dict(),
     }

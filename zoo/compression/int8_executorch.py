@@ -23,7 +23,7 @@ from zoo.compression.saturation import HOLDS_FOR
 from zoo.deploy import executorch as exporter
 from zoo.deploy import tracing
 from zoo.deploy.int8_graph import make_padding_explicit
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.environment import need, quiet
 from zoo.errors import NotExportable
 
@@ -46,7 +46,7 @@ LIMITS = {torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default}
 def convert(
     model: nn.Module,
     file: Path,
-    settings: Settings,
+    spec: ExportSpec,
     batches: Sequence[np.ndarray],
     keep_float: Collection[str],
 ) -> Precisions:
@@ -54,8 +54,8 @@ def convert(
 
     Args:
         model: The model.
-        file: For the exact sizes of `settings`.
-        settings: Input size of the file.
+        file: For the exact sizes of `spec`.
+        spec: Input size of the file.
         batches: Inputs to calibrate the ranges of activations on.
         keep_float: Names of modules that stay in float.
 
@@ -68,18 +68,19 @@ def convert(
         NotExportable: The model cannot be traced, quantised or lowered.
     """
     need("format 'executorch' in int8", PACKAGES)
-    program = tracing.trace(model, settings, "ExecuTorch")
+    program = tracing.trace(model, spec, "ExecuTorch")
     layers = [owner_of(node) for node in program.graph.nodes if node.target in QUANTIZABLE]
     if all(within(name, keep_float) for name in layers):
         raise NotExportable(nothing_left(model, keep_float))
     try:
         with quiet():
             traced = quantized(program, batches, keep_float)
-            example = (tracing.example(model, settings),)
+            example = (tracing.example_input(model, spec),)
             program = torch.export.export(traced, example)
     except Exception as error:  # torchao raises errors of every class
         raise NotExportable(
-            f"{tracing.title(model)} cannot be quantised for ExecuTorch: {tracing.reason(error)}"
+            f"{tracing.model_name(model)} cannot be quantised for ExecuTorch: "
+            f"{tracing.root_cause(error)}"
         ) from error
     precisions = _precisions(program)
     _lower(model, program, file)
@@ -103,7 +104,7 @@ def _lower(model: nn.Module, program: torch.export.ExportedProgram, file: Path) 
         if "dependency cycle" not in str(error):
             raise
         raise NotExportable(
-            f"{tracing.title(model)} in int8: ExecuTorch's partitioner fails on this graph "
+            f"{tracing.model_name(model)} in int8: ExecuTorch's partitioner fails on this graph "
             "(dependency cycles, a known fault of ExecuTorch); choose format=onnx or "
             "format=openvino, or leave out int8"
         ) from error
@@ -139,7 +140,8 @@ def _compare(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> Non
         found = [runtime(batch)[0] for batch in batches]
     except Exception as error:  # XNNPACK objects to some graphs only when it loads them
         raise NotExportable(
-            f"{tracing.title(model)} in int8 does not run in ExecuTorch: {tracing.reason(error)}"
+            f"{tracing.model_name(model)} in int8 does not run in ExecuTorch: "
+            f"{tracing.root_cause(error)}"
         ) from error
     reference = runtimes.load(model, "eager")
     sanity.refuse_noise(model, [reference(batch)[0] for batch in batches], found, "ExecuTorch")

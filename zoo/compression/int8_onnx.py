@@ -30,7 +30,7 @@ from zoo.compression import saturation
 from zoo.compression.layers import Precisions, layers, within
 from zoo.deploy import onnx as exporter
 from zoo.deploy import tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.environment import quiet
 from zoo.errors import NotExportable, first_line
 
@@ -43,7 +43,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 def convert(
     model: nn.Module,
     file: Path,
-    settings: Settings,
+    spec: ExportSpec,
     batches: Sequence[np.ndarray],
     keep_float: Collection[str],
 ) -> Precisions:
@@ -52,7 +52,7 @@ def convert(
     Args:
         model: The model.
         file: A single ONNX file.
-        settings: Input size, batch and opset of the file.
+        spec: Input size, batch and opset of the file.
         batches: Inputs to calibrate the ranges of activations on.
         keep_float: Names of modules that stay in float.
 
@@ -69,7 +69,7 @@ def convert(
 
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         plain, quantized = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
-        exporter.convert(model, plain, dataclasses.replace(settings, half=False))
+        exporter.convert(model, plain, dataclasses.replace(spec, half=False))
         graph = onnx.load(plain)
         chosen = nodes_of(graph, layers(model), keep_float)
         if not chosen:
@@ -100,7 +100,8 @@ def convert(
                 )
         except Exception as error:  # ONNX Runtime's quantiser raises errors of every class
             raise NotExportable(
-                f"{tracing.title(model)} cannot be quantised for ONNX Runtime: {first_line(error)}"
+                f"{tracing.model_name(model)} cannot be quantised for ONNX Runtime: "
+                f"{first_line(error)}"
             ) from error
         _tidy(quantized, file)
     return _precisions(file, owners)
@@ -113,7 +114,7 @@ def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[s
         NotExportable: Sums would overflow on some processors.
     """
     found = saturation.check_file(file, batches)
-    saturation.refuse_unsafe(tracing.title(model), found)
+    saturation.refuse_unsafe(tracing.model_name(model), found)
     return {"weights": saturation.RULE, "holds_for": saturation.HOLDS_FOR, "check": found}
 
 
@@ -121,7 +122,7 @@ def nothing_left(model: nn.Module, keep_float: Collection[str]) -> str:
     """Return the message for a model without a layer to quantise."""
     why = "keep_float covers every layer" if keep_float else (
         "it has no convolution or linear layer that the format computes in int8")  # fmt: skip
-    return f"{tracing.title(model)}: no layer of it is left to be in int8: {why}"
+    return f"{tracing.model_name(model)}: no layer of it is left to be in int8: {why}"
 
 
 class _Reader:

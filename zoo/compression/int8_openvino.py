@@ -25,7 +25,7 @@ from zoo.compression.int8_onnx import OPERATORS, nodes_of, nothing_left, owner_o
 from zoo.compression.layers import Precisions, layers
 from zoo.deploy import openvino as exporter
 from zoo.deploy import tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.environment import need, quiet
 from zoo.errors import NotExportable, first_line
 from zoo.runtimes.openvino import core
@@ -52,7 +52,7 @@ RULE = (
 def convert(
     model: nn.Module,
     file: Path,
-    settings: Settings,
+    spec: ExportSpec,
     batches: Sequence[np.ndarray],
     keep_float: Collection[str],
 ) -> Precisions:
@@ -61,7 +61,7 @@ def convert(
     Args:
         model: The model.
         file: The program; its weights are written next to it.
-        settings: Input size, batch and opset of the file.
+        spec: Input size, batch and opset of the file.
         batches: Inputs to calibrate the ranges of activations on.
         keep_float: Names of modules that stay in float.
 
@@ -78,7 +78,7 @@ def convert(
 
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         middle = Path(folder) / "model.onnx"
-        program = exporter.read(model, middle, settings)
+        program = exporter.read(model, middle, spec)
         graph = onnx.load(middle)
         chosen = set(nodes_of(graph, layers(model), keep_float))
         if not chosen:
@@ -109,7 +109,7 @@ def convert(
             program = _quantized(program, batches, names)
         except Exception as error:  # NNCF raises errors of every class
             raise NotExportable(
-                f"{tracing.title(model)} cannot be quantised for OpenVINO: {first_line(error)}"
+                f"{tracing.model_name(model)} cannot be quantised for OpenVINO: {first_line(error)}"
             ) from error
         exporter.write(model, program, file)
     sanity.refuse_noise(model, expected, _outputs(file, seen), "OpenVINO")
@@ -132,7 +132,7 @@ def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[s
             integers = weight.get_data().astype(np.int32)
             pairs.append(saturation.largest_pair(integers.reshape(1, -1)))
     found = {"largest_pair": max(pairs)}
-    saturation.refuse_unsafe(tracing.title(model), found)
+    saturation.refuse_unsafe(tracing.model_name(model), found)
     return {"weights": RULE, "holds_for": saturation.HOLDS_FOR, "check": found}
 
 

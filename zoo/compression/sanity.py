@@ -34,7 +34,7 @@ def refuse_noise(
         noise.add(want, have)
     if noise.images >= FEWEST and noise.snr_db < 0:
         raise NotExportable(
-            f"{tracing.title(model)} in int8: the error in {runtime} exceeds the signal "
+            f"{tracing.model_name(model)} in int8: the error in {runtime} exceeds the signal "
             f"(SNR {noise.snr_db:.1f} dB); keep more layers in float (keep_float), or calibrate "
             "on more images"
         )

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from zoo.compression.calibration import Batch
 from zoo.compression.layers import channel_axis, layers
 from zoo.compression.signal_to_noise import SignalToNoise
-from zoo.deploy.tracing import ready
+from zoo.deploy.tracing import with_exportable_scans
 from zoo.errors import BadInput
-from zoo.runtimes.pytorch import flat
+from zoo.runtimes.pytorch import flatten_outputs
 from zoo.training.tasks import Task
 
 HELD = 128  # training images to evaluate layers on; each layer takes a pass over them
@@ -68,7 +68,7 @@ def measure(
         batches: Images to calibrate the ranges on.
         judged_on: Other images to evaluate on, with targets.
     """
-    model = ready(model)
+    model = with_exportable_scans(model)
     device = torch.device("cpu")
     seen = _Outputs(model)
 
@@ -142,7 +142,7 @@ class _Outputs:
         self.kept: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> Tensor:
-        y = flat(self.model(images))[0]
+        y = flatten_outputs(self.model(images))[0]
         self.kept.append(y)
         return y
 

@@ -1,1 +1,1 @@
-"""Exported files: one module for each format, verification, the manifest, prediction."""
+"""Export models to files, verify them, describe them in a manifest, and predict with them."""

@@ -1,9 +1,9 @@
-"""Whether an artefact computes what the model computes.
+"""Decide whether an artefact computes what the model computes.
 
-Errors are judged against the spread of the outputs, that is how much they differ from one image to
-the next. Against their magnitude, a model that answers every image with nearly the same logits
-(as a fresh one does) would pass whatever the artefact made of the image. Where the spread is so
-small that rounding alone could hide a fault, the result is "not proven": never "equal".
+Errors are compared with the spread of the outputs: how much these differ between images. Compared
+with their magnitude, an artefact that ignores the image could pass, because an untrained model
+returns nearly the same logits for every image. If the spread is so small that rounding alone could
+hide a fault, the result is "not proven", never "equal".
 """
 
 import functools
@@ -17,39 +17,41 @@ import numpy as np
 from zoo.errors import NotExportable, OutputsDiffer
 from zoo.runtimes import Runtime
 
-TOLERANCE = 1e-3  # of the outputs' spread
-ROUNDING = 1e-5  # of their magnitude: what float32 may lose in a deep model
-HALF = (5e-2, 5e-3)  # the same two where weights and perhaps values are float16
-CLASSES = (1e-3, 1e-2)  # share of pixels that may get another class: float32, float16
-INT8 = 0.25  # of the spread: the root mean square error of what is rounded to int8 everywhere
-LEAST_SPREAD = 1e-3  # of their magnitude: below it, nothing is proven
-SCALES = (0.3, 1.0, 3.0)
-OWN_LOSS = 3.0  # times what the model loses itself in single precision, where that is more
-LARGEST_LOSS = 0.05  # of the spread: where single precision loses more, nothing is proven
+# The largest allowed error is TOLERANCE * spread + ROUNDING * magnitude of the outputs.
+TOLERANCE, ROUNDING = 1e-3, 1e-5  # float32; a deep model may lose that much by rounding
+HALF_TOLERANCES = (5e-2, 5e-3)  # the same two for float16
+CLASS_TOLERANCES = (1e-3, 1e-2)  # share of pixels with another class: float32, float16
+INT8_TOLERANCE = 0.25  # of the spread, for the root mean square error of an int8 graph
+MIN_SPREAD = 1e-3  # of the magnitude; with less, nothing is proven
+INPUT_SCALES = (0.3, 1.0, 3.0)  # of the random images
+# A deep model may lose more than the tolerance in float32. Then LOSS_FACTOR times its loss is
+# allowed; if the loss exceeds LOSS_LIMIT of the spread, nothing is proven.
+LOSS_FACTOR, LOSS_LIMIT = 3.0, 0.05
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an artefact's outputs are from the model's.
+    """How close an artefact's outputs are to the model's.
 
     Attributes:
-        proven: The outputs are equal within `allowed`, and differ enough between images to tell.
-        max_abs_error: The largest difference of any output.
-        max_rel_error: That, divided by the spread.
-        spread: Standard deviation of an output over the images, averaged over the outputs.
-        magnitude: The largest absolute output.
-        allowed: The largest difference that passes.
-        tolerance: `allowed` is this part of the spread, plus `rounding` of the magnitude.
-        rounding: See `tolerance`.
-        own_error: The largest difference of the model from itself in double precision, where it was
-            needed: a deep model may lose more in single precision than `tolerance`, in whatever
-            order a runtime adds up. `allowed` is then three times as much.
-        measure: `"value"`, or `"class"` where outputs are numbers of classes: then an error is the
-            share of pixels with another class, and the spread that of pixels that are not of the
-            commonest class. `"rms"` of int8: then `allowed` is for the root mean square error,
-            `rms_error`.
-        batch_sizes: Batches that were compared.
-        images: Images that were compared.
+        proven: The errors are within `allowed`, and the outputs differ enough between images to
+            reveal a fault.
+        max_abs_error: The largest difference of any output value.
+        max_rel_error: `max_abs_error / spread`; None if the spread is zero.
+        spread: Standard deviation of an output value over the images, averaged over all values.
+        magnitude: The largest absolute output value.
+        allowed: The largest allowed difference: `tolerance * spread + rounding * magnitude`, or
+            more, see `own_error`.
+        tolerance: Allowed error as a share of the spread.
+        rounding: Allowed error as a share of the magnitude.
+        own_error: The largest difference between the model in float32 and in float64; only measured
+            if the error exceeds the tolerance. `allowed` is then three times this difference.
+        measure: `"value"`; `"class"` for class maps, where the error is the share of pixels with
+            another class and the spread is the share of pixels not of the commonest class; `"rms"`
+            for int8 graphs, where `allowed` applies to `rms_error`.
+        batch_sizes: Batch sizes that were compared.
+        images: Number of images that were compared.
+        rms_error: Root mean square error; only for int8 graphs.
     """
 
     proven: bool
@@ -67,7 +69,7 @@ class Agreement:
     rms_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -75,25 +77,25 @@ class Agreement:
         if not self.proven:
             return (
                 f"NOT PROVEN equal: the outputs hardly differ between images (spread "
-                f"{self.spread:.1e}, magnitude {self.magnitude:.1e}; largest error "
+                f"{self.spread:.1e}, magnitude {self.magnitude:.1e}, largest error "
                 f"{self.max_abs_error:.1e}) on {images}; export with trained weights"
             )
         if self.rms_error is not None:
             return (
-                f"equal but for steps of int8: root mean square error {self.rms_error:.1e}, "
-                f"{self.rms_error / self.spread:.1%} of the outputs' spread ({self.tolerance:.0%} "
-                f"allowed), on {images}"
+                f"equal up to int8 rounding: root mean square error {self.rms_error:.1e}, "
+                f"{self.rms_error / self.spread:.1%} of the outputs' spread "
+                f"(allowed: {self.tolerance:.0%}), on {images}"
             )
-        limit = f"{self.tolerance:.0e} allowed"
+        limit = f"allowed: {self.tolerance:.0e}"
         if self.own_error is not None:
-            limit = f"the model itself loses {self.own_error / self.spread:.1e} in single precision"
+            limit = f"the model itself loses {self.own_error / self.spread:.1e} in float32"
         return (
             f"equal: largest error {self.max_abs_error:.1e}, {self.max_rel_error:.1e} of the "
             f"outputs' spread ({limit}), on {images}"
         )
 
 
-def agree(
+def compare_outputs(
     reference: Runtime,
     artefact: Runtime,
     input_size: Sequence[int],
@@ -103,70 +105,81 @@ def agree(
     int8: bool = False,
     pixels: bool = False,
     classes: bool = False,
-    exact: Callable[[], Runtime] | None = None,
+    load_double: Callable[[], Runtime] | None = None,
 ) -> Agreement:
-    """Compare an artefact with the model it was made from.
+    """Compare an artefact with its model on random images of several kinds and scales.
 
     Args:
-        reference: The model, in float32.
-        artefact: What was made of it, loaded.
-        input_size: C H W, or C D H W.
-        batch_sizes: Batches to feed; each is fed images of several kinds and scales.
-        half: Whether the artefact holds float16.
-        int8: Whether both compute in steps of int8.
-        pixels: Whether both take bytes.
-        classes: Whether both give numbers of classes.
-        exact: Loads the model in double precision, in case single precision is to be judged.
+        reference: The model in float32.
+        artefact: The loaded artefact.
+        input_size: C H W, or C D H W for volumes.
+        batch_sizes: Batch sizes to compare.
+        half: The artefact is in float16.
+        int8: Both round to int8 after each layer.
+        pixels: Both take uint8.
+        classes: Both return class maps (B H W integers).
+        load_double: Loads the model in float64. Called only if the error exceeds the tolerance.
 
     Raises:
         NotExportable: The outputs differ in number, shape or value, or are not finite.
     """
-    wanted: list[list[np.ndarray]] = []
-    found: list[list[np.ndarray]] = []
-    fed: list[np.ndarray] = []
-    for batch in batches(input_size, batch_sizes):
-        batch = _as_pixels(batch) if pixels else batch
-        wanted.append(reference(batch))
-        found.append(artefact(batch))
-        fed.append(batch)
-        _check_shapes(wanted[-1], found[-1], len(batch))
+    expected: list[list[np.ndarray]] = []
+    actual: list[list[np.ndarray]] = []
+    inputs: list[np.ndarray] = []
+    for batch in random_batches(input_size, batch_sizes):
+        batch = _to_pixels(batch) if pixels else batch
+        expected.append(reference(batch))
+        actual.append(artefact(batch))
+        inputs.append(batch)
+        _check_shapes(expected[-1], actual[-1], len(batch))
     judge = functools.partial(
-        _judge_classes if classes else _judge_steps if int8 else _judge,
+        _judge_classes if classes else _judge_int8 if int8 else _judge_values,
         half=half or int8,
         batch_sizes=sorted(set(batch_sizes)),
-        images=sum(map(len, fed)),
+        images=sum(map(len, inputs)),
     )
-    pairs = [(_joined(wanted, i), _joined(found, i)) for i in range(len(wanted[0]))]
+    pairs = [(_concatenate(expected, i), _concatenate(actual, i)) for i in range(len(expected[0]))]
     try:
-        return severest([judge(mine, its) for mine, its in pairs])
+        return worst([judge(want, have) for want, have in pairs])
     except NotExportable:
-        if exact is None or half or int8 or classes:
+        if load_double is None or half or int8 or classes:
             raise
-    double = exact()
-    values = [double(batch) for batch in fed]
-    own = [float(np.abs(mine - _joined(values, i)).max()) for i, (mine, _) in enumerate(pairs)]
-    return severest(
-        [judge(mine, its, own=loss) for (mine, its), loss in zip(pairs, own, strict=True)]
+    double = load_double()
+    exact = [double(batch) for batch in inputs]
+    losses = [
+        float(np.abs(want - _concatenate(exact, i)).max()) for i, (want, _) in enumerate(pairs)
+    ]
+    return worst(
+        [judge(want, have, own=loss) for (want, have), loss in zip(pairs, losses, strict=True)]
     )
 
 
-def _joined(outputs: list[list[np.ndarray]], index: int) -> np.ndarray:
+def _concatenate(outputs: list[list[np.ndarray]], index: int) -> np.ndarray:
+    """Return one output of all batches in float64."""
     return np.concatenate([output[index] for output in outputs]).astype(np.float64)
 
 
-def severest(results: Sequence[Agreement]) -> Agreement:
-    """Return the worst of several comparisons: one that proves nothing, else the largest error."""
-    return min(results, key=lambda result: (result.proven, -_severity(result)))
+def worst(results: Sequence[Agreement]) -> Agreement:
+    """Return the worst of several results: one that is not proven, else the largest error."""
+    return min(results, key=lambda result: (result.proven, -_relative_error(result)))
 
 
-def batches(input_size: Sequence[int], batch_sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield random images, B C H W (or volumes): noise and slopes, each at several scales."""
+def random_batches(input_size: Sequence[int], batch_sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield random images: noise plus a linear gradient, at several scales; the same each time.
+
+    Args:
+        input_size: C H W, or C D H W for volumes.
+        batch_sizes: Yields a batch of each scale for each of them.
+
+    Yields:
+        B C H W (B C D H W), float32.
+    """
     generator = np.random.default_rng(0)
     channels, *sides = input_size
     ramps = np.meshgrid(*[np.linspace(-1, 1, n, dtype=np.float32) for n in sides], indexing="ij")
     ones = (1,) * len(sides)
     for count in batch_sizes:
-        for scale in SCALES:
+        for scale in INPUT_SCALES:
             noise = generator.standard_normal((count, channels, *sides), dtype=np.float32)
             shape = (1 + len(sides), count, channels, *ones)
             start, *slopes = generator.standard_normal(shape, dtype=np.float32)
@@ -174,21 +187,22 @@ def batches(input_size: Sequence[int], batch_sizes: Sequence[int]) -> Iterator[n
             yield (scale * (noise + smooth)).astype(np.float32)
 
 
-def _as_pixels(batch: np.ndarray) -> np.ndarray:
+def _to_pixels(batch: np.ndarray) -> np.ndarray:
     return np.clip(128 + 40 * batch, 0, 255).astype(np.uint8)
 
 
 def _judge_classes(
-    mine: np.ndarray, its: np.ndarray, *, half: bool, batch_sizes: list[int], images: int
+    want: np.ndarray, have: np.ndarray, *, half: bool, batch_sizes: list[int], images: int
 ) -> Agreement:
-    wrong = float(np.mean(mine != its)) if mine.size else 0.0
-    _, counts = np.unique(mine, return_counts=True)
-    spread = 1 - float(counts.max(initial=0)) / max(mine.size, 1)
-    allowed = CLASSES[half]
+    """Compare class maps by the share of pixels with the same class."""
+    wrong = float(np.mean(want != have)) if want.size else 0.0
+    _, counts = np.unique(want, return_counts=True)
+    spread = 1 - float(counts.max(initial=0)) / max(want.size, 1)
+    allowed = CLASS_TOLERANCES[half]
     if wrong > allowed:
         raise OutputsDiffer(
-            f"the artefact computes something else: {wrong:.1%} of the pixels get another class "
-            f"({allowed:.1%} is allowed)"
+            f"the artefact does not match the model: {wrong:.1%} of the pixels get another class; "
+            f"at most {allowed:.1%} is allowed"
         )
     return Agreement(
         proven=spread > 10 * allowed,
@@ -206,31 +220,32 @@ def _judge_classes(
     )
 
 
-def _judge_steps(
-    mine: np.ndarray, its: np.ndarray, *, half: bool, batch_sizes: list[int], images: int
+def _judge_int8(
+    want: np.ndarray, have: np.ndarray, *, half: bool, batch_sizes: list[int], images: int
 ) -> Agreement:
-    """Compare two that round to int8 after every layer.
+    """Compare the outputs of two int8 graphs by their root mean square error.
 
-    Sums are added up in another order, so that a value may be rounded to the next step; what
-    follows makes more of it, in a deep model, than of any error of float32. Few outputs change by
-    much; something else than the model differs by more than the whole spread on average.
+    Runtimes add in different orders, so a value may round to the neighbouring int8 step, and later
+    layers amplify that more than any float32 error. This changes few outputs by much, while a fault
+    changes all of them by more than the spread on average.
     """
-    difference = np.abs(its - mine)
+    difference = np.abs(have - want)
     rms = float(np.sqrt(np.mean(difference**2)))
-    spread, magnitude = float(mine.std(axis=0).mean()), float(np.abs(mine).max(initial=0))
-    if not rms <= INT8 * spread + ROUNDING * magnitude:
+    spread, magnitude = float(want.std(axis=0).mean()), float(np.abs(want).max(initial=0))
+    allowed = INT8_TOLERANCE * spread + ROUNDING * magnitude
+    if not rms <= allowed:  # also if the error is NaN
         raise OutputsDiffer(
-            f"the artefact computes something else: the root mean square error is {rms:.1e}, the "
-            f"spread of the outputs {spread:.1e} ({INT8:.0%} of it is allowed)"
+            f"the artefact does not match the model: the root mean square error is {rms:.1e} at a "
+            f"spread of {spread:.1e}; at most {INT8_TOLERANCE:.0%} of the spread is allowed"
         )
     return Agreement(
-        proven=spread > LEAST_SPREAD * magnitude,
+        proven=spread > MIN_SPREAD * magnitude,
         max_abs_error=float(difference.max()),
         max_rel_error=float(difference.max()) / spread if spread else None,
         spread=spread,
         magnitude=magnitude,
-        allowed=INT8 * spread + ROUNDING * magnitude,
-        tolerance=INT8,
+        allowed=allowed,
+        tolerance=INT8_TOLERANCE,
         rounding=ROUNDING,
         own_error=None,
         measure="rms",
@@ -240,35 +255,49 @@ def _judge_steps(
     )
 
 
-def _judge(
-    mine: np.ndarray,
-    its: np.ndarray,
+def _judge_values(
+    want: np.ndarray,
+    have: np.ndarray,
     *,
     half: bool,
     batch_sizes: list[int],
     images: int,
     own: float | None = None,
 ) -> Agreement:
-    tolerance, rounding = HALF if half else (TOLERANCE, ROUNDING)
-    if not np.isfinite(mine).all():
+    """Compare outputs by their largest difference.
+
+    Args:
+        want: The model's output for all images, N ...
+        have: The artefact's.
+        half: Whether the artefact is in float16.
+        batch_sizes: For the result.
+        images: For the result.
+        own: The largest difference between the model in float32 and in float64, if measured.
+    """
+    tolerance, rounding = HALF_TOLERANCES if half else (TOLERANCE, ROUNDING)
+    if not np.isfinite(want).all():
         raise NotExportable(
-            "the model's own outputs are not finite on random images; nothing to compare"
+            "the model's outputs are not finite on random images, so the artefact cannot be "
+            "verified; export with trained weights"
         )
-    error = float(np.abs(its - mine).max()) if mine.size else 0.0
-    spread = float(mine.std(axis=0).mean()) if mine.size else 0.0
-    magnitude = float(np.abs(mine).max()) if mine.size else 0.0
-    allowed = max(tolerance * spread + rounding * magnitude, OWN_LOSS * (own or 0.0))
-    if half and not np.isfinite(its).all():
-        raise NotExportable("the artefact's outputs are not finite: float16 ends at 65504")
-    if not error <= allowed:  # also where the error is not a number
-        part = f", {error / spread:.1e} of their spread" if spread else ""
+    error = float(np.abs(have - want).max()) if want.size else 0.0
+    spread = float(want.std(axis=0).mean()) if want.size else 0.0
+    magnitude = float(np.abs(want).max()) if want.size else 0.0
+    allowed = max(tolerance * spread + rounding * magnitude, LOSS_FACTOR * (own or 0.0))
+    if half and not np.isfinite(have).all():
         raise OutputsDiffer(
-            f"the artefact computes something else: outputs differ by up to {error:.1e}{part} "
-            f"({allowed:.1e} is allowed)"
+            "the artefact's outputs are not finite: values exceed 65504, the largest float16; "
+            "leave out export.half"
+        )
+    if not error <= allowed:  # also if the error is NaN
+        share = f" ({error / spread:.1e} of their spread)" if spread else ""
+        raise OutputsDiffer(
+            f"the artefact does not match the model: outputs differ by up to {error:.1e}{share}; "
+            f"at most {allowed:.1e} is allowed"
         )
     return Agreement(
-        proven=spread > max(LEAST_SPREAD, rounding) * magnitude
-        and (own or 0.0) <= LARGEST_LOSS * spread,
+        proven=spread > max(MIN_SPREAD, rounding) * magnitude
+        and (own or 0.0) <= LOSS_LIMIT * spread,
         max_abs_error=error,
         max_rel_error=error / spread if spread else None,
         spread=spread,
@@ -283,14 +312,14 @@ def _judge(
     )
 
 
-def _severity(result: Agreement) -> float:
+def _relative_error(result: Agreement) -> float:
     return math.inf if result.max_rel_error is None else result.max_rel_error
 
 
-def _check_shapes(wanted: list[np.ndarray], found: list[np.ndarray], batch: int) -> None:
-    mine, its = [y.shape for y in wanted], [y.shape for y in found]
-    if mine != its:
+def _check_shapes(want: list[np.ndarray], have: list[np.ndarray], batch: int) -> None:
+    expected, actual = [y.shape for y in want], [y.shape for y in have]
+    if expected != actual:
         raise OutputsDiffer(
-            f"the artefact computes something else: at a batch of {batch} its outputs have the "
-            f"shapes {its}, the model's {mine}"
+            f"the artefact does not match the model: for a batch of {batch} it returns shapes "
+            f"{actual}, the model {expected}"
         )

@@ -1,4 +1,4 @@
-"""Where an artefact is written: beside its target, and under its name only when it is finished."""
+"""Write an artefact to a temporary folder, and move it to its target when it is finished."""
 
 import contextlib
 import errno
@@ -11,104 +11,116 @@ from pathlib import Path
 from torch import nn
 
 from zoo.deploy import files
-from zoo.deploy.formats import FORMATS, Format, by_file
+from zoo.deploy.formats import FORMATS, Format, format_of_file
 from zoo.errors import BadInput
 
+# Errors of the file system that concern the whole folder, not one file.
+_NOT_WRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+)  # fmt: skip
 
-def target_of(path: Path, kind: Format, overwrite: bool) -> Path:
-    """Return the path of the artefact, which is free or may be replaced.
+
+def resolve_target(path: Path, kind: Format, overwrite: bool) -> Path:
+    """Return the path that the artefact is written to.
+
+    Args:
+        path: A file with the suffix of the format, or a folder.
+        kind: The format.
+        overwrite: Existing files may be replaced.
 
     Raises:
-        BadInput: It is taken, or its name is that of another format.
+        BadInput: The path has the suffix of another format, or a file exists already.
     """
     path = path.expanduser()
-    known = any(path.name.endswith(other.suffix) for other in FORMATS.values())
-    if known and by_file(path.name) is not kind:
-        raise BadInput(f"{str(path)!r} does not end like the format, in {kind.suffix!r}")
+    has_suffix = any(path.name.endswith(other.suffix) for other in FORMATS.values())
+    if has_suffix and format_of_file(path.name) is not kind:
+        raise BadInput(f"{str(path)!r} must end with {kind.suffix!r}, the suffix of the format")
     is_folder = path.is_dir() and kind.suffix != ".mlpackage"
-    target = path if known and not is_folder else path / f"model{kind.suffix}"
-    beside = target.parent / files.NAME
+    target = path if has_suffix and not is_folder else path / f"model{kind.suffix}"
+    manifest = target.parent / files.MANIFEST
     reports = [target.parent / name for name in files.REPORTS]
     if not overwrite:
-        for taken in (*files.members(target), beside, *reports):
-            if taken.exists():
-                raise BadInput(f"{taken} exists; export.overwrite=true replaces it")
-    elif beside.exists() and not target.exists():
-        raise BadInput(f"{beside} belongs to another artefact; choose another folder")
+        for existing in (*files.members(target), manifest, *reports):
+            if existing.exists():
+                raise BadInput(f"{existing} exists; export.overwrite=true replaces it")
+    elif manifest.exists() and not target.exists():
+        raise BadInput(f"{manifest} belongs to another artefact; choose another folder")
     return target
 
 
 @contextlib.contextmanager
-def workplace(folder: Path, model: nn.Module) -> Iterator[Path]:
-    """A folder to work in beside the target; it goes, and so do folders that stayed empty.
+def temporary_folder(folder: Path, model: nn.Module) -> Iterator[Path]:
+    """Create a temporary folder in `folder`, and remove it afterwards.
+
+    Args:
+        folder: The folder of the target. It is created if needed, and removed if it stays empty.
+        model: Its weights must fit into the free space.
 
     Raises:
-        BadInput: The folder cannot be written, or has no room for the weights of `model`.
+        BadInput: `folder` cannot be written, or has too little space.
     """
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            check_room(folder, model)
-            place = tempfile.TemporaryDirectory(prefix=".partial-", dir=folder)
+            check_free_space(folder, model)
+            temporary = tempfile.TemporaryDirectory(prefix=".partial-", dir=folder)
         except OSError as error:
             raise BadInput(f"cannot write to {folder}: {error.strerror or error}") from error
-        with place as name, written_to(folder):
+        with temporary as name, _report_full_disk(folder):
             yield Path(name)
     finally:
-        for parent in made:
+        for parent in created:
             with contextlib.suppress(OSError):
                 parent.rmdir()
 
 
-def check_room(folder: Path, model: nn.Module) -> None:
-    """Raise `BadInput` unless the weights of `model` fit in what is free."""
+def check_free_space(folder: Path, model: nn.Module) -> None:
+    """Raise `BadInput` if the weights of `model` do not fit into the free space of `folder`."""
     needed = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise BadInput(
-            f"cannot write to {folder}: {free / 2**20:.1f} MiB are free, the weights take "
-            f"{needed / 2**20:.1f} MiB"
+            f"cannot write to {folder}: the weights take {needed / 2**20:.1f} MiB, only "
+            f"{free / 2**20:.1f} MiB are free"
         )
 
 
 @contextlib.contextmanager
-def written_to(folder: Path) -> Iterator[None]:
-    """Say where it was that could not be written, however deep an exporter hides that."""
+def _report_full_disk(folder: Path) -> Iterator[None]:
+    """Raise `BadInput` for an error that was caused by a full or read-only disk."""
     try:
         yield
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, OSError) and cause.errno in _FULL:
+            if isinstance(cause, OSError) and cause.errno in _NOT_WRITABLE:
                 raise BadInput(f"cannot write to {folder}: {cause.strerror}") from error
             cause = cause.__cause__ or cause.__context__
         raise
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+def publish(folder: Path, target: Path, extra: Sequence[str] = ()) -> None:
+    """Move an artefact to its target by renaming, its manifest last.
 
-
-def publish(place: Path, target: Path, beside: Sequence[str] = ()) -> None:
-    """Put the artefact in place, then its manifest, by renaming alone.
-
-    Whoever is killed in between leaves no manifest, and never one file of an older artefact beside
-    one of this: what is to be replaced is moved away first, what names the weights before them.
+    A process that is killed in between leaves no manifest, and never a mixture of old and new
+    files: the old ones are moved away first, starting with the file that refers to the weights.
 
     Args:
-        place: The folder that all was written to.
-        target: Where the artefact goes.
-        beside: Further files of `place` that go beside it; reports of an older artefact go.
+        folder: The temporary folder that contains all files.
+        target: Path of the artefact.
+        extra: Names of further files in `folder` to move next to the artefact. Reports of an older
+            artefact are deleted.
     """
-    manifest = target.parent / files.NAME
+    manifest = target.parent / files.MANIFEST
     for old in (manifest, *(target.parent / name for name in files.REPORTS)):
         old.unlink(missing_ok=True)
     members = files.members(target)
-    if len(members) > 1 or target.is_dir():  # a single file is replaced at once
+    if len(members) > 1 or target.is_dir():  # a single file is replaced in one step
         for member in members:
             if member.exists():
-                os.replace(member, place / f"replaced-{member.name}")
-    for member in reversed(members):  # weights first: what names them stands last
-        os.replace(place / member.name, member)
-    for name in (*beside, files.NAME):
-        os.replace(place / name, target.parent / name)
+                os.replace(member, folder / f"replaced-{member.name}")
+    for member in reversed(members):  # weights before the file that refers to them
+        os.replace(folder / member.name, member)
+    for name in (*extra, files.MANIFEST):
+        os.replace(folder / name, target.parent / name)

@@ -1,4 +1,4 @@
-"""The comparison of an artefact with its model: at which batches and sizes, and what came out."""
+"""Compare an artefact with its model at several batch sizes and image sizes."""
 
 import copy
 import re
@@ -6,29 +6,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from zoo import runtimes
-from zoo.deploy.agreement import Agreement, agree, severest
+from zoo.deploy.agreement import Agreement, compare_outputs, worst
 from zoo.deploy.int8_graph import is_converted
-from zoo.deploy.onnx import output_names
-from zoo.deploy.spec import COARSE, Settings
-from zoo.deploy.tracing import title
+from zoo.deploy.spec import DEFAULT_MULTIPLE, ExportSpec, output_names
+from zoo.deploy.tracing import not_dynamic
 from zoo.errors import NotExportable, first_line
+from zoo.runtimes import Runtime
 
-OPEN_BATCHES = (1, 2, 3)  # compared where the batch is open; one of them is the traced one
+DYNAMIC_BATCHES = (1, 2, 3)  # compared if the batch is dynamic; 2 is the traced one
 
 
 @dataclass(frozen=True)
-class Check:
-    """What was found out about an artefact.
+class Comparison:
+    """How an artefact compares with its model.
 
     Attributes:
-        runtime: What ran it; None where nothing here can.
-        agreement: The worst of all comparisons.
-        sizes: Sizes of image that were compared.
-        multiple: With an open size, what sides must be a multiple of; None of a fixed size.
-        outputs: Name and shape of each output; an open axis is given by a name.
+        runtime: The runtime it was compared in; None if none runs on this platform.
+        agreement: The worst result at any size; None without a runtime.
+        sizes: Image sizes that were compared: H W, or D H W.
+        multiple: Sides of a dynamic size must be multiples of it, in pixels; None for a static
+            size.
+        outputs: Name and shape of each output; dynamic axes are strings.
     """
 
     runtime: str | None
@@ -38,103 +40,118 @@ class Check:
     outputs: list[dict[str, Any]]
 
 
-def check(model: nn.Module, draft: Path, runtime: str | None, settings: Settings) -> Check:
-    """Load an artefact and compare it with the model.
+def compare_artefact(
+    model: nn.Module, file: Path, runtime: str | None, spec: ExportSpec
+) -> Comparison:
+    """Load an artefact and compare it with its model.
+
+    With a dynamic size they are compared at the requested size, at a larger one and, unless
+    `spec.multiple` is known, at one pixel more.
 
     Args:
-        model: What the artefact is to compute.
-        draft: The artefact.
-        runtime: Where to run it.
-        settings: What was asked of it.
+        model: What the artefact must compute, in evaluation mode.
+        file: The artefact.
+        runtime: The runtime to load it in; None compares nothing.
+        spec: What the artefact was exported for.
 
     Raises:
-        NotExportable: It does not run, or computes something else.
+        NotExportable: The artefact does not run, or does not match the model.
     """
     reference = runtimes.load(model, "eager")
     if runtime is None:
-        return Check(None, None, [], None, _outputs(reference, settings, None))
+        return Comparison(None, None, [], None, _describe_outputs(reference, spec, None))
+    own = spec.input_size[2:]
     try:
-        artefact = runtimes.load(draft, runtime)
-        own = settings.input_size[2:]
-        compare = _agree_open if settings.dynamic_size else _agree
-        found = [compare(reference, artefact, settings, own)]
-        if not settings.dynamic_size:
-            outputs = _outputs(reference, settings, None)
-            return Check(runtime, found[0], [list(own)], None, outputs)
-        # The traced size lies between the asked one and the next.
-        step = settings.multiple or COARSE
-        sizes = [own, settings.further(2)]
-        found.append(compare(reference, artefact, settings, sizes[1]))
-        if settings.multiple is None:
+        artefact = runtimes.load(file, runtime)
+        if not spec.dynamic_size:
+            agreement = _compare_at(own, model, reference, artefact, spec)
+            outputs = _describe_outputs(reference, spec, None)
+            return Comparison(runtime, agreement, [list(own)], None, outputs)
+        step = spec.multiple or DEFAULT_MULTIPLE
+        sizes = [own, spec.larger_sides(2)]  # the traced size is between these two
+        results = [_compare_untraced(size, model, reference, artefact, spec) for size in sizes]
+        if spec.multiple is None:
             odd = tuple(side + 1 for side in sizes[1])
             try:
-                found.append(_agree(reference, artefact, settings, odd))
+                results.append(_compare_at(odd, model, reference, artefact, spec))
                 sizes.append(odd)
                 step = 1
-            except Exception:  # the model or the artefact takes no such size: the manifest says so
-                step = COARSE
+            except Exception:  # not supported by the model or the artefact: `multiple` says so
+                step = DEFAULT_MULTIPLE
     except NotExportable:
         raise
-    except Exception as error:  # the target's runtime refuses the artefact
+    except Exception as error:  # each runtime raises errors of its own
         raise NotExportable(
             f"the artefact does not run in {runtime}: {_without_paths(first_line(error))}"
         ) from error
-    outputs = _outputs(reference, settings, sizes[1])
-    return Check(runtime, severest(found), [list(size) for size in sizes], step, outputs)
+    outputs = _describe_outputs(reference, spec, sizes[1])
+    return Comparison(runtime, worst(results), [list(size) for size in sizes], step, outputs)
 
 
 def _without_paths(text: str) -> str:
-    """Runtimes name the places where they were built and the file that is about to be removed."""
+    """Remove paths: runtimes name their source files and the temporary file of the artefact."""
     return re.sub(r"(?<![\w.])/[\w./+-]+(:\d+)?", "...", text)
 
 
-def _agree(reference: Any, artefact: Any, settings: Settings, sides: tuple[int, ...]) -> Agreement:
-    batch, channels = settings.input_size[:2]
-    batch_sizes = {batch} | (set(OPEN_BATCHES) if settings.dynamic_batch else set())
-    model = reference.model
-    return agree(
+def _compare_at(
+    sides: tuple[int, ...],
+    model: nn.Module,
+    reference: Runtime,
+    artefact: Runtime,
+    spec: ExportSpec,
+) -> Agreement:
+    """Compare at one image size, H W or D H W, with every batch size."""
+    batch, channels = spec.input_size[:2]
+    batch_sizes = {batch} | (set(DYNAMIC_BATCHES) if spec.dynamic_batch else set())
+    return compare_outputs(
         reference,
         artefact,
         (channels, *sides),
         sorted(batch_sizes),
-        half=settings.half,
+        half=spec.half,
         int8=is_converted(model),
         pixels=getattr(model, "takes_pixels", False),
-        classes=getattr(model, "answer", None) == "argmax",
-        exact=lambda: runtimes.load(copy.deepcopy(model).double(), "eager"),
+        classes=getattr(model, "postprocessing", None) == "argmax",
+        load_double=lambda: runtimes.load(copy.deepcopy(model).double(), "eager"),
     )
 
 
-def _agree_open(
-    reference: Any, artefact: Any, settings: Settings, sides: tuple[int, ...]
+def _compare_untraced(
+    sides: tuple[int, ...],
+    model: nn.Module,
+    reference: Runtime,
+    artefact: Runtime,
+    spec: ExportSpec,
 ) -> Agreement:
-    """Compare at a size that was not traced, and say so where that fails."""
+    """Compare at a size that was not traced; name that size in the error."""
     try:
-        return _agree(reference, artefact, settings, sides)
-    except Exception as error:  # the runtime refuses, or the outputs differ
+        return _compare_at(sides, model, reference, artefact, spec)
+    except Exception as error:  # the runtime raises errors of its own, or the outputs differ
         size = "x".join(map(str, sides))
-        # What a runtime says names nodes of the file: it is the cause, not the reason.
+        # A runtime's own message names nodes of the file, which says nothing to the user.
         differs = isinstance(error, NotExportable)
-        found = f"at {size} {error}" if differs else f"the artefact does not run at {size}"
-        raise NotExportable(
-            f"{title(reference.model)} cannot be exported with an open size: {found}; "
-            "export.dynamic_size=false makes a file of one size"
-        ) from error
+        reason = f"at {size} {error}" if differs else f"the artefact does not run at {size}"
+        raise not_dynamic(model, reason) from error
 
 
-def _outputs(
-    reference: Any, settings: Settings, other: tuple[int, ...] | None
+def _describe_outputs(
+    reference: Runtime, spec: ExportSpec, other: tuple[int, ...] | None
 ) -> list[dict[str, Any]]:
-    """Name and shape of the outputs; what changes with the size of the image is `"any"`."""
-    import numpy as np
+    """Return name and shape of each output; an axis that varies with the image size is `"any"`.
+
+    Args:
+        reference: The model.
+        spec: What it is exported for.
+        other: A second image size, to find the axes that vary; None for a static size.
+    """
 
     def shapes(sides: tuple[int, ...]) -> list[tuple[int, ...]]:
-        x = np.zeros((*settings.input_size[:2], *sides), np.float32)
+        x = np.zeros((*spec.input_size[:2], *sides), np.float32)
         return [y.shape for y in reference(x)]
 
-    first = shapes(settings.input_size[2:])
+    first = shapes(spec.input_size[2:])
     second = first if other is None else shapes(other)
-    batch = ["batch"] if settings.dynamic_batch else [settings.input_size[0]]
+    batch = ["batch"] if spec.dynamic_batch else [spec.input_size[0]]
     return [
         {
             "name": name,

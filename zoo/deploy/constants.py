@@ -1,7 +1,7 @@
-"""Constants of a traced program, computed once instead of at every call.
+"""Constant folding in traced programs.
 
-In a program of one size, what depends on no image is known: position tables resampled to the size
-of the map, weights that are made of others.
+In a program with a static size, everything that does not depend on the images can be computed once:
+position tables resampled to the size of a feature map, or weights computed from other weights.
 """
 
 from typing import Any
@@ -12,27 +12,27 @@ from torch.fx.node import map_arg
 
 
 def fold(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return the program with what is computed from weights alone in the place of the weights."""
+    """Return the program with everything computed from weights only replaced by its value."""
     module: Any = program.module(check_guards=False)
-    fold_in(module)
+    fold_in_place(module)
     args, kwargs = program.example_inputs or ((), {})
     return torch.export.export(module, args, kwargs)
 
 
-def fold_in(module: Any, *, trained: bool = True) -> None:
-    """Put constants in the place of what computes them, in a traced module itself.
+def fold_in_place(module: Any, *, fold_parameters: bool = True) -> None:
+    """Replace constant expressions of a traced module by buffers.
 
     Args:
-        module: What `torch.export` made of a model.
-        trained: Fold what depends on parameters, too; they cannot be trained then.
+        module: Module of an exported program; it is modified.
+        fold_parameters: Also fold what depends on parameters, which can then not be trained.
     """
     known: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             value = _attribute(module, node.target)
-            if trained or not isinstance(value, nn.Parameter):
+            if fold_parameters or not isinstance(value, nn.Parameter):
                 known[node] = value
-        elif node.op == "call_function" and _is_known(node, known):
+        elif node.op == "call_function" and _is_constant(node, known):
             args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
             with torch.no_grad():
                 known[node] = node.target(*args, **kwargs)
@@ -40,21 +40,22 @@ def fold_in(module: Any, *, trained: bool = True) -> None:
         if node.op == "get_attr" or not isinstance(value, Tensor):
             continue
         if all(user in known for user in node.users):
-            continue  # only on the way to another constant
+            continue  # an intermediate result of another constant
         name = f"folded_{node.name}"
         module.register_buffer(name, value)
         with module.graph.inserting_before(node):
             constant = module.graph.get_attr(name)
         constant.meta.update(node.meta)
         node.replace_all_uses_with(constant, lambda user: user not in known)
-    for node in reversed(known):  # checks of constants, too, which count as having an effect
+    # Not eliminate_dead_code, which keeps assertions about constants because they may raise.
+    for node in reversed(known):
         if not node.users:
             module.graph.erase_node(node)
     module.recompile()
 
 
-def _is_known(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
-    """Say whether a call depends on what is known alone, and gives the same at every call."""
+def _is_constant(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
+    """Return whether a call only depends on known values and is deterministic."""
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     return not random and all(other in known for other in node.all_input_nodes)
 

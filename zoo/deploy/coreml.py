@@ -1,7 +1,8 @@
-"""PyTorch -> Core ML (`.mlpackage`). Core ML predicts on macOS alone: the file is not run here.
+"""PyTorch -> Core ML (`.mlpackage`).
 
-It is checked by what coremltools itself validates in converting, by reading it again, and by the
-list of its operations. The manifest says that nothing was compared.
+Core ML only runs on Apple's systems, so the outputs of the file are not compared with the model's.
+coremltools validates the program when it converts it, and reads the file again to list its
+operations. The manifest says that nothing was compared.
 """
 
 import dataclasses
@@ -13,62 +14,64 @@ import torch
 from torch import nn
 
 from zoo.deploy import constants, tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec, output_names
 from zoo.environment import need, quiet
 from zoo.errors import NotExportable
 
 PACKAGES = ("coremltools",)
-EXTRA = "coreml"
 INPUT = "input"
-UNKNOWN = (torch.ops.aten.addcmul.default,)  # to coremltools: told in simpler operators
+DECOMPOSED = (torch.ops.aten.addcmul.default,)  # operators that coremltools does not know
 
 
-def convert(model: nn.Module, file: Path, settings: Settings) -> None:
-    """Write `model`, in evaluation mode, to the folder `file` for the exact sizes of `settings`.
+def convert(model: nn.Module, file: Path, spec: ExportSpec) -> None:
+    """Write `model`, in evaluation mode, to the folder `file`, for `spec.input_size` only.
 
     Raises:
-        BadInput: The model does not run on this input.
+        BadInput: The model does not run at this size.
         MissingExtra: A package is not installed.
-        NotExportable: The exporter fails.
+        NotExportable: The model cannot be exported.
     """
     need("format 'coreml'", PACKAGES)
     with quiet():
         import coremltools as ct
 
         target, types = ct.target.iOS16, ct.precision
-    outputs = tracing.output_count(model, settings)
-    names = ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
-    # coremltools casts by itself, what it must not cast left out
-    program = tracing.trace(model, dataclasses.replace(settings, half=False), "Core ML")
+    names = output_names(tracing.count_outputs(model, spec))
+    # Traced in float32: coremltools casts by itself, except where float16 would not be safe.
+    program = tracing.trace(model, dataclasses.replace(spec, half=False), "Core ML")
     try:
         with quiet():
             package = ct.convert(
                 _simplified(program),
                 convert_to="mlprogram",
-                inputs=[ct.TensorType(name=INPUT, shape=settings.input_size)],
+                inputs=[ct.TensorType(name=INPUT, shape=spec.input_size)],
                 outputs=[ct.TensorType(name=name) for name in names],
                 minimum_deployment_target=target,
-                compute_precision=types.FLOAT16 if settings.half else types.FLOAT32,
+                compute_precision=types.FLOAT16 if spec.half else types.FLOAT32,
                 skip_model_load=True,
             )
             package.save(str(file))  # type: ignore[union-attr]
-    except Exception as error:  # whatever converting raises
+    except Exception as error:  # coremltools raises errors of many classes
         raise NotExportable(
-            f"{tracing.title(model)} cannot be exported to Core ML: {tracing.reason(error)}"
+            f"{tracing.model_name(model)} cannot be exported to Core ML: "
+            f"{tracing.root_cause(error)}"
         ) from error
-    if not _operations(file):
-        raise NotExportable(f"{tracing.title(model)}: the Core ML program has no operations")
+    if not _count_operations(file):
+        raise NotExportable(
+            f"{tracing.model_name(model)} cannot be exported to Core ML: the program that"
+            " coremltools wrote has no operations"
+        )
 
 
 def _simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return the program with what depends on no image computed, and without other names.
+    """Return the program with constants folded and aliases removed.
 
-    Tables that are resampled to the size of the map are constants in a program of one size, and
-    coremltools knows neither how to resample bicubically nor PyTorch's operator for another name.
+    coremltools supports neither bicubic resampling, which position tables need, nor PyTorch's
+    operator `alias`.
     """
     known = torch.export.default_decompositions()
-    split: dict[Any, Any] = {operator: known[operator] for operator in UNKNOWN}
-    program = constants.fold(program).run_decompositions(split)
+    table: dict[Any, Any] = {operator: known[operator] for operator in DECOMPOSED}
+    program = constants.fold(program).run_decompositions(table)
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten.alias.default:
             (original,) = node.args
@@ -79,19 +82,14 @@ def _simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedP
     return program
 
 
-def versions() -> tuple[str, ...]:
-    """Name the packages whose versions shape the artefact."""
-    return ("zoo", "torch", "timm", *PACKAGES)
-
-
 def describe(file: Path) -> dict[str, Any]:
-    """Return what the file states of itself: its operations, and how many of each."""
-    operations = _operations(file)
+    """Return the number of operations in the program, in total and by type."""
+    operations = _count_operations(file)
     return {"nodes": sum(operations.values()), "operations": dict(sorted(operations.items()))}
 
 
-def _operations(file: Path) -> Counter[str]:
-    """Read the file again and count its operations; constants are none."""
+def _count_operations(file: Path) -> Counter[str]:
+    """Read a file and count its operations by type, constants excluded."""
     with quiet():
         import coremltools as ct
 

@@ -1,4 +1,4 @@
-"""PyTorch -> ExecuTorch (`.pte`), what XNNPACK knows lowered to it."""
+"""PyTorch -> ExecuTorch (`.pte`), with every operator that XNNPACK supports delegated to it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,31 +7,32 @@ import torch
 from torch import Tensor, nn
 
 from zoo.deploy import tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.environment import need, quiet
 from zoo.errors import NotExportable
 
 PACKAGES = ("executorch",)
-EXTRA = "export"
 INPUT = "input"
 
 
-def convert(model: nn.Module, file: Path, settings: Settings) -> None:
-    """Write `model`, in evaluation mode, to `file` for the exact sizes of `settings`.
+def convert(model: nn.Module, file: Path, spec: ExportSpec) -> None:
+    """Write `model`, in evaluation mode, to `file`, for `spec.input_size` only.
 
     Raises:
-        BadInput: The model does not run on this input.
+        BadInput: The model does not run at this size.
         MissingExtra: A package is not installed.
-        NotExportable: The exporter fails.
+        NotExportable: The model cannot be exported.
     """
     need("format 'executorch'", PACKAGES)
-    program = tracing.trace(model, settings, "ExecuTorch")
-    if settings.half:
-        program = program.run_decompositions({torch.ops.aten.layer_norm.default: _layer_norm})
+    program = tracing.trace(model, spec, "ExecuTorch")
+    if spec.half:
+        program = program.run_decompositions(
+            {torch.ops.aten.layer_norm.default: _layer_norm_float32}
+        )
     lower(model, program, file)
 
 
-def _layer_norm(
+def _layer_norm_float32(
     x: Tensor,
     shape: list[int],
     weight: Tensor | None = None,
@@ -39,14 +40,23 @@ def _layer_norm(
     eps: float = 1e-5,
     _: bool = True,
 ) -> Tensor:
-    """In float32: ExecuTorch 1.5 is off by several spreads in float16 from 256 channels on."""
+    """Compute a layer norm of float16 values in float32.
+
+    ExecuTorch 1.5 gets layer norms of 256 or more channels in float16 wrong, by several standard
+    deviations of the output.
+    """
     affine = [None if tensor is None else tensor.float() for tensor in (weight, bias)]
     y, _mean, _rstd = torch.ops.aten.native_layer_norm(x.float(), shape, *affine, eps)
     return y.to(x.dtype)
 
 
 def lower(model: nn.Module, program: torch.export.ExportedProgram, file: Path) -> None:
-    """Write a program, traced from `model`, to `file`: XNNPACK gets what it knows.
+    """Lower a program, delegating to XNNPACK what it supports, and write it to `file`.
+
+    Args:
+        model: What the program was traced from, for messages.
+        program: It may be modified.
+        file: Ends with `.pte`.
 
     Raises:
         NotExportable: Lowering fails.
@@ -58,31 +68,32 @@ def lower(model: nn.Module, program: torch.export.ExportedProgram, file: Path) -
             )
             from executorch.exir import to_edge_transform_and_lower
 
-            _concatenate_pads(program)
+            _concatenate_instead_of_padding(program)
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             buffer = edge.to_executorch().buffer
-    except Exception as error:  # whatever lowering raises
+    except Exception as error:  # ExecuTorch raises errors of many classes
         raise NotExportable(
-            f"{tracing.title(model)} cannot be exported to ExecuTorch: {tracing.reason(error)}"
+            f"{tracing.model_name(model)} cannot be exported to ExecuTorch: "
+            f"{tracing.root_cause(error)}"
         ) from error
     file.write_bytes(buffer)
 
 
-def _concatenate_pads(program: torch.export.ExportedProgram) -> None:
-    """Put zeros beside what comes quantised out of a layer by concatenation.
+def _concatenate_instead_of_padding(program: torch.export.ExportedProgram) -> None:
+    """Replace pads of quantised activations by concatenations with constants, in place.
 
-    XNNPACK in ExecuTorch 1.5 lowers a pad of such values, and refuses it when it loads the file.
+    ExecuTorch 1.5 delegates such pads to XNNPACK, which then refuses to load the file.
     """
     aten, graph = torch.ops.aten, program.graph
     for node in [n for n in graph.nodes if n.target == aten.pad.default]:
         padded: Any = node.args[0]
         mode, value = (*node.args[2:], *["constant", 0.0][len(node.args) - 2 :])
-        if mode != "constant" or min(node.args[1]) < 0 or not _was_quantised(padded):
+        if mode != "constant" or min(node.args[1]) < 0 or not _is_quantised(padded):
             continue
         with graph.inserting_before(node):
             for i, (before, after) in enumerate(zip(*[iter(node.args[1])] * 2, strict=True)):
                 axis = padded.meta["val"].ndim - 1 - i
-                parts = [_filled(graph, padded, axis, n, value) for n in (before, after) if n]
+                parts = [_constant(graph, padded, axis, n, value) for n in (before, after) if n]
                 parts.insert(1 if before else 0, padded)
                 if len(parts) > 1:
                     padded = graph.call_function(aten.cat.default, (parts, axis))
@@ -93,14 +104,18 @@ def _concatenate_pads(program: torch.export.ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _was_quantised(node: torch.fx.Node) -> bool:
+def _is_quantised(node: torch.fx.Node) -> bool:
+    """Return whether a node dequantises a value, apart from reordering its axes."""
     moves = (torch.ops.aten.permute.default, torch.ops.aten.transpose.int)
     while node.target in moves:
         node = node.args[0]  # type: ignore[assignment]
     return "dequantize" in str(node.target)
 
 
-def _filled(graph: torch.fx.Graph, like: torch.fx.Node, axis: int, side: int, value: float) -> Any:
+def _constant(
+    graph: torch.fx.Graph, like: torch.fx.Node, axis: int, side: int, value: float
+) -> torch.fx.Node:
+    """Add a node for a tensor of `value`, shaped like `like` but `side` long along `axis`."""
     shape = [*like.meta["val"].shape]
     shape[axis] = side
     kind = {"dtype": like.meta["val"].dtype}
@@ -109,11 +124,6 @@ def _filled(graph: torch.fx.Graph, like: torch.fx.Node, axis: int, side: int, va
     return node
 
 
-def versions() -> tuple[str, ...]:
-    """Name the packages whose versions shape the artefact."""
-    return ("zoo", "torch", "timm", *PACKAGES)
-
-
 def describe(file: Path) -> dict[str, Any]:
-    """Return what is to be known of the file: what its graph was lowered to."""
+    """Return the backend that operators are delegated to."""
     return {"lowered_to": "XNNPACK"}

@@ -1,4 +1,4 @@
-"""An artefact and its manifest as files: names, checksums, reading. Imports no torch."""
+"""Artefacts and manifests as files: names, checksums, reading. Does not import torch."""
 
 import hashlib
 import json
@@ -8,21 +8,22 @@ from typing import Any
 
 from zoo.errors import BadInput
 
-NAME = "manifest.json"
-REPORTS = ("quantization.json", "sensitivity.json", "sensitivity.csv")  # beside it, of int8
+MANIFEST = "manifest.json"
+# Written next to int8 artefacts.
+REPORTS = ("quantization.json", "sensitivity.json", "sensitivity.csv")
 SCHEMA = "zoo.manifest/1"
 
 
 def sha256(file: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a file in hexadecimal."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def describe(artefact: Path) -> dict[str, Any]:
-    """Return name, sha256 and bytes of an artefact, and the sha256 of each file that belongs to it.
+    """Return name, sha256 and bytes of an artefact, and the sha256 of each of its further files.
 
-    The sha256 of a folder is that of the lines `<sha256>  <path>` of its files, by path.
+    The sha256 of a folder is that of its list of files: lines `<sha256>  <path>`, sorted by path.
     """
     parts = {str(file.relative_to(artefact.parent)): sha256(file) for file in _files(artefact)}
     own = parts.pop(artefact.name, None)
@@ -37,7 +38,7 @@ def describe(artefact: Path) -> dict[str, Any]:
 
 
 def members(artefact: Path) -> list[Path]:
-    """Return what has to be moved with an artefact: itself and, of OpenVINO, the weights."""
+    """Return the paths that belong to an artefact: its own and, for OpenVINO, its weights."""
     weights = artefact.with_suffix(".bin")
     return [artefact, weights] if artefact.suffix == ".xml" else [artefact]
 
@@ -49,51 +50,54 @@ def _files(artefact: Path) -> list[Path]:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
-    """Return the artefact that `path` stands for, and its manifest, after checking that they fit.
+    """Return the path of an artefact and its manifest, after comparing their checksums.
 
     Args:
         path: The artefact, its manifest, or the folder of both.
 
     Raises:
-        BadInput: One of them is missing, cannot be read, or is not the other's.
+        BadInput: A file is missing or unreadable, or the manifest belongs to another artefact.
     """
     given = Path(path).expanduser()
     if not given.exists():
-        raise BadInput(f"no artefact at {str(path)!r}")
-    of_folder = given.is_dir() and (given / NAME).exists()
-    folder = given if of_folder else given.parent
-    file = folder / NAME
-    content = _content(file)
+        raise BadInput(f"artefact {str(path)!r} does not exist")
+    is_folder = given.is_dir() and (given / MANIFEST).exists()
+    folder = given if is_folder else given.parent
+    file = folder / MANIFEST
+    content = _read_manifest(file)
     stated = content["artefact"]
     artefact = folder / stated["file"]
-    if not of_folder and given.name not in (NAME, artefact.name):
+    if not is_folder and given.name not in (MANIFEST, artefact.name):
         raise BadInput(f"{file} describes {artefact.name}, not {given.name}")
     if not artefact.exists():
-        raise BadInput(f"{file} describes {artefact.name}, which is not there")
+        raise BadInput(f"{file} describes {artefact.name}, which does not exist; export again")
     found = describe(artefact)
     for name in (artefact.name, *stated.get("parts", {})):
-        both = [e["sha256"] if name == artefact.name else e.get("parts", {}).get(name)
-                for e in (stated, found)]  # fmt: skip
-        if both[0] != both[1]:
+        expected, actual = (
+            entry["sha256"] if name == artefact.name else entry.get("parts", {}).get(name)
+            for entry in (stated, found)
+        )
+        if expected != actual:
             raise BadInput(
-                f"{file} does not fit {folder / name}: its sha256 is {str(both[1])[:12]}..., the "
-                f"manifest states {str(both[0])[:12]}...; export again"
+                f"{file} does not match {folder / name}: the file's sha256 is "
+                f"{str(actual)[:12]}..., the manifest expects {str(expected)[:12]}...; export again"
             )
     return artefact, content
 
 
-def _content(file: Path) -> dict[str, Any]:
+def _read_manifest(file: Path) -> dict[str, Any]:
+    """Read a manifest and check that it has the entries that every use of it needs."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"no {NAME} beside the artefact: {file} is not there") from None
+        raise BadInput(f"the artefact has no manifest: {file} does not exist") from None
     except (OSError, ValueError) as error:
-        raise BadInput(f"{file} cannot be read as a manifest: {error}") from error
+        raise BadInput(f"cannot read {file} as a manifest: {error}") from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
-        raise BadInput(f"{file} is no manifest: its schema is {schema!r}, not {SCHEMA!r}")
-    needed = {"artefact": ("file", "sha256"), "input": ("shape", "size"), "comparison": ()}
-    for part, keys in needed.items():
+        raise BadInput(f"{file} is not a manifest: its schema is {schema!r}, not {SCHEMA!r}")
+    required = {"artefact": ("file", "sha256"), "input": ("shape", "size"), "comparison": ()}
+    for part, keys in required.items():
         missing = [k for k in keys if k not in content.get(part, {})] if part in content else [part]
         if missing:
             raise BadInput(f"{file} lacks {part}: {', '.join(missing)}; export again")
@@ -101,9 +105,9 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def stated_fused(artefact: Path) -> bool | None:
-    """Return whether the manifest says that the model was fused; None without a manifest of it."""
+    """Return whether the model was fused, according to the manifest; None without a manifest."""
     try:
-        content = json.loads((artefact.parent / NAME).read_text(encoding="utf-8"))
+        content = json.loads((artefact.parent / MANIFEST).read_text(encoding="utf-8"))
         return content["model"]["fused"] if content["artefact"]["file"] == artefact.name else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,9 +1,39 @@
-"""The formats: who writes each, how its file ends, what runs it, and what it cannot do."""
+"""The export formats: exporter, file suffix, runtime, and options that are not supported."""
 
 import difflib
+import importlib
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from zoo.errors import BadInput, NotExportable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zoo.deploy.spec import ExportSpec
+
+
+class Exporter(Protocol):
+    """What the module of a format contains.
+
+    Attributes:
+        PACKAGES: Packages that the format needs besides PyTorch.
+        INPUT: Name of the artefact's input.
+    """
+
+    PACKAGES: tuple[str, ...]
+    INPUT: str
+
+    @staticmethod
+    def convert(model: "nn.Module", file: Path, spec: "ExportSpec") -> None:
+        """Write `model`, in evaluation mode, to `file`."""
+        ...
+
+    @staticmethod
+    def describe(file: Path) -> dict[str, Any]:
+        """Return the entries that the manifest has for this format only."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -11,38 +41,42 @@ class Format:
     """A kind of artefact.
 
     Attributes:
-        module: What writes it.
-        suffix: How its file ends.
-        runtime: What it is loaded in again and compared; None where nothing here can run it.
-        cannot: Settings that it cannot take, each with the reason.
-        opsets: Whether there is an operator set to choose.
+        module: Name of its exporter module.
+        suffix: Suffix of its files.
+        runtime: Runtime that loads and verifies its files; None if none runs on this platform.
+        unsupported: The reason for each option of `zoo.export` that the format does not support.
+        has_opsets: Whether `opset` applies to it.
     """
 
     module: str
     suffix: str
     runtime: str | None
-    cannot: dict[str, str] = field(default_factory=dict)
-    opsets: bool = False
+    unsupported: dict[str, str] = field(default_factory=dict)
+    has_opsets: bool = False
 
-    def can(self, setting: str) -> bool:
-        """Say whether the format takes a setting."""
-        return setting not in self.cannot
+    def supports(self, option: str) -> bool:
+        """Return whether the format supports an option of `zoo.export`."""
+        return option not in self.unsupported
+
+    def load_exporter(self) -> Exporter:
+        """Import the exporter module."""
+        return cast(Exporter, importlib.import_module(self.module))
 
 
 FORMATS = {
-    "onnx": Format("zoo.deploy.onnx", ".onnx", "onnxruntime", opsets=True),
+    "onnx": Format("zoo.deploy.onnx", ".onnx", "onnxruntime", has_opsets=True),
     "pt2": Format("zoo.deploy.pt2", ".pt2", "pt2"),
     "torchscript": Format("zoo.deploy.torchscript", ".pt", "torchscript"),
-    "openvino": Format("zoo.deploy.openvino", ".xml", "openvino", opsets=True),
+    "openvino": Format("zoo.deploy.openvino", ".xml", "openvino", has_opsets=True),
     "executorch": Format(
         "zoo.deploy.executorch",
         ".pte",
         "executorch",
         {
-            "dynamic_batch": "ExecuTorch plans its memory for one batch; give export.batch=1",
-            "dynamic_size": "ExecuTorch plans its memory for one size; make a file for each size",
+            "dynamic_batch": "ExecuTorch plans memory for one batch size; set export.batch=1",
+            "dynamic_size": "ExecuTorch plans memory for one image size; export a file per size",
             # Its runtime (1.5.1) ends with a segmentation fault on such a program.
-            "preprocess": "ExecuTorch does not run programs that take bytes; leave it out",
+            "preprocess": "ExecuTorch cannot run programs with uint8 inputs; leave it out",
         },
     ),
     "aoti": Format("zoo.deploy.aoti", ".aoti.pt2", "aoti"),
@@ -51,9 +85,9 @@ FORMATS = {
         ".mlpackage",
         None,
         {
-            "dynamic_batch": "Core ML is written for one batch here; give export.batch=1",
-            "dynamic_size": "Core ML is written for one size here; make a file for each size",
-            "preprocess": "Core ML takes no tensor of bytes; leave export.preprocess out",
+            "dynamic_batch": "the Core ML exporter writes static batches only; set export.batch=1",
+            "dynamic_size": "the Core ML exporter writes static sizes only; export a file per size",
+            "preprocess": "Core ML has no uint8 tensors; leave out export.preprocess",
         },
     ),
 }
@@ -63,32 +97,43 @@ def get_format(name: str) -> Format:
     """Return the format called `name`.
 
     Raises:
-        BadInput: There is none; the message names the nearest.
+        BadInput: The format is unknown; the message suggests the nearest name.
     """
     if name not in FORMATS:
         near = difflib.get_close_matches(str(name).lower(), FORMATS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(FORMATS)}"
-        raise BadInput(f"no format named {name!r}; {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else f"choices: {', '.join(FORMATS)}"
+        raise BadInput(f"unknown format {name!r}; {hint}")
     return FORMATS[name]
 
 
-def by_file(name: str) -> Format:
-    """Return the format of a file by how its name ends; the longest ending counts."""
-    fitting = [kind for kind in FORMATS.values() if name.endswith(kind.suffix)]
-    return max(fitting, key=lambda kind: len(kind.suffix))
+def format_of_file(name: str) -> Format:
+    """Return the format whose suffix `name` ends with; the longest suffix wins.
+
+    Args:
+        name: A file name with the suffix of a format.
+    """
+    matches = [kind for kind in FORMATS.values() if name.endswith(kind.suffix)]
+    return max(matches, key=lambda kind: len(kind.suffix))
 
 
-def check(name: str, **settings: object) -> None:
-    """Raise `NotExportable` where a format cannot do what is asked, `BadInput` for an opset.
+def check_options(name: str, **options: object) -> None:
+    """Refuse options that a format does not support.
 
     Args:
         name: The format.
-        settings: What is asked: `dynamic_batch`, `dynamic_size`, `preprocess`, `opset` ...
+        **options: Options of `zoo.export`, such as `dynamic_batch`, `preprocess` or `opset`.
+
+    Raises:
+        BadInput: The format is unknown, or `opset` is given for a format without operator sets.
+        NotExportable: The format does not support an option.
     """
     kind = get_format(name)
-    for setting, value in settings.items():
-        if value and not kind.can(setting):
-            raise NotExportable(f"format {name!r} with {setting}: {kind.cannot[setting]}")
-    if settings.get("opset") is not None and not kind.opsets:
-        named = " and ".join(repr(other) for other, it in FORMATS.items() if it.opsets)
-        raise BadInput(f"opset={settings['opset']!r}: only formats {named} have operator sets")
+    for option, value in options.items():
+        if value and not kind.supports(option):
+            raise NotExportable(f"format {name!r} with {option}: {kind.unsupported[option]}")
+    if options.get("opset") is not None and not kind.has_opsets:
+        others = " and ".join(repr(other) for other, it in FORMATS.items() if it.has_opsets)
+        raise BadInput(
+            f"opset={options['opset']!r} only applies to formats {others}, not {name!r}; leave it"
+            " out"
+        )

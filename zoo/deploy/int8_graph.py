@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zoo.deploy import constants, tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.environment import need, quiet
 from zoo.errors import BadInput, BadWeights, NotExportable
 from zoo.factory import create_model
@@ -150,12 +150,12 @@ def converted(net: Prepared) -> Converted:
 
 def is_converted(model: nn.Module) -> bool:
     """Return whether a model, packaged or not, is `Converted`."""
-    while isinstance(model, tracing.Packaged):
+    while isinstance(model, tracing.WithPrePostProcessing):
         model = model.model
     return isinstance(model, Converted)
 
 
-def check_export(model: nn.Module, format: str, settings: Settings, fuse: bool) -> None:
+def check_export(model: nn.Module, format: str, settings: ExportSpec, fuse: bool) -> None:
     """Raise `BadInput` or `NotExportable` for what a `Converted` model cannot be exported to."""
     assert isinstance(model, Converted)
     if format not in FORMATS:
@@ -213,11 +213,13 @@ def _traced(model: nn.Module, size: list[int]) -> GraphModule:
     try:
         with quiet():
             program = torch.export.export(
-                tracing.ready(model), (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+                tracing.with_exportable_scans(model),
+                (x,),
+                dynamic_shapes=({0: torch.export.Dim.AUTO},),
             )
     except Exception as error:  # whatever tracing the model raises
         raise NotExportable(
-            f"{name} cannot be traced for train.qat: {tracing.reason(error)}"
+            f"{name} cannot be traced for train.qat: {tracing.root_cause(error)}"
         ) from error
     if isinstance(tracing.input_shape(program)[0], int):
         raise NotExportable(
@@ -226,7 +228,7 @@ def _traced(model: nn.Module, size: list[int]) -> GraphModule:
     graph = program.module()
     make_padding_explicit(graph)
     # Indices computed from the feature map's size would be taken for activations.
-    constants.fold_in(graph, trained=False)
+    constants.fold_in_place(graph, fold_parameters=False)
     return graph  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""The file beside an artefact that says all that is needed to run it, and how it was checked."""
+"""The manifest next to an artefact: how to feed it, where it comes from, how it was verified."""
 
 import hashlib
 import json
@@ -13,23 +13,23 @@ from torch import nn
 
 from zoo import registry
 from zoo.deploy.files import SCHEMA, sha256
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.errors import BadInput
 from zoo.inputs import KEYS, input_of
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from, as far as it is known.
+    """Where a model comes from; unknown parts are None or empty.
 
     Attributes:
         name: Its name for `zoo.create_model`.
         args: The other arguments of `zoo.create_model`.
         weights: The file that its weights were read from.
-        class_names: What each logit stands for, in order.
-        preprocessing: `size`, `mean`, `std`, `interpolation`, `crop_pct` that it was trained with;
-            what is missing is as published for `name`.
-        data: The group `data` of the run that it was trained in.
+        class_names: The name of each class, in the order of the logits.
+        preprocessing: `size` (C H W), `mean`, `std`, `interpolation` and `crop_pct` used in
+            training. Missing keys default to the published values of `name`.
+        data: The configuration group `data` of the training run.
     """
 
     name: str | None = None
@@ -40,15 +40,21 @@ class Origin:
     data: dict[str, Any] | None = None
 
 
-# Which images a data set gives to evaluate on; how they are prepared stands under `input`.
-DATA = (
+# Keys of the group `data` that select the evaluation images; their preprocessing is in `input`.
+DATA_KEYS = (
     "name", "root", "train_split_name", "val_split_name", "val_split", "input_key", "target_key",
     "num_classes", "class_names", "palette", "val_images", "skip_corrupt",
 )  # fmt: skip
 
 
 def describe_model(model: nn.Module, origin: Origin, fused: bool) -> dict[str, Any]:
-    """Return the entries of a manifest that tell of the model and its weights."""
+    """Return the entries of a manifest about the model, its weights, classes and data.
+
+    Args:
+        model: The exported model, before fusing.
+        origin: Where it comes from.
+        fused: Whether the artefact contains the fused model.
+    """
     file = origin.weights
     return {
         "model": {
@@ -70,8 +76,8 @@ def describe_model(model: nn.Module, origin: Origin, fused: bool) -> dict[str, A
 
 
 def _data(origin: Origin) -> dict[str, Any] | None:
-    given = origin.data or {}
-    known = {key: given[key] for key in DATA if given.get(key) is not None}
+    config = origin.data or {}
+    known = {key: config[key] for key in DATA_KEYS if config.get(key) is not None}
     return known if "name" in known else None
 
 
@@ -79,31 +85,31 @@ def describe_input(
     model: nn.Module,
     origin: Origin,
     name: str,
-    settings: Settings,
+    spec: ExportSpec,
     pixels: bool,
     multiple: int | None,
 ) -> dict[str, Any]:
-    """Return what has to be fed: name, shape, type, and how a picture becomes that.
+    """Return the entry `input` of a manifest: name, shape, type and preprocessing.
 
     Args:
-        model: What is exported.
+        model: The exported model.
         origin: Where it comes from.
-        name: Of the input.
-        settings: Its shape, and which axes are open.
-        pixels: Whether it takes bytes, so that `mean` and `std` are none of the caller's business.
-        multiple: With an open size, what its sides must be a multiple of.
+        name: Name of the input.
+        spec: Shape and dynamic axes of the input.
+        pixels: Whether the artefact takes uint8 and normalises it; `mean` and `std` are then None.
+        multiple: For a dynamic size: sides must be multiples of it, in pixels.
     """
     known = preprocessing_of(model, origin)
-    shape = [settings.open_axes.get(i, n) for i, n in enumerate(settings.input_size)]
+    shape = [spec.dynamic_axes.get(i, n) for i, n in enumerate(spec.input_size)]
     return {
         "name": name,
         "shape": shape,
-        "size": list(settings.input_size[1:]),
+        "size": list(spec.input_size[1:]),
         **({} if multiple is None else {"multiple": multiple}),
         "layout": "NCHW" if len(shape) == 4 else "NCDHW",
         "dtype": "uint8" if pixels else "float32",
-        "channels": {1: "grey", 3: "RGB"}.get(settings.input_size[1]),
-        "range": [0, 255] if pixels else [0.0, 1.0],  # of the values that mean and std belong to
+        "channels": {1: "grey", 3: "RGB"}.get(spec.input_size[1]),
+        "range": [0, 255] if pixels else [0.0, 1.0],  # of the values that mean and std are for
         "mean": None if pixels else known["mean"],
         "std": None if pixels else known["std"],
         "normalised_inside": {"mean": known["mean"], "std": known["std"]} if pixels else None,
@@ -114,38 +120,42 @@ def describe_input(
 
 
 def preprocessing_of(model: nn.Module, origin: Origin) -> dict[str, Any]:
-    """Return size, mean, std, interpolation and crop: those trained with, else as published."""
+    """Return `size`, `mean`, `std`, `interpolation` and `crop_pct` as a dictionary.
+
+    Values used in training override the published ones; unknown values are None.
+    """
     known = input_of(model, origin.name)
     known |= {key: origin.preprocessing[key] for key in KEYS if key in origin.preprocessing}
     return known
 
 
 def task_of(model: nn.Module, origin: Origin) -> str:
-    """Return what a model is for; one from elsewhere is taken to classify."""
+    """Return the task of a model: its registered one, else `"classification"`."""
     name = origin.name
     if name is None or registry.is_timm(name):
         return "classification"
     return registry.get_spec(name).task
 
 
-def check_classes(model: nn.Module, origin: Origin) -> None:
-    """Raise `BadInput` unless there is one class name for each logit, or none at all."""
+def check_class_names(model: nn.Module, origin: Origin) -> None:
+    """Raise `BadInput` if the number of class names is not the number of logits."""
     count = getattr(model, "num_classes", None)
     if origin.class_names is not None and count is not None and len(origin.class_names) != count:
         raise BadInput(
-            f"{len(origin.class_names)} class names were given for a model with {count} classes"
+            f"origin.class_names has {len(origin.class_names)} names, but the model has {count} "
+            "classes; give one name per class, or none"
         )
 
 
 def write(content: dict[str, Any], file: Path) -> None:
-    """Write a manifest; the keys stand in the order in which they were given."""
+    """Write a manifest with `content`, the schema and the date to `file`."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"schema": SCHEMA, **content, "date": date}, indent=2, ensure_ascii=False)
     file.write_text(text + "\n", encoding="utf-8")
 
 
 def state_sha256(model: nn.Module) -> str:
-    """Return the sha256 of a state dict: names, types, shapes and bytes, in alphabetical order."""
+    """Return the sha256 of a model's state dict: names, types, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""PyTorch -> ONNX, by torch's own exporter (the one that traces with `torch.export`)."""
+"""PyTorch -> ONNX by torch's exporter, which traces with `torch.export`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,39 +9,41 @@ import torch
 from torch import nn
 
 from zoo.deploy import tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec, output_names
 from zoo.environment import need, quiet
 from zoo.errors import BadInput, NotExportable
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-EXTRA = "export"
-OPSETS = (18, 23)  # those that torch's exporter writes and ONNX Runtime is tested with
 INPUT = "input"
-LARGEST = 1 << 28  # values of a constant: no model has one with more
-OPEN_SCAN = "scan"  # ONNX has an operator for it: as fast as written out, and a tenth of the nodes
+OPSETS = (18, 23)  # first and last that torch's exporter writes and ONNX Runtime is tested with
+FOLD_LIMIT = 1 << 28  # values of a constant; no model has a larger one
+# Becomes ONNX's operator Scan: as fast as ordinary operators, with a tenth of the nodes.
+DYNAMIC_SCAN = "scan"
+SLOW_RULE = "SlicesSplit"  # name of a rule of onnxscript's optimiser
 
-# What the exporter notes at each node besides its module: files of this machine, and the program.
-_NOTES = tuple(f"pkg.torch.onnx.{key}" for key in ("stack_trace", "fx_node", "class_hierarchy"))
+# Metadata of each node to remove: paths on this machine, and source code. The names of modules
+# stay: int8 needs them.
+_METADATA = tuple(f"pkg.torch.onnx.{key}" for key in ("stack_trace", "fx_node", "class_hierarchy"))
 
 
-def convert(model: nn.Module, file: Path, settings: Settings) -> None:
+def convert(model: nn.Module, file: Path, spec: ExportSpec) -> None:
     """Write `model`, in evaluation mode, to `file`, a single ONNX file.
 
     Raises:
-        BadInput: The model does not run on this input, or an opset that cannot be written.
+        BadInput: The model does not run at this size, or the opset is not supported.
         MissingExtra: A package is not installed.
-        NotExportable: The exporter fails.
+        NotExportable: The model cannot be exported.
     """
     need("format 'onnx'", PACKAGES)
-    opset = settings.opset
+    opset = spec.opset
     if opset is not None and not OPSETS[0] <= opset <= OPSETS[1]:
-        raise BadInput(f"opset={opset!r}: {OPSETS[0]} to {OPSETS[1]} can be written")
-    x = tracing.example(model, settings)
-    names = output_names(tracing.output_count(model, settings))
-    model = tracing.form(model, settings, OPEN_SCAN)
+        raise BadInput(f"opset={opset!r} must be from {OPSETS[0]} to {OPSETS[1]}")
+    x = tracing.example_input(model, spec)
+    names = output_names(tracing.count_outputs(model, spec))
+    model = tracing.prepare_for_tracing(model, spec, DYNAMIC_SCAN)
     try:
-        # What a scan would keep for its gradients cannot be written.
-        with quiet(), torch.no_grad(), _in_linear_time():
+        # Without no_grad, a scan would save states for its gradients, which ONNX cannot express.
+        with quiet(), torch.no_grad(), _without_slow_rule():
             program = torch.onnx.export(
                 model,
                 (x,),
@@ -50,72 +52,63 @@ def convert(model: nn.Module, file: Path, settings: Settings) -> None:
                 input_names=[INPUT],
                 output_names=names,
                 opset_version=opset,
-                dynamic_shapes=(_open(settings),) if settings.open_axes else None,
+                dynamic_shapes=(_dynamic_shapes(spec),) if spec.dynamic_axes else None,
             )
-            assert program is not None  # it is only without dynamo that nothing is returned
-            if settings.dynamic_size:
-                _fold(program.model)
+            assert program is not None  # None is only returned with dynamo=False
+            if spec.dynamic_size:
+                _fold_constants(program.model)
             for node in program.model.graph.all_nodes():
-                for key in _NOTES:
+                for key in _METADATA:
                     node.metadata_props.pop(key, None)
             program.save(file, external_data=False)
     except OSError:
         raise
-    except Exception as error:  # the exporter wraps whatever tracing the model raises
-        tracing.check_operators(model, settings, [tracing.reason(error)])
+    except Exception as error:  # the exporter passes on any error of the model
+        cause = tracing.root_cause(error)
+        tracing.refuse_custom_operators(model, spec, [cause])
         raise NotExportable(
-            f"{tracing.title(model)} cannot be exported to ONNX: {tracing.reason(error)}"
+            f"{tracing.model_name(model)} cannot be exported to ONNX: {cause}"
         ) from error
-    tracing.check_open(model, _shapes(file)[0], settings)
+    tracing.check_dynamic_axes(model, _input_shape(file), spec)
 
 
-def _fold(program: Any) -> None:
-    """Compute what is constant, however large: the exporter leaves what has over 8192 values.
+def _fold_constants(program: Any) -> None:
+    """Fold constants of any size; the exporter leaves those with more than 8192 values.
 
-    OpenVINO takes nothing that is computed outside of a scan into it.
+    OpenVINO requires this: it rejects a Scan whose body reads values computed outside of it.
     """
     from onnxscript import optimizer
 
-    optimizer.fold_constants(program, input_size_limit=LARGEST, output_size_limit=LARGEST)
+    optimizer.fold_constants(program, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
     optimizer.remove_unused_nodes(program)
 
 
 @contextlib.contextmanager
-def _in_linear_time() -> Iterator[None]:
-    """Leave out the one rule of onnxscript's optimiser that is tried on every pair of nodes.
+def _without_slow_rule() -> Iterator[None]:
+    """Disable the one rule of onnxscript's optimiser whose time is quadratic in the nodes.
 
-    It makes one split of two slices, and takes up to a fifth of the export of a large graph. Where
-    onnxscript keeps its rules elsewhere, all of them are applied.
+    The rule merges two slices into a split, and takes up to a fifth of the export of a large graph.
+    If a version of onnxscript has no such rule, nothing is disabled.
     """
     from onnxscript import rewriter
 
     rules = getattr(rewriter, "_DEFAULT_REWRITE_RULES", ())
-    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule.name != "SlicesSplit")
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule.name != SLOW_RULE)
     try:
         yield
     finally:
         rewriter._DEFAULT_REWRITE_RULES = rules
 
 
-def _open(settings: Settings) -> dict[int, Any]:
-    if not settings.dynamic_size:
+def _dynamic_shapes(spec: ExportSpec) -> dict[int, Any]:
+    if not spec.dynamic_size:
         return {0: torch.export.Dim("batch")}
-    # Sides may be held together or to multiples by what the model computes: that is found out.
-    return dict.fromkeys(settings.open_axes, torch.export.Dim.AUTO)
-
-
-def output_names(count: int) -> list[str]:
-    """Return the names of so many outputs."""
-    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
-
-
-def versions() -> tuple[str, ...]:
-    """Name the packages whose versions shape the artefact."""
-    return ("zoo", "torch", "timm", *PACKAGES)
+    # AUTO: the model may require equal sides or multiples, which a plain Dim would refuse.
+    return dict.fromkeys(spec.dynamic_axes, torch.export.Dim.AUTO)
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """Return what the file states of itself: opset and number of nodes."""
+    """Return the opset and the number of nodes of a file."""
     import onnx
 
     proto = onnx.load(file)
@@ -123,11 +116,9 @@ def describe(file: Path) -> dict[str, Any]:
     return {"opset": opset, "nodes": len(proto.graph.node)}
 
 
-def _shapes(file: Path) -> list[list[int | str]]:
+def _input_shape(file: Path) -> list[int | str]:
+    """Return the shape of a file's input; a dynamic axis is given by its name."""
     import onnx
 
-    return [_shape(value) for value in onnx.load(file).graph.input]
-
-
-def _shape(value: Any) -> list[int | str]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    dims = onnx.load(file).graph.input[0].type.tensor_type.shape.dim
+    return [dim.dim_param or dim.dim_value for dim in dims]

@@ -1,7 +1,7 @@
-"""PyTorch -> OpenVINO's intermediate representation (`.xml` and `.bin`), by way of ONNX.
+"""PyTorch -> OpenVINO's intermediate representation (`.xml` and `.bin`), via ONNX.
 
-By way of ONNX, because that file's names of inputs and outputs stay, and because what is not said
-in ONNX's operators OpenVINO would not take from a traced program either.
+Via ONNX, the names of inputs and outputs are kept. OpenVINO's own frontend for PyTorch would not
+support more models: it lacks the same operators.
 """
 
 import dataclasses
@@ -12,61 +12,66 @@ from typing import Any
 from torch import nn
 
 from zoo.deploy import onnx, tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.environment import need, quiet
 from zoo.errors import NotExportable, first_line
 from zoo.runtimes.openvino import core
 
 PACKAGES = ("onnx", "onnxscript", "openvino")
-EXTRA = "export"
 INPUT = onnx.INPUT
 
 
-def convert(model: nn.Module, file: Path, settings: Settings) -> None:
-    """Write `model` to `file` (`.xml`) and its weights beside it, in float16 if half is asked.
+def convert(model: nn.Module, file: Path, spec: ExportSpec) -> None:
+    """Write `model`, in evaluation mode, to `file` (`.xml`) and its weights next to it (`.bin`).
 
     Raises:
-        BadInput: The model does not run on this input, or an opset that cannot be written.
+        BadInput: The model does not run at this size, or the opset is not supported.
         MissingExtra: A package is not installed.
-        NotExportable: An exporter fails.
+        NotExportable: The model cannot be exported.
     """
     need("format 'openvino'", PACKAGES)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        program = read(model, Path(folder) / "model.onnx", settings)
-        write(model, program, file, half=settings.half)
+        program = read(model, Path(folder) / "model.onnx", spec)
+        write(model, program, file, half=spec.half)
 
 
-def read(model: nn.Module, middle: Path, settings: Settings) -> Any:
-    """Return the program that OpenVINO makes of `model`, in float32.
+def read(model: nn.Module, onnx_file: Path, spec: ExportSpec) -> Any:
+    """Return `model` as an `openvino.Model` in float32.
 
     Args:
         model: In evaluation mode.
-        middle: Where the ONNX file in between is left.
-        settings: What is asked of the program.
+        onnx_file: Where to write the intermediate ONNX file.
+        spec: Size, dynamic axes and opset; `half` is ignored.
 
     Raises:
-        BadInput: The model does not run on this input, or an opset that cannot be written.
+        BadInput: The model does not run at this size, or the opset is not supported.
         MissingExtra: A package is not installed.
-        NotExportable: An exporter fails.
+        NotExportable: The model cannot be exported.
     """
     import openvino
     import openvino.passes
 
-    onnx.convert(model, middle, dataclasses.replace(settings, half=False))
+    onnx.convert(model, onnx_file, dataclasses.replace(spec, half=False))
     try:
         with quiet():
-            # Not convert_model: it reads ONNX in the same way, and reports its use to its makers.
-            program = core().read_model(middle)
-            folding = openvino.passes.Manager()
-            folding.register_pass(openvino.passes.ConstantFolding())
-            folding.run_passes(program)
+            # Not convert_model: it reads ONNX in the same way, but sends telemetry.
+            program = core().read_model(onnx_file)
+            passes = openvino.passes.Manager()
+            passes.register_pass(openvino.passes.ConstantFolding())
+            passes.run_passes(program)
             return program
-    except Exception as error:  # whatever OpenVINO raises on what it cannot read
-        raise NotExportable(_failed(model, error)) from error
+    except Exception as error:  # OpenVINO's frontends raise errors without a common base
+        raise _not_exportable(model, error) from error
 
 
 def write(model: nn.Module, program: Any, file: Path, *, half: bool = False) -> None:
-    """Write what was made of `model` to `file` and its weights beside it.
+    """Write an `openvino.Model` to `file` and its weights next to it.
+
+    Args:
+        model: What the program was made from, for messages.
+        program: The `openvino.Model`.
+        file: Ends with `.xml`.
+        half: Store the weights in float16.
 
     Raises:
         NotExportable: OpenVINO fails.
@@ -76,19 +81,16 @@ def write(model: nn.Module, program: Any, file: Path, *, half: bool = False) -> 
     try:
         with quiet():
             openvino.save_model(program, file, compress_to_fp16=half)
-    except Exception as error:  # whatever OpenVINO raises on what it cannot write
-        raise NotExportable(_failed(model, error)) from error
+    except Exception as error:  # as in `read`
+        raise _not_exportable(model, error) from error
 
 
-def _failed(model: nn.Module, error: Exception) -> str:
-    return f"{tracing.title(model)} cannot be exported to OpenVINO: {first_line(error)}"
-
-
-def versions() -> tuple[str, ...]:
-    """Name the packages whose versions shape the artefact."""
-    return ("zoo", "torch", "timm", *PACKAGES)
+def _not_exportable(model: nn.Module, error: Exception) -> NotExportable:
+    return NotExportable(
+        f"{tracing.model_name(model)} cannot be exported to OpenVINO: {first_line(error)}"
+    )
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """Return what the file states of itself: number of operations."""
+    """Return the number of operations in the program."""
     return {"nodes": len(core().read_model(file).get_ops())}

@@ -1,7 +1,6 @@
-"""Model -> artefact: fuse, convert, load it again, compare, describe. Only what passed is kept."""
+"""Export a model: fuse, convert, reload, compare, describe. Only a verified artefact is kept."""
 
 import copy
-import importlib
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -14,15 +13,49 @@ from torch import nn
 from zoo import registry
 from zoo.deploy import atomic_output, files, formats, int8_graph, manifest
 from zoo.deploy.agreement import Agreement
-from zoo.deploy.comparison import Check, check
+from zoo.deploy.comparison import Comparison, compare_artefact
+from zoo.deploy.formats import Exporter, Format
 from zoo.deploy.formats import get_format as get_format
 from zoo.deploy.manifest import Origin
-from zoo.deploy.spec import Settings
-from zoo.deploy.tracing import Packaged
+from zoo.deploy.spec import ExportSpec
+from zoo.deploy.tracing import WithPrePostProcessing
 from zoo.environment import need, versions
 from zoo.errors import BadInput
 from zoo.inputs import input_of
 from zoo.reparam import reparameterize
+
+PACKAGES = ("zoo", "torch", "timm")  # whose versions every manifest states
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Keyword arguments of `zoo.export`.
+
+    Attributes:
+        input_size: B C H W (B C D H W for volumes) to export for; None: one image of the size that
+            the model was published for.
+        dynamic_batch: The artefact accepts any B; False: only that of `input_size`. None: True if
+            the format supports it.
+        dynamic_size: The artefact accepts any H and W, and is compared at further sizes.
+        opset: Version of ONNX's operator set; None: the exporter's default.
+        half: Store the weights in float16.
+        preprocess: The artefact takes uint8 and normalises it.
+        postprocess: The artefact returns probabilities, or the class of every pixel.
+        fuse: Re-parameterise the model first.
+        overwrite: Replace an existing artefact.
+        origin: What the manifest states about the model's origin.
+    """
+
+    input_size: Sequence[int] | None = None
+    dynamic_batch: bool | None = None
+    dynamic_size: bool = False
+    opset: int | None = None
+    half: bool = False
+    preprocess: bool = False
+    postprocess: bool = False
+    fuse: bool = True
+    overwrite: bool = False
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -31,9 +64,9 @@ class Artefact:
 
     Attributes:
         path: The artefact.
-        manifest_path: The manifest beside it.
-        manifest: Its content.
-        agreement: How it compares with the model; None of a format that nothing here can run.
+        manifest_path: The manifest next to it.
+        manifest: Content of the manifest.
+        agreement: How close its outputs are to the model's; None if they were not compared.
     """
 
     path: Path
@@ -42,7 +75,7 @@ class Artefact:
     agreement: Agreement | None
 
     def summary(self, has_weights: bool = True) -> str:
-        """Return one line: what was exported, to which file, how large.
+        """Return one line: the model, the file, its size in MiB, the input shape, the nodes.
 
         Args:
             has_weights: Whether the weights are trained, as opposed to random.
@@ -59,153 +92,117 @@ class Artefact:
         )
 
 
-def export(
-    model: nn.Module,
-    format: str,
-    path: str | os.PathLike[str],
-    *,
-    input_size: Sequence[int] | None = None,
-    dynamic_batch: bool | None = None,
-    dynamic_size: bool = False,
-    opset: int | None = None,
-    half: bool = False,
-    preprocess: bool = False,
-    postprocess: bool = False,
-    fuse: bool = True,
-    overwrite: bool = False,
-    origin: Origin | None = None,
-) -> Artefact:
+def export(model: nn.Module, format: str, path: str | os.PathLike[str], **options: Any) -> Artefact:
     """Export a model, load the artefact again, and compare it with the model.
 
-    The artefact and its manifest are put in place when everything has passed; until then, and if
-    anything fails, nothing of them is at `path`.
+    The artefact and its manifest are moved to `path` after they passed all checks. If anything
+    fails, no file is written there.
 
     Args:
-        model: In evaluation mode; it is left as it is. Of one on a GPU a copy on the CPU is
-            exported: artefacts run anywhere.
+        model: In evaluation mode; it is not changed. If it is on a GPU, a copy on the CPU is
+            exported.
         format: `"onnx"`, `"pt2"`, `"torchscript"`, `"openvino"`, `"executorch"`, `"aoti"` or
             `"coreml"`.
-        path: A file with the suffix of the format, or a folder, which gets `model.onnx` or the
-            like. The manifest goes beside the artefact as `manifest.json`.
-        input_size: B C H W (B C D H W for volumes) that is traced; None: one image of the size that
-            the model was published for.
-        dynamic_batch: Leave the batch open; otherwise it is the one of `input_size`. None: open
-            where the format can.
-        dynamic_size: Leave H and W open, too, and compare at other sizes.
-        opset: Version of ONNX's operator set; None: the exporter's own.
-        half: Hold the weights in float16.
-        preprocess: Take pixels as bytes (uint8) and normalise them in the artefact.
-        postprocess: Give probabilities of classes, or the class of every pixel.
-        fuse: Re-parameterise first.
-        overwrite: Replace an artefact that is already there.
-        origin: What the manifest should say of the model's origin.
+        path: A file with the suffix of the format, or a folder for `model.onnx` or the like.
+        **options: Fields of `ExportOptions`: `input_size` (B C H W), `dynamic_batch`,
+            `dynamic_size`, `opset`, `half`, `preprocess`, `postprocess`, `fuse`, `overwrite` and
+            `origin`.
+
+    Returns:
+        The artefact, whose manifest is `manifest.json` in the same folder.
 
     Raises:
-        BadInput: A value that cannot work, a model in training mode, a target that exists or cannot
-            be written.
+        BadInput: An option has a value that cannot work, the model is in training mode, or the
+            target exists or cannot be written.
         MissingExtra: A package of the format is not installed.
-        NotExportable: The format cannot do what is asked, the model cannot be converted, or the
-            artefact computes something else.
+        NotExportable: The format does not support an option, the model cannot be converted, or the
+            artefact does not match the model.
     """
-    job = prepare(
-        model,
-        format,
-        path,
-        input_size=input_size,
-        dynamic_batch=dynamic_batch,
-        dynamic_size=dynamic_size,
-        opset=opset,
-        half=half,
-        preprocess=preprocess,
-        postprocess=postprocess,
-        fuse=fuse,
-        overwrite=overwrite,
-        origin=origin,
-    )
-    with atomic_output.workplace(job.target.parent, model) as folder:
-        found = job.write(folder)
+    job = prepare(model, format, path, ExportOptions(**options))
+    with atomic_output.temporary_folder(job.target.parent, model) as folder:
+        comparison = job.write(folder)
         content = job.describe(
             folder,
-            precision=_precision(model, half),
-            found=found,
-            comparison=_comparison(found),
+            precision=_precision(model, job.spec.half),
+            comparison=comparison,
+            entry=_comparison_entry(comparison),
         )
-        return job.publish(folder, content, found.agreement)
+        return job.publish(folder, content, comparison.agreement)
 
 
 @dataclass(frozen=True)
 class Job:
-    """An export that has been checked as far as it can be before anything is written.
+    """An export whose arguments have been checked; nothing is written yet.
 
     Attributes:
-        model: As it was handed in.
-        form: What is converted: the same, fused if that was asked for.
-        format: The name of the format.
-        kind: What is known of the format.
+        model: The model, on the CPU.
+        variant: The model that is converted: `model` itself or its fused copy.
+        format_name: Name of the format.
+        format: The format.
         origin: Where the model comes from.
-        settings: What is asked of the artefact.
-        package: Puts a model between the processing that is asked for.
+        spec: The requested sizes and precision.
+        wrap: Adds the requested pre- and postprocessing to a model.
         target: Where the artefact goes.
     """
 
     model: nn.Module
-    form: nn.Module
-    format: str
-    kind: formats.Format
+    variant: nn.Module
+    format_name: str
+    format: Format
     origin: Origin
-    settings: Settings
-    package: Callable[[nn.Module], Any]
+    spec: ExportSpec
+    wrap: Callable[[nn.Module], nn.Module]
     target: Path
 
     @property
-    def exporter(self) -> Any:
+    def exporter(self) -> Exporter:
         """The module that writes the format."""
-        return importlib.import_module(self.kind.module)
+        return self.format.load_exporter()
 
-    def write(self, folder: Path) -> Check:
+    def write(self, folder: Path) -> Comparison:
         """Write the artefact to `folder`, load it again and compare it with the model."""
         draft = folder / self.target.name
-        self.exporter.convert(self.package(self.form), draft, self.settings)
-        # With the model as it was handed in, so that fusing is checked along with the rest.
-        return check(self.package(self.model), draft, self.kind.runtime, self.settings)
+        self.exporter.convert(self.wrap(self.variant), draft, self.spec)
+        # The unfused model is the reference, so that fusing is verified as well.
+        return compare_artefact(self.wrap(self.model), draft, self.format.runtime, self.spec)
 
     def describe(
         self,
         folder: Path,
         *,
         precision: str,
-        found: Check,
-        comparison: dict[str, Any],
+        comparison: Comparison,
+        entry: dict[str, Any],
         packages: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Return the manifest of the artefact in `folder`.
 
         Args:
-            folder: Where it was written.
-            precision: Of its weights.
-            found: What was found out about it.
-            comparison: What to say of that.
-            packages: What had a part in it beside the exporter's own.
+            folder: The folder that it was written to.
+            precision: `"float32"`, `"float16"` or `"int8"`.
+            comparison: How it compares with the model.
+            entry: The entry `comparison` of the manifest.
+            packages: Packages that took part besides those of the exporter.
         """
-        draft, packaged = folder / self.target.name, self.package(self.model)
-        inside = packaged if isinstance(packaged, Packaged) else None
+        draft, wrapped = folder / self.target.name, self.wrap(self.model)
+        inside = wrapped if isinstance(wrapped, WithPrePostProcessing) else None
         return {
-            "format": self.format,
+            "format": self.format_name,
             "artefact": {**files.describe(draft), **self.exporter.describe(draft)},
-            **manifest.describe_model(self.model, self.origin, _is_fused(self.form)),
+            **manifest.describe_model(self.model, self.origin, _is_fused(self.variant)),
             "precision": precision,
             "input": manifest.describe_input(
                 self.model,
                 self.origin,
                 self.exporter.INPUT,
-                self.settings,
+                self.spec,
                 inside is not None and inside.takes_pixels,
-                found.multiple,
+                comparison.multiple,
             ),
-            "outputs": found.outputs,
-            "postprocessing": inside.answer if inside else None,
-            "comparison": comparison,
-            "versions": versions(*self.exporter.versions(), *packages),
+            "outputs": comparison.outputs,
+            "postprocessing": inside.postprocessing if inside else None,
+            "comparison": entry,
+            "versions": versions(*PACKAGES, *self.exporter.PACKAGES, *packages),
         }
 
     def publish(
@@ -213,133 +210,147 @@ class Job:
         folder: Path,
         content: dict[str, Any],
         agreement: Agreement | None,
-        beside: Sequence[str] = (),
+        extra: Sequence[str] = (),
     ) -> Artefact:
-        """Put the artefact of `folder` in place, files that go beside it, and its manifest."""
-        manifest.write(content, folder / files.NAME)
-        atomic_output.publish(folder, self.target, beside)
-        return Artefact(self.target, self.target.parent / files.NAME, content, agreement)
+        """Move the artefact from `folder` to its target, with its manifest.
+
+        Args:
+            folder: The folder that it was written to.
+            content: The manifest.
+            agreement: For the result.
+            extra: Names of further files in `folder` to move next to the artefact.
+        """
+        manifest.write(content, folder / files.MANIFEST)
+        atomic_output.publish(folder, self.target, extra)
+        return Artefact(self.target, self.target.parent / files.MANIFEST, content, agreement)
 
 
 def prepare(
-    model: nn.Module,
-    format: str,
-    path: str | os.PathLike[str],
-    *,
-    input_size: Sequence[int] | None = None,
-    dynamic_batch: bool | None = None,
-    dynamic_size: bool = False,
-    opset: int | None = None,
-    half: bool = False,
-    preprocess: bool = False,
-    postprocess: bool = False,
-    fuse: bool = True,
-    overwrite: bool = False,
-    origin: Origin | None = None,
+    model: nn.Module, format: str, path: str | os.PathLike[str], options: ExportOptions
 ) -> Job:
-    """Check all that `export` is asked for; write nothing.
+    """Check the arguments of `export` and fuse the model; write nothing.
 
-    Args and errors are those of `export`.
+    Arguments and errors are those of `export`.
     """
     kind = get_format(format)
-    origin = origin or Origin()
+    origin = options.origin or Origin()
     if any(module.training for module in model.modules()):
         raise BadInput("the model is in training mode; call model.eval() before exporting it")
-    formats.check(
+    formats.check_options(
         format,
-        dynamic_batch=dynamic_batch,
-        dynamic_size=dynamic_size,
-        preprocess=preprocess,
-        opset=opset,
+        dynamic_batch=options.dynamic_batch,
+        dynamic_size=options.dynamic_size,
+        preprocess=options.preprocess,
+        opset=options.opset,
     )
-    manifest.check_classes(model, origin)
+    manifest.check_class_names(model, origin)
     model = _on_cpu(model)
-    size = _input_size(model, origin.name, input_size)
-    open_batch = kind.can("dynamic_batch") if dynamic_batch is None else dynamic_batch
-    settings = Settings(size, open_batch, dynamic_size, opset, half, _multiple(origin))
-    package = _packaging(model, origin, preprocess, postprocess, len(size) - 2)
-    target = atomic_output.target_of(Path(path), kind, overwrite)
-    need(f"format {format!r}", importlib.import_module(kind.module).PACKAGES)
-    form = model
+    dynamic_batch = options.dynamic_batch
+    spec = ExportSpec(
+        input_size=_input_size(model, origin.name, options.input_size),
+        dynamic_batch=kind.supports("dynamic_batch") if dynamic_batch is None else dynamic_batch,
+        dynamic_size=options.dynamic_size,
+        opset=options.opset,
+        half=options.half,
+        multiple=_multiple(origin),
+    )
+    wrap = _wrapping(model, origin, options, len(spec.input_size) - 2)
+    target = atomic_output.resolve_target(Path(path), kind, options.overwrite)
+    need(f"format {format!r}", kind.load_exporter().PACKAGES)
+    variant = model
     if int8_graph.is_converted(model):
-        int8_graph.check_export(model, format, settings, fuse)
-    elif fuse:
-        form = reparameterize(model)
-    return Job(model, form, format, kind, origin, settings, package, target)
+        int8_graph.check_export(model, format, spec, options.fuse)
+    elif options.fuse:
+        variant = reparameterize(model)
+    return Job(model, variant, format, kind, origin, spec, wrap, target)
 
 
 def convert(
     model: nn.Module, file: Path, *, input_size: tuple[int, ...], dynamic_batch: bool
 ) -> None:
-    """Write a model to `file` in the format of its suffix, unchecked and undescribed."""
-    exporter = importlib.import_module(formats.by_file(file.name).module)
-    exporter.convert(model, file, Settings(tuple(input_size), dynamic_batch))
+    """Write a model to `file` in the format of its suffix; do not verify or describe it.
+
+    Args:
+        model: In evaluation mode.
+        file: Ends with the suffix of a format.
+        input_size: B C H W, or B C D H W for volumes.
+        dynamic_batch: The file accepts any B.
+    """
+    exporter = formats.format_of_file(file.name).load_exporter()
+    exporter.convert(model, file, ExportSpec(tuple(input_size), dynamic_batch))
 
 
-def _comparison(found: Check) -> dict[str, Any]:
-    if found.agreement is None:
+def _comparison_entry(comparison: Comparison) -> dict[str, Any]:
+    """Return the entry `comparison` of a manifest."""
+    if comparison.agreement is None:
         return {
             "runtime": None,
             "proven": False,
-            "why": "nothing on this platform runs the format: it was converted, validated by its "
-            "own tools and read again, and its outputs were not compared",
+            "why": "no runtime on this platform loads the format; the file was converted, validated"
+            " by the format's own tools and read again, but its outputs were not compared",
         }
-    return {"runtime": found.runtime, **found.agreement.to_dict(), "sizes": found.sizes}
+    agreement = comparison.agreement.to_dict()
+    return {"runtime": comparison.runtime, **agreement, "sizes": comparison.sizes}
 
 
-def _packaging(
-    model: nn.Module, origin: Origin, preprocess: bool, postprocess: bool, axes: int
-) -> Callable[[nn.Module], Any]:
-    """Return what puts a model between the processing that is asked for.
+def _wrapping(
+    model: nn.Module, origin: Origin, options: ExportOptions, axes: int
+) -> Callable[[nn.Module], nn.Module]:
+    """Return the function that adds the requested pre- and postprocessing to a model.
 
     Raises:
-        BadInput: What that takes is not known.
+        BadInput: Mean and std are unknown, or the task has no postprocessing.
     """
-    if not (preprocess or postprocess):
-        return lambda form: form
+    if not (options.preprocess or options.postprocess):
+        return lambda variant: variant
     known = manifest.preprocessing_of(model, origin)
-    if preprocess and not (known["mean"] and known["std"]):
-        raise BadInput("preprocess=True: the model's mean and std are not known; name its origin")
-    answer = None
-    if postprocess:
+    if options.preprocess and not (known["mean"] and known["std"]):
+        raise BadInput(
+            "preprocess=True needs the model's mean and std, which are unknown; pass them in"
+            " origin.preprocessing"
+        )
+    postprocessing = None
+    if options.postprocess:
         task = manifest.task_of(model, origin)
-        answers = {"classification": "softmax", "segmentation": "argmax"}
-        if task not in answers:
-            raise BadInput(f"postprocess=True: a model for {task} has no classes to answer with")
-        answer = answers[task]
-    statistics = {"mean": known["mean"], "std": known["std"]} if preprocess else {}
-    return lambda form: Packaged(form, **statistics, answer=answer, axes=axes).eval()
+        supported = {"classification": "softmax", "segmentation": "argmax"}
+        if task not in supported:
+            raise BadInput(
+                f"postprocess=True does not apply to {task}, which has no classes; leave it out"
+            )
+        postprocessing = supported[task]
+    statistics = {"mean": known["mean"], "std": known["std"]} if options.preprocess else {}
+    return lambda variant: WithPrePostProcessing(
+        variant, **statistics, postprocessing=postprocessing, axes=axes
+    ).eval()
 
 
 def _multiple(origin: Origin) -> int | None:
-    """What the sides of the model's input must be a multiple of, where its facts say that."""
+    """Return what the sides of the model's input must be a multiple of, in pixels, if known."""
     if origin.name is None or registry.is_timm(origin.name):
         return None
     return registry.model_info(origin.name).get("input", {}).get("multiple")
 
 
 def _input_size(model: nn.Module, name: str | None, given: Sequence[int] | None) -> tuple[int, ...]:
-    own = input_of(model, name)["size"]
-    lengths = (len(own) + 1,) if own else (4, 5)  # of images, of volumes
+    """Return B C H W or B C D H W: the given size, or one image of the published size."""
+    published = input_of(model, name)["size"]
+    lengths = (len(published) + 1,) if published else (4, 5)  # of images, of volumes
     if given is None:
-        if own is None:
-            raise BadInput("input_size=None: the model's own size is not known; pass (1, 3, H, W)")
-        given = (1, *own)
+        if published is None:
+            raise BadInput("the model has no default input size; pass input_size=(1, 3, H, W)")
+        given = (1, *published)
     size = tuple(given)
     numbers = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in size)
     if not numbers or len(size) not in lengths:
-        what = {
-            4: "four whole numbers of at least 1: B C H W",
-            5: "five whole numbers of at least 1: B C D H W",
-        }[lengths[0]]
-        raise BadInput(f"input_size={size!r} must be {what}")
+        expected = {4: "four positive integers, B C H W", 5: "five positive integers, B C D H W"}
+        raise BadInput(f"input_size={size!r} must be {expected[lengths[0]]}")
     return size
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:
-    """Return the model, or a copy if it lies elsewhere."""
-    held = itertools.chain(model.parameters(), model.buffers())
-    return model if all(x.device.type == "cpu" for x in held) else copy.deepcopy(model).cpu()
+    """Return the model itself if it is on the CPU, else a copy that is."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return model if all(x.device.type == "cpu" for x in tensors) else copy.deepcopy(model).cpu()
 
 
 def _precision(model: nn.Module, half: bool) -> str:

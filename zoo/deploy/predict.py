@@ -1,7 +1,7 @@
-"""Pictures through an artefact, with nothing but its runtime and its manifest.
+"""Predict with an artefact, using only its runtime and its manifest.
 
-Of an ONNX or OpenVINO file neither PyTorch nor a model of this package is imported: images are
-prepared by Pillow and NumPy exactly as the manifest says.
+Images are prepared by Pillow and NumPy as the manifest says. For ONNX and OpenVINO files neither
+PyTorch nor a model of this package is imported.
 """
 
 import json
@@ -20,36 +20,37 @@ from zoo.errors import BadInput
 from zoo.images import convert, reason
 from zoo.runtimes.artefacts import LoadedArtefact
 
-OPACITY = 0.5  # of a mask over its picture
+OPACITY = 0.5  # of a mask drawn over its image
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A picture as an artefact takes it.
+class PreparedImage:
+    """An image, ready for an artefact.
 
     Attributes:
-        path: Of the file.
-        picture: As it was read, RGB or grey.
-        pixels: C H W, bytes or normalised float32.
-        inner: Height and width of the picture inside, from the upper left, where it was fitted in;
-            None where it was cropped.
+        path: The file.
+        original: The image as it was read, RGB or grey.
+        pixels: C H W, uint8 or normalised float32.
+        content_size: Height and width, in pixels, of the part in the upper left corner that shows
+            the image, the rest being padding; None if the image was cropped instead.
     """
 
     path: Path
-    picture: Image.Image
+    original: Image.Image
     pixels: np.ndarray
-    inner: tuple[int, int] | None
+    content_size: tuple[int, int] | None
 
 
 class Predictor:
-    """An artefact that answers for pictures.
+    """A loaded artefact that classifies or segments images.
 
     Args:
-        artefact: The file, its manifest or the folder of both.
-        threads: That share one call; None: all there are.
+        artefact: The artefact, its manifest, or the folder of both.
+        threads: Number of threads per call; None: all cores.
 
     Raises:
-        BadInput: The manifest does not fit, or does not say enough to predict.
+        BadInput: The manifest is incomplete or does not match the artefact, or the artefact does
+            not classify or segment grey or RGB images.
         MissingExtra: A package of the runtime is not installed.
     """
 
@@ -57,22 +58,26 @@ class Predictor:
         self.file, self.manifest = files.read(artefact)
         self.task = self.manifest.get("task", "classification")
         if self.task not in ("classification", "segmentation"):
-            raise BadInput(f"{self.file.name} is a model for {self.task}; predict classifies or "
-                           "segments")  # fmt: skip
+            raise BadInput(
+                f"{self.file.name} is a {self.task} model; predict only supports classification "
+                "and segmentation"
+            )
         self.input = self.manifest["input"]
         if len(self.input["shape"]) != 4 or self.input["size"][0] not in (1, 3):
             raise BadInput(
-                f"{self.file.name} takes {self.input['shape']}; predict feeds pictures, grey or RGB"
+                f"{self.file.name} takes inputs of shape {self.input['shape']}; predict only "
+                "supports grey and RGB images"
             )
         pixels = self.input["dtype"] == "uint8"
         if not pixels and not (self.input["mean"] and self.input["std"]):
             raise BadInput(
-                f"{self.file.parent / files.NAME} states no mean and std to normalise by"
+                f"{self.file.parent / files.MANIFEST} has no mean and std to normalise with; "
+                "export again with origin.preprocessing"
             )
         self.artefact = LoadedArtefact(self.file, self.manifest, threads=threads)
 
-    def prepare(self, path: Path) -> Prepared:
-        """Read a picture and make of it what the artefact takes.
+    def prepare(self, path: Path) -> PreparedImage:
+        """Read an image, resize it and normalise it as the manifest says.
 
         Raises:
             BadInput: The file cannot be read as an image.
@@ -80,118 +85,141 @@ class Predictor:
         channels, *size = self.input["size"]
         try:
             with Image.open(path) as image:
-                picture = convert(image, channels)
-        except Exception as error:  # Pillow's decoders raise anything on damaged files
+                original = convert(image, channels)
+        except Exception as error:  # as in zoo.images.read_image
             raise BadInput(f"cannot read image {path} ({reason(error)})") from error
-        filled, inner = resized(picture, (size[0], size[1]), self.input)
-        pixels = np.asarray(filled).reshape(*size, channels).transpose(2, 0, 1)
+        resized, content_size = resize(original, (size[0], size[1]), self.input)
+        pixels = np.asarray(resized).reshape(*size, channels).transpose(2, 0, 1)
         if self.input["dtype"] != "uint8":
-            # In units of the bytes, as in training.
-            shift, scale = (
-                255 * np.asarray(self.input[key], np.float64) for key in ("mean", "std")
-            )
-            pixels = pixels - shift.astype(np.float32).reshape(-1, 1, 1)
-            pixels /= scale.astype(np.float32).reshape(-1, 1, 1)
-        return Prepared(path, picture, np.ascontiguousarray(pixels), inner)
+            # Mean and std are scaled to 0..255, not the pixels to 0..1: training does the same.
+            mean, std = (255 * np.asarray(self.input[key], np.float64) for key in ("mean", "std"))
+            pixels = pixels - mean.astype(np.float32).reshape(-1, 1, 1)
+            pixels /= std.astype(np.float32).reshape(-1, 1, 1)
+        return PreparedImage(path, original, np.ascontiguousarray(pixels), content_size)
 
-    def __call__(self, batch: Sequence[Prepared]) -> np.ndarray:
-        """Return the first output of the artefact, for as many images as were handed in."""
+    def __call__(self, batch: Sequence[PreparedImage]) -> np.ndarray:
+        """Return the first output of the artefact, B ..., for a batch of B images."""
         return self.artefact(np.stack([prepared.pixels for prepared in batch]))
 
     def class_name(self, index: int) -> str:
-        """Return what a class is called; its number where the manifest has no names."""
+        """Return the name of a class; its number if the manifest has no names."""
         names = self.manifest.get("class_names")
         return names[index] if names else str(index)
 
     def classify(self, output: np.ndarray, top: int) -> list[dict[str, Any]]:
-        """Return the likeliest classes of one image, the first one first, of its logits."""
-        known = self.manifest.get("postprocessing") == "softmax"
-        probabilities = output if known else softmax(output.astype(np.float64))
+        """Return the `top` most likely classes of one image, most likely first.
+
+        Args:
+            output: The artefact's output for the image: K logits or probabilities.
+            top: How many classes to return.
+        """
+        is_probability = self.manifest.get("postprocessing") == "softmax"
+        probabilities = output if is_probability else softmax(output.astype(np.float64))
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [
             {"class": int(i), "name": self.class_name(int(i)), "probability": float(p)}
             for i, p in zip(order, probabilities[order], strict=True)
         ]
 
-    def segment(self, output: np.ndarray, prepared: Prepared) -> np.ndarray:
-        """Return the class of each pixel of the picture, in the picture's own size, of its map."""
-        numbers = self._numbers(output)
-        height, width = numbers.shape
-        if prepared.inner is not None:  # what the picture does not fill is cut away
-            sides = zip(numbers.shape, prepared.inner, self.input["size"][1:], strict=True)
-            height, width = (max(1, round(n * part / whole)) for n, part, whole in sides)
-        found = Image.fromarray(numbers[:height, :width].astype(np.int32))
-        return np.asarray(found.resize(prepared.picture.size, Image.Resampling.NEAREST))
+    def segment(self, output: np.ndarray, prepared: PreparedImage) -> np.ndarray:
+        """Return the class of each pixel, in the size of the original image.
 
-    def _numbers(self, output: np.ndarray) -> np.ndarray:
+        Args:
+            output: The artefact's output for the image: K H W logits, or H W classes.
+            prepared: The image.
+        """
+        classes = self._class_map(output)
+        height, width = classes.shape
+        if prepared.content_size is not None:  # remove the padding
+            sides = zip(classes.shape, prepared.content_size, self.input["size"][1:], strict=True)
+            height, width = (max(1, round(n * part / whole)) for n, part, whole in sides)
+        mask = Image.fromarray(classes[:height, :width].astype(np.int32))
+        return np.asarray(mask.resize(prepared.original.size, Image.Resampling.NEAREST))
+
+    def _class_map(self, output: np.ndarray) -> np.ndarray:
+        """Return the class of each pixel, H W."""
         if self.manifest.get("postprocessing") == "argmax":
             return output.astype(np.int64)
-        if len(output) == 1:  # one logit: the thing or not
+        if len(output) == 1:  # binary segmentation has a single logit
             return (output[0] > 0).astype(np.int64)
         return output.argmax(axis=0)
 
 
-def resized(
-    picture: Image.Image, size: tuple[int, int], how: dict[str, Any]
+def resize(
+    image: Image.Image, size: tuple[int, int], config: dict[str, Any]
 ) -> tuple[Image.Image, tuple[int, int] | None]:
-    """Bring a picture to `size` (height, width) as a manifest says.
+    """Resize an image as a manifest says: crop it, or fit it into a padded image.
+
+    Args:
+        image: RGB or grey.
+        size: Height and width in pixels.
+        config: Entry `input` of the manifest.
 
     Returns:
-        The picture, and the size of its inside where it was fitted in.
+        The resized image, and the height and width of its content if it was padded.
     """
-    way = Image.Resampling[str(how["interpolation"] or "bicubic").upper()]
-    if how.get("resize") == "fit":
-        return _fitted(picture, size, way, how["mean"] or _inside(how))
-    return _cropped(picture, size, way, how["crop_pct"] or 1.0), None
+    interpolation = Image.Resampling[str(config["interpolation"] or "bicubic").upper()]
+    if config.get("resize") == "fit":
+        return _pad(image, size, interpolation, config["mean"] or _padding_mean(config))
+    return _crop(image, size, interpolation, config["crop_pct"] or 1.0), None
 
 
-def _inside(how: dict[str, Any]) -> list[float]:
-    return (how.get("normalised_inside") or {}).get("mean") or [0.5] * how["size"][0]
+def _padding_mean(config: dict[str, Any]) -> list[float]:
+    """Return the mean to pad with if the artefact normalises by itself, in 0..1 per channel."""
+    inside = (config.get("normalised_inside") or {}).get("mean")
+    return inside or [0.5] * config["size"][0]
 
 
-def _cropped(
-    picture: Image.Image, size: tuple[int, int], way: Image.Resampling, share: float
+def _crop(
+    image: Image.Image, size: tuple[int, int], interpolation: Image.Resampling, crop_pct: float
 ) -> Image.Image:
-    """The shorter side to `size` over `share`, then the middle; as timm evaluates."""
-    goal = [math.floor(side / share) for side in size]
-    width, height = picture.size
-    if goal[0] == goal[1]:
+    """Resize the shorter side to `size / crop_pct` and crop the centre, as timm does."""
+    resized = [math.floor(side / crop_pct) for side in size]
+    width, height = image.size
+    if resized[0] == resized[1]:
         short, long = min(width, height), max(width, height)
-        other = int(goal[0] * long / short)
-        shape = (goal[0], other) if width <= height else (other, goal[0])
+        other = int(resized[0] * long / short)
+        shape = (resized[0], other) if width <= height else (other, resized[0])
     else:
-        ratio = min(height / goal[0], width / goal[1])
+        ratio = min(height / resized[0], width / resized[1])
         shape = (round(width / ratio), round(height / ratio))
-    if shape != picture.size:
-        picture = picture.resize(shape, way)
+    if shape != image.size:
+        image = image.resize(shape, interpolation)
     left, top = (round((have - want) / 2) for have, want in zip(shape, size[::-1], strict=True))
-    return picture.crop((left, top, left + size[1], top + size[0]))
+    return image.crop((left, top, left + size[1], top + size[0]))
 
 
-def _fitted(
-    picture: Image.Image, size: tuple[int, int], way: Image.Resampling, mean: Sequence[float]
+def _pad(
+    image: Image.Image,
+    size: tuple[int, int],
+    interpolation: Image.Resampling,
+    mean: Sequence[float],
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The whole picture, as large as fits; right of it and below is the mean colour."""
-    width, height = picture.size
+    """Resize the whole image to fit into `size`, and pad it at the right and the bottom.
+
+    Returns:
+        The padded image, and the height and width of its content.
+    """
+    width, height = image.size
     scale = min(size[0] / height, size[1] / width)
-    inner = (
+    content = (
         min(size[0], max(1, round(scale * height))),
         min(size[1], max(1, round(scale * width))),
     )
-    grey: Any = tuple(round(255 * value) for value in mean)
-    whole = Image.new(picture.mode, (size[1], size[0]), grey if len(mean) > 1 else grey[0])
-    whole.paste(picture.resize((inner[1], inner[0]), way), (0, 0))
-    return whole, inner
+    colour: Any = tuple(round(255 * value) for value in mean)
+    padded = Image.new(image.mode, (size[1], size[0]), colour if len(mean) > 1 else colour[0])
+    padded.paste(image.resize((content[1], content[0]), interpolation), (0, 0))
+    return padded, content
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities of logits, along the last axis."""
+    """Return the softmax of logits along the last axis."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def colours(count: int) -> np.ndarray:
-    """Return a colour for each class, count x 3 bytes: the first is black, all of them differ."""
+def class_colours(count: int) -> np.ndarray:
+    """Return distinct colours for `count` classes: count x 3, uint8, the first is black."""
     numbers = np.arange(count)
     channels = [
         sum(((numbers >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8))
@@ -200,29 +228,30 @@ def colours(count: int) -> np.ndarray:
     return np.stack(channels, axis=1).astype(np.uint8)
 
 
-def overlay(picture: Image.Image, numbers: np.ndarray) -> Image.Image:
-    """Return a picture with its mask over it; class 0 stays clear."""
-    painted = colours(int(numbers.max()) + 1)[numbers]
-    base = np.asarray(picture.convert("RGB"), np.float32)
-    mixed = np.where(numbers[..., None] > 0, (1 - OPACITY) * base + OPACITY * painted, base)
+def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Draw a mask (H W, classes) over its image; class 0 is transparent."""
+    painted = class_colours(int(mask.max()) + 1)[mask]
+    base = np.asarray(image.convert("RGB"), np.float32)
+    mixed = np.where(mask[..., None] > 0, (1 - OPACITY) * base + OPACITY * painted, base)
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def pictures(paths: Sequence[str]) -> list[Path]:
-    """List the files that are meant: themselves, and those in folders, hidden ones left out.
+def list_images(paths: Sequence[str]) -> list[Path]:
+    """Replace each folder in `paths` by the files in it, except hidden ones.
 
     Raises:
-        BadInput: One is not there, or a folder holds no file.
+        BadInput: A path does not exist, or a folder contains no file.
     """
     found: list[Path] = []
     for given in map(Path, paths):
         if not given.exists():
-            raise BadInput(f"no image or folder at {str(given)!r}")
-        inside = sorted(f for f in given.iterdir() if f.is_file() and f.name[0] != ".") if (
-            given.is_dir()
-        ) else [given]  # fmt: skip
+            raise BadInput(f"image or folder {str(given)!r} does not exist")
+        if not given.is_dir():
+            found.append(given)
+            continue
+        inside = sorted(f for f in given.iterdir() if f.is_file() and f.name[0] != ".")
         if not inside:
-            raise BadInput(f"folder {str(given)!r} holds no file")
+            raise BadInput(f"folder {str(given)!r} contains no file")
         found += inside
     return found
 
@@ -235,82 +264,94 @@ def predict(
     top: int = 5,
     out: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield an answer for each file, in order; a file that is no image yields its `error`.
+    """Yield the prediction for each file, in order, as a dictionary.
 
     Args:
-        predictor: What answers.
-        paths: Of the files.
-        batch_size: Images a call.
-        top: Classes to name of a picture.
-        out: Of segmentation, the folder for masks (numbers of classes) and pictures under them.
+        predictor: A loaded artefact.
+        paths: Image files.
+        batch_size: Images per call.
+        top: Classes to return per image; only for classification.
+        out: Folder for masks and overlays, created if needed; only for segmentation. None: none.
+
+    Yields:
+        `file` and `classes` (with `probability`, or `share` of the pixels), and the paths `mask`
+        and `overlay` if they were written; `file` and `error` for a file that is not an image.
 
     Raises:
-        BadInput: A number that cannot work, or a folder that cannot be written.
+        BadInput: `batch_size` or `top` is less than 1, or `out` cannot be written.
     """
     for name, value in (("batch", batch_size), ("top", top)):
         if value < 1:
-            raise BadInput(f"--{name} {value} must be at least 1")
+            raise BadInput(f"--{name}={value} must be at least 1")
     for begin in range(0, len(paths), batch_size):
         answers: dict[Path, dict[str, Any]] = {}
-        batch: list[Prepared] = []
+        batch: list[PreparedImage] = []
         for path in paths[begin : begin + batch_size]:
             try:
                 batch.append(predictor.prepare(path))
             except BadInput as error:
                 answers[path] = {"file": str(path), "error": str(error)}
         for prepared, output in zip(batch, predictor(batch) if batch else (), strict=True):
-            answers[prepared.path] = {"file": str(prepared.path)} | _answer(
+            answers[prepared.path] = {"file": str(prepared.path)} | _interpret(
                 predictor, prepared, output, top, out
             )
         yield from (answers[path] for path in paths[begin : begin + batch_size])
 
 
-def _answer(
-    predictor: Predictor, prepared: Prepared, output: np.ndarray, top: int, out: Path | None
+def _interpret(
+    predictor: Predictor, prepared: PreparedImage, output: np.ndarray, top: int, out: Path | None
 ) -> dict[str, Any]:
+    """Return the classes in the output for one image; write its mask if requested."""
     if predictor.task == "classification":
         return {"classes": predictor.classify(output, top)}
-    numbers = predictor.segment(output, prepared)
-    found, counts = np.unique(numbers, return_counts=True)
+    mask = predictor.segment(output, prepared)
+    found, counts = np.unique(mask, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     shares = [
         {
             "class": int(found[i]),
             "name": predictor.class_name(int(found[i])),
-            "share": float(counts[i] / numbers.size),
+            "share": float(counts[i] / mask.size),
         }
         for i in order
     ]
-    return {"classes": shares} | ({} if out is None else _draw(prepared, numbers, out))
+    return {"classes": shares} | ({} if out is None else _write_masks(prepared, mask, out))
 
 
-def _draw(prepared: Prepared, numbers: np.ndarray, out: Path) -> dict[str, str]:
-    # With the suffix of the picture in the name: a.png and a.jpg have masks of their own.
+def _write_masks(prepared: PreparedImage, mask: np.ndarray, out: Path) -> dict[str, str]:
+    """Write the mask and its overlay as PNG to the folder `out`; return their paths."""
+    # The suffix is part of the name, so that a.png and a.jpg do not share a mask.
     name = prepared.path.name.replace(".", "_")
-    mask, drawn = out / f"{name}_mask.png", out / f"{name}_overlay.png"
+    mask_file, overlay_file = out / f"{name}_mask.png", out / f"{name}_overlay.png"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        kind = np.uint8 if numbers.max() < 256 else np.uint16
-        Image.fromarray(numbers.astype(kind)).save(mask)
-        overlay(prepared.picture, numbers).save(drawn)
+        dtype = np.uint8 if mask.max() < 256 else np.uint16
+        Image.fromarray(mask.astype(dtype)).save(mask_file)
+        overlay(prepared.original, mask).save(overlay_file)
     except OSError as error:
         raise BadInput(f"cannot write to {out}: {error.strerror or error}") from error
-    return {"mask": str(mask), "overlay": str(drawn)}
+    return {"mask": str(mask_file), "overlay": str(overlay_file)}
 
 
 def command(args: Any) -> None:
-    """Run `python -m zoo predict`: answers on standard output, what failed on standard error.
+    """Run `python -m zoo predict`; print predictions, and errors of files to standard error.
+
+    Args:
+        args: The parsed command line.
 
     Raises:
-        BadInput: The artefact or a path cannot work; or in the end, if any file was no image.
+        BadInput: The artefact or a path cannot be used, or (at the end) a file is not an image.
     """
-    paths = pictures(args.images)
+    paths = list_images(args.images)
     predictor = Predictor(args.artefact, args.threads)
     out = None
     if predictor.task == "segmentation":
         out = Path(args.out or "masks")
     elif args.out:
-        raise BadInput(f"--out {args.out}: {predictor.file.name} classifies; it draws no masks")
+        raise BadInput(
+            f"--out={args.out} has no effect: {predictor.file.name} is a classification model; "
+            "leave it out"
+        )
     answers, failed = [], 0
     for answer in predict(predictor, paths, batch_size=args.batch, top=args.top, out=out):
         answers.append(answer)
@@ -326,6 +367,7 @@ def command(args: Any) -> None:
 
 
 def _line(answer: dict[str, Any]) -> str:
+    """Return a prediction as a line of text."""
     parts = [
         f"{entry['name']} {entry.get('probability', entry.get('share')):.1%}"
         for entry in answer["classes"]

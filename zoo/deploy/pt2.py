@@ -1,4 +1,4 @@
-"""PyTorch -> an exported program (`.pt2`) of `torch.export`, which other compilers start from."""
+"""PyTorch -> an exported program (`.pt2`) of `torch.export`, the input of many compilers."""
 
 import io
 from pathlib import Path
@@ -8,35 +8,29 @@ import torch
 from torch import nn
 
 from zoo.deploy import tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.environment import quiet
 
 PACKAGES = ()
-EXTRA = None
 INPUT = "input"
 
 
-def convert(model: nn.Module, file: Path, settings: Settings) -> None:
+def convert(model: nn.Module, file: Path, spec: ExportSpec) -> None:
     """Write `model`, in evaluation mode, to `file`.
 
     Raises:
-        BadInput: The model does not run on this input.
-        NotExportable: It cannot be traced.
+        BadInput: The model does not run at this size.
+        NotExportable: The model cannot be traced.
     """
-    program = tracing.trace(model, settings, "a torch.export program")
-    written = io.BytesIO()  # so that a full disk is an error that says so
+    program = tracing.trace(model, spec, "a torch.export program")
+    buffer = io.BytesIO()  # written by us: PyTorch hides that a disk is full
     with quiet():
-        torch.export.save(program, written)
-    file.write_bytes(written.getbuffer())
-
-
-def versions() -> tuple[str, ...]:
-    """Name the packages whose versions shape the artefact."""
-    return ("zoo", "torch", "timm")
+        torch.export.save(program, buffer)
+    file.write_bytes(buffer.getbuffer())
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """Return what the file states of itself: number of nodes."""
+    """Return the number of nodes in the program."""
     with quiet():
         program = torch.export.load(file)
     return {"nodes": sum(node.op == "call_function" for node in program.graph.nodes)}

@@ -1,22 +1,22 @@
-"""What is asked of an artefact, in one value that every exporter reads."""
+"""What an exporter must write: sizes, dynamic axes, precision."""
 
 from dataclasses import dataclass
 
-COARSE = 32  # sides of which an open size is tried at in any case, unless the model says another
+DEFAULT_MULTIPLE = 32  # pixels; sides of a dynamic size are tried at multiples of it
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What an exporter is to write.
+class ExportSpec:
+    """The requested properties of an artefact, which every exporter reads.
 
     Attributes:
-        input_size: B C H W (B C D H W of volumes) that is asked for.
-        dynamic_batch: Leave B open.
-        dynamic_size: Leave H and W (and D) open.
-        opset: Version of ONNX's operator set; None: the exporter's own.
-        half: Weights in float16, and the computation too where the format computes in what it
-            holds; what goes in and comes out stays as it is.
-        multiple: What open sides must be a multiple of, as far as the model says.
+        input_size: B C H W, or B C D H W for volumes.
+        dynamic_batch: The artefact accepts any B.
+        dynamic_size: The artefact accepts any H and W (and D).
+        opset: Version of ONNX's operator set; None: the exporter's default.
+        half: Weights are float16, and so is the computation unless the runtime chooses its own
+            precision. Inputs and outputs stay float32.
+        multiple: Sides of a dynamic size must be multiples of it, in pixels; None if unknown.
     """
 
     input_size: tuple[int, ...]
@@ -27,27 +27,35 @@ class Settings:
     multiple: int | None = None
 
     @property
-    def traced(self) -> tuple[int, ...]:
-        """The shape to trace.
+    def traced_size(self) -> tuple[int, ...]:
+        """The input shape to trace with, B C H W or B C D H W.
 
-        Where the batch is open, one image would be traced as a constant. Where the size is open,
-        the model's own would be traced without the resampling of its tables, and a small one with
-        maps of a single position, which are constants, too.
+        Tracing turns a dynamic axis into a constant where its example value is special: a batch of
+        one image, a feature map of one position, or the model's own size, at which position tables
+        are not resampled. This shape avoids all three.
         """
         batch, channels, *sides = self.input_size
         batch = max(2, batch) if self.dynamic_batch else batch
-        return (batch, channels, *(self.further(1) if self.dynamic_size else sides))
+        return (batch, channels, *(self.larger_sides(1) if self.dynamic_size else sides))
 
-    def further(self, steps: int) -> tuple[int, ...]:
-        """Return larger sides that a model with an open size takes, all of them different."""
-        step = self.multiple or COARSE
+    def larger_sides(self, steps: int) -> tuple[int, ...]:
+        """Return (H, W) or (D, H, W) larger than those of `input_size` by `steps` multiples.
+
+        Each further side grows by one multiple more, so that a square becomes a rectangle.
+        """
+        step = self.multiple or DEFAULT_MULTIPLE
         return tuple(
             (side // step + steps + i) * step for i, side in enumerate(self.input_size[2:])
         )
 
     @property
-    def open_axes(self) -> dict[int, str]:
-        """The axes that stay open, with their names."""
+    def dynamic_axes(self) -> dict[int, str]:
+        """Index and name of each dynamic axis of the input."""
         batch = {0: "batch"} if self.dynamic_batch else {}
         sides = ("depth", "height", "width")[-(len(self.input_size) - 2) :]
         return batch | (dict(enumerate(sides, 2)) if self.dynamic_size else {})
+
+
+def output_names(count: int) -> list[str]:
+    """Return the names that artefacts give to `count` outputs."""
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]

@@ -1,4 +1,4 @@
-"""Position tables in a file of static size: resampled once, before the export.
+"""Position tables of artefacts with a static size: resampled once, before export.
 
 Runtimes resample differently: OpenVINO without the blur of PyTorch's antialiasing, ExecuTorch not
 bicubically at all.
@@ -6,7 +6,6 @@ bicubically at all.
 
 import copy
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,32 +13,37 @@ from torch import Tensor, nn
 from zoo.blocks.positions import PositionEmbedding
 
 
-def settled(model: nn.Module, x: Tensor) -> nn.Module:
-    """Return a copy of `model` whose tables fit images like `x`; without tables, the model.
+def resample_tables(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return a copy of `model` with its position tables resampled for images like `x`.
 
-    A table that one call reads at two sizes stays as it is.
+    A table that one call reads at two sizes is left unchanged. A model without tables is returned
+    itself.
+
+    Args:
+        model: In evaluation mode.
+        x: B C H W; only its shape matters.
     """
     if not any(isinstance(module, PositionEmbedding) for module in model.modules()):
         return model
     model = copy.deepcopy(model)
     tables = [module for module in model.modules() if isinstance(module, PositionEmbedding)]
-    requested: list[set[Any]] = [set() for _ in tables]
+    grids: list[set[tuple[int, int]]] = [set() for _ in tables]  # that each table is read at
     hooks = [
-        table.register_forward_pre_hook(functools.partial(_note, sizes))
-        for table, sizes in zip(tables, requested, strict=True)
+        table.register_forward_pre_hook(functools.partial(_record, read_at))
+        for table, read_at in zip(tables, grids, strict=True)
     ]
     with torch.no_grad():
         model(x)
     for hook in hooks:
         hook.remove()
-    for table, sizes in zip(tables, requested, strict=True):
-        if len(sizes) == 1:
-            (size,) = sizes
+    for table, read_at in zip(tables, grids, strict=True):
+        if len(read_at) == 1:
+            (grid,) = read_at
             with torch.no_grad():
-                table.table = nn.Parameter(table(*size), requires_grad=False)
-            table.grid = size
+                table.table = nn.Parameter(table(*grid), requires_grad=False)
+            table.grid = grid
     return model
 
 
-def _note(sizes: set[Any], module: nn.Module, given: tuple[int, int]) -> None:
-    sizes.add(given)
+def _record(grids: set[tuple[int, int]], module: nn.Module, grid: tuple[int, int]) -> None:
+    grids.add(grid)

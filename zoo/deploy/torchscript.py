@@ -1,6 +1,6 @@
-"""PyTorch -> TorchScript (`.pt`), by tracing.
+"""PyTorch -> TorchScript (`.pt`) by tracing.
 
-PyTorch calls the format old; it is what `libtorch` of mobile and C++ applications still loads.
+PyTorch has deprecated the format, but libtorch in C++ and mobile applications still loads it.
 """
 
 import io
@@ -11,50 +11,45 @@ import torch
 from torch import nn
 
 from zoo.deploy import tracing
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 from zoo.environment import quiet
 from zoo.errors import NotExportable
 
 PACKAGES = ()
-EXTRA = None
 INPUT = "input"
 
 
-def convert(model: nn.Module, file: Path, settings: Settings) -> None:
+def convert(model: nn.Module, file: Path, spec: ExportSpec) -> None:
     """Write `model`, in evaluation mode, to `file`.
 
-    A trace has no open or closed axes: what the model does with other sizes than the traced one is
-    found out by comparing.
+    A TorchScript trace does not declare its axes dynamic or static. Only the comparison with the
+    model shows which other sizes work.
 
     Raises:
-        BadInput: The model does not run on this input.
-        NotExportable: It cannot be traced.
+        BadInput: The model does not run at this size.
+        NotExportable: The model cannot be traced.
     """
-    x = tracing.example(model, settings)
-    tracing.output_count(model, settings)
-    model = tracing.form(model, settings)
+    x = tracing.example_input(model, spec)
+    tracing.count_outputs(model, spec)
+    model = tracing.prepare_for_tracing(model, spec)
     try:
         with quiet(), torch.no_grad():
             program = torch.jit.trace(model, x, check_trace=False)
-    except Exception as error:  # whatever tracing the model raises
+    except Exception as error:  # tracing passes on any error of the model
         raise NotExportable(
-            f"{tracing.title(model)} cannot be exported to TorchScript: {tracing.reason(error)}"
+            f"{tracing.model_name(model)} cannot be exported to TorchScript: "
+            f"{tracing.root_cause(error)}"
         ) from error
-    kinds = [node.kind() for node in program.inlined_graph.nodes()]  # type: ignore[union-attr]
-    tracing.check_operators(model, settings, kinds)
-    written = io.BytesIO()  # so that a full disk is an error that says so
+    operators = [node.kind() for node in program.inlined_graph.nodes()]  # type: ignore[union-attr]
+    tracing.refuse_custom_operators(model, spec, operators)
+    buffer = io.BytesIO()  # written by us: PyTorch hides that a disk is full
     with quiet():
-        torch.jit.save(program, written)
-    file.write_bytes(written.getbuffer())
-
-
-def versions() -> tuple[str, ...]:
-    """Name the packages whose versions shape the artefact."""
-    return ("zoo", "torch", "timm")
+        torch.jit.save(program, buffer)
+    file.write_bytes(buffer.getbuffer())
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """Return what the file states of itself: number of nodes."""
+    """Return the number of nodes in the program, constants excluded."""
     with quiet():
         graph = torch.jit.load(file).inlined_graph
     return {"nodes": sum(node.kind() != "prim::Constant" for node in graph.nodes())}

@@ -1,4 +1,4 @@
-"""What exporters have in common: a model made ready, traced by `torch.export`, in silence."""
+"""What exporters have in common: prepare a model for tracing, trace it with `torch.export`."""
 
 import contextlib
 import copy
@@ -8,28 +8,32 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental import _config as switches
+from torch.fx.experimental import _config as shape_config
 
-from zoo.deploy.spec import Settings
-from zoo.deploy.tables import settled
+from zoo.deploy.spec import ExportSpec
+from zoo.deploy.tables import resample_tables
 from zoo.environment import quiet
 from zoo.errors import BadInput, NotExportable, first_line
-from zoo.runtimes.pytorch import flat
+from zoo.runtimes.pytorch import flatten_outputs
 
-OWN_OPERATOR = re.compile(r"\bzoo(?:\.|::)(\w+)")
-# Forms of selective scans: few operators at any length, memory in proportion to it, any batch.
-SCAN, OPEN_SCAN = "multi_level", "any_length"  # for one size, for any
+CUSTOM_OPERATOR = re.compile(r"\bzoo(?:\.|::)(\w+)")
+# Algorithms of `zoo.ops.selective_scan` with few operators and memory linear in the length: for one
+# length, and for any.
+STATIC_SCAN, DYNAMIC_SCAN = "multi_level", "any_length"
 
 
-class Packaged(nn.Module):
-    """A model that takes bytes, or gives what an application shows.
+class WithPrePostProcessing(nn.Module):
+    """A model with normalisation before it, or softmax or argmax after it.
 
     Args:
-        model: What computes logits.
-        mean: Of each channel, of values in 0..1; with it, `forward` takes pixels as bytes.
-        std: Likewise.
-        answer: `"softmax"` over classes, `"argmax"` over them, or None: the model's own output.
-        axes: 2 of images, 3 of volumes.
+        model: Returns logits.
+        mean: Mean of each channel, of values in 0..1. With it, `forward` takes uint8.
+        std: Standard deviation of each channel, of values in 0..1.
+        postprocessing: `"softmax"` or `"argmax"`, over classes; None: return the logits.
+        axes: Number of spatial axes: 2 for images, 3 for volumes.
+
+    Attributes:
+        takes_pixels: Whether `forward` takes uint8.
     """
 
     def __init__(
@@ -37,11 +41,11 @@ class Packaged(nn.Module):
         model: nn.Module,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        answer: str | None = None,
+        postprocessing: str | None = None,
         axes: int = 2,
     ) -> None:
         super().__init__()
-        self.model, self.answer = model, answer
+        self.model, self.postprocessing = model, postprocessing
         self.takes_pixels = mean is not None
         if mean is not None and std is not None:
             like = next(model.parameters(), torch.empty(0))
@@ -51,190 +55,221 @@ class Packaged(nn.Module):
         self.reparameterized = getattr(model, "reparameterized", False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what `answer` says of `x`, B C H W."""
+        """Return logits or probabilities, B K or B K H W, or classes, B H W, for `x`, B C H W."""
         if self.takes_pixels:
             x = (x.to(self.mean.dtype) - self.mean) * self.scale  # type: ignore[operator,union-attr]
         y = self.model(x)
-        if self.answer == "softmax":
+        if self.postprocessing == "softmax":
             return y.softmax(dim=1)
-        if self.answer == "argmax":
+        if self.postprocessing == "argmax":
             return y.argmax(dim=1).to(torch.int32)
         return y
 
 
-class Halved(nn.Module):
-    """A copy of a model that computes in float16 between an input and outputs that are as before.
-
-    Bytes are normalised before the model, in float32, if `model` is `Packaged`: of such a one the
-    inner model alone is halved.
-    """
+class HalfPrecision(nn.Module):
+    """A copy of a model that computes in float16; inputs and outputs are float32."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).half()
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Return the outputs in float32."""
-        outputs = [y.float() for y in flat(self.model(x.half()))]
+        """Return the outputs for `x`, B C H W, in float32."""
+        outputs = [y.float() for y in flatten_outputs(self.model(x.half()))]
         return outputs[0] if len(outputs) == 1 else outputs
 
 
-def halved(model: nn.Module) -> nn.Module:
-    """Return a copy of a model that computes in float16, whatever goes in and comes out."""
-    if not isinstance(model, Packaged):
-        return Halved(model)
+def to_half_precision(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that computes in float16; inputs and outputs keep their types.
+
+    Pre- and postprocessing stay in float32.
+    """
+    if not isinstance(model, WithPrePostProcessing):
+        return HalfPrecision(model)
     outer = copy.copy(model)
-    outer._modules = {"model": Halved(model.model)}
+    outer._modules = {"model": HalfPrecision(model.model)}
     return outer
 
 
-def ready(model: nn.Module, scan: str = SCAN) -> nn.Module:
-    """Return a copy whose selective scans are made of PyTorch's operators; or the model itself."""
+def with_exportable_scans(model: nn.Module, algorithm: str = STATIC_SCAN) -> nn.Module:
+    """Return a copy of `model` whose selective scans consist of PyTorch's operators.
+
+    A model without selective scans is returned itself.
+
+    Args:
+        model: Any model.
+        algorithm: The backend of `zoo.ops.selective_scan` to use.
+    """
     if not any(hasattr(module, "scan_backend") for module in model.modules()):
         return model
     model = copy.deepcopy(model)
     for module in model.modules():
         if hasattr(module, "scan_backend"):
-            module.scan_backend = scan  # pyright: ignore[reportArgumentType]
+            module.scan_backend = algorithm  # pyright: ignore[reportArgumentType]
     return model
 
 
-def form(model: nn.Module, settings: Settings, open_scan: str = OPEN_SCAN) -> nn.Module:
-    """Return the copy of a model that is traced: `ready`, for the asked size and precision.
+def prepare_for_tracing(
+    model: nn.Module, spec: ExportSpec, dynamic_scan: str = DYNAMIC_SCAN
+) -> nn.Module:
+    """Return the variant of a model to trace: exportable scans, resampled tables, precision.
 
     Args:
-        model: In evaluation mode.
-        settings: What is asked.
-        open_scan: The form of selective scans if the size stays open.
+        model: In evaluation mode; it is not changed.
+        spec: The requested size and precision.
+        dynamic_scan: Algorithm of selective scans for a dynamic size.
     """
-    if settings.dynamic_size:
-        model = ready(model, open_scan)
+    if spec.dynamic_size:
+        model = with_exportable_scans(model, dynamic_scan)
     else:
-        model = ready(settled(model, example(model, settings)))
-    return halved(model) if settings.half else model
+        model = with_exportable_scans(resample_tables(model, example_input(model, spec)))
+    return to_half_precision(model) if spec.half else model
 
 
-def example(model: nn.Module, settings: Settings) -> Tensor:
-    """Return an input of the shape to trace, of the type that the model takes."""
+def example_input(model: nn.Module, spec: ExportSpec) -> Tensor:
+    """Return zeros of the shape `spec.traced_size` and the type that `model` takes."""
     like = next(model.parameters(), torch.empty(0))
-    x = torch.zeros(settings.traced, dtype=like.dtype, device=like.device)
+    x = torch.zeros(spec.traced_size, dtype=like.dtype, device=like.device)
     return x.byte() if getattr(model, "takes_pixels", False) else x
 
 
-def output_count(model: nn.Module, settings: Settings) -> int:
-    """Return how many tensors a model returns.
+def count_outputs(model: nn.Module, spec: ExportSpec) -> int:
+    """Run a model at the requested size and return how many tensors it returns.
+
+    With a dynamic size it is run at the traced size, too.
 
     Raises:
-        BadInput: The model does not run on the asked size.
-        NotExportable: The size is to stay open, and the model does not run on the traced one.
+        BadInput: The model does not run at the requested size.
+        NotExportable: The size is dynamic, and the model does not run at the traced size.
     """
-    x = example(model, dataclasses.replace(settings, dynamic_size=False))
+    x = example_input(model, dataclasses.replace(spec, dynamic_size=False))
     try:
         with torch.inference_mode():
-            count = len(flat(model(x)))
-    except Exception as error:  # whatever a model raises at a size that it does not take
+            count = len(flatten_outputs(model(x)))
+    except Exception as error:  # a model may raise any error at a size that it does not support
         raise BadInput(
             f"the model does not run on input_size={tuple(x.shape)}: {first_line(error)}"
         ) from error
-    if settings.dynamic_size:
-        x = example(model, settings)
+    if spec.dynamic_size:
+        x = example_input(model, spec)
         try:
             with torch.inference_mode():
                 model(x)
-        except Exception as error:
-            raise NotExportable(
-                f"{title(model)} cannot be exported with an open size: it does not run at "
-                f"{'x'.join(map(str, x.shape[2:]))}; export.dynamic_size=false makes a file of one "
-                "size"
-            ) from error
+        except Exception as error:  # as above
+            size = "x".join(map(str, x.shape[2:]))
+            raise not_dynamic(model, f"it does not run at {size}") from error
     return count
 
 
-def trace(model: nn.Module, settings: Settings, what: str) -> torch.export.ExportedProgram:
+def trace(model: nn.Module, spec: ExportSpec, target: str) -> torch.export.ExportedProgram:
     """Trace a model with `torch.export`.
 
+    Args:
+        model: In evaluation mode; it is not changed.
+        spec: The requested sizes and precision.
+        target: What the model is exported to, for messages.
+
     Raises:
-        BadInput: The model does not run on this input.
-        NotExportable: It cannot be traced, or an axis that was to stay open is fixed in it; the
-            message starts with the model and `what` it cannot be exported to.
+        BadInput: The model does not run at this size.
+        NotExportable: The model cannot be traced, or a dynamic axis became static.
     """
-    x = example(model, settings)
-    output_count(model, settings)
-    model = form(model, settings)
-    open_axes = dict.fromkeys(settings.open_axes, torch.export.Dim.AUTO)
+    x = example_input(model, spec)
+    count_outputs(model, spec)
+    model = prepare_for_tracing(model, spec)
+    axes = dict.fromkeys(spec.dynamic_axes, torch.export.Dim.AUTO)
     try:
-        # With an open batch as well, the switch would hold that to be more than 1.
-        sides_alone = settings.dynamic_size and not settings.dynamic_batch
-        with quiet(), no_side_is_one(sides_alone):
-            program = torch.export.export(model, (x,), dynamic_shapes=(open_axes or None,))
-    except Exception as error:  # whatever tracing the model raises
-        raise NotExportable(f"{title(model)} cannot be exported to {what}: {reason(error)}") from (
-            error
-        )
-    check_operators(model, settings, [str(node.target) for node in program.graph.nodes])
-    check_open(model, input_shape(program), settings)
+        # With a dynamic batch, PyTorch would assume that the batch is larger than 1.
+        only_sides = spec.dynamic_size and not spec.dynamic_batch
+        with quiet(), without_size_one_assumptions(only_sides):
+            program = torch.export.export(model, (x,), dynamic_shapes=(axes or None,))
+    except Exception as error:  # tracing passes on any error of the model
+        raise NotExportable(
+            f"{model_name(model)} cannot be exported to {target}: {root_cause(error)}"
+        ) from error
+    refuse_custom_operators(model, spec, [str(node.target) for node in program.graph.nodes])
+    check_dynamic_axes(model, input_shape(program), spec)
     return program
 
 
 @contextlib.contextmanager
-def no_side_is_one(asked: bool) -> Iterator[None]:
-    """If `asked`, let what is made of an open side be a number like any other.
+def without_size_one_assumptions(enabled: bool) -> Iterator[None]:
+    """Do not assume that sizes computed from a dynamic axis are 1, or differ from 1.
 
-    Otherwise each is held to be 1, or not to be, as it was while tracing, and a program does not
-    run on maps of one position or with one window, or on no others. PyTorch has a switch for that.
+    By default PyTorch records such assumptions while tracing. A program traced with several windows
+    would then not run on an image with one window, and vice versa.
+
+    Args:
+        enabled: False leaves PyTorch's setting unchanged.
     """
-    before = switches.backed_size_oblivious
-    switches.backed_size_oblivious = before or asked
+    before = shape_config.backed_size_oblivious
+    shape_config.backed_size_oblivious = before or enabled
     try:
         yield
     finally:
-        switches.backed_size_oblivious = before
+        shape_config.backed_size_oblivious = before
 
 
-def check_operators(model: nn.Module, settings: Settings, used: Sequence[str]) -> None:
-    """Raise `NotExportable` if an operator that only this package has is among those used."""
-    own = sorted({found[1] for name in used if (found := OWN_OPERATOR.search(name))})
-    if own:
-        way_out = "; export.dynamic_size=false makes a file of one size"
+def refuse_custom_operators(model: nn.Module, spec: ExportSpec, operators: Sequence[str]) -> None:
+    """Raise `NotExportable` if a program contains an operator that only this package defines.
+
+    Args:
+        model: For the message.
+        spec: For the message.
+        operators: Names of the operators in the program.
+    """
+    custom = sorted({found[1] for name in operators if (found := CUSTOM_OPERATOR.search(name))})
+    if not custom:
+        return
+    plural = "s" * (len(custom) > 1)
+    reason = f"no runtime has the custom operator{plural} {' and '.join(custom)}"
+    if spec.dynamic_size:
+        raise not_dynamic(model, reason)
+    raise NotExportable(f"{model_name(model)} cannot be exported: {reason}")
+
+
+def check_dynamic_axes(model: nn.Module, shape: Sequence[object], spec: ExportSpec) -> None:
+    """Raise `NotExportable` if an axis that must be dynamic is static in a program.
+
+    Args:
+        model: For the message.
+        shape: Shape of the program's input; static axes are integers.
+        spec: Says which axes must be dynamic.
+    """
+    static = [axis for axis in spec.dynamic_axes if isinstance(shape[axis], int)]
+    if 0 in static:
         raise NotExportable(
-            f"{title(model)} cannot be exported{' with an open size' * settings.dynamic_size}: it "
-            f"computes with {' and '.join(own)}, an operator that no runtime has"
-            f"{way_out * settings.dynamic_size}"
+            f"{model_name(model)} cannot be exported with a dynamic batch: the traced graph depends"
+            " on the number of images; set export.batch to 1 or another number"
         )
+    if static:
+        names = " and ".join(spec.dynamic_axes[axis] for axis in static)
+        raise not_dynamic(model, f"the traced graph is specialised to one {names}")
 
 
-def check_open(model: nn.Module, shape: Sequence[object], settings: Settings) -> None:
-    """Raise `NotExportable` unless the axes of `shape` that were to stay open are."""
-    fixed = [axis for axis in settings.open_axes if isinstance(shape[axis], int)]
-    if 0 in fixed:
-        raise NotExportable(
-            f"{title(model)} cannot be exported with an open batch: what it computes "
-            "depends on the number of images; export.batch=1 (or another number) fixes it"
-        )
-    if fixed:
-        names = " and ".join(settings.open_axes[axis] for axis in fixed)
-        raise NotExportable(
-            f"{title(model)} cannot be exported with an open size: what it computes is made for "
-            f"one {names}; export.dynamic_size=false makes a file of one size"
-        )
+def not_dynamic(model: nn.Module, reason: str) -> NotExportable:
+    """Return the error for a model that cannot be exported with a dynamic size."""
+    return NotExportable(
+        f"{model_name(model)} cannot be exported with a dynamic size: {reason}; "
+        "set export.dynamic_size=false"
+    )
 
 
 def input_shape(program: torch.export.ExportedProgram) -> list[int | str]:
-    """Return the shape of the input of a program; an open axis is given by its symbol."""
+    """Return the shape of a program's input; a dynamic axis is given by its symbol."""
     (name,) = program.graph_signature.user_inputs
     node = next(node for node in program.graph.nodes if node.name == name)
     return [n if isinstance(n, int) else str(n) for n in node.meta["val"].shape]
 
 
-def title(model: nn.Module) -> str:
-    """Return the name of the class of the model proper."""
-    while isinstance(model, Packaged | Halved):
+def model_name(model: nn.Module) -> str:
+    """Return the class name of a model without the wrappers of this module."""
+    while isinstance(model, WithPrePostProcessing | HalfPrecision):
         model = model.model
     return type(model).__name__
 
 
-def reason(error: BaseException) -> str:
-    """The innermost cause: an exporter's own message is pages of advice."""
+def root_cause(error: BaseException) -> str:
+    """Return the first line of the innermost cause; exporters wrap it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)

@@ -244,7 +244,7 @@ def measure(
         loaded = load(model, runtime, input_size=batch.shape, fused=fused, **settings)
     else:
         loaded = _already(model, fused, threads, dtype, channels_last)
-    with _quiet(), loaded.held():
+    with _quiet(), loaded.process_settings():
         call, growth = loaded.bind(batch), Growth(loaded.device)
         warm = _first_calls(call, clock, effort.max_time / 2, batch.shape)
         times = time_calls(call, clock, effort)
@@ -298,13 +298,13 @@ def compare(
     )
     sides = []
     for loaded in (first, second):
-        with loaded.held():
+        with loaded.process_settings():
             sides.append(loaded.bind(batch))
             _first_calls(sides[-1], clock, effort.max_time / 4, batch.shape)
     gap = SETTLE_S if first.name != second.name else 0.0
     with _quiet():
-        held = (first.held, second.held)
-        return compare_calls(sides[0], sides[1], clock, effort, around=held, gap=gap)
+        around = (first.process_settings, second.process_settings)
+        return compare_calls(sides[0], sides[1], clock, effort, around=around, gap=gap)
 
 
 def time_calls(call: Callable[[], Any], clock: Clock, effort: Effort) -> np.ndarray:
@@ -414,7 +414,7 @@ def load(
         MissingExtra: A package of the runtime is not installed.
         NotExportable: The model cannot be exported to the format that the runtime loads.
     """
-    runtimes.check(runtime, **settings)
+    runtimes.check_settings(runtime, **settings)
     if not isinstance(source, nn.Module):
         if fused:
             raise BadInput(

@@ -129,7 +129,7 @@ def profile_layers(
     example = loaded.bind(batch).args[0] if not loaded.device.startswith("cuda") else None
     if example is None:
         example = torch.from_numpy(batch).to(next(loaded.model.parameters()))
-    with loaded.held():
+    with loaded.process_settings():
         moved = observe(loaded.model, example).by_module
         order, own, total = _timed(loaded.model, example, passes)
         roofline = measure_roofline(example)

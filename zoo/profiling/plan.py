@@ -140,7 +140,7 @@ def make_plan(names: Sequence[str], arguments: dict[str, Any], profile: ProfileC
         "channels_last": profile.channels_last,
     }
     for runtime in profile.runtimes:
-        runtimes.check(runtime, **settings)
+        runtimes.check_settings(runtime, **settings)
     if profile.layers and "eager" not in profile.runtimes:
         raise BadInput(
             "profile.layers=true: layers are timed in the runtime 'eager', which is not in "

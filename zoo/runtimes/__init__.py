@@ -1,10 +1,9 @@
-"""What executes a model: one small class a runtime, all behind one protocol.
+"""Runtimes: load a model or an artefact, and call it on NumPy batches.
 
-A runtime takes a model or an artefact, is told threads, layout and dtype, and is called on a NumPy
-batch. `bind` gives the bare call that latency is measured on: its input is already where the
-runtime wants it, so that neither conversion nor copying is part of the time.
+Each runtime is a class with the protocol `Runtime`. `load` takes threads, memory layout and type.
+`bind` returns the function whose latency is measured: its input is already converted and copied.
 
-PyTorch is imported where a model is handed in or a runtime needs it: an ONNX file is run without.
+PyTorch is only imported by the runtimes that need it: an ONNX file is run without.
 """
 
 import difflib
@@ -21,7 +20,7 @@ from zoo.runtimes.base import Runtime as Runtime
 if TYPE_CHECKING:
     from torch import nn
 
-# Where the class of each runtime stands: it is imported when first asked for.
+# Module and class of each runtime; modules are imported on first use.
 _CLASSES = {
     "eager": ("pytorch", "Eager"),
     "compile": ("pytorch", "Compiled"),
@@ -30,32 +29,41 @@ _CLASSES = {
     "openvino": ("openvino", "OpenVino"),
     "executorch": ("executorch", "ExecuTorch"),
     "pt2": ("programs", "ExportedProgram"),
-    "aoti": ("programs", "Compiled"),
-    "torchscript": ("programs", "Script"),
+    "aoti": ("programs", "AotInductor"),
+    "torchscript": ("programs", "TorchScript"),
 }
 NAMES = tuple(_CLASSES)
 
 
-def check(
+def check_settings(
     runtime: str,
     *,
     threads: int | None = None,
     dtype: str | None = None,
     channels_last: bool = False,
 ) -> None:
-    """Refuse what no call of `load` could do, without loading anything.
+    """Check the arguments of `load` without loading anything.
+
+    Args:
+        runtime: Name of the runtime.
+        threads: As for `load`.
+        dtype: As for `load`.
+        channels_last: As for `load`.
 
     Raises:
-        BadInput: An unknown runtime, or a setting that it cannot take.
+        BadInput: The runtime is unknown, or does not support a setting.
         MissingExtra: A package of the runtime is not installed.
     """
     kind = _class(runtime)
     if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise BadInput(f"threads={threads!r} must be a whole number of at least 1")
+        raise BadInput(f"threads={threads!r} must be a positive integer")
     if dtype is not None and dtype not in kind.dtypes:
-        raise BadInput(f"dtype={dtype!r}: runtime {runtime!r} takes {' or '.join(kind.dtypes)}")
+        raise BadInput(
+            f"dtype={dtype!r} is not supported by runtime {runtime!r}; choices: "
+            f"{', '.join(kind.dtypes)}"
+        )
     if channels_last and "NHWC" not in kind.layouts:
-        raise BadInput(f"channels_last=True: runtime {runtime!r} takes its input as NCHW only")
+        raise BadInput(f"channels_last=True: runtime {runtime!r} supports NCHW only; leave it out")
     need(f"runtime {runtime!r}", kind.packages)
     kind.check_machine()
 
@@ -72,19 +80,19 @@ def load(
     """Load a model or a file into a runtime.
 
     Args:
-        source: A model, which is not changed, or a file of a format that the runtime loads.
+        source: A model, which is not changed, or a file with a suffix that the runtime loads.
         runtime: One of `NAMES`.
-        threads: Threads of one call; None: as many as PyTorch uses.
+        threads: Number of threads per call; None: as many as PyTorch uses.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; None: the model's own.
-        channels_last: Whether images and weights are NHWC in memory.
-        fused: Whether the model in a file was re-parameterised, if that is known.
+        channels_last: Store images and weights as NHWC.
+        fused: Whether the model in a file was re-parameterised; None if unknown.
 
     Raises:
-        BadInput: A setting that the runtime does not support, a file that it cannot load, or a
-            model for a runtime that only loads files.
+        BadInput: The runtime does not support a setting, cannot load the file, or only loads files
+            and `source` is a model.
         MissingExtra: A package of the runtime is not installed.
     """
-    check(runtime, threads=threads, dtype=dtype, channels_last=channels_last)
+    check_settings(runtime, threads=threads, dtype=dtype, channels_last=channels_last)
     kind = _class(runtime)
     settings: dict[str, Any] = {
         "threads": threads or _threads(),
@@ -94,8 +102,8 @@ def load(
     if not isinstance(source, str | os.PathLike):
         if kind.suffixes:
             raise BadInput(
-                f"runtime {runtime!r} loads {' or '.join(kind.suffixes)} files, not a model; export"
-                " the model first"
+                f"runtime {runtime!r} only loads {' or '.join(kind.suffixes)} files; export the"
+                " model first"
             )
         return kind(source, fused=bool(getattr(source, "reparameterized", False)), **settings)
     path = Path(source)
@@ -104,17 +112,15 @@ def load(
         takes = f"a {files} file" if files else "a model"
         raise BadInput(f"runtime {runtime!r} loads {takes}, not {str(source)!r}")
     if not path.is_file():
-        raise BadInput(f"no artefact at {str(source)!r}")
+        raise BadInput(f"artefact {str(source)!r} does not exist")
     return kind(path, fused=fused, **settings)
 
 
 def artefact_suffix(runtime: str) -> str | None:
-    """Return what the file ends with that a model is exported to for `runtime`; None for no file.
-
-    Who measures several runtimes of one such file exports it once and loads its path.
+    """Return the suffix of the file to export for `runtime`; None if it loads models directly.
 
     Raises:
-        BadInput: An unknown runtime.
+        BadInput: The runtime is unknown.
     """
     suffixes = _class(runtime).suffixes
     return suffixes[0] if suffixes else None
@@ -122,14 +128,15 @@ def artefact_suffix(runtime: str) -> str | None:
 
 def _class(runtime: str) -> Any:
     if runtime not in _CLASSES:
-        near = difflib.get_close_matches(str(runtime), NAMES, n=1) or NAMES
-        raise BadInput(f"no runtime named {runtime!r}; try {' or '.join(near)}")
+        near = difflib.get_close_matches(str(runtime), NAMES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choices: {', '.join(NAMES)}"
+        raise BadInput(f"unknown runtime {runtime!r}; {hint}")
     module, name = _CLASSES[runtime]
     return getattr(importlib.import_module(f"zoo.runtimes.{module}"), name)
 
 
 def _threads() -> int:
-    """As many as PyTorch uses; where it is not imported, as many as this process may run on."""
+    """Return how many threads PyTorch uses; if it is not imported, the usable cores."""
     if "torch" in sys.modules:
         return sys.modules["torch"].get_num_threads()
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

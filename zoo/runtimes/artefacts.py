@@ -1,4 +1,4 @@
-"""An artefact with its manifest, loaded: it takes any number of images, whatever its own batch."""
+"""An artefact with its manifest, loaded into a runtime. Takes any number of images."""
 
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,19 @@ from zoo.errors import BadInput
 
 
 class LoadedArtefact:
-    """A finished export in a runtime.
+    """An artefact that takes any number of images, also if its own batch is static.
 
     Args:
         file: The artefact.
-        manifest: What is said of it; `zoo.deploy.files.read` returns both.
-        runtime: What runs it; None: what it was compared in.
-        threads: That share one call; None: all there are.
+        manifest: Its manifest; `zoo.deploy.files.read` returns both.
+        runtime: Name of the runtime; None: the one that it was compared in.
+        threads: Number of threads per call; None: all cores.
 
     Attributes:
-        runtime: What runs it.
+        runtime: The runtime.
 
     Raises:
-        BadInput: The runtime cannot load the file, or nothing here can.
+        BadInput: The runtime cannot load the file, or none on this platform can.
         MissingExtra: A package of the runtime is not installed.
     """
 
@@ -36,17 +36,21 @@ class LoadedArtefact:
     ) -> None:
         runtime = runtime or manifest["comparison"].get("runtime")
         if runtime is None:
-            raise BadInput(f"{file.name}: nothing here runs format {manifest.get('format')!r}")
+            raise BadInput(
+                f"{file.name}: no runtime on this platform loads format "
+                f"{manifest.get('format')!r}; export to another format"
+            )
         self.runtime = runtimes.load(file, runtime, threads=threads)
         self._batch = manifest["input"]["shape"][0]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the first output, for as many images as were handed in.
+        """Return the first output, B ..., for B images.
 
-        An artefact of a fixed batch is called as often as it takes, the last time filled up.
+        An artefact with a static batch is called several times; the last batch is filled up by
+        repeating its last image.
 
         Args:
-            images: B C H W, bytes or normalised float32 as the manifest says.
+            images: B C H W, uint8 or normalised float32, as the manifest says.
         """
         step = self._batch if isinstance(self._batch, int) else len(images)
         parts = []

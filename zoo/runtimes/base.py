@@ -1,24 +1,29 @@
-"""What every runtime offers, and what the code around them has in common; imports no torch."""
+"""The protocol of runtimes, and the base class of those that load files. Does not import torch."""
 
+import abc
 import contextlib
+import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+
+from zoo.errors import BadInput, first_line
 
 
 class Runtime(Protocol):
     """A loaded model that can be called and timed.
 
     Attributes:
-        name: The name under which `load` knows it.
-        version: The version of the software that executes.
-        threads: Threads that share one call.
-        dtype: The type in which the model computes.
-        layout: `"NCHW"` or `"NHWC"`, the order of the images in memory; shapes are always B C H W.
+        name: Its name for `zoo.runtimes.load`.
+        version: Version of the software that runs the model.
+        threads: Number of threads per call.
+        dtype: Type that the model computes in.
+        layout: `"NCHW"` or `"NHWC"`, the order of images in memory. Shapes are always B C H W.
         device: Where it computes, as torch names it.
-        fused: Whether the model was re-parameterised; None where nothing tells.
-        load_s: Seconds that preparing took: building the session, reading and optimising the graph.
+        fused: Whether the model was re-parameterised; None if unknown.
+        load_s: Seconds it took to load the model: read and optimise the graph, create the session.
     """
 
     name: str
@@ -32,17 +37,96 @@ class Runtime(Protocol):
 
     @classmethod
     def check_machine(cls) -> None:
-        """Raise `MissingExtra` where the packages are there but this machine cannot run it."""
+        """Raise `MissingExtra` if the runtime is installed but cannot run on this machine."""
         ...
 
     def bind(self, batch: np.ndarray) -> Callable[[], Any]:
-        """Return a call of the model on `batch` (B C H W, float32) and on nothing else."""
+        """Return a function that runs the model on `batch` (B C H W, float32 or uint8).
+
+        The batch is converted and copied here, so that the function can be timed.
+        """
         ...
 
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Run on `batch` (B C H W, float32) and return every output in float32."""
+        """Return every output for `batch` (B C H W, float32 or uint8), in float32."""
         ...
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the process-wide settings that this runtime needs while it is called."""
+    def process_settings(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context with the process-wide settings that calls of `bind`'s function need."""
         ...
+
+
+class FileRuntime(abc.ABC):
+    """A file loaded into a runtime, on the CPU unless a subclass says otherwise.
+
+    Args:
+        file: Has one of the suffixes in `suffixes`.
+        threads: Number of threads per call.
+        dtype: Type to compute in, one of `dtypes`; None: float32.
+        channels_last: Must be False: files take NCHW.
+        fused: Whether the model in the file was re-parameterised; None if unknown.
+
+    Attributes:
+        packages: Packages that the runtime needs.
+        layouts: Values of `layout` that it supports.
+        dtypes: Values of `dtype` that it supports.
+        suffixes: Suffixes of the files that it loads.
+
+    Raises:
+        BadInput: The file cannot be loaded.
+    """
+
+    name: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+    layouts: ClassVar[tuple[str, ...]] = ("NCHW",)
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    suffixes: ClassVar[tuple[str, ...]]
+    device = "cpu"
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        threads: int,
+        dtype: str | None,
+        channels_last: bool,
+        fused: bool | None,
+    ) -> None:
+        assert not channels_last
+        self.threads = threads
+        self.layout = "NCHW"
+        self.dtype = dtype or "float32"
+        self.fused = fused
+        self.version = self._start()
+        begin = time.perf_counter()
+        try:
+            self._load(file)
+        except Exception as error:  # each runtime raises errors of its own
+            raise BadInput(
+                f"runtime {self.name!r} cannot load {file}: {first_line(error)}"
+            ) from error
+        self.load_s = time.perf_counter() - begin
+
+    @abc.abstractmethod
+    def _start(self) -> str:
+        """Import and set up the runtime, which `load_s` does not include; return its version."""
+
+    @abc.abstractmethod
+    def _load(self, file: Path) -> None:
+        """Load a file; any exception means that it cannot be loaded."""
+
+    @classmethod  # noqa: B027 (most runtimes run on every machine)
+    def check_machine(cls) -> None:
+        """Raise `MissingExtra` if the runtime is installed but cannot run on this machine."""
+
+    @abc.abstractmethod
+    def bind(self, batch: np.ndarray) -> Callable[[], Any]:
+        """Return a function that runs the model on `batch`, see `Runtime`."""
+
+    @abc.abstractmethod
+    def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
+        """Return every output for `batch` in float32."""
+
+    def process_settings(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that changes nothing: most runtimes keep settings per session."""
+        return contextlib.nullcontext()

@@ -1,66 +1,49 @@
-"""ONNX Runtime, on a CPU or on CUDA."""
+"""ONNX Runtime on a CPU or on CUDA."""
 
-import contextlib
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from zoo.errors import BadInput, MissingExtra, first_line
+from zoo.errors import MissingExtra
+from zoo.runtimes.base import FileRuntime
 
 _TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
 
 
-class OnnxRuntime:
+class OnnxRuntime(FileRuntime):
     """An ONNX file in ONNX Runtime on the CPU."""
 
     name = "onnxruntime"
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime",)
-    layouts: ClassVar[tuple[str, ...]] = ("NCHW",)
-    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     provider: ClassVar[str] = "CPUExecutionProvider"
-    device = "cpu"
 
-    def __init__(
-        self,
-        artefact: Path,
-        *,
-        threads: int,
-        dtype: str | None,
-        channels_last: bool,
-        fused: bool | None,
-    ) -> None:
-        import onnxruntime as ort
+    def _start(self) -> str:
+        import onnxruntime
 
-        self.version = ort.__version__
-        self.threads = threads
-        self.layout = "NCHW"
-        self.dtype = "float32"
-        self.fused = fused
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        return onnxruntime.__version__
+
+    def _load(self, file: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Threads that spin on after a call cost nothing here, but slow whatever is timed next.
+        # Otherwise threads keep spinning after a call, which slows down whatever is timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        begin = time.perf_counter()
-        try:
-            self.session = ort.InferenceSession(artefact, options, providers=[self.provider])
-        except Exception as error:  # its exceptions have no public common base
-            raise BadInput(f"ONNX Runtime cannot load {artefact}: {first_line(error)}") from error
-        self.load_s = time.perf_counter() - begin
+        self.session = onnxruntime.InferenceSession(file, options, providers=[self.provider])
         self.input = self.session.get_inputs()[0]
 
     @classmethod
     def check_machine(cls) -> None:
-        """Raise `MissingExtra` unless this build of ONNX Runtime has the provider."""
-        import onnxruntime as ort
+        """Raise `MissingExtra` if the installed build of ONNX Runtime lacks the provider."""
+        import onnxruntime
 
-        if cls.provider not in ort.get_available_providers():
+        if cls.provider not in onnxruntime.get_available_providers():
             raise MissingExtra(
                 f"runtime {cls.name!r} needs {cls.provider}: pip install onnxruntime-gpu on a "
                 "machine with a GPU"
@@ -73,12 +56,9 @@ class OnnxRuntime:
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
         return [np.asarray(output, np.float32) for output in self.bind(batch)()]
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
 
 class OnnxRuntimeCuda(OnnxRuntime):
-    """An ONNX file in ONNX Runtime on the first GPU; times include copying in and out."""
+    """An ONNX file in ONNX Runtime on the first GPU; calls include copies to the GPU and back."""
 
     name = "onnxruntime-cuda"
     provider = "CUDAExecutionProvider"

@@ -1,4 +1,4 @@
-"""PyTorch itself: a model executed operator by operator, or compiled."""
+"""PyTorch: a model run operator by operator, or compiled."""
 
 import contextlib
 import copy
@@ -15,10 +15,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Eager:
-    """The model as PyTorch executes it, operator by operator.
+    """A model run by PyTorch operator by operator.
 
-    The model that is handed in is never changed: where it has to be switched to evaluation, cast or
-    laid out otherwise, a copy is.
+    Args:
+        model: It is not changed. If it is in training mode, or has another type or memory layout
+            than requested, a copy is converted.
+        threads: Number of threads per call.
+        dtype: Type to compute in; None: the model's own.
+        channels_last: Store images and weights as NHWC.
+        fused: Whether the model was re-parameterised.
     """
 
     name = "eager"
@@ -41,7 +46,7 @@ class Eager:
         self.threads = threads
         self.layout = "NHWC" if channels_last else "NCHW"
         self.fused = fused
-        self.model = _as_asked(model, dtype, channels_last)
+        self.model = _converted(model, dtype, channels_last)
         sample = next(self.model.parameters(), torch.empty(0))
         self.dtype = str(sample.dtype).removeprefix("torch.")
         self.device = str(sample.device)
@@ -50,42 +55,43 @@ class Eager:
 
     @classmethod
     def check_machine(cls) -> None:
-        """PyTorch runs wherever it is installed."""
+        """Do nothing: PyTorch runs on every machine that it can be installed on."""
 
     def bind(self, batch: np.ndarray) -> Callable[[], Any]:
         order = torch.channels_last if self.layout == "NHWC" else torch.contiguous_format
         x = torch.from_numpy(np.ascontiguousarray(batch)).to(self._like).to(memory_format=order)
-        call = functools.partial(self._executable(), x)
-        return _finished(call, self._like.device) if self._like.is_cuda else call
+        call = functools.partial(self._function(), x)
+        return _synchronised(call, self._like.device) if self._like.is_cuda else call
 
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
-        with self.held():
-            return [output.float().cpu().numpy() for output in flat(self.bind(batch)())]
+        with self.process_settings():
+            return [output.float().cpu().numpy() for output in flatten_outputs(self.bind(batch)())]
 
-    def _executable(self) -> Callable[..., Any]:
+    def _function(self) -> Callable[..., Any]:
         return self.model
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
+    def process_settings(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which PyTorch uses `threads` threads and inference mode."""
         return with_threads(self.threads)
 
 
 class Compiled(Eager):
-    """The model compiled by `torch.compile`, for the shape of the batch it is bound to.
+    """A model compiled by `torch.compile` for the shape of the batch in `bind`.
 
-    Compilation happens in the first call, which is why that call is reported apart.
+    The first call of `bind`'s function compiles, so it must be timed separately.
     """
 
     name = "compile"
 
-    def _executable(self) -> Callable[..., Any]:
-        # torch compiles a class of models only so many times; after that it silently runs eagerly.
+    def _function(self) -> Callable[..., Any]:
+        # Without a reset, torch compiles a class only a few times, then silently runs it eagerly.
         torch.compiler.reset()
         return torch.compile(self.model, dynamic=False)
 
 
 @contextlib.contextmanager
 def with_threads(threads: int) -> Iterator[None]:
-    """Infer with so many threads; afterwards there are as many as before."""
+    """Enter inference mode with `threads` threads; restore the number of threads afterwards."""
     before = torch.get_num_threads()
     if before != threads:
         torch.set_num_threads(threads)
@@ -97,20 +103,21 @@ def with_threads(threads: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def flat(output: Any) -> list[torch.Tensor]:
-    """List the tensors of a model's output: one, a list or tuple of them, or a dictionary."""
+def flatten_outputs(output: Any) -> list[torch.Tensor]:
+    """Return the tensors in a model's output: a tensor, or nested lists, tuples or dictionaries."""
     if isinstance(output, torch.Tensor):
         return [output]
     parts = output.values() if isinstance(output, dict) else output
-    return [tensor for part in parts for tensor in flat(part)]
+    return [tensor for part in parts for tensor in flatten_outputs(part)]
 
 
 def in_eval_mode(model: nn.Module) -> nn.Module:
-    """Return the model itself if it is in evaluation mode throughout, else a copy that is."""
-    return _as_asked(model, None, False)
+    """Return the model itself if all its modules are in evaluation mode, else a copy that is."""
+    return _converted(model, None, False)
 
 
-def _as_asked(model: nn.Module, dtype: str | None, channels_last: bool) -> nn.Module:
+def _converted(model: nn.Module, dtype: str | None, channels_last: bool) -> nn.Module:
+    """Return the model itself if it fits the arguments and is in evaluation mode, else a copy."""
     cast = dtype is not None and any(
         p.is_floating_point() and p.dtype != getattr(torch, dtype) for p in model.parameters()
     )
@@ -122,8 +129,8 @@ def _as_asked(model: nn.Module, dtype: str | None, channels_last: bool) -> nn.Mo
     return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
 
 
-def _finished(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """A call on a GPU returns before the work is done; the time must include the work."""
+def _synchronised(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """Return `call` with a wait for the GPU, which works on after the call itself returns."""
 
     def run() -> Any:
         output = call()
