@@ -1,12 +1,13 @@
 # make demo: set up, train a model on real images, evaluate, count, time, export, compare
 # make test: set up, run the tests              make lint: what CI checks besides
+# make quick: set up, run the tests without the slow ones and for five families only (2 minutes)
 # make results: measure every model that results/ lacks, write its tables and the README's
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint results clean
+.PHONY: demo test quick lint results clean
 
 # Set up anew when what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -29,6 +30,9 @@ demo: $(VENV)/installed $(DEMO)/trained
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
+quick: $(VENV)/installed
+	$(BIN)/python -m pytest --quick
+
 results: $(VENV)/installed
 	$(BIN)/python -m zoo results
 
@@ -36,6 +40,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 	$(BIN)/codespell
 
 clean:

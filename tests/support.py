@@ -1,5 +1,6 @@
 """What tests have in common: shaken models built once, images, comparisons that mean something."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.registry import get_builder
+from zoo.registry import get_spec
 from zoo.reparam import shake
 
 # Families whose facts say that they are in progress have their own tests and records; the checks
@@ -22,7 +23,7 @@ def takes(name: str, argument: str) -> bool:
     """Say whether a model has an argument; `drop_path_rate` needs branches to drop, too."""
     if argument == "drop_path_rate" and not capability(name, "drop_path", True):
         return False
-    return argument in inspect.signature(get_builder(name)).parameters
+    return argument in inspect.signature(get_spec(name).builder()).parameters
 
 
 def capability(name: str, what: str, default):
@@ -82,7 +83,7 @@ def quick(name: str, blocks: int = 2) -> dict[str, Any]:
     """
     levels = 2 if blocks == 1 else 4
     fewer: dict[str, Any] = {"blocks_down": (1,) * levels, "blocks_up": (1,) * (levels - 1)}
-    arguments = inspect.signature(get_builder(name)).parameters
+    arguments = inspect.signature(get_spec(name).builder()).parameters
     depth, depths = (
         arguments[key].default if key in arguments else None for key in ("depth", "depths")
     )
@@ -93,15 +94,21 @@ def quick(name: str, blocks: int = 2) -> dict[str, Any]:
     return {argument: value for argument, value in fewer.items() if takes(name, argument)}
 
 
-@functools.lru_cache(maxsize=len(SMALLEST) + 8)  # the forms that all checks share, not every form
+@functools.lru_cache(maxsize=3 * len(SMALLEST))  # whole, with fewer blocks, and the features
 def shaken(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:
-    """Return a model in evaluation mode with weights that tell; shared, so not to be changed."""
-    return fresh(name, dtype, **kwargs)
+    """Return a model in evaluation mode with random weights of order one.
+
+    Every test of a process that asks for these arguments gets the same model: do not change it.
+    """
+    if dtype != torch.float32:
+        return fresh(name, dtype, **kwargs)
+    return shake(zoo.create_model(name, **kwargs)).eval()
 
 
 def fresh(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:
-    """Return the same model for the caller alone."""
-    return shake(zoo.create_model(name, **kwargs)).to(dtype).eval()
+    """Return a model equal to the `shaken` one that the caller may change."""
+    shared = shaken if not kwargs or kwargs == quick(name) else shaken.__wrapped__
+    return copy.deepcopy(shared(name, **kwargs)).to(dtype)
 
 
 def images(

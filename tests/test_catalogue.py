@@ -39,6 +39,7 @@ def test_every_finished_model_is_counted_as_it_is():
         assert (entry["params"], entry["input"]) == (facts["params"], facts["input"]["size"]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_counts_are_those_of_the_code(name):
     assert catalogue.count_model(name) == COUNTS[name], RENEW

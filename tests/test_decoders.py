@@ -106,7 +106,7 @@ REFUSED = [
     ({"encoder": None}, r"unet needs an encoder: name a backbone with encoder=\.\.\."),
     ({"encoder": "lightm_unet_2d"}, "encoder=lightm_unet_2d is made for segmentation"),
     ({"encoder": "wavemix_192_16_l3"}, "l3 gives maps at strides 4, 4, 4, 4; unet nee"),
-    ({"encoder": "mobilenetv2_03"}, "no model named 'mobilenetv2_03'; did you mean mobilenetv2_0"),
+    ({"encoder": "mobilenetv2_03"}, "unknown model 'mobilenetv2_03'; did you mean mobilenetv2_0"),
     ({"encoder": "timm/resnet10x"}, "timm has no model 'resnet10x'"),
     (
         {"name": "deeplabv3", "encoder": "efficientformer_l1"},
@@ -118,7 +118,7 @@ REFUSED = [
     ({"img_size": 64}, "unet has no argument 'img_size'"),
     ({"name": "mobilenetv2_035"}, "encoder=mobilenetv2_035 has no effect on mobilenetv2_035"),
     ({"name": "timm/resnet10t"}, "encoder=mobilenetv2_035 has no effect on timm/resnet10t"),
-    ({"name": "unett"}, "no model named 'unett'; did you mean unet"),
+    ({"name": "unett"}, "unknown model 'unett'; did you mean unet"),
 ]
 
 

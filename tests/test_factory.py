@@ -17,7 +17,7 @@ def test_arguments_reach_the_model():
     )
     assert (model.num_classes, model.in_chans) == (7, 4)
     assert (model.head.drop.p, model.head.pool) == (0.25, "max")
-    assert model.stages[-1].blocks[-1].drop_path.rate == pytest.approx(0.5)
+    assert model.stages[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.5)
     assert zoo.create_model(NAME, width=0.5).head.num_features == 1280
 
 

@@ -15,6 +15,8 @@ from tools import picture
 from zoo.cli import run as run_command
 from zoo.reports.records import read
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parents[1] / "README.md"
 PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}

@@ -115,7 +115,9 @@ def test_formats(name, state, blank, tmp_path):
 
 
 def test_a_run_folder_is_read_by_its_best_checkpoint(state, blank, tmp_path):
-    with pytest.raises(zoo.BadWeights, match=r"holds no checkpoint \(best\.ckpt or last\.ckpt\)"):
+    with pytest.raises(
+        zoo.BadWeights, match=r"contains no checkpoint \(best\.ckpt or last\.ckpt\)"
+    ):
         zoo.load_weights(blank, tmp_path)
     torch.save(zeros(state), tmp_path / "last.ckpt")
     zoo.load_weights(blank, tmp_path)
@@ -193,7 +195,7 @@ def test_another_number_of_classes_is_said_to_be_that(blank):
     "source", [{}, {"state": {}}, {0: torch.zeros(1)}, {"n_averaged": torch.zeros(())}]
 )
 def test_a_dictionary_without_weights(source, blank):
-    assert "holds no weights" in refused(blank, source)
+    assert "contains no weights" in refused(blank, source)
 
 
 @pytest.mark.parametrize("source", [None, 3, [1], nn.Linear(1, 1)])
@@ -225,7 +227,7 @@ def test_a_pickle_that_would_run_code_is_refused_unread(protocol, tmp_path, blan
         message = refused(blank, file)
         assert ("more than weights" in message) == (protocol != 4)
         assert ("state_dict()" in message) == (protocol != 4)
-        assert "no checkpoint" in message or protocol != 4
+        assert "not a checkpoint" in message or protocol != 4
         assert not victim.exists()
 
 
@@ -237,7 +239,7 @@ def test_a_whole_pickled_model_is_refused(tmp_path, blank):
 @pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], 3, "text"])
 def test_what_is_no_dictionary(content, tmp_path, blank):
     torch.save(content, tmp_path / "file.pth")
-    assert f"holds a {type(content).__name__}, not" in refused(blank, tmp_path / "file.pth")
+    assert f"contains a {type(content).__name__}, not" in refused(blank, tmp_path / "file.pth")
 
 
 OTHER_FILES = {

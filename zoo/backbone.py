@@ -377,6 +377,7 @@ class FeatureExtractor(nn.Module):
         out_indices: Levels of `model.feature_info`, in the order wanted; none means all.
     """
 
+    is_partial = True  # its weights are some of those of the whole model
     sources: list[int]  # what TorchScript needs to know of a list that may be empty
 
     def __init__(self, model: Backbone, out_indices: int | Sequence[int] | None = None):

@@ -1,23 +1,24 @@
 """Build one of the package's backbones: check arguments, construct it, load published weights."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from timm.models import adapt_input_conv
 from torch import nn
 
-from zoo import registry
 from zoo.backbone import Backbone, FeatureExtractor
 from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput, BadWeights
-from zoo.weights import converted, load_weights, read_state_dict
+from zoo.keys import convert_keys
+from zoo.registry import ModelSpec
+from zoo.weights import fill, load_weights, read_state_dict
 
 RATES = ("drop_rate", "drop_path_rate")
 
 
 def build_backbone(
-    name: str,
+    spec: ModelSpec,
     pretrained: bool = False,
     *,
     features_only: bool = False,
@@ -28,18 +29,32 @@ def build_backbone(
     """Build a registered model; arguments and errors are those of `zoo.create_model`.
 
     Args:
+        spec: Of the model.
         **arguments: Of the model; those that are None keep its default.
     """
-    build = registry.get_builder(name)
     given = {key: value for key, value in arguments.items() if value is not None}
-    given.setdefault("in_chans", registry.get_spec(name).in_chans)
+    given.setdefault("in_chans", spec.in_chans)
     check_values(given)
-    given = _supported(name, build, given)
-    if features_only and "dense" in inspect.signature(build).parameters:
+    build = spec.builder()
+    known = inspect.signature(build).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        given = {
+            key: value for key, value in given.items() if key in known or key not in RATES or value
+        }
+        unknown = [key for key in given if key not in known]
+        if "img_size" in unknown:
+            raise BadInput(
+                f"{spec.name} has no parameters that depend on img_size; feed images of any size"
+            )
+        if unknown:
+            raise BadInput(
+                f"{spec.name} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}"
+            )
+    if features_only and "dense" in known:
         given.setdefault("dense", True)  # the family's public dense code computes differently
     model = build(**given)
     if pretrained:
-        _load_published(model, name)
+        _load_published(model, spec)
     if features_only:
         model = FeatureExtractor(model, out_indices)
     if checkpoint_path is not None:
@@ -58,34 +73,18 @@ def check_values(arguments: dict[str, Any]) -> None:
             whole_number(arguments[key], key, least)
 
 
-def _supported(name: str, build: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments without rates of 0 that the model does not know.
-
-    Raises:
-        BadInput: Another argument that it does not know.
-    """
-    known = inspect.signature(build).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        return given
-    unknown = [key for key in given if key not in known and not (key in RATES and given[key] == 0)]
-    if "img_size" in unknown:
-        raise BadInput(f"{name} has no parameters that depend on img_size; feed it any size")
-    if unknown:
-        raise BadInput(f"{name} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    return {key: value for key, value in given.items() if key in known}
-
-
-def _load_published(model: Backbone, name: str) -> None:
-    """Load the first published weights that have an address, fitted to classes and channels."""
-    entries = registry.get_spec(name).weights
-    entry = next((entry for entry in entries if "url" in entry), None)
+def _load_published(model: Backbone, spec: ModelSpec) -> None:
+    """Load the first published checkpoint that has an address, fitted to classes and channels."""
+    entry = next((entry for entry in spec.weights if "url" in entry), None)
     if entry is None:
-        pages = " or ".join(entry["page"] for entry in entries if "page" in entry)
+        pages = " or ".join(entry["page"] for entry in spec.weights if "page" in entry)
         way_out = (
             f"download them from {pages} and give checkpoint_path" if pages else "pretrained=False"
         )
-        raise BadWeights(f"{name} has no published weights that a program can fetch; {way_out}")
-    state = converted(read_state_dict(entry["url"], entry.get("sha256")), model)
+        raise BadWeights(
+            f"{spec.name} has no published weights that a program can fetch; {way_out}"
+        )
+    state = convert_keys(read_state_dict(entry["url"], entry.get("sha256")), model)
     own = model.state_dict()
     for classifier in model.classifier_names():
         for key in (f"{classifier}.weight", f"{classifier}.bias"):
@@ -95,4 +94,4 @@ def _load_published(model: Backbone, name: str) -> None:
     first = f"{model.first_conv_name()}.weight"
     if first in state and state[first].shape[1] != model.in_chans:
         state[first] = adapt_input_conv(model.in_chans, state[first])
-    load_weights(model, state)
+    fill(model, state, f"the published checkpoint of {spec.name}")

@@ -16,6 +16,7 @@ from zoo import registry
 from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput, first_line
 from zoo.timm_bridge import bridged_name  # registers our backbones with timm
+from zoo.weights import load_weights
 
 # Decoders that want the last maps larger than usual.
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
@@ -93,6 +94,7 @@ def create(
     pretrained: bool,
     num_classes: int | None = None,
     in_chans: int = 3,
+    checkpoint_path: str | None = None,
     **kwargs: Any,
 ) -> EncoderDecoder:
     """Build the decoder `name` on top of a backbone.
@@ -103,6 +105,7 @@ def create(
         pretrained: Load the backbone's published weights.
         num_classes: Logits of a position.
         in_chans: Channels of the image.
+        checkpoint_path: Weights to load at the end.
         **kwargs: What segmentation_models_pytorch takes for this decoder.
 
     Raises:
@@ -142,7 +145,10 @@ def create(
         raise BadInput(
             f"{name} with encoder={encoder} cannot be built: {first_line(error)}"
         ) from error
-    return EncoderDecoder(net, num_classes=classes, in_chans=in_chans)
+    model = EncoderDecoder(net, num_classes=classes, in_chans=in_chans)
+    if checkpoint_path is not None:
+        load_weights(model, checkpoint_path)
+    return model
 
 
 def _check_strides(name: str, encoder: str) -> None:

@@ -72,22 +72,16 @@ def create_model(
             raise BadInput(f"features_only=True has no effect on {name}; use it on its encoder")
         from zoo import decoders  # takes a second: it registers every backbone with timm
 
-        model = decoders.create(
-            name, encoder=encoder, pretrained=pretrained, **_without_zero_rates(arguments)
-        )
-        if checkpoint_path is not None:
-            load_weights(model, checkpoint_path)
-        return model
-    if not registry.is_timm(name):
-        registry.get_spec(name)
+        given = {"encoder": encoder, "pretrained": pretrained, **_without_zero_rates(arguments)}
+        return decoders.create(name, checkpoint_path=checkpoint_path, **given)
+    spec = registry.get_spec(name)
     if encoder is not None:
         raise BadInput(
             f"encoder={encoder} has no effect on {name}; it is for {', '.join(registry.DECODERS)}"
         )
-    options = {"features_only": features_only, "out_indices": out_indices}
-    if registry.is_timm(name):
-        return _build_timm(name, pretrained, checkpoint_path, {**arguments, **options})
-    return build_backbone(name, pretrained, checkpoint_path=checkpoint_path, **options, **arguments)
+    arguments |= {"features_only": features_only, "out_indices": out_indices}
+    build = _build_timm if spec.family == "timm" else build_backbone
+    return build(spec, pretrained, checkpoint_path=checkpoint_path, **arguments)
 
 
 def _without_zero_rates(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -95,15 +89,19 @@ def _without_zero_rates(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _build_timm(
-    name: str, pretrained: bool, checkpoint_path: str | None, arguments: dict[str, Any]
+    spec: registry.ModelSpec,
+    pretrained: bool,
+    *,
+    features_only: bool,
+    out_indices: int | Sequence[int] | None,
+    checkpoint_path: str | None,
+    **arguments: Any,
 ) -> nn.Module:
-    bare = registry.timm_name(name)
+    bare = spec.name.removeprefix(registry.TIMM)
     given = _without_zero_rates(arguments)
-    if not given.pop("features_only"):
-        given.pop("out_indices")
-    else:
-        levels = given.pop("out_indices")
-        given |= {"features_only": True, **({} if levels is None else {"out_indices": levels})}
+    if features_only:
+        given |= {"features_only": True}
+        given |= {} if out_indices is None else {"out_indices": out_indices}
     try:
         model = timm.create_model(bare, pretrained=pretrained, **given)
     except (TypeError, RuntimeError, AssertionError) as error:

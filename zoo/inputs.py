@@ -6,6 +6,7 @@ from torch import nn
 
 from zoo import registry
 
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 KEYS = ("size", "mean", "std", "interpolation", "crop_pct")
 
 
@@ -29,6 +30,12 @@ def published_input(name: str | None) -> dict[str, Any]:
     elif name is not None:
         known = registry.model_info(name).get("input", {})
     return {key: _as_list(known.get(key)) for key in KEYS}
+
+
+def published_statistics(name: str) -> tuple[list[float], list[float]]:
+    """Return mean and std that published weights expect, or ImageNet's if they are unknown."""
+    published = published_input(name)
+    return published["mean"] or IMAGENET_MEAN, published["std"] or IMAGENET_STD
 
 
 def input_of(model: nn.Module, name: str | None) -> dict[str, Any]:

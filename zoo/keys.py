@@ -1,4 +1,4 @@
-"""Parameter names of published checkpoints, and how they become ours.
+"""Parameter names of published checkpoints, and how they are converted to ours.
 
 A family lists the key styles in which its weights are published. Conversion goes one way: from a
 published style to our own. A style is a table of rows `(pattern, replacement)`:
@@ -9,12 +9,13 @@ The pattern matches the beginning of a key. In the replacement `\\1` is a group,
 number in that group minus one; `//`, `%`, `*` and `+` work as well, from left to right.
 """
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 State = dict[str, Tensor]
 Replacement = str | Callable[[re.Match], str] | None
@@ -51,31 +52,66 @@ class KeyStyle:
         return state if self.tensors is None else self.tensors(state, model)
 
 
-# Parts that had another name in version 0.1.0, whose checkpoints are read as well.
-FORMER = (
-    (r"\bfilter(\d?|_scale)\.", r"depthwise\1."),
-    (r"\bpredict\.look\.", "predict.depthwise."),
-    (r"\bpredict\.mix\.", "predict.pointwise."),
-    (r"\bpredict\.taps\.", "predict.kernels."),
-    (r"\bffn\.expand\.", "ffn.fc1."),
-    (r"\bffn\.project\.", "ffn.fc2."),
-)
-
-
-def current(state: State, own: Any) -> State:
-    """Return `state`, keys of version 0.1.0 renamed to those of `own` that replaced them."""
-    renamed = {}
-    for key, tensor in state.items():
-        new = key
-        for pattern, part in FORMER:
-            new = re.sub(pattern, part, new)
-        renamed[new if key not in own and new in own else key] = tensor
-    return renamed
-
-
 def recognise(state: State, styles: Iterable[KeyStyle]) -> KeyStyle | None:
     """Return the style that `state` is in, or None."""
     return next((style for style in styles if style.marker in state), None)
+
+
+def convert_keys(state: State, model: nn.Module) -> State:
+    """Return `state` in the model's own names and for its size.
+
+    Tables that were learnt at another image size are resampled. Parts that a features-only model
+    lacks are dropped.
+    """
+    own = model.state_dict()
+    style = recognise(state, getattr(model, "key_styles", ()))
+    if style is not None:
+        state = style.to_own(state, model)
+        state = {key: _shaped_like(own.get(key), tensor) for key, tensor in state.items()}
+    for name, module in model.named_modules():
+        fit: Any = getattr(module, "fit_table", None)
+        key = f"{name}.table"
+        if fit is not None and key in state:
+            state[key] = fit(state[key])
+    if getattr(model, "is_partial", False):
+        state = {key: value for key, value in state.items() if key in own}
+    return state
+
+
+def _shaped_like(own: Tensor | None, tensor: Tensor) -> Tensor:
+    """Add or drop axes of length 1: a 1x1 convolution may be published as a linear layer."""
+    if own is None or [n for n in own.shape if n != 1] != [n for n in tensor.shape if n != 1]:
+        return tensor
+    return tensor.reshape(own.shape)
+
+
+def misfits(state: State, model: nn.Module) -> list[str]:
+    """Return a line for each kind of key that is missing, unexpected or of another shape."""
+    own = model.state_dict()
+    counters = "num_batches_tracked"  # of no effect on what a model computes; old files lack them
+    missing = [key for key in own if key not in state and not key.endswith(counters)]
+    unexpected = [key for key in state if key not in own and not key.endswith(counters)]
+    shapes = [
+        f"{key} is {_shape(state[key])}, the model has {_shape(own[key])}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    lines = []
+    if missing:
+        lines.append(_listed("missing", missing))
+    if unexpected:
+        near = difflib.get_close_matches(unexpected[0], missing, n=1)
+        lines.append(_listed("unexpected", unexpected) + (f" (like {near[0]}?)" if near else ""))
+    return lines + shapes
+
+
+def _listed(what: str, keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{what} {', '.join(keys[:3])}{more}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
 def rename(state: State, rows: Rows) -> State:

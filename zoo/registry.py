@@ -1,8 +1,8 @@
-"""Name -> specification of a model, without importing a single model.
+"""The registry: from the name of a model to its facts, without importing the model.
 
-The facts of a family (`zoo/facts/<family>.yaml`) name its variants, so listing models and reading
-their facts needs neither torch nor the model's module. `zoo/models/<family>.py` is imported when
-one of its variants is built; it calls `register` once for each of them.
+The facts of a family (`zoo/facts/<family>.yaml`) list its variants, so that listing models and
+reading their facts needs neither torch nor the model's module. `zoo/models/<family>.py` is imported
+when one of its variants is built; it calls `register` for each of them.
 """
 
 import copy
@@ -21,15 +21,15 @@ from zoo.errors import UnknownModel
 
 _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# What a family file says once for all of its variants; a variant may say any of them differently.
+# Entries that a family file states once for all variants; a variant may override them.
 _SHARED = (
     *("task", "status", "paper", "code", "input", "reduction", "num_classes", "capabilities"),
     "module",  # the model file, if its name is not that of the family
-    "quirks",  # what is odd in the public code: kept, or changed, and why
+    "quirks",  # oddities of the public code: kept or changed, and why
 )
 
-# Decoders of segmentation_models_pytorch (zoo.decoders): each takes any backbone as its encoder, so
-# there are no facts of them and `list_models` leaves them out.
+# Decoders of segmentation_models_pytorch (zoo.decoders). Each takes any backbone as its encoder, so
+# they have no facts and `list_models` does not list them.
 # fmt: off
 DECODERS = (
     "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3",
@@ -40,12 +40,12 @@ DECODERS = (
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is known of a model before it is built.
+    """Everything known about a model before it is built.
 
     Attributes:
         name: The registered name.
         family: The facts file and the model module it belongs to.
-        facts: The variant's facts, completed by those that its family shares.
+        facts: Facts of the variant, including those shared by its family.
     """
 
     name: str
@@ -58,8 +58,14 @@ class ModelSpec:
 
     @property
     def num_classes(self) -> int:
-        """Classes that the published model tells apart."""
+        """Classes of the published model."""
         return self.facts.get("num_classes", 1000)
+
+    def builder(self) -> Callable[..., Any]:
+        """Return the function that builds the model, after importing its module if necessary."""
+        if self.name not in _BUILDERS:
+            importlib.import_module(f"zoo.models.{self.facts.get('module', self.family)}")
+        return _BUILDERS[self.name]
 
     @property
     def in_chans(self) -> int:
@@ -72,18 +78,18 @@ class ModelSpec:
 
     @property
     def weights(self) -> list[dict[str, Any]]:
-        """Published checkpoints, the one that `pretrained=True` takes first."""
+        """Published checkpoints; `pretrained=True` loads the first that has an address."""
         return self.facts.get("weights", [])
 
 
 TIMM = "timm/"  # prefix of the names of timm's models
 _BUILDERS: dict[str, Callable[..., Any]] = {}
-_THIRD_PARTY: dict[str, ModelSpec] = {}  # models registered by other packages, with their own facts
+_THIRD_PARTY: dict[str, ModelSpec] = {}  # registered by other packages, with their own facts
 
 
 @functools.cache
 def _packaged() -> dict[str, ModelSpec]:
-    """Every variant of every facts file of the package, in alphabetical order."""
+    """Return all variants in the facts files, in the order of the files."""
     specs: dict[str, ModelSpec] = {}
     for file in sorted(resources.files("zoo.facts").iterdir(), key=lambda entry: entry.name):
         if not file.name.endswith(".yaml"):
@@ -113,19 +119,19 @@ def _specs() -> dict[str, ModelSpec]:
 def register(
     name: str, build: Callable[..., Any], *, family: str = "", facts: dict[str, Any] | None = None
 ) -> None:
-    """Make `name` known to `create_model`.
+    """Register a model, so that `create_model` can build it.
 
     Args:
         name: The name; registering one twice is an error.
         build: Called with the keyword arguments of `create_model`; returns the model.
-        family: Needed with `facts`: what to group the model under.
-        facts: Facts of a model from outside the package; the package's own stand in `zoo/facts`.
+        family: With `facts`: the family to list the model under.
+        facts: Facts of a model from another package; those of our own models are in `zoo/facts`.
 
     Raises:
-        ValueError: The name is taken, or nothing states the facts of the model.
+        ValueError: The name is taken, or the model has no facts.
     """
     if facts is not None and name in _packaged():
-        raise ValueError(f"model {name!r} is one of the package's own; take another name")
+        raise ValueError(f"model {name!r} is part of this package; choose another name")
     if name in _BUILDERS:
         other = _BUILDERS[name]
         raise ValueError(f"model {name!r} is registered twice: by {other!r} and by {build!r}")
@@ -137,7 +143,7 @@ def register(
 
 
 def get_spec(name: str) -> ModelSpec:
-    """Return the specification of `name`; that of a decoder says its task alone.
+    """Return the specification of a model; decoders and timm's models only have a task.
 
     Raises:
         UnknownModel: No such model; the message suggests the nearest names.
@@ -147,25 +153,19 @@ def get_spec(name: str) -> ModelSpec:
         return specs[name]
     if name in DECODERS:
         return ModelSpec(name, "decoders", {"task": "segmentation"})
+    if is_timm(name):
+        return ModelSpec(TIMM + timm_name(name), "timm", {"task": "classification"})
     near = difflib.get_close_matches(name, [*specs, *DECODERS], n=3)
     hint = (
         f"did you mean {' or '.join(near)}?"
         if near
-        else f"zoo.list_models() shows the {len(specs)} there are"
+        else f"zoo.list_models() lists all {len(specs)} models"
     )
-    raise UnknownModel(f"no model named {name!r}; {hint}")
-
-
-def get_builder(name: str) -> Callable[..., Any]:
-    """Import the module of `name`, if need be, and return what builds the model."""
-    spec = get_spec(name)
-    if name not in _BUILDERS:
-        importlib.import_module(f"zoo.models.{spec.facts.get('module', spec.family)}")
-    return _BUILDERS[name]
+    raise UnknownModel(f"unknown model {name!r}; {hint}")
 
 
 def is_timm(name: str) -> bool:
-    """Say whether `name` is that of a timm model, `"timm/<name>"`."""
+    """Return whether `name` names a timm model, `"timm/<name>"`."""
     return name.startswith(TIMM)
 
 
@@ -186,12 +186,12 @@ def timm_name(name: str) -> str:
 
 
 def is_packaged(name: str) -> bool:
-    """Say whether `name` is one of the package's own, whose facts and contract are complete."""
+    """Return whether a model is part of this package, with complete facts and contract."""
     return name in _packaged()
 
 
 def is_model(name: str) -> bool:
-    """Say whether `name` is registered."""
+    """Return whether a model is registered."""
     return name in _specs()
 
 
@@ -205,24 +205,24 @@ def list_models(
     smallest_of_family: bool = False,
     **capabilities: Any,
 ) -> list[str]:
-    """List registered names in alphabetical order; no model is built or imported.
+    """List registered names in alphabetical order, without importing or building a model.
 
     Args:
-        filter: A glob, or several of which one must match: `"mobilenet*"`.
+        filter: A glob such as `"mobilenet*"`, or several of which one must match.
         exclude: A glob, or several of which none may match.
         task: `"classification"`, `"segmentation"`, `"super-resolution"`.
         family: Only variants of this family.
-        pretrained: Only models that have (or have not) a published checkpoint that can be fetched.
+        pretrained: Only models with (or without) a published checkpoint that can be downloaded.
         smallest_of_family: Only the variant with the fewest parameters in each family.
-        **capabilities: Only models whose facts state these, such as `onnx=True`.
+        **capabilities: Only models whose facts state these capabilities, such as `onnx=True`.
     """
-    wanted = [filter] if isinstance(filter, str) else list(filter)
-    unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
+    included = [filter] if isinstance(filter, str) else list(filter)
+    excluded = [exclude] if isinstance(exclude, str) else list(exclude)
 
     def keep(spec: ModelSpec) -> bool:
         return (
-            (not any(wanted) or any(fnmatch.fnmatch(spec.name, glob) for glob in wanted))
-            and not any(fnmatch.fnmatch(spec.name, glob) for glob in unwanted)
+            (not any(included) or any(fnmatch.fnmatch(spec.name, glob) for glob in included))
+            and not any(fnmatch.fnmatch(spec.name, glob) for glob in excluded)
             and (task is None or spec.task == task)
             and (family is None or spec.family == family)
             and (pretrained is None or is_pretrained(spec) == pretrained)
@@ -241,7 +241,7 @@ def list_models(
 
 
 def is_pretrained(spec: ModelSpec) -> bool:
-    """Say whether facts give a checkpoint of `spec` that a program can fetch."""
+    """Return whether the facts have the address of a checkpoint."""
     return any("url" in entry for entry in spec.weights)
 
 

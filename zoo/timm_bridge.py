@@ -45,7 +45,7 @@ def _traits(family: str) -> dict[str, Any]:
     """
     name = next(filter(registry.is_packaged, registry.list_models(family=family)))
     with torch.device("meta"):
-        model = registry.get_builder(name)()
+        model = registry.get_spec(name).builder()()
     return {
         "stride": model.feature_info[-1]["reduction"],
         "first_conv": model.first_conv_name(),
@@ -99,7 +99,7 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
             kwargs.pop(key, None)
         try:
             with contextlib.nullcontext() if device is None else torch.device(device):
-                model = build_backbone(spec.name, pretrained, **kwargs).to(device, dtype)
+                model = build_backbone(spec, pretrained, **kwargs).to(device, dtype)
         except BadInput as error:
             if kwargs.keys() <= _arguments(spec.name):
                 raise
@@ -117,7 +117,7 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
 
 def _arguments(name: str) -> set[str]:
     """Return the arguments of `build_backbone` and of the model."""
-    takers = (build_backbone, registry.get_builder(name))
+    takers = (build_backbone, registry.get_spec(name).builder())
     return {argument for taker in takers for argument in inspect.signature(taker).parameters}
 
 

@@ -5,16 +5,24 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+import zoo
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import drop_path_rates
-from zoo.blocks.folding import affine_inputs, mean_of, rebuilt, scale_outputs, split_affine
+from zoo.blocks.folding import (
+    Absorbing,
+    affine_inputs,
+    mean_of,
+    rebuilt,
+    scale_outputs,
+    split_affine,
+)
 from zoo.blocks.heads import DistilledHead
 from zoo.blocks.mlp import ConvMlp, Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.scale import LayerScale
 from zoo.blocks.sizes import grid_size, pair
 from zoo.errors import BadInput
-from zoo.keys import KeyStyle, recognise, rename
+from zoo.keys import KeyStyle, prefixed, recognise, rename
 from zoo.reparam import reparameterize, shake
 
 
@@ -142,6 +150,42 @@ def test_classifiers_without_a_mean_are_not_fused():
         reparameterize(head)
 
 
+class Branch(Absorbing):
+    """norm, two layers that read it, a scale on the second."""
+
+    absorbs_before = {"a": "norm", "b.fc1": "norm"}
+    absorbs_after = {"b": "scale"}
+
+    def __init__(self, padding=0):
+        super().__init__()
+        self.norm = LayerNorm2d(4)
+        self.a = nn.Conv2d(4, 6, 3, padding=padding)
+        self.b = Mlp(4, 5)
+        self.scale = LayerScale(4)
+
+    def forward(self, x):
+        x = self.norm(x)
+        return self.a(x), self.scale(self.b(x.permute(0, 2, 3, 1)))
+
+
+def test_layers_absorb_the_norm_before_and_the_scale_after_them():
+    block, x = shake(Branch().double()), noise(2, 4, 5, 7)
+    fused = block.fused()
+    assert fused.norm.weight is None
+    assert isinstance(fused.scale, nn.Identity)
+    assert isinstance(block.scale, LayerScale), "the block itself is unchanged"
+    torch.testing.assert_close(fused(x), block(x))
+    assert fused.fused() is fused
+
+
+def test_a_padded_convolution_absorbs_no_norm_before_it():
+    block, x = shake(Branch(padding=1).double()), noise(2, 4, 5, 7)
+    fused = block.fused()
+    assert fused.norm is block.norm
+    assert isinstance(fused.scale, nn.Identity)
+    torch.testing.assert_close(fused(x), block(x))
+
+
 def test_rebuilding_shares_nothing_that_is_assigned():
     layer = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     other = rebuilt(layer, **{"0": nn.Linear(2, 3)})
@@ -172,6 +216,30 @@ def test_keys_are_renamed_by_the_first_rule_at_their_beginning():
     ]
     assert list(rename(state, rules)) == ["first.1.x", "b.a.1.x", "d", "second2.2"]
     assert list(state) == ["a.1.x", "b.a.1.x", "c", "a.2"]
+
+
+def test_replacements_compute_numbers_and_drop_keys():
+    state = dict.fromkeys(("block7.x", "block12.x", "index", "rest"), torch.zeros(1))
+    rows = [(r"block(?P<n>\d+)\.", r"stages.{n-1//4}.{1//2%2+1}.{n*2}.\1."), (r"index$", None)]
+    assert list(rename(state, rows)) == ["stages.1.2.14.7.x", "stages.2.1.24.12.x", "rest"]
+
+
+def test_a_style_is_a_table_or_a_function_of_the_model():
+    state = {"a.1.c": torch.zeros(1), "b": torch.ones(1)}
+    table = [(r"a\.(\d)", "first.{1-1}")]
+    for rows in (table, lambda model: table):
+        style = KeyStyle("x", "b", rows=rows, inside=[(r"\.c$", ".conv")])
+        assert list(style.to_own(state, None)) == ["first.0.conv", "b"]
+    doubled = KeyStyle("x", "b", tensors=lambda state, model: {k: 2 * t for k, t in state.items()})
+    assert doubled.to_own(state, None)["b"] == 2
+    assert prefixed("old", "new.", [("a", "b"), ("c", None)]) == [("olda", "new.b"), ("oldc", None)]
+
+
+def test_checkpoints_of_the_previous_version_are_read():
+    model = zoo.create_model("skipblocknet_m")
+    state = {k.replace(".depthwise.", ".filter."): t for k, t in model.state_dict().items()}
+    assert any(".filter." in key for key in state)
+    assert zoo.load_weights(model, state) == []
 
 
 def test_a_style_is_known_by_its_marker():

@@ -190,6 +190,13 @@ def test_in_python_without_data(tmp_path):
     about = artefact.manifest["quantization"]
     assert "score" not in about
     assert about["keep_float"] == ["stages.0.0"]
+    assert (about["layers"], about["int8_layers"]) == (3, 2)
+    sums = about["integer_sums"]
+    assert "every processor" in sums["holds_for"]
+    assert sums["check"]["largest_pair"] <= 128
+    assert sums["check"]["images"] == 4
+    assert sums["check"]["sums"] > 0 == sums["check"]["could_saturate"]
+    assert sums["check"]["runtime_snr_db"] > 20
     assert about["calibrated_on"] == 8
     assert table(about)
     with pytest.raises(zoo.BadInput, match=r"model\.onnx exists"):
@@ -197,7 +204,7 @@ def test_in_python_without_data(tmp_path):
     with pytest.raises(zoo.BadInput, match="batches of 8x3x32x32: the artefact takes 2x3x32x32"):
         quantize(model, "onnx", tmp_path / "b", batches=[images], dynamic_batch=False,
                  input_size=(2, 3, SIDE, SIDE))  # fmt: skip
-    with pytest.raises(zoo.BadInput, match="'stages.9' is no convolution or linear layer"):
+    with pytest.raises(zoo.BadInput, match="'stages.9' is not a convolution, a linear layer"):
         quantize(model, "onnx", tmp_path / "b", keep_float=["stages.9"], **options)
     assert os.listdir(tmp_path) != []
     assert not (tmp_path / "b").exists()
@@ -254,9 +261,13 @@ def test_maps_are_judged_by_their_own_score(name, tmp_path):
         (["quantize.int8=true", "export.half=true"], zoo.BadInput, "two precisions"),
         (["quantize.int8=true", "format=pt2"], zoo.NotExportable, "float kernels"),
         (["quantize.int8=true", "format=coreml"], zoo.NotExportable, "choose onnx, openvino"),
-        (["quantize.int8=true", "data.image_size=64"], zoo.BadInput, "give export.image_size"),
+        (["quantize.int8=true", "data.image_size=64"], zoo.BadInput, "set export.image_size"),
         (["quantize.int8=true", "data.in_chans=1"], zoo.BadInput, "data.in_chans=1"),
-        (["quantize.int8=true", "data=photos_superres"], zoo.BadInput, "is made for classific"),
+        (
+            ["quantize.int8=true", "data=photos_superres"],
+            zoo.BadInput,
+            "is for classification, but",
+        ),
         (["quantize.int8=true", "data=folder", "data.root=/absent"], zoo.BadInput, "/absent"),
     ],
 )
@@ -272,6 +283,6 @@ def test_mistakes_are_one_line(asked, error, said, run_folder, tmp_path, monkeyp
 def test_fresh_weights_need_the_classes_of_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = [f"model={MODEL}", "quantize.int8=true", "export.image_size=32"]
-    with pytest.raises(zoo.BadInput, match="model.num_classes=10 for fresh weights"):
+    with pytest.raises(zoo.BadInput, match="model.num_classes=10 for random weights"):
         run_command("export", asked)
     assert os.listdir(tmp_path) == []

@@ -164,7 +164,7 @@ def test_unknown_model_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("script", "override", "message"),
     [
-        ("train.py", "train.lr=-1", "error: train.lr=-1.0 cannot work"),
+        ("train.py", "train.lr=-1", "error: train.lr=-1.0 must be greater than 0"),
         ("eval.py", "weights=absent.pth", "error: no file absent.pth"),
     ],
 )

@@ -4,9 +4,6 @@ import importlib.util
 import json
 import os
 import resource
-import signal
-import subprocess
-import sys
 import warnings
 from contextlib import contextmanager
 
@@ -272,28 +269,6 @@ def test_a_target_without_room_for_the_weights(tmp_path, monkeypatch):
     with pytest.raises(zoo.BadInput, match="0.0 MiB are free, the weights take"):
         export(Net(), "torchscript", tmp_path / "a")
     assert os.listdir(tmp_path) == []
-
-
-def test_a_killed_export_leaves_nothing_under_the_final_name(tmp_path):
-    """Killed when the artefact is written and compared, just before it is put in place."""
-    code = (
-        "import sys, time, torch, zoo\n"
-        "from zoo.deploy import pipeline\n"
-        "def late(*a):\n    print('compared', flush=True)\n    time.sleep(60)\n"
-        "pipeline.manifest.write = late\n"
-        "net = torch.nn.Conv2d(3, 4, 3).eval()\n"
-        f"zoo.export(net, 'torchscript', {str(tmp_path / 'out')!r}, input_size=(1, 3, 8, 8))\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as it:
-        assert it.stdout is not None
-        assert it.stdout.readline() == "compared\n"
-        it.send_signal(signal.SIGKILL)
-    assert it.returncode == -signal.SIGKILL
-    left = os.listdir(tmp_path / "out")
-    assert left
-    assert all(name.startswith(".partial-") for name in left)
-    made = export(Net(), "torchscript", tmp_path / "out")
-    assert files.read(made.path)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ def test_fusing_leaves_the_numbers_of_the_residual_path():
     assert kept == {"keep1", "keep2", "keep"}
 
 
-@pytest.mark.parametrize("name", ["sret_t", "sret_t_wo_slice"])
-def test_export(name, tmp_path):
-    zoo.export(shaken(name, **quick(name)), "onnx", tmp_path / name, input_size=(1, 3, 64, 96))
+def test_a_model_without_slices_exports_to_onnx(tmp_path):
+    name = "sret_t_wo_slice"
+    model = shaken(name, **quick(name))
+    assert zoo.export(model, "onnx", tmp_path, input_size=(1, 3, 64, 96)).agreement.proven

@@ -17,7 +17,7 @@ import torch
 from support import FINISHED, tensors
 
 import zoo
-from zoo.weights import converted
+from zoo.keys import convert_keys
 
 RECORDS = {file.stem: file for file in sorted((Path(__file__).parent / "records").glob("*.json"))}
 
@@ -116,7 +116,7 @@ def compare_gradients(model, outputs, state, record) -> list[str]:
     public = {tensor.data_ptr(): name for name, tensor in state.items()}
     named = {}  # a shared parameter has several public names: the last one is taken, or the first
     for order in (state, dict(reversed(state.items()))):
-        for key, tensor in converted(order, model).items():
+        for key, tensor in convert_keys(order, model).items():
             named.setdefault(public[tensor.data_ptr()], key)
     wrong = []
     for name, want in record["grad_norm"].items():

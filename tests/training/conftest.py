@@ -1,4 +1,4 @@
-"""Runs that several tests look at, on a tiny model and few batches."""
+"""Helpers and fixtures: training runs of a tiny model with few batches."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -33,27 +33,25 @@ Run = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny work: threads only wait for each other
+def _single_thread() -> Iterator[None]:
+    previous = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: more threads are slower
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(previous)
 
 
 def tiny_run(*overrides: str) -> Path:
     """Train the tiny model and return its run folder."""
-    given = [*TINY, *overrides]
-    return run_command("train", given)
+    return run_command("train", [*TINY, *overrides])
 
 
 def resume_run(folder: Path, *overrides: str) -> Path:
-    """Go on with a run, as `python train.py train.resume=...` does."""
-    given = [f"train.resume={folder}", *overrides]
-    return run_command("train", given)
+    """Resume a run, like `python train.py train.resume=...`."""
+    return run_command("train", [f"train.resume={folder}", *overrides])
 
 
 def checkpoint_of(folder: Path, which: str = "last") -> dict[str, Any]:
-    """Read a checkpoint as anybody would: nothing but tensors and plain values."""
+    """Read a checkpoint safely: it has only tensors and plain values."""
     return torch.load(folder / "checkpoints" / f"{which}.ckpt", weights_only=True)
 
 
@@ -75,7 +73,7 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Weights, averaged weights, optimizer, metrics, place: everything but the configuration."""
+    """Assert that two runs are equal: checkpoints without their settings, and `metrics.csv`."""
     for which in ("last", "best"):
         ours, theirs = checkpoint_of(a, which), checkpoint_of(b, which)
         assert {"state_dict", "state_dict_ema", "optimizer", "metrics", "progress"} <= set(ours)
@@ -85,7 +83,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
-    """Rows of `metrics.csv`, without what depends on the clock."""
+    """Return the rows of `metrics.csv` without the column that depends on the clock."""
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{key: row[key] for key in row if key != "images_per_s"} for row in rows]
@@ -93,5 +91,5 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="package")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four epochs without a break."""
+    """Return the folder of an uninterrupted run of four epochs."""
     return tiny_run(f"train.out={tmp_path_factory.mktemp('whole')}")

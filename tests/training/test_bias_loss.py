@@ -1,4 +1,4 @@
-"""The bias loss: its record, its formula, the features it takes from a model, runs that go on."""
+"""The bias loss: reference values, formula, features of the model, and resumed runs."""
 
 import json
 import math
@@ -22,12 +22,12 @@ BIAS = ["train.loss=bias", "train.mixup=0", "train.cutmix=0"]
 
 
 def draw(name, shape):
-    """Normal values that depend on the name alone, as in all records."""
+    """Return normal values seeded with the name, as in all reference records."""
     return np.random.RandomState(zlib.crc32(name.encode())).randn(*shape)  # noqa: NPY002
 
 
 def batch(k):
-    """The k-th input of the record, as its note says."""
+    """Return features, logits and targets of step `k`, as described in the record."""
     features = draw(f"features{k}", (6, 8, 5, 5))
     scales = 0.5 + abs(draw(f"scale{k}", (6,)))
     logits = torch.from_numpy(draw(f"logits{k}", (6, 11))).requires_grad_()
@@ -38,20 +38,20 @@ def batch(k):
 @pytest.mark.parametrize(
     "case", RECORD["cases"], ids=lambda case: f"{case['mode']}-{case['alpha']}"
 )
-def test_record_is_met(case):
+def test_losses_and_gradients_match_the_reference(case):
     loss = create_loss("bias", mode=case["mode"], alpha=case["alpha"], beta=case["beta"]).double()
-    for k, want in enumerate(case["steps"]):
+    for k, expected in enumerate(case["steps"]):
         features, logits, targets = batch(k)
-        have = loss(logits, targets, features)
-        have.backward()
-        assert have.item() == pytest.approx(want["loss"], rel=1e-9)
-        assert logits.grad.norm().item() == pytest.approx(want["grad_logits_norm"], rel=1e-9)
+        value = loss(logits, targets, features)
+        value.backward()
+        assert value.item() == pytest.approx(expected["loss"], rel=1e-9)
+        assert logits.grad.norm().item() == pytest.approx(expected["grad_logits_norm"], rel=1e-9)
         noise = np.random.RandomState(0).randn(logits.numel())  # noqa: NPY002
         probe = (logits.grad.flatten() @ torch.from_numpy(noise)).item() / math.sqrt(len(noise))
-        assert probe == pytest.approx(want["grad_logits_probe"], rel=1e-9)
+        assert probe == pytest.approx(expected["grad_logits_probe"], rel=1e-9)
 
 
-def test_the_global_minimum_is_that_of_all_batches_so_far():
+def test_global_mode_uses_the_minimum_of_all_batches_so_far():
     loss = BiasLoss(alpha=0.5, beta=0.1).double()
     small = torch.tensor([[-1.0, 1.0], [-2.0, 2.0]], dtype=torch.float64)  # variances 2 and 8
     large = torch.tensor([[-3.0, 3.0], [-4.0, 4.0]], dtype=torch.float64)  # variances 18 and 32
@@ -67,7 +67,7 @@ def _weights(u):
 
 
 @pytest.mark.parametrize("mode", ["global", "local"])
-def test_equal_variances_divide_nothing_by_nothing(mode):
+def test_equal_variances_do_not_divide_by_zero(mode):
     loss = BiasLoss(mode=mode)
     for features in (torch.randn(1, 4, 2, 2), torch.ones(3, 4, 2, 2)):
         logits = torch.randn(len(features), 5, requires_grad=True)
@@ -80,29 +80,29 @@ def test_equal_variances_divide_nothing_by_nothing(mode):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_without_bias_it_is_cross_entropy(smoothing, mixed):
+def test_without_weighting_it_equals_cross_entropy(smoothing, mixed):
     loss = create_loss("bias", alpha=0, beta=0, label_smoothing=smoothing)
     logits, features = torch.randn(6, 5), torch.randn(6, 4, 2, 2)
     targets = torch.randn(6, 5).softmax(1) if mixed else torch.arange(6) % 5
-    want = F.cross_entropy(logits, targets, label_smoothing=smoothing)
-    torch.testing.assert_close(loss(logits, targets, features), want)
+    expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(loss(logits, targets, features), expected)
 
 
-def test_features_get_no_gradient():
+def test_features_receive_no_gradient():
     features = torch.randn(3, 4, 2, 2, requires_grad=True)
     logits = torch.randn(3, 5, requires_grad=True)
     BiasLoss()(logits, torch.tensor([0, 1, 2]), features).backward()
     assert features.grad is None
 
 
-def test_half_precision_features_are_measured_in_single():
+def test_variances_of_half_precision_features_are_float32():
     features = 300 * torch.randn(4, 8, 3, 3)
-    want = BiasLoss().weights(features)
+    expected = BiasLoss().weights(features)
     assert BiasLoss().weights(features.half()).dtype == torch.float32
-    torch.testing.assert_close(BiasLoss().weights(features.half()), want, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(BiasLoss().weights(features.half()), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_it_takes_the_last_map_of_a_model_in_training():
+def test_watch_reads_the_last_feature_map_in_training_mode():
     model = zoo.create_model("mobilenetv2_035", num_classes=5).train()
     loss = BiasLoss()
     loss.watch(model)
@@ -114,28 +114,28 @@ def test_it_takes_the_last_map_of_a_model_in_training():
     twin = BiasLoss()
     torch.testing.assert_close(loss(logits, targets), twin(logits, targets, seen))
     with pytest.raises(zoo.BadInput, match=r"watch\(model\)"):
-        loss(logits, targets)  # the map was of the batch before
+        loss(logits, targets)  # the features of a batch are used only once
     model.eval()(x)
     assert loss._features is None
-    with pytest.raises(zoo.BadInput, match="of this package; Linear is none"):
+    with pytest.raises(zoo.BadInput, match="of this package, and Linear is not one"):
         loss.watch(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(
-    ("args", "what"),
+    ("args", "message"),
     [
-        ({"mode": "both"}, "loss_args.mode"),
-        ({"alpha": "x"}, "loss_args.alpha"),
-        ({"beta": float("nan")}, "loss_args.beta"),
-        ({"gamma": 1}, "loss_args.gamma"),
+        ({"mode": "both"}, "unknown train.loss_args.mode 'both'. Choices: global, local"),
+        ({"alpha": "x"}, "train.loss_args.alpha='x' must be a finite number"),
+        ({"beta": float("nan")}, "train.loss_args.beta=nan must be a finite number"),
+        ({"gamma": 1}, "unknown argument train.loss_args.gamma of train.loss=bias"),
     ],
 )
-def test_settings_that_cannot_work(args, what):
-    with pytest.raises(zoo.BadInput, match=what):
+def test_invalid_arguments_are_rejected(args, message):
+    with pytest.raises(zoo.BadInput, match=message):
         create_loss("bias", **args)
 
 
-def test_a_run_that_was_stopped_goes_on_with_the_same_minimum(tmp_path):
+def test_a_resumed_run_keeps_the_minimum(tmp_path):
     whole = tiny_run(f"train.out={tmp_path / 'whole'}", *BIAS, "train.epochs=2")
     state = checkpoint_of(whole)["loss"]
     assert 0 < state["least"] < 1e5
@@ -147,5 +147,5 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_minimum(tmp_path):
     assert_same_run(whole, half)
 
 
-def test_other_losses_remember_nothing(whole_run):
+def test_other_losses_have_no_state(whole_run):
     assert "loss" not in checkpoint_of(whole_run)

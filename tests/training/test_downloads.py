@@ -1,4 +1,4 @@
-"""Downloads in training runs of two processes, from a local server."""
+"""Downloads from a local server in training runs with two processes."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ runpy.run_path("train.py", run_name="__main__")
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve `tmp_path/served`; yields the address of the archive and the list of all requests."""
+    """Serve `tmp_path/served`; yield the URL of the archive and the list of all requests."""
     requests: list[str] = []
     served = tmp_path / "served"
     served.mkdir()
@@ -84,7 +84,7 @@ def write_cifar10(folder: Path) -> dict[str, Any]:
 
 
 def write_script(tmp_path: Path, patches: dict[str, Any]) -> Path:
-    """Write a `train.py` that downloads CIFAR-10 from another place."""
+    """Write a `train.py` that downloads CIFAR-10 from another URL."""
     path = tmp_path / "patched_train.py"
     path.write_text(SCRIPT.format(patches=patches))
     return path
@@ -116,7 +116,7 @@ def free_port() -> int:
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def test_one_of_two_processes_downloads_and_both_train(
+def test_one_process_downloads_and_both_train(
     tmp_path: Path, server: tuple[str, list[str]]
 ) -> None:
     url, requests = server
@@ -139,10 +139,10 @@ def test_one_of_two_processes_downloads_and_both_train(
     assert "validation (8 images)" in log
 
 
-def test_a_failed_download_ends_every_process_with_the_same_line(
+def test_a_failed_download_ends_all_processes_with_the_same_error(
     tmp_path: Path, server: tuple[str, list[str]]
 ) -> None:
-    """The processes are started without torchrun, which would kill the second after the first."""
+    """The test starts the processes itself: torchrun would kill one after the other has failed."""
     url, requests = server  # no archive is served
     script = write_script(tmp_path, {"url": url})
     common = {

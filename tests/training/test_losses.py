@@ -1,4 +1,4 @@
-"""Losses against formulas written out here."""
+"""Classification losses, distillation and mixing: comparison with explicit formulas."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def soften(targets: torch.Tensor, smoothing: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_cross_entropy_takes_classes_and_distributions(batch, smoothing: float) -> None:
+def test_cross_entropy_accepts_classes_and_distributions(batch, smoothing: float) -> None:
     logits, targets = batch
     soft = soften(targets, smoothing)
     expected = -(soft * logits.log_softmax(1)).sum(1).mean()
@@ -29,7 +29,7 @@ def test_cross_entropy_takes_classes_and_distributions(batch, smoothing: float) 
     torch.testing.assert_close(create_loss("cross-entropy")(logits, soft), expected)
 
 
-def test_bce(batch) -> None:
+def test_bce_accepts_classes_and_thresholded_distributions(batch) -> None:
     logits, targets = batch
     hot = torch.eye(4)[targets]
     p = logits.sigmoid()
@@ -40,10 +40,10 @@ def test_bce(batch) -> None:
     torch.testing.assert_close(thresholded, expected)
 
 
-def test_unknown_names_say_what_there_is() -> None:
-    with pytest.raises(BadInput, match="did you mean cross-entropy.*bce, bias, cross-entropy"):
+def test_errors_list_the_registered_losses_and_arguments() -> None:
+    with pytest.raises(BadInput, match="did you mean 'cross-entropy'.*bce, bias, cross-entropy"):
         create_loss("cross-entropi")
-    with pytest.raises(BadInput, match=r"train\.loss_args\.gamma.*target_threshold"):
+    with pytest.raises(BadInput, match=r"train\.loss_args\.gamma.*Choices:.*target_threshold"):
         create_loss("bce", gamma=1)
     with pytest.raises(ValueError, match="registered twice"):
         register_loss("bce", nn.BCELoss)
@@ -64,29 +64,29 @@ class Teacher(nn.Module):
 
 def test_hard_distillation_supervises_the_second_head(batch) -> None:
     logits, targets = batch
-    second, said = torch.randn(6, 4), torch.randn(6, 4)
-    teacher = Teacher(said)
+    second, taught = torch.randn(6, 4), torch.randn(6, 4)
+    teacher = Teacher(taught)
     loss = Distillation(create_loss("cross-entropy"), teacher, kind="hard", alpha=0.3).train()
     value = loss((logits, second), targets, torch.zeros(6, 3, 8, 8))
     first_part = nn.functional.cross_entropy(logits, targets)
-    second_part = nn.functional.cross_entropy(second, said.argmax(1))
+    second_part = nn.functional.cross_entropy(second, taught.argmax(1))
     torch.testing.assert_close(value, 0.7 * first_part + 0.3 * second_part)
     assert not teacher.logits.requires_grad
 
 
 def test_soft_distillation_of_one_head(batch) -> None:
     logits, targets = batch
-    said, tau = torch.randn(6, 4), 3.0
+    taught, tau = torch.randn(6, 4), 3.0
     loss = Distillation(
         create_loss("cross-entropy"),
-        Teacher(said),
+        Teacher(taught),
         kind="soft",
         alpha=0.5,
         tau=tau,
         renormalize=lambda images: images + 1,
     )
     value = loss(logits, targets, torch.zeros(6, 3, 8, 8))
-    p, log_q = (said / tau).softmax(1), (logits / tau).log_softmax(1)
+    p, log_q = (taught / tau).softmax(1), (logits / tau).log_softmax(1)
     divergence = (p * (p.log() - log_q)).sum(1).mean() * tau**2
     expected = 0.5 * nn.functional.cross_entropy(logits, targets) + 0.5 * divergence
     torch.testing.assert_close(value, expected)
@@ -94,7 +94,7 @@ def test_soft_distillation_of_one_head(batch) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 4, 5])
-def test_mixing_takes_any_number_of_images(n: int) -> None:
+def test_mixing_accepts_any_number_of_images(n: int) -> None:
     torch.manual_seed(0)
     mixing = Mixing(3, mixup=1.0, cutmix=1.0, prob=1.0, switch_prob=0.5, label_smoothing=0.3)
     images, targets = torch.randn(n, 3, 8, 8), torch.arange(n) % 3
@@ -102,13 +102,13 @@ def test_mixing_takes_any_number_of_images(n: int) -> None:
     mixed, soft = mixing(images.clone(), targets)
     assert mixed.shape == before.shape
     torch.testing.assert_close(soft.sum(1), torch.ones(n))
-    assert soft.min() >= 0.1 - 1e-6  # smoothing leaves every class its share
+    assert soft.min() >= 0.1 - 1e-6  # every class has its share of the smoothing
     if n % 2:
         assert torch.equal(mixed[-1], before[-1])
         torch.testing.assert_close(soft[-1], torch.eye(3)[targets[-1]] * 0.7 + 0.1)
     if n > 1:
         assert not torch.equal(mixed, before)
-    mixing.off()
+    mixing.disable()
     plain, soft = mixing(before.clone(), targets)
     assert torch.equal(plain, before)
     torch.testing.assert_close(soft, torch.eye(3)[targets] * 0.7 + 0.1)

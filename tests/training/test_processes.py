@@ -1,4 +1,4 @@
-"""Two processes on one machine against one."""
+"""Training with two processes on one machine, compared with one process."""
 
 import csv
 import os
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from zoo.cli import run as run_command
+from zoo.errors import BadInput
 
 from .conftest import checkpoint_of
 from .test_evaluate import write_images
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def settings(data: Path, out: Path, batch_size: int) -> list[str]:
-    """One update by SGD of a model without batch statistics: the weights move by the gradient."""
+    """Return settings of one SGD update without batch norms: weights change by the gradient."""
     return [
         "model=timm/test_vit",
         "model.img_size=32",
@@ -44,7 +45,7 @@ def settings(data: Path, out: Path, batch_size: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run of two processes with 8 images each, and of one with 16; 7 images validate."""
+    """Return the folder of a run with 1 process x 16 images, and of one with 2 x 8 images."""
     root = tmp_path_factory.mktemp("processes")
     write_images(root / "data", {"a": 3, "b": 4})
     with socket.socket() as probe:
@@ -61,13 +62,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    given = settings(root / "data", root / "one", 16)
-    run_command("train", given)
+    run_command("train", settings(root / "data", root / "one", 16))
     (two,), (one,) = (root / "two").iterdir(), (root / "one").iterdir()
     return {"one": one, "two": two}
 
 
-def test_gradients_are_those_of_the_joint_batch(folders: dict[str, Path]) -> None:
+def test_two_processes_compute_the_gradients_of_the_joint_batch(folders: dict[str, Path]) -> None:
     one, two = checkpoint_of(folders["one"]), checkpoint_of(folders["two"])
     assert two["progress"]["world_size"] == 2
     assert one["progress"]["update"] == two["progress"]["update"] == 1
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_the_joint_batch(folders: dict[str, Path]) -> Non
     assert moved > 1e-2, "the test would pass without any gradient"
 
 
-def test_no_validation_image_is_counted_twice(folders: dict[str, Path]) -> None:
+def test_every_validation_image_counts_once(folders: dict[str, Path]) -> None:
     assert "validation (7 images)" in (folders["two"] / "train.log").read_text()
     rows = []
     for name in ("one", "two"):
@@ -98,12 +98,11 @@ def test_no_validation_image_is_counted_twice(folders: dict[str, Path]) -> None:
         assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-5)
 
 
-def test_one_run_folder_and_the_real_global_batch(folders: dict[str, Path]) -> None:
+def test_one_run_folder_and_the_learning_rate_of_the_joint_batch(folders: dict[str, Path]) -> None:
     assert len(list(folders["two"].parent.iterdir())) == 1
     assert checkpoint_of(folders["two"])["optimizer"]["param_groups"][0]["lr"] == 0.1
 
 
-def test_resuming_with_another_number_of_processes_is_refused(folders: dict[str, Path]) -> None:
-    given = [f"train.resume={folders['two']}", "train.epochs=2"]
-    with pytest.raises(ValueError, match="was trained by 2 processes, now there are 1"):
-        run_command("train", given)
+def test_resuming_with_another_number_of_processes_is_an_error(folders: dict[str, Path]) -> None:
+    with pytest.raises(BadInput, match=r"with 2 processes; resume with 2 \(got 1\)"):
+        run_command("train", [f"train.resume={folders['two']}", "train.epochs=2"])

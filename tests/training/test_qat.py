@@ -227,7 +227,7 @@ def test_it_is_no_longer_the_model(qat_run: Path, float_run: Path, tmp_path: Pat
         (["format=openvino"], "in int8 to onnx, executorch"),
         (["export.half=true"], "half=True has no effect"),
         (["export.fuse=false"], "fuse=False has no effect"),
-        (["export.image_size=64"], r"input_size=\[3, 64, 64\]: .* for \[3, 32, 32\] alone"),
+        (["export.image_size=64"], r"input_size=\[3, 64, 64\]: .* for \[3, 32, 32\] only"),
         (["export.dynamic_size=true"], "dynamic_size=True: "),
         (["quantize.int8=true"], r"leave quantize\.int8 out"),
         (["model.drop_rate=0.1"], r"model\.drop_rate differs"),
@@ -250,7 +250,7 @@ def test_what_cannot_be_exported(
     [
         (["model.checkpoint_path=null"], r"train\.qat=true starts from trained weights"),
         (["model=mobilenetv2_035"], f"is of {MODEL}, not of mobilenetv2_035; leave model out"),
-        (["data=digits_segmentation"], "is made for classification, data.name="),
+        (["data=digits_segmentation"], "is for classification, but data.name="),
         (["train.precision=bf16"], r"train\.precision=bf16 does not go with train\.qat"),
         (["train.compile=true"], r"train\.compile=True does not go"),
         (["train.loss=bias"], r"train\.loss=bias does not go"),

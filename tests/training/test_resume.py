@@ -1,4 +1,4 @@
-"""A run that was stopped and continued equals one that was not, bit for bit."""
+"""A run that is stopped and resumed is bit-identical to an uninterrupted run."""
 
 import os
 import re
@@ -22,7 +22,9 @@ from .conftest import TINY, assert_same_run, checkpoint_of, resume_run, rows_of,
 ROOT = Path(__file__).parents[2]
 
 
-def test_two_and_two_epochs_are_four(whole_run: Path, tmp_path: Path) -> None:
+def test_resuming_after_two_epochs_equals_an_uninterrupted_run(
+    whole_run: Path, tmp_path: Path
+) -> None:
     half = tiny_run(f"train.out={tmp_path}", "train.stop_at_epoch=2")
     assert checkpoint_of(half)["progress"]["epoch"] == 2
     assert resume_run(half) == half
@@ -31,18 +33,20 @@ def test_two_and_two_epochs_are_four(whole_run: Path, tmp_path: Path) -> None:
     assert_same_run(whole_run, half)
 
 
-@pytest.mark.parametrize("update", [1, 4, 6])  # mid-epoch, mid-epoch, after the last batch
-def test_signal_leaves_a_checkpoint_that_continues_exactly(
+@pytest.mark.parametrize(
+    "update", [1, 4, 6]
+)  # within an epoch (1, 4) and after its last update (6)
+def test_a_signal_saves_a_checkpoint_that_resumes_exactly(
     update: int, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     original = loop.Loop._update
 
-    def signalled(self: loop.Loop) -> None:
+    def update_and_interrupt(self: loop.Loop) -> None:
         original(self)
-        if self.place.update + 1 == update:
+        if self.progress.update + 1 == update:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop.Loop, "_update", signalled)
+    monkeypatch.setattr(loop.Loop, "_update", update_and_interrupt)
     with pytest.raises(SystemExit) as exit:
         tiny_run(f"train.out={tmp_path}")
     monkeypatch.undo()
@@ -54,58 +58,58 @@ def test_signal_leaves_a_checkpoint_that_continues_exactly(
     assert_same_run(whole_run, folder)
 
 
-def test_signal_while_validating(
+def test_a_signal_during_validation_saves_a_checkpoint_that_resumes_exactly(
     whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = loop.Loop._stop_while_validating
 
-    def signalled(self: loop.Loop) -> None:
-        if self.place.epoch == 1:
+    def interrupt_and_stop(self: loop.Loop) -> None:
+        if self.progress.epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         original(self)
 
-    monkeypatch.setattr(loop.Loop, "_stop_while_validating", signalled)
+    monkeypatch.setattr(loop.Loop, "_stop_while_validating", interrupt_and_stop)
     with pytest.raises(SystemExit) as exit:
         tiny_run(f"train.out={tmp_path}")
     monkeypatch.undo()
     assert exit.value.code == 143
     (folder,) = tmp_path.iterdir()
-    place = checkpoint_of(folder)["progress"]
-    assert (place["epoch"], place["batch"]) == (1, 5)
+    progress = checkpoint_of(folder)["progress"]
+    assert (progress["epoch"], progress["batch"]) == (1, 5)
     resume_run(folder)
     assert_same_run(whole_run, folder)
 
 
-def test_killed_process_continues_exactly(whole_run: Path, tmp_path: Path) -> None:
-    """The command itself: SIGTERM at some moment, exit code, message, and on with it."""
+def test_a_script_stopped_by_sigterm_resumes_exactly(whole_run: Path, tmp_path: Path) -> None:
+    """Stop `train.py` with SIGTERM after the first epoch, then resume it."""
     command = [sys.executable, "train.py", *TINY, f"train.out={tmp_path}"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    seen = ""
+    printed = ""
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            seen += line
+            printed += line
             if line.startswith("epoch 1/"):
                 process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 143, seen
+        assert process.wait(timeout=60) == 143, printed
     (folder,) = tmp_path.iterdir()
-    assert re.search(rf"stopped by SIGTERM in epoch \d.*train\.resume={folder}", seen), seen
+    assert re.search(rf"stopped by SIGTERM in epoch \d.*train\.resume={folder}", printed), printed
     assert 1 <= checkpoint_of(folder)["progress"]["epoch"] < 4
     command = [sys.executable, "train.py", f"train.resume={folder}"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "going on with" in done.stdout
+    assert "continuing " in done.stdout
     assert_same_run(whole_run, folder)
 
 
-def test_resuming_a_finished_run(whole_run: Path, tmp_path: Path) -> None:
+def test_a_finished_run_resumes_only_with_more_epochs(whole_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(whole_run, tmp_path / "copy")
     with pytest.raises(BadInput, match=r"has finished its 4 epochs; give train\.epochs"):
         resume_run(copy)
     resume_run(copy, "train.epochs=5")
     assert checkpoint_of(copy)["progress"]["epoch"] == 5
     assert rows_of(copy)[:4] == rows_of(whole_run)
-    assert "train.epochs was 4 and is 5 now" in (copy / "train.log").read_text()
+    assert "train.epochs changed from 4 to 5" in (copy / "train.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -118,14 +122,16 @@ def test_resuming_a_finished_run(whole_run: Path, tmp_path: Path) -> None:
         ("train.out=elsewhere", "train.out"),
     ],
 )
-def test_conflicts_are_refused(override: str, key: str, whole_run: Path) -> None:
+def test_settings_that_conflict_with_the_run_are_rejected(
+    override: str, key: str, whole_run: Path
+) -> None:
     with pytest.raises(BadInput, match=rf"^{key}=.* conflicts with train\.resume") as error:
         resume_run(whole_run, override)
-    assert "train.epochs" in str(error.value)  # says what may change
+    assert "train.epochs" in str(error.value)  # one of the keys that may change
     assert "\n" not in str(error.value)
 
 
-def test_asking_for_what_the_run_has_is_no_conflict(whole_run: Path) -> None:
+def test_repeating_the_settings_of_the_run_is_not_a_conflict(whole_run: Path) -> None:
     with pytest.raises(BadInput, match="has finished"):
         resume_run(whole_run, "model=mobilenetv2_035", "train.batch_size=8", "data=digits")
 
@@ -133,19 +139,19 @@ def test_asking_for_what_the_run_has_is_no_conflict(whole_run: Path) -> None:
 def test_resume_from_the_best_checkpoint_drops_later_rows(whole_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(whole_run, tmp_path / "copy")
     best = checkpoint_of(copy, "best")["progress"]["epoch"]
-    given = [f"train.resume={copy / 'checkpoints' / 'best.ckpt'}"]
+    overrides = [f"train.resume={copy / 'checkpoints' / 'best.ckpt'}"]
     if best == 4:
-        given.append("train.epochs=5")
-    run_command("train", given)
+        overrides.append("train.epochs=5")
+    run_command("train", overrides)
     assert [row["epoch"] for row in rows_of(copy)] == [str(n) for n in range(1, 5 + (best == 4))]
 
 
-def test_what_is_no_checkpoint(tmp_path: Path, whole_run: Path) -> None:
-    with pytest.raises(BadWeights, match="no checkpoint"):
+def test_files_that_are_not_run_checkpoints_are_rejected(tmp_path: Path, whole_run: Path) -> None:
+    with pytest.raises(BadWeights, match="no checkpoint|not a checkpoint"):
         resume_run(tmp_path)
     weights = tmp_path / "weights.pth"
     torch.save({"a": torch.zeros(1)}, weights)
-    with pytest.raises(BadWeights, match="not a checkpoint of train.py"):
+    with pytest.raises(BadWeights, match="was not written by train.py and cannot be resumed"):
         resume_run(weights)
     whole = (whole_run / "checkpoints" / "last.ckpt").read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -154,15 +160,15 @@ def test_what_is_no_checkpoint(tmp_path: Path, whole_run: Path) -> None:
 
 
 @pytest.fixture
-def interrupting() -> Iterator[None]:
-    """Let SIGINT interrupt, as in a terminal; what is started in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def sigint_handler() -> Iterator[None]:
+    """Install Python's SIGINT handler, which background processes do not have."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, previous)
 
 
-@pytest.mark.usefixtures("interrupting")
-def test_second_signal_acts_as_usual() -> None:
+@pytest.mark.usefixtures("sigint_handler")
+def test_a_second_signal_has_its_usual_effect() -> None:
     from zoo.training.interrupt import Interrupt
 
     with Interrupt() as interrupt:

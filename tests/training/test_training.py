@@ -1,4 +1,4 @@
-"""What a run computes and what it leaves behind."""
+"""Training runs: their files, computations and errors."""
 
 import copy
 import csv
@@ -9,18 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 import zoo
 from zoo.cli import run as run_command
 from zoo.errors import BadInput, ZooError
 from zoo.training import loop
+from zoo.training.logs import MetricsLog
 from zoo.training.losses import Distillation
 
 from .conftest import TINY, checkpoint_of, tiny_run
 
 
-def test_what_lies_in_a_run_folder(whole_run: Path) -> None:
+def test_files_of_a_run_folder(whole_run: Path) -> None:
     assert whole_run.name.split("_")[2:-1] == ["mobilenetv2", "035"]
     names = {file.name for file in whole_run.iterdir()}
     assert names == {"checkpoints", "config.yaml", "metrics.csv", "train.log", "versions.yaml"}
@@ -36,13 +41,13 @@ def test_what_lies_in_a_run_folder(whole_run: Path) -> None:
     with (whole_run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
-    assert [row["update"] for row in rows] == ["3", "6", "9", "12"]  # 5 batches, 2 an update
+    assert [row["update"] for row in rows] == ["3", "6", "9", "12"]  # 5 batches, 2 per update
     assert {"train/loss", "lr", "images_per_s", "val/loss", "val/top1", "val/top5"} <= set(rows[0])
     log = (whole_run / "train.log").read_text()
     assert "epoch 4/4: loss" in log
 
 
-def test_a_checkpoint_says_all_that_evaluation_needs(whole_run: Path) -> None:
+def test_a_checkpoint_has_everything_that_evaluation_needs(whole_run: Path) -> None:
     content = checkpoint_of(whole_run)
     assert content["format"] == "zoo.checkpoint/1"
     assert content["data"]["class_names"] == [str(digit) for digit in range(10)]
@@ -58,10 +63,10 @@ def test_a_checkpoint_says_all_that_evaluation_needs(whole_run: Path) -> None:
         for key, value in content["state_dict"].items()
         if not torch.equal(value, content["state_dict_ema"][key])
     ]
-    assert len(different) > 50, "the averaged weights are others"
+    assert len(different) > 50, "the averaged weights differ from the weights"
 
 
-def test_best_is_the_epoch_with_the_highest_accuracy(whole_run: Path) -> None:
+def test_the_best_checkpoint_is_the_epoch_with_the_highest_accuracy(whole_run: Path) -> None:
     with (whole_run / "metrics.csv").open() as file:
         top1 = [float(row["val/top1"]) for row in csv.DictReader(file)]
     best = checkpoint_of(whole_run, "best")
@@ -70,8 +75,8 @@ def test_best_is_the_epoch_with_the_highest_accuracy(whole_run: Path) -> None:
     assert best["progress"]["best"] == max(top1)
 
 
-def test_accumulating_is_a_larger_batch(tmp_path: Path) -> None:
-    """Of a model without batch statistics; SGD's update is the gradient."""
+def test_accumulating_batches_equals_a_larger_batch(tmp_path: Path) -> None:
+    """The model has no batch norms, and an update of SGD is the gradient."""
     common = [
         "model=timm/test_vit",
         "model.img_size=32",
@@ -89,8 +94,7 @@ def test_accumulating_is_a_larger_batch(tmp_path: Path) -> None:
     ]
 
     def trained(*overrides: str) -> dict[str, torch.Tensor]:
-        given = [*common, *overrides]
-        return checkpoint_of(run_command("train", given))["state_dict"]
+        return checkpoint_of(run_command("train", [*common, *overrides]))["state_dict"]
 
     one = trained("train.batch_size=8", "train.limit_train_batches=1", "train.lr=1")
     two = trained(
@@ -103,18 +107,18 @@ def test_accumulating_is_a_larger_batch(tmp_path: Path) -> None:
     assert max((one[key] - start[key]).abs().max() for key in one) > 1e-3
 
 
-def test_nan_stops_and_keeps_the_last_good_checkpoint(
+def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = loop.Loop._update
 
-    def poisoned(self: loop.Loop) -> None:
-        if self.place.update == 4:
-            next(iter(self.parts.net.parameters())).grad.fill_(float("nan"))
+    def update_with_nan(self: loop.Loop) -> None:
+        if self.progress.update == 4:
+            next(iter(self.components.net.parameters())).grad.fill_(float("nan"))
         original(self)
 
-    monkeypatch.setattr(loop.Loop, "_update", poisoned)
-    with pytest.raises(ZooError, match=r"loss is nan in epoch 2, by update 6; .*last\.ckpt"):
+    monkeypatch.setattr(loop.Loop, "_update", update_with_nan)
+    with pytest.raises(ZooError, match=r"loss is nan in epoch 2, after update 6; .*last\.ckpt"):
         tiny_run(f"train.out={tmp_path}", "train.clip_grad=null")
     (folder,) = tmp_path.iterdir()
     kept = checkpoint_of(folder)
@@ -122,17 +126,17 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(
     assert all(v.isfinite().all() for v in kept["state_dict"].values())
 
 
-def test_nan_of_the_very_last_update_is_not_saved(
+def test_nan_weights_of_the_last_update_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = loop.Loop._update
 
-    def poisoned(self: loop.Loop) -> None:
+    def update_with_nan(self: loop.Loop) -> None:
         original(self)
-        if self.place.update == 5:
-            next(iter(self.parts.net.parameters())).data.fill_(float("nan"))
+        if self.progress.update == 5:
+            next(iter(self.components.net.parameters())).data.fill_(float("nan"))
 
-    monkeypatch.setattr(loop.Loop, "_update", poisoned)
+    monkeypatch.setattr(loop.Loop, "_update", update_with_nan)
     with pytest.raises(ZooError, match="weights are not finite in epoch 2"):
         tiny_run(f"train.out={tmp_path}")
     (folder,) = tmp_path.iterdir()
@@ -140,20 +144,20 @@ def test_nan_of_the_very_last_update_is_not_saved(
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_distillation_runs_with_a_trained_teacher(
+def test_distillation_does_not_change_the_teacher(
     kind: str, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """EfficientFormer's two heads, taught by the tiny run; the teacher does not move."""
+    """The student is EfficientFormer with two heads, the teacher is the model of the tiny run."""
     seen: list[Distillation] = []
     original = Distillation.forward
 
-    def watched(self: Distillation, outputs, targets, images):
-        assert isinstance(outputs, tuple), "both heads are supervised"
+    def recorded(self: Distillation, outputs, targets, images):
+        assert isinstance(outputs, tuple), "the student has two heads in training"
         if not seen:
             seen.extend([self, copy.deepcopy(self)])
         return original(self, outputs, targets, images)
 
-    monkeypatch.setattr(Distillation, "forward", watched)
+    monkeypatch.setattr(Distillation, "forward", recorded)
     tiny_run(
         "model=efficientformer_l1",
         "model.drop_rate=0",
@@ -168,7 +172,7 @@ def test_distillation_runs_with_a_trained_teacher(
     assert all(torch.equal(now[key], then[key]) for key in now)
 
 
-def test_bf16_compute_keeps_the_weights_in_32_bit(tmp_path: Path) -> None:
+def test_bf16_training_keeps_float32_weights(tmp_path: Path) -> None:
     folder = tiny_run(
         f"train.out={tmp_path}", "train.precision=bf16", "train.epochs=1", "train.layer_decay=0.8"
     )
@@ -181,62 +185,63 @@ def test_bf16_compute_keeps_the_weights_in_32_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epochs=-1", r"train\.epochs=-1 cannot work; it must be at least 1"),
-        ("train.lr=-0.1", r"train\.lr=-0\.1 cannot work"),
-        ("train.lr=nan", r"train\.lr=nan cannot work"),
+        ("train.epochs=-1", r"train\.epochs=-1 must be at least 1"),
+        ("train.lr=-0.1", r"train\.lr=-0\.1 must be greater than 0"),
+        ("train.lr=nan", r"train\.lr=nan must be a finite number"),
         ("train.precision=8", r"unknown train\.precision '8'.*bf16"),
-        ("train.batch_size=0", r"train\.batch_size=0 cannot work"),
+        ("train.batch_size=0", r"train\.batch_size=0 must be at least 1"),
         ("train.batch_size=2000", r"batch_size=2000.*1437 training images"),
         ("train.accumulate=100", r"train\.accumulate=100 is more than the 5 batches"),
         ("train.label_smoothing=1", "below 1"),
-        ("train.mixup_off_epoch=-1", "0 or more"),
-        ("train.warmup_epochs=9", "is longer than"),
-        ("train.stop_at_epoch=9", "is after the last"),
-        ("train.clip_mode=gradient", "norm, value"),
+        ("train.mixup_off_epoch=-1", "mixup_off_epoch=-1 must be at least 0"),
+        ("train.warmup_epochs=9", r"is more than train\.epochs=4"),
+        ("train.stop_at_epoch=9", r"is more than train\.epochs=4"),
+        ("train.clip_mode=gradient", "Choices: agc, norm, value"),
         ("train.loggers=[wandb]", "csv, tensorboard"),
-        ("train.devices=none", "auto or a number"),
+        ("train.devices=none", "must be auto or at least 1"),
         ("train.accelerator=cuda", r"train\.accelerator=cuda"),
         ("train.sync_bn=true", r"train\.sync_bn"),
         ("train.distill_tau=2", r"train\.distill_tau=2\.0 has no effect without"),
-        ("train.distill=hard", r"needs train\.distill_teacher"),
-        ("model.num_classes=7", r"model\.num_classes=7 disagrees with the data, which has 10"),
-        ("model.in_chans=4", r"model\.in_chans=4 disagrees with the data"),
+        ("train.distill=hard", r"requires a teacher; give train\.distill_teacher"),
+        ("model.num_classes=7", r"model\.num_classes=7 does not match the data, which has 10"),
+        ("model.in_chans=4", r"model\.in_chans=4 does not match the data"),
         ("train.out=pyproject.toml/x", r"train\.out=.*is not a folder"),
         ("train.loss=cross", r"unknown train\.loss 'cross'"),
-        ("train.freeze=[bogus]", "'bogus' names no module"),
+        ("train.freeze=[bogus]", "'bogus' matches no module"),
     ],
 )
-def test_bad_input_writes_nothing(
+def test_invalid_settings_write_nothing(
     override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if override == "train.accelerator=cuda" and torch.cuda.is_available():
-        pytest.skip("this machine has it")
-    given = [*TINY, override]
+        pytest.skip("this machine has a GPU")
+    overrides = [*TINY, override]
     if not override.startswith("train.out"):
-        given.append(f"train.out={tmp_path / 'runs'}")
+        overrides.append(f"train.out={tmp_path / 'runs'}")
     with pytest.raises(BadInput, match=message) as error:
-        run_command("train", given)
+        run_command("train", overrides)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    "given",
+    "overrides",
     [
         ["model=timm/vit_tiny_patch16_224", "data.image_size=32"],
         ["model=mobilenetv2_035", "model.global_pool=''", "data.image_size=64"],
     ],
 )
-def test_sizes_and_heads_that_cannot_work(given: list[str], tmp_path: Path) -> None:
-    given = [*given, f"train.out={tmp_path / 'runs'}"]
+def test_unsupported_image_sizes_and_heads_are_rejected(
+    overrides: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(
-        BadInput, match=r"data\.image_size=32x32 cannot work with timm|num_classes=10 needs"
+        BadInput, match=r"does not run with data\.image_size=32x32|num_classes=10 needs"
     ):
-        run_command("train", given)
+        run_command("train", [*overrides, f"train.out={tmp_path / 'runs'}"])
     assert not list(tmp_path.iterdir())
 
 
-def test_mixing_keys_without_mixing_are_refused() -> None:
+def test_settings_without_effect_are_rejected() -> None:
     for override in (
         "train.mixup_prob=0.5",
         "train.mixup_switch_prob=0.1",
@@ -246,13 +251,13 @@ def test_mixing_keys_without_mixing_are_refused() -> None:
             run_command("train", [override])
 
 
-def test_freed_memory_is_kept_and_used_again() -> None:
-    """After the first step, page faults fall by far: what `keep_freed_memory` is for."""
+def test_disable_malloc_trim_reuses_freed_memory() -> None:
+    """After the first steps, far fewer pages have to be mapped again."""
     code = """
 import resource, sys, numpy
-from zoo.training.allocator import keep_freed_memory
+from zoo.training.allocator import disable_malloc_trim
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    disable_malloc_trim()
 def step():
     tensors = [numpy.ones(1 << 19) for _ in range(16)]
 for _ in range(2): step()
@@ -261,18 +266,46 @@ for _ in range(4): step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     if not sys.platform.startswith("linux"):
-        pytest.skip("only glibc can be told")
+        pytest.skip("only glibc supports it")
 
-    def faults(how: str) -> int:
-        done = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True)
+    def page_faults(mode: str) -> int:
+        done = subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True)
         return int(done.stdout)
 
-    assert faults("keep") < 0.2 * faults("plain")
+    assert page_faults("keep") < 0.2 * page_faults("default")
 
 
-def test_data_without_a_class_an_image_is_refused(tmp_path: Path) -> None:
-    given = ["data.name=digits_segmentation", f"train.out={tmp_path / 'runs'}"]
+def test_data_of_another_task_is_rejected(tmp_path: Path) -> None:
+    overrides = ["data.name=digits_segmentation", f"train.out={tmp_path / 'runs'}"]
     with pytest.raises(
-        BadInput, match="made for classification, data.name=digits_segmentation for segmentation"
+        BadInput, match="for classification, but data.name=digits_segmentation is for segmentation"
     ):
-        run_command("train", given)
+        run_command("train", overrides)
+
+
+def test_tensorboard_drops_updates_after_the_resumed_one(tmp_path: Path) -> None:
+    for update, value in ((0, 1.0), (2, 2.0)):
+        log = MetricsLog(tmp_path, ["tensorboard"], epoch=0, update=update)
+        for number in range(update + 1, update + 4):
+            log.log_update(number, {"train/loss": value})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+
+
+def test_the_precision_plugin_of_fabric_has_the_gradient_scaler() -> None:
+    """`Loop.precision` relies on it to clip gradients and to save the scaler's state."""
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", device="cpu"))
+    model = nn.Linear(2, 1, bias=False)
+    model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    precision = fabric.strategy.precision
+    precision.load_state_dict({**precision.state_dict(), "scale": 8.0})
+    images = torch.ones(1, 2)
+    fabric.backward(model(images).sum())
+    scaled = model.weight.grad.clone()
+    precision.unscale_gradients(optimizer)
+    assert precision.state_dict()["scale"] == 8.0
+    torch.testing.assert_close(scaled, 8 * model.weight.grad)
+    torch.testing.assert_close(model.weight.grad, images)

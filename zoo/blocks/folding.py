@@ -39,9 +39,9 @@ class Absorbing(nn.Module):
         return absorb(self)
 
 
-def absorb(module: Module) -> Module:
+def absorb(module: Any) -> Any:
     """Fold the pairs that an `Absorbing` block names; a pair that cannot be folded stays."""
-    fused: Any = module
+    fused = module
     before, after = module.absorbs_before, module.absorbs_after
     for name in dict.fromkeys(before.values()):
         layers = {path: fused.get_submodule(path) for path in before if before[path] == name}
@@ -65,9 +65,8 @@ def _split(part: Any) -> tuple[nn.Module, Tensor | None, Tensor | None]:
         return nn.Identity(), *batch_norm_affine(part)
     if isinstance(part, nn.LayerNorm) and part.weight is not None:
         return split_affine(part)
-    if hasattr(part, "factors"):
-        return nn.Identity(), part.factors(), None
-    return part, None, None
+    factors: Any = getattr(part, "factors", None)
+    return (part, None, None) if factors is None else (nn.Identity(), factors(), None)
 
 
 def scale_queries(attention: Module, layer: str, width: int, groups: int = 1) -> Module:

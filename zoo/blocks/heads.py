@@ -264,7 +264,7 @@ class DistilledHead(ClassifierHead):
         single = ClassifierHead(self.num_features, 0, pool=self.pool, drop_rate=self.drop_rate)
         single.num_classes = self.num_classes
         if self.num_classes:
-            layers = [self.fc, self.fc_dist]
+            layers: list[Any] = [self.fc, self.fc_dist]
             if not all(isinstance(layer, nn.Linear) for layer in layers):
                 kinds = " and ".join(type(layer).__name__ for layer in layers)
                 raise BadInput(

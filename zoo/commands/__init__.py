@@ -1,6 +1,6 @@
-"""One module for each command: `run(settings, explicit)` resolves the settings and does the work.
+"""One module for each command, with a function `run(settings, explicit)`.
 
 `settings` is the command's dataclass from `zoo.settings`; `explicit` has the keys that the user
-set. `resolve` merges them with what a checkpoint or a manifest says, once; everything below a
-command receives plain values.
+set. `resolve` merges both with the settings saved in a checkpoint or a manifest. The packages below
+receive plain values.
 """

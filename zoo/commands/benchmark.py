@@ -1,4 +1,4 @@
-"""`benchmark.py`: count and time every requested model in every requested form."""
+"""`benchmark.py`: count and time models in the requested runtimes and sizes."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from zoo.settings import BenchmarkRun
 
 
 def run(settings: BenchmarkRun, explicit: resolve.Explicit) -> list[Record]:
-    """Measure, print the table, keep the records.
+    """Measure the models, print the table, and write the records.
 
     Args:
         settings: Everything that `benchmark.py` reads.
-        explicit: Keys that the user set; no saved settings override any here.
+        explicit: Not used, because there are no saved settings to merge.
 
     Raises:
-        ZooError: A setting cannot work; or, at the end, an operator has no rule or a model could
-            not be measured: the table says which.
+        ZooError: A setting is invalid. Or, after all other models were measured: an operator has no
+            counting rule, or a model cannot be measured; the table shows which.
     """
     arguments = resolve.model_arguments(settings.model)
     name = arguments.pop("name")

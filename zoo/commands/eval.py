@@ -1,4 +1,4 @@
-"""`eval.py`: how good weights or an exported file are on a data set."""
+"""`eval.py`: evaluate weights or an exported file on a data set."""
 
 import dataclasses
 from pathlib import Path
@@ -12,40 +12,39 @@ from zoo.data.datamodule import ImageData
 from zoo.deploy import files, int8_graph
 from zoo.errors import BadInput, BadWeights, first_line
 from zoo.factory import create_model
-from zoo.inputs import published_input
+from zoo.inputs import published_input, published_statistics
 from zoo.reparam import reparameterize
 from zoo.runtimes.artefacts import LoadedArtefact
 from zoo.settings import EvalRun
 from zoo.training import run_folder
 from zoo.training.artefact_model import ArtefactModel
 from zoo.training.builders import (
-    IMAGENET_STATISTICS,
     check_against_data,
     check_forward,
     open_evaluation_data,
 )
 from zoo.training.checkpoint import folder_of
+from zoo.training.checks import check_value
 from zoo.training.evaluation import EvaluationTarget, evaluate_on
 from zoo.weights import load_content
 
 
 def run(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
-    """Evaluate a model or an artefact; print the result and write it to a folder.
+    """Evaluate a model or an artefact, print the result and write a report.
 
     Args:
-        settings: Everything that `eval.py` reads.
-        explicit: Keys that the user set. A checkpoint of `train.py` and an artefact bring their
-            model and their data; these keys override them.
+        settings: The settings of `eval.py`.
+        explicit: Keys that the user set. They override the model and data settings that are saved
+            in a checkpoint or an artefact.
 
     Returns:
         The content of `report.json`.
 
     Raises:
-        ZooError: A setting cannot work, the weights do not fit, or they know another number of
-            classes than the data has; nothing was written.
+        ZooError: A setting is invalid, the weights do not fit, or they have another number of
+            classes than the data; nothing was written.
     """
-    if settings.batch_size < 1:
-        raise BadInput(f"batch_size={settings.batch_size} must be at least 1")
+    check_value("batch_size", settings.batch_size, settings.batch_size >= 1, "at least 1")
     if settings.out is not None:
         run_folder.check_writable(settings.out, "out")
     if settings.artefact is not None:
@@ -86,22 +85,27 @@ def _check_weights(settings: EvalRun) -> None:
     """Raise `BadInput` if no weights are named, or only those of an encoder."""
     model = settings.model
     if settings.runtime is not None:
-        raise BadInput(f"runtime={settings.runtime} is for artefacts; give artefact=<file>, too")
+        raise BadInput(
+            f"runtime={settings.runtime} has no effect without artefact=<file>; give an artefact,"
+            " or leave runtime out"
+        )
     if settings.weights is None and not model.pretrained and model.checkpoint_path is None:
         raise BadInput(
-            "weights is not set; name a run folder, a checkpoint, a file of published weights or"
-            " its address, or set model.pretrained=true; for an exported file give artefact=<file>"
+            "weights is not set; give a run folder, a checkpoint, or a file or URL of published"
+            " weights, or set model.pretrained=true; for an exported file, give artefact=<file>"
         )
     if model.encoder is not None and model.pretrained:
-        raise BadInput("model.pretrained only loads the encoder; name weights of the whole model")
+        raise BadInput(
+            "model.pretrained=true only loads the encoder; give weights=<file> of the whole model"
+        )
 
 
 def _output_folder(settings: EvalRun, saved: resolve.SavedWeights | None, name: str) -> Path:
-    """Return the folder of the report; it is not created yet."""
+    """Return the folder of the report, without creating it."""
     if settings.out is not None:
         return Path(settings.out).expanduser()
-    is_fetched = saved is not None and saved.source.startswith(("http", "hf:"))
-    if saved is None or is_fetched:
+    is_downloaded = saved is not None and saved.source.startswith(("http", "hf:"))
+    if saved is None or is_downloaded:
         base, label = Path("runs"), f"eval_{name}_{settings.data.name}"
     else:
         base, label = folder_of(saved.path), f"eval_{settings.data.name}"
@@ -111,12 +115,13 @@ def _output_folder(settings: EvalRun, saved: resolve.SavedWeights | None, name: 
 
 
 def _open_data(settings: EvalRun, saved: resolve.SavedWeights | None) -> ImageData:
-    """Open the validation images, prepared as the weights expect."""
+    """Open the validation images, with the preprocessing that the weights expect."""
     if saved is not None and saved.is_run:
         expected = saved.preprocessing
     else:
-        published = published_input(settings.model.encoder or settings.model.name)
-        expected = IMAGENET_STATISTICS | {k: v for k, v in published.items() if v is not None}
+        name = settings.model.encoder or settings.model.name
+        mean, std = published_statistics(name)
+        expected = {**published_input(name), "mean": mean, "std": std}
     data = open_evaluation_data(
         settings.data,
         settings.batch_size,
@@ -134,7 +139,7 @@ def _build(
     arguments: dict[str, Any],
     data: ImageData,
 ) -> nn.Module:
-    """Build the model in evaluation mode, with its weights."""
+    """Build the model with its weights, in evaluation mode."""
     if saved is not None and saved.is_qat:
         return _build_qat(settings, saved, data)
     arguments = {**arguments, "num_classes": data.num_classes, "in_chans": data.in_chans}
@@ -148,8 +153,8 @@ def _build(
             if "only the classifier" not in str(error):
                 raise
             raise BadWeights(
-                f"{saved.source} knows another number of classes than the {data.num_classes} of the"
-                f" data ({error})"
+                f"{saved.source} has another number of classes than the data, which has"
+                f" {data.num_classes}; choose the data that it was trained on ({error})"
             ) from error
     model.eval()
     check_forward(model, arguments["name"], data)
@@ -157,26 +162,29 @@ def _build(
 
 
 def _build_qat(settings: EvalRun, saved: resolve.SavedWeights, data: ImageData) -> nn.Module:
-    """Build the graph of quantisation-aware training: it rounds as its int8 artefact does."""
+    """Build the graph of quantisation-aware training, which rounds like its int8 artefact."""
     if settings.fused:
-        raise BadInput(f"fused=true has no effect: {saved.source} was trained fused, by train.qat")
+        raise BadInput(
+            f"fused=true has no effect: {saved.source} was trained with train.qat, which fuses the"
+            " model; leave it out"
+        )
     size, trained = [data.in_chans, *data.image_size], saved.content["qat"]["input_size"]
     if size != trained:
         raise BadInput(
-            f"data.image_size={size[1:]}: {saved.source} was trained by train.qat for {trained[1:]}"
-            " only; leave it out"
+            f"data.image_size={size[1:]}: {saved.source} was trained with train.qat for"
+            f" {trained[1:]} only; leave it out"
         )
     return int8_graph.rebuild(saved.content, saved.source)
 
 
 def _check_published_classes(arguments: dict[str, Any], data: ImageData) -> None:
-    """Raise `BadInput` for other classes: `pretrained` would start with a random classifier."""
+    """Raise `BadInput` if the classes differ: `pretrained` would add a random classifier."""
     plain = {**arguments, "num_classes": None, "pretrained": False}
     published = create_model(**plain).num_classes
     if published != data.num_classes:
         raise BadInput(
-            f"the published weights of {arguments['name']} know {published} classes, the data has"
-            f" {data.num_classes}; evaluate on the data they were trained on"
+            f"the published weights of {arguments['name']} have {published} classes, but the data"
+            f" has {data.num_classes}; choose the data that they were trained on"
         )
 
 
@@ -187,18 +195,18 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device={name} cannot be used: {first_line(error)}") from error
+        raise BadInput(f"device={name} is not available: {first_line(error)}") from error
     return device
 
 
 def _evaluate_artefact(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
-    _refuse_model_settings(settings, explicit)
+    _check_artefact_settings(settings, explicit)
     file, manifest = files.read(str(settings.artefact))
     settings = _resolve_data(settings, explicit, file, manifest)
     artefact = LoadedArtefact(file, manifest, settings.runtime)
     data = _open_artefact_data(settings, file, manifest)
     model = ArtefactModel(artefact, manifest, data)
-    model.check(file.name)
+    model.check_output(file.name)
     runtime, about = artefact.runtime, manifest.get("model", {})
     label = f"eval_{data.config.name}_{runtime.name}".replace("/", "-")
     out = Path(settings.out or file.parent / label).expanduser()
@@ -221,12 +229,12 @@ def _evaluate_artefact(settings: EvalRun, explicit: resolve.Explicit) -> dict[st
         },
         title=f"{title} in {runtime.name}",
         class_names=manifest.get("class_names"),
-        unknown=("loss",) if model.answer == "argmax" else (),
+        unavailable=("loss",) if model.postprocessing == "argmax" else (),
     )
     return evaluate_on(target, out)
 
 
-def _refuse_model_settings(settings: EvalRun, explicit: resolve.Explicit) -> None:
+def _check_artefact_settings(settings: EvalRun, explicit: resolve.Explicit) -> None:
     """Raise `BadInput` for settings that have no effect on an artefact."""
     given = [f"weights={settings.weights}"] if settings.weights is not None else []
     given += [f"{key}={value}" for key, value in explicit.items() if key.startswith("model.")]
@@ -234,27 +242,29 @@ def _refuse_model_settings(settings: EvalRun, explicit: resolve.Explicit) -> Non
     given += [f"device={settings.device}"] if settings.device != "auto" else []
     if given:
         raise BadInput(
-            f"{given[0]} has no effect on an artefact, which is evaluated as it is; leave it or"
-            " artefact out"
+            f"{given[0]} has no effect on an artefact, which cannot be changed; leave out one of"
+            " them"
         )
 
 
 def _resolve_data(
     settings: EvalRun, explicit: resolve.Explicit, file: Path, manifest: dict[str, Any]
 ) -> EvalRun:
-    """Return the settings with the data of the manifest, and images of the artefact's size."""
-    takes, saved = manifest["input"], manifest.get("data")
+    """Return the settings with the data of the manifest, and the image size of the artefact."""
+    expected, saved = manifest["input"], manifest.get("data")
     if saved is None and "data.name" not in explicit:
-        raise BadInput(f"{file.parent / files.NAME} names no data set; give data=<name>")
+        raise BadInput(f"{file.parent / files.NAME} does not name a data set; give data=<name>")
     settings = resolve.merge(settings, {"data": saved} if saved else {}, explicit, file)
-    data = resolve.fit_images(settings.data, explicit, file.name, takes["shape"], takes["size"])
-    multiple = takes.get("multiple") or 1
+    data = resolve.fit_images(
+        settings.data, explicit, file.name, expected["shape"], expected["size"]
+    )
+    multiple = expected.get("multiple") or 1
     if any(side % multiple for side in data.image_size):
         raise BadInput(
-            f"data.image_size={data.image_size}: {file.name} takes multiples of {multiple}"
+            f"data.image_size={data.image_size} must be multiples of {multiple} for {file.name}"
         )
     for key in ("mean", "std"):
-        if takes.get("dtype") == "uint8" and f"data.{key}" in explicit:
+        if expected.get("dtype") == "uint8" and f"data.{key}" in explicit:
             raise BadInput(
                 f"data.{key} has no effect on {file.name}, which normalises its input; leave it out"
             )
@@ -262,12 +272,11 @@ def _resolve_data(
 
 
 def _open_artefact_data(settings: EvalRun, file: Path, manifest: dict[str, Any]) -> ImageData:
-    """Open the validation images, prepared as the manifest says."""
-    takes = manifest["input"]
-    expected = takes | (takes.get("normalised_inside") or {})
+    """Open the validation images, with the preprocessing of the manifest."""
+    expected = manifest["input"] | (manifest["input"].get("normalised_inside") or {})
     for key in ("mean", "std"):
         if expected[key] is None and getattr(settings.data, key) is None:
-            raise BadInput(f"{file.parent / files.NAME} states no {key}; give data.{key}")
+            raise BadInput(f"{file.parent / files.NAME} has no {key}; give data.{key}")
     return open_evaluation_data(
         settings.data,
         settings.batch_size,

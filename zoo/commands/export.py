@@ -17,27 +17,29 @@ from zoo.deploy.manifest import Origin
 from zoo.deploy.pipeline import Artefact, export
 from zoo.errors import BadInput, ZooError
 from zoo.factory import create_model
+from zoo.fetch import local_file
 from zoo.inputs import input_of
 from zoo.profiling.latency import measure
 from zoo.settings import ExportConfig, ExportRun
-from zoo.weights import load_content, local_file, run_checkpoint
+from zoo.weights import load_content
 
 # Keys of the group `export` that are arguments of `zoo.export`.
 OPTIONS = ("dynamic_size", "opset", "half", "preprocess", "postprocess", "fuse", "overwrite")
 
 
 def run(settings: ExportRun, explicit: resolve.Explicit) -> list[Artefact]:
-    """Export as `settings` say, and print what was made.
+    """Export a model, and print a summary of each artefact.
 
-    With several formats each is tried; those that failed are named at the end.
+    If one of several formats fails, the others are still exported; the error comes at the end.
 
     Args:
-        settings: Everything that `export.py` reads.
-        explicit: Keys that the user set. A checkpoint of `train.py` brings its model and, for int8,
-            its data; these keys override them.
+        settings: The settings of `export.py`.
+        explicit: Keys that the user set. They override the model and data settings that are saved
+            in a checkpoint.
 
     Raises:
-        ZooError: A setting cannot work, or an artefact does not compute what the model computes.
+        ZooError: A setting is invalid, or the outputs of an artefact differ from those of the
+            model.
     """
     names = _formats(settings.format)
     batch = _batch(settings.export.batch)
@@ -47,7 +49,7 @@ def run(settings: ExportRun, explicit: resolve.Explicit) -> list[Artefact]:
         check_quantize(settings.quantize)
     else:
         refuse_unused(settings.quantize, explicit)
-    if len(names) == 1:  # before a model is built
+    if len(names) == 1:  # fail before building the model
         _check_format(names[0], batch, settings)
     settings, model, origin = load_model(settings, explicit)
     options = _options(settings.export, model, origin, batch, sides)
@@ -72,18 +74,18 @@ def run(settings: ExportRun, explicit: resolve.Explicit) -> list[Artefact]:
             failed.append((name, error))
     if failed:
         messages = "; ".join(f"{name}: {error}" for name, error in failed)
-        raise type(failed[0][1])(f"{len(failed)} of {len(names)} formats failed: {messages}")
+        raise type(failed[0][1])(f"{len(failed)} of {len(names)} formats failed. {messages}")
     return artefacts
 
 
 def load_model(
     settings: ExportRun, explicit: resolve.Explicit
 ) -> tuple[ExportRun, nn.Module, Origin]:
-    """Return the resolved settings, the model in evaluation mode with its weights, its origin.
+    """Return the resolved settings, the model with its weights in evaluation mode, and its origin.
 
     Raises:
-        BadInput: Weights are named twice.
-        BadWeights: They cannot be read, or are those of another model.
+        BadInput: Two settings name weights.
+        BadWeights: The weights cannot be read, or do not fit the model.
     """
     saved = None if settings.weights is None else resolve.read_weights(settings.weights)
     settings, arguments = resolve.describe_model(settings, saved, explicit)
@@ -91,26 +93,26 @@ def load_model(
 
 
 def _formats(value: Any) -> list[str]:
-    """Return the names in `format`: one, or a list without repetitions."""
+    """Return the formats in `format`, which is one name or a list, without duplicates."""
     names = list(value) if isinstance(value, list | tuple) else [value]
     if not names:
-        raise BadInput("format=[] names no format")
+        raise BadInput("format=[] is empty; give at least one format")
     for name in names:
         formats.get_format(name)
     return list(dict.fromkeys(names))
 
 
 def _batch(value: Any) -> int | str | None:
-    """Return `export.batch`: None for a dynamic batch wherever the format supports it."""
+    """Check and return `export.batch`. With None, the batch is dynamic if the format allows it."""
     if value is None or value == "dynamic":
         return value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadInput(f"export.batch={value!r} must be null, dynamic or a number of images")
+        raise BadInput(f"export.batch={value} must be null, dynamic or at least 1")
     return value
 
 
 def _check_format(name: str, batch: int | str | None, settings: ExportRun) -> None:
-    """Raise an error for settings that the format does not support."""
+    """Raise `BadInput` for settings that the format does not support."""
     if settings.quantize.int8:
         Int8Step.check_format(name, settings.export)
     formats.check(
@@ -125,10 +127,10 @@ def _check_format(name: str, batch: int | str | None, settings: ExportRun) -> No
 def _build(
     settings: ExportRun, saved: resolve.SavedWeights | None, arguments: dict[str, Any]
 ) -> tuple[nn.Module, Origin]:
-    """Build the model in evaluation mode, with its weights.
+    """Return the model with its weights in evaluation mode, and its origin.
 
     Raises:
-        BadInput: A setting without effect on a quantisation-aware checkpoint.
+        BadInput: A setting has no effect on a quantisation-aware checkpoint.
         BadWeights: The weights do not fit.
     """
     name = arguments["name"]
@@ -136,7 +138,7 @@ def _build(
     if saved is None:
         model = create_model(**arguments).eval()
         given = others.get("checkpoint_path")
-        return model, Origin(name, others, weights=None if given is None else _file(given))
+        return model, Origin(name, others, weights=None if given is None else local_file(given))
     if saved.is_qat:
         model = _build_qat(settings, saved, arguments)
     else:
@@ -155,21 +157,20 @@ def _build(
 def _build_qat(
     settings: ExportRun, saved: resolve.SavedWeights, arguments: dict[str, Any]
 ) -> nn.Module:
-    """Build the graph of quantisation-aware training, with its weights in int8."""
+    """Return the graph of quantisation-aware training, with its weights in int8."""
     if settings.quantize.int8:
         raise BadInput(
-            f"{saved.source} comes from train.qat and is exported in int8 anyway; leave"
-            " quantize.int8 out"
+            f"quantize.int8=true has no effect: {saved.source} was trained with train.qat and is"
+            " always exported in int8; leave it out"
         )
     changed = [key for key, value in saved.model.items() if arguments.get(key, value) != value]
     if changed:
-        raise BadInput(f"model.{changed[0]} differs from that of {saved.source}; leave it out")
+        key = changed[0]
+        raise BadInput(
+            f"model.{key}={arguments[key]} differs from the {saved.model[key]} of {saved.source},"
+            " which was trained with train.qat; leave it out"
+        )
     return int8_graph.converted(int8_graph.rebuild(saved.content, saved.source))
-
-
-def _file(source: str) -> Path:
-    path = local_file(source)
-    return run_checkpoint(path) if path.is_dir() else path
 
 
 def _options(
@@ -179,24 +180,26 @@ def _options(
     batch: int | str | None,
     sides: tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """Return the arguments of `zoo.export` besides model, format and path."""
+    """Return all arguments of `zoo.export` except model, format and path."""
     return {
-        "input_size": (batch if isinstance(batch, int) else 1, *_image(model, origin, sides)),
+        "input_size": (batch if isinstance(batch, int) else 1, *_image_shape(model, origin, sides)),
         "dynamic_batch": None if batch is None else batch == "dynamic",
         **{key: value for key, value in dataclasses.asdict(export).items() if key in OPTIONS},
         "origin": origin,
     }
 
 
-def _image(model: nn.Module, origin: Origin, sides: tuple[int, int] | None) -> tuple[int, ...]:
-    """Return C H W (C D H W of volumes) to export for."""
+def _image_shape(
+    model: nn.Module, origin: Origin, sides: tuple[int, int] | None
+) -> tuple[int, ...]:
+    """Return the shape C H W of the images to export for; C D H W for volumes."""
     known = origin.preprocessing.get("size") or input_of(model, origin.name)["size"]
     if sides is None and known is None:
-        raise BadInput(f"{origin.name} has no default image size; give export.image_size")
+        raise BadInput(f"{origin.name} has no default image size; give export.image_size=<pixels>")
     if sides is not None and known is not None and len(known) != 3:
         raise BadInput(
-            f"export.image_size={list(sides)}: {origin.name} takes volumes; leave it out for "
-            f"{known[1:]}, or call zoo.export with input_size"
+            f"export.image_size={list(sides)}: {origin.name} takes volumes; leave it out for the"
+            f" default {known[1:]}, or call zoo.export with input_size"
         )
     chosen = sides or tuple(known or ())[1:]
     return getattr(model, "in_chans", None) or (known[0] if known else 3), *chosen
@@ -223,7 +226,7 @@ def _export(
 
 
 def _latency(artefact: Artefact) -> str:
-    """Time the artefact in the runtime it was compared in, on one image if its batch allows it."""
+    """Return a line with the latency of one image, or of one batch if the batch is static."""
     batch = artefact.manifest["input"]["shape"][0]
     size = (batch if isinstance(batch, int) else 1, *artefact.manifest["input"]["size"])
     runtime = artefact.manifest["comparison"]["runtime"]
@@ -231,6 +234,6 @@ def _latency(artefact: Artefact) -> str:
     images = f"{size[0]} image" + ("s" if size[0] > 1 else "")
     threads = f"{found.threads} thread" + ("s" if found.threads > 1 else "")
     return (
-        f"latency of {images} in {runtime}, {threads}: median {found.p50_ms:.2f} ms, "
-        f"p90 {found.p90_ms:.2f} ms of {found.n} calls"
+        f"latency of {images} in {runtime}, {threads}: median {found.p50_ms:.2f} ms,"
+        f" p90 {found.p90_ms:.2f} ms ({found.n} calls)"
     )

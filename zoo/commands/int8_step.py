@@ -18,21 +18,22 @@ from zoo.errors import BadInput
 from zoo.reparam import reparameterize
 from zoo.settings import ExportConfig, ExportRun, QuantizeConfig
 from zoo.training.builders import check_forward, open_evaluation_data
+from zoo.training.checks import check_value
 from zoo.training.tasks import get_task, task_of_model
 
-LAYERS_SHOWN = 5  # rows of the table of layers that are printed
+LAYERS_SHOWN = 5  # printed rows of the sensitivity table
 EVALUATION_BATCH = 64  # images
 
 
 def check_quantize(quantize: QuantizeConfig) -> None:
-    """Raise `BadInput` for values that cannot work."""
-    for key, least in (("images", 1), ("keep_float", 0)):
-        if getattr(quantize, key) < least:
-            raise BadInput(f"quantize.{key}={getattr(quantize, key)} must be at least {least}")
+    """Raise `BadInput` for invalid values."""
+    for key, minimum in (("images", 1), ("keep_float", 0)):
+        value = getattr(quantize, key)
+        check_value(f"quantize.{key}", value, value >= minimum, f"at least {minimum}")
 
 
 def refuse_unused(quantize: QuantizeConfig, explicit: resolve.Explicit) -> None:
-    """Raise `BadInput` for settings that only matter for int8, which was not requested."""
+    """Raise `BadInput` for settings that have no effect without int8."""
     defaults = QuantizeConfig()
     unused = [key for key in explicit if key.startswith("data.")]
     unused += [
@@ -47,15 +48,15 @@ def refuse_unused(quantize: QuantizeConfig, explicit: resolve.Explicit) -> None:
 
 
 class Int8Step:
-    """Makes int8 artefacts of one model; the data and the table of layers are shared by formats.
+    """Creates int8 artefacts of one model. All formats share the data and the sensitivity table.
 
     Args:
-        settings: Resolved.
+        settings: The resolved settings.
         explicit: Keys that the user set.
-        model: In evaluation mode.
-        origin: Of the model.
+        model: The model, in evaluation mode.
+        origin: The origin of the model, for the manifest.
         options: Arguments of `zoo.export`.
-        has_weights: Whether the weights are trained, as opposed to random.
+        has_weights: Whether the weights are trained, not random.
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class Int8Step:
 
     @staticmethod
     def check_format(name: str, export: ExportConfig) -> None:
-        """Raise an error for a format that has no int8."""
+        """Raise an error for a format that does not support int8."""
         int8.check(name, half=export.half)
 
     def run(self, name: str, path: Path) -> Artefact:
-        """Make one artefact, and print what it costs and saves."""
+        """Create one artefact, and print its accuracy, size and latency next to float."""
         quantize, shape = self.settings.quantize, self.options["input_size"]
         if self._data is None:
             self._data = self._open_data()
@@ -110,10 +111,15 @@ class Int8Step:
         return artefact
 
     def _open_data(self) -> ImageData:
-        """Open the data set of the saved run, or the one that the user named."""
+        """Open the data set of the saved run, or the one that the user chose."""
         name, shape = str(self.origin.name), self.options["input_size"]
         config = resolve.fit_images(
-            self.settings.data, self.explicit, f"the artefact of {name}", shape, shape[1:]
+            self.settings.data,
+            self.explicit,
+            f"the artefact of {name}",
+            shape,
+            shape[1:],
+            advice="set export.image_size instead",
         )
         task = task_of_model(name)
         # A super-resolution model has output channels instead of classes.
@@ -124,21 +130,30 @@ class Int8Step:
             preprocessing_of(self.model, self.origin),
             source=name,
             task=task,
-            num_classes=classes,
+            num_classes=classes if self.has_weights else None,
         )
+        if classes not in (None, data.num_classes):
+            raise BadInput(
+                f"{name} has {classes} classes, but data.name={config.name} has"
+                f" {data.num_classes}; give weights that were trained on this data, or"
+                f" model.num_classes={data.num_classes} for random weights"
+            )
         check_forward(self.model, name, data)
         return data
 
     def _sensitivity(
         self, data: ImageData, images: Sequence[calibration.Batch]
     ) -> list[sensitivity.Row]:
-        held = calibration.held(data, sensitivity.HELD)
-        begin = time.perf_counter()
+        held = calibration.held_out(data, sensitivity.HELD)
+        start = time.perf_counter()
         model = reparameterize(self.model) if self.settings.export.fuse else self.model
         rows = sensitivity.measure(model, get_task(data.task), data, images, held)
         count = sum(len(part) for part, _ in held)
-        seconds = time.perf_counter() - begin
-        print(f"{len(rows)} layers, one at a time in int8 on {count} images, in {seconds:.0f} s:")
+        seconds = time.perf_counter() - start
+        print(
+            f"sensitivity of {len(rows)} layers, each quantised by itself, on {count} images, in"
+            f" {seconds:.0f} s:"
+        )
         print(sensitivity.table(rows[:LAYERS_SHOWN], data.task))
         return rows
 
@@ -154,7 +169,7 @@ class Int8Step:
         print(int8_report.table(about))
         if not self.has_weights or about["score"]["at_chance"]:
             print(
-                "the float model is no better than chance, so its score says nothing about int8;"
-                " give trained weights"
+                "the float model is no better than chance, so the scores do not measure the loss of"
+                " int8; use trained weights"
             )
         print(f"described in {artefact.manifest_path}")

@@ -1,8 +1,8 @@
-"""Merge the settings saved with a checkpoint or an artefact with those that the user set.
+"""Merge the settings saved in a checkpoint or an artefact with those that the user set.
 
-This is the only place that does so, for training, resuming, evaluating and exporting alike. The
-rule: a saved group (`model`, `data`, `train`) replaces the composed one, unless the user named
-another model or data set; keys that the user set win.
+Training, resuming, evaluation and export all follow the same rule. A saved group (`model`, `data`,
+`train`) replaces the composed group, and keys that the user set override it. If the user chose
+another model or data set, that saved group is ignored.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo.blocks.sizes import pair
 from zoo.errors import BadInput, BadWeights, first_line
+from zoo.fetch import local_file
 from zoo.settings import DataConfig, ModelConfig, TrainRun
-from zoo.training.checkpoint import is_own
-from zoo.weights import QAT_KEY, local_file, read_checkpoint, run_checkpoint
+from zoo.training.checkpoint import is_zoo_checkpoint
+from zoo.weights import QAT_KEY, read_file
 
 Explicit = Mapping[str, Any]
 
-# Settings that may differ when a run is resumed: none of them changes what was computed so far.
+# Settings that may change when a run is resumed: the epochs so far do not depend on them.
 MAY_CHANGE = (
     "train.epochs",
     "train.stop_at_epoch",
@@ -41,12 +41,12 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """A file of weights, and what it says about itself.
+    """The content of a file of weights.
 
     Attributes:
-        source: As the user wrote it: a file, a run folder or an address.
-        path: The file.
-        content: Everything in it.
+        source: What the user gave: a file, a run folder or a URL.
+        path: The local file.
+        content: The content of the file.
     """
 
     source: str
@@ -55,12 +55,12 @@ class SavedWeights:
 
     @property
     def is_run(self) -> bool:
-        """Whether `train.py` wrote it; only then do the other properties have values."""
-        return is_own(self.content)
+        """Whether `train.py` wrote the file; otherwise the other properties are empty."""
+        return is_zoo_checkpoint(self.content)
 
     @property
     def is_qat(self) -> bool:
-        """Whether it comes from quantisation-aware training."""
+        """Whether the weights come from quantisation-aware training."""
         return self.is_run and QAT_KEY in self.content
 
     @property
@@ -71,7 +71,7 @@ class SavedWeights:
     @property
     def groups(self) -> dict[str, Any]:
         """The saved settings: groups `model`, `data` and `train`."""
-        return self.content["config"] if self.is_run else {}
+        return self.content.get("config", {}) if self.is_run else {}
 
     @property
     def class_names(self) -> list[str] | None:
@@ -85,19 +85,61 @@ class SavedWeights:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How images were prepared for evaluation."""
+        """The preprocessing of images for evaluation."""
         return self.content["data"]["preprocessing"] if self.is_run else {}
 
 
-def read_weights(source: str) -> SavedWeights:
-    """Read a file, the best checkpoint of a run folder, or an address.
+@dataclass(frozen=True)
+class TrainingStart:
+    """What a training run starts from.
+
+    Attributes:
+        settings: The resolved settings.
+        resumed: The checkpoint to continue from, if any.
+        mean: Mean of each channel that the run of the initial weights used; None if unknown.
+        std: The standard deviation likewise.
+    """
+
+    settings: TrainRun
+    resumed: SavedWeights | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+def read_weights(source: str, which: str = "best") -> SavedWeights:
+    """Read a file, a checkpoint of a run folder, or a URL.
+
+    Args:
+        which: Checkpoint of a run folder: `"best"` or `"last"`.
 
     Raises:
         BadWeights: It cannot be read.
     """
-    path = local_file(source)
-    path = run_checkpoint(path) if path.is_dir() else path
-    return SavedWeights(source, path, read_checkpoint(path))
+    path = local_file(source, which=which)
+    return SavedWeights(source, path, read_file(path))
+
+
+def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
+    """Resolve the settings of `train.py`: a new run, or one that continues a saved run.
+
+    Raises:
+        BadInput: A key contradicts the run to resume.
+        BadWeights: The weights to start from cannot be read, or do not fit the settings.
+    """
+    model, train = settings.model, settings.train
+    source = train.resume or model.checkpoint_path
+    saved = None
+    if source is not None:
+        saved = read_weights(source, "best" if train.resume is None else "last")
+    if saved is not None and train.resume is not None:
+        settings = _resume(settings, saved, explicit)
+    elif saved is not None and train.qat:
+        settings = _continue_with_qat(settings, saved, explicit)
+    model = settings.model
+    mean = std = None
+    if saved is not None and saved.is_run and model.checkpoint_path is not None:
+        mean, std = saved.preprocessing["mean"], saved.preprocessing["std"]
+    return TrainingStart(settings, saved if train.resume is not None else None, mean, std)
 
 
 def merge(settings: Any, saved: Mapping[str, Any], explicit: Explicit, source: object) -> Any:
@@ -105,17 +147,17 @@ def merge(settings: Any, saved: Mapping[str, Any], explicit: Explicit, source: o
 
     Args:
         settings: The dataclass of a command.
-        saved: Some of its groups, each as a dictionary.
+        saved: Saved groups, each as a dictionary.
         explicit: Dotted keys that the user set, with their values.
-        source: Where `saved` comes from, for errors.
+        source: The file with `saved`, for messages.
 
     Raises:
-        BadInput: `saved` has keys that this version of the package does not know.
+        BadInput: `saved` has keys that this version of the package does not have.
     """
     groups = {}
     for group, values in saved.items():
-        named = values.get("name")
-        if explicit.get(f"{group}.name", named) != named:
+        name = values.get("name")
+        if explicit.get(f"{group}.name", name) != name:
             continue
         changes = {
             key.removeprefix(f"{group}."): value
@@ -129,48 +171,53 @@ def merge(settings: Any, saved: Mapping[str, Any], explicit: Explicit, source: o
             groups[group] = OmegaConf.to_object(merged)
         except OmegaConfBaseException as error:
             raise BadInput(
-                f"{source} was written by another version of this package: {first_line(error)}"
+                f"{source} was written by another version of this package; use that version"
+                f" ({first_line(error)})"
             ) from error
     return dataclasses.replace(settings, **groups)
 
 
-def resume(settings: TrainRun, saved: dict[str, Any], explicit: Explicit, path: Path) -> TrainRun:
-    """Return the settings that continue a run: the saved ones with the few changes that are safe.
-
-    Args:
-        settings: With `train.resume`.
-        saved: The settings in the checkpoint.
-        explicit: Dotted keys that the user set.
-        path: The checkpoint.
+def _resume(settings: TrainRun, saved: SavedWeights, explicit: Explicit) -> TrainRun:
+    """Return the saved settings with changes to `MAY_CHANGE` keys.
 
     Raises:
-        BadInput: `explicit` contradicts `saved` in a key that may not change, or `saved` has keys
-            that this version does not know.
+        BadInput: `explicit` changes another key.
+        BadWeights: `saved` is not a checkpoint of `train.py`.
     """
+    if not saved.is_run:
+        raise BadWeights(
+            f"{saved.path} is not a checkpoint of train.py, so there is no run to continue"
+        )
     changes: dict[str, Any] = {}
     for key, value in explicit.items():
         group, _, name = key.partition(".")
-        before = saved.get(group, {}).get(name)
+        before = saved.groups.get(group, {}).get(name)
         if key == "train.resume" or before == value:
             continue
         if key not in MAY_CHANGE:
             raise BadInput(
-                f"{key}={value} conflicts with train.resume: the run of {path} has {key}={before};"
-                f" leave it out or start a new run (keys that may change: {', '.join(MAY_CHANGE)})"
+                f"{key}={value} conflicts with train.resume: the run of {saved.path} has"
+                f" {key}={before}; leave it out or start a new run (keys that may change:"
+                f" {', '.join(MAY_CHANGE)})"
             )
         changes[key] = value
-    train = {**saved["train"], "stop_at_epoch": None, "resume": settings.train.resume}
-    return merge(settings, {**saved, "train": train}, changes, path)
+    train = {**saved.groups["train"], "stop_at_epoch": None, "resume": settings.train.resume}
+    return merge(settings, {**saved.groups, "train": train}, changes, saved.path)
 
 
-def start_from(settings: TrainRun, saved: SavedWeights, explicit: Explicit) -> TrainRun:
-    """Return the settings of a run that continues another one by other means (`train.qat`).
+def _continue_with_qat(settings: TrainRun, saved: SavedWeights, explicit: Explicit) -> TrainRun:
+    """Return the settings with model and data of the float run that `train.qat` starts from.
 
     Raises:
-        BadWeights: `saved` has the weights of another model.
+        BadWeights: The saved weights belong to another model, or are quantisation-aware.
     """
     if not saved.is_run:
         return settings
+    if saved.is_qat:
+        raise BadWeights(
+            f"{saved.source} comes from train.qat already; continue it with"
+            f" train.resume={saved.source}, or start from the float run"
+        )
     check_same_model(settings.model, saved, explicit, "model.checkpoint_path")
     model = {**saved.groups["model"], "pretrained": False, "checkpoint_path": saved.source}
     return merge(settings, {"model": model, "data": saved.groups["data"]}, explicit, saved.source)
@@ -183,24 +230,27 @@ def describe_model(
 
     Args:
         settings: `EvalRun` or `ExportRun`.
-        saved: What `settings.weights` names; None if it names nothing.
-        explicit: Dotted keys that the user set.
+        saved: The content of `settings.weights`; None if that is not set.
+        explicit: Dotted keys that the user set, with their values.
 
     Raises:
-        BadInput: Weights are named twice.
-        BadWeights: `saved` has the weights of another model.
+        BadInput: Two settings name weights.
+        BadWeights: The saved weights belong to another model.
     """
     arguments = model_arguments(settings.model)
     if saved is None:
         return settings, arguments
     for key in ("pretrained", "checkpoint_path"):
         if arguments.get(key):
-            raise BadInput(f"weights and model.{key} both name weights; give one of them")
+            raise BadInput(f"weights and model.{key} both name weights; give only one of them")
     if not saved.is_run:
         return settings, arguments
     check_same_model(settings.model, saved, explicit, "weights")
-    model = {**saved.groups["model"], "pretrained": False, "checkpoint_path": None}
-    groups = {"model": model, "data": saved.groups["data"]}
+    groups = {
+        group: dict(saved.groups[group]) for group in ("model", "data") if group in saved.groups
+    }
+    if "model" in groups:
+        groups["model"] |= {"pretrained": False, "checkpoint_path": None}
     merged = merge(settings, groups, explicit, saved.source)
     set_keys = {key.removeprefix("model.") for key in explicit if key.startswith("model.")}
     changed = model_arguments(merged.model, set_keys)
@@ -208,12 +258,12 @@ def describe_model(
 
 
 def check_same_model(model: ModelConfig, saved: SavedWeights, explicit: Explicit, key: str) -> None:
-    """Raise `BadWeights` if the user named another model than that of the saved weights."""
+    """Raise `BadWeights` if the user chose another model than that of the saved weights."""
     name = saved.model["name"]
     if "model.name" in explicit and model.name != name:
         raise BadWeights(
-            f"{key}={saved.source} is a checkpoint of {name}, not of {model.name}; leave model out,"
-            f" or give model={name}"
+            f"{key}={saved.source} is a checkpoint of {name}, not of {model.name}; leave out"
+            f" model={model.name}, or give weights of that model"
         )
 
 
@@ -222,36 +272,44 @@ def model_arguments(model: ModelConfig, keys: Collection[str] | None = None) -> 
 
     Args:
         model: The group `model`.
-        keys: Take these keys instead, whatever their values.
+        keys: If given, return these keys instead, also if they have their default values.
     """
     values = dataclasses.asdict(model)
     defaults = dataclasses.asdict(ModelConfig(name=""))
     extra = values.pop("kwargs")
     if keys is None:
         return {key: value for key, value in values.items() if value != defaults[key]} | extra
-    taken = {key: value for key, value in values.items() if key in keys}
-    return taken | (extra if any(key.split(".")[0] == "kwargs" for key in keys) else {})
+    chosen = {key: value for key, value in values.items() if key in keys}
+    return chosen | (extra if any(key.split(".")[0] == "kwargs" for key in keys) else {})
 
 
 def fit_images(
-    data: DataConfig, explicit: Explicit, source: str, shape: Sequence[int | str], size: Sequence
+    data: DataConfig,
+    explicit: Explicit,
+    source: str,
+    shape: Sequence[int | str],
+    size: Sequence,
+    *,
+    advice: str = "leave it out",
 ) -> DataConfig:
-    """Return the group `data` with images of the size and the channels that a model takes.
+    """Return the group `data` with the image size and channels that an artefact accepts.
 
     Args:
-        data: As resolved.
-        explicit: Dotted keys that the user set; `data.image_size` may choose a dynamic size.
-        source: What takes the images, for errors.
-        shape: B C H W; a name for a dynamic axis.
-        size: C H W that it was made for.
+        data: The resolved group `data`.
+        explicit: Dotted keys that the user set; `data.image_size` selects the size if it is
+            dynamic.
+        source: The artefact, for messages.
+        shape: Input shape B C H W, with a name instead of a number for each dynamic axis.
+        size: Default image size C H W.
+        advice: What to do about another image size, for messages.
 
     Raises:
-        BadInput: The user asked for another size or other channels than it takes.
+        BadInput: The user set a size or channels that the artefact does not accept.
     """
     channels, *sides = size
     if len(sides) != 2:
         raise BadInput(
-            f"{source} takes volumes, and no data set provides them; call zoo.quantize or the"
+            f"{source} takes volumes, which no data set provides; call zoo.quantize or the"
             " artefact from Python with your own batches"
         )
     if explicit.get("data.in_chans", channels) != channels:
@@ -259,12 +317,17 @@ def fit_images(
             f"data.in_chans={explicit['data.in_chans']}: {source} takes {channels} channels; leave"
             " it out"
         )
-    wanted = explicit.get("data.image_size")
-    chosen = list(sides) if wanted is None else list(pair(wanted, "data.image_size"))
-    static = [isinstance(side, int) for side in shape[2:]]
-    if any(s and a != b for s, a, b in zip(static, chosen, sides, strict=True)):
+    requested = explicit.get("data.image_size")
+    chosen = list(sides) if requested is None else _both(requested)
+    is_static = [isinstance(side, int) for side in shape[2:]]
+    if any(s and a != b for s, a, b in zip(is_static, chosen, sides, strict=True)):
         raise BadInput(
-            f"data.image_size={chosen}: {source} takes images of {sides[0]}x{sides[1]}; leave it"
-            " out"
+            f"data.image_size={chosen}: {source} only takes images of {sides[0]}x{sides[1]};"
+            f" {advice}"
         )
     return dataclasses.replace(data, image_size=chosen, in_chans=channels)
+
+
+def _both(size: Any) -> list[Any]:
+    """Return an image size as height and width; the data set checks the values."""
+    return list(size) if isinstance(size, list | tuple) else [size, size]

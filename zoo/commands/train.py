@@ -1,7 +1,6 @@
 """`train.py`: train a model, resume a run, or continue one with quantisation-aware training."""
 
 from pathlib import Path
-from typing import Any
 
 from zoo.commands import resolve
 from zoo.settings import TrainRun
@@ -10,56 +9,33 @@ from zoo.training.checks import check_train
 
 
 def run(settings: TrainRun, explicit: resolve.Explicit) -> Path:
-    """Train as `settings` say; print and record the progress.
+    """Train a model, and log the progress.
 
     Args:
-        settings: Everything that `train.py` reads.
-        explicit: Keys that the user set. With `train.resume` and `train.qat` everything else comes
+        settings: The settings of `train.py`.
+        explicit: Keys that the user set. With `train.resume` and `train.qat`, all other keys come
             from the saved run.
 
     Returns:
         The run folder.
 
     Raises:
-        ZooError: A setting cannot work (nothing was written), or training diverged.
+        ZooError: A setting is invalid (nothing was written), or training diverged.
         SystemExit: Ctrl-C or SIGTERM; the run can be resumed.
     """
-    check_train(settings.train)
-    if settings.train.resume is None:
-        run_folder.check_writable(settings.train.out, "train.out")
+    start = resolve.training_start(settings, explicit)
+    check_train(start.settings.train)
+    if start.resumed is None:
+        run_folder.check_writable(start.settings.train.out, "train.out")
         resumed = None
     else:
-        settings, resumed = _resume(settings, explicit)
+        run_folder.check_writable(start.resumed.path.parent, "train.resume")
+        resumed = {**start.resumed.content, "path": start.resumed.path}
     method = None
-    if settings.train.qat:
-        from zoo.compression.qat import QuantizationAwareTraining
+    if start.settings.train.qat:
+        from zoo.training.qat import QuantizationAwareTraining
 
-        method = QuantizationAwareTraining()
-        if resumed is None:
-            settings = _start_qat(settings, explicit)
-    from zoo.training.fit import train  # after the checks: it imports PyTorch's training stack
+        method = QuantizationAwareTraining(start.settings.model)
+    from zoo.training.fit import train  # slow to import: check the settings first
 
-    return train(settings, resumed, method)
-
-
-def _resume(settings: TrainRun, explicit: resolve.Explicit) -> tuple[TrainRun, dict[str, Any]]:
-    """Return the settings that continue a run, and its checkpoint with its path."""
-    from zoo.training import checkpoint
-
-    content, path = checkpoint.load(str(settings.train.resume))
-    run_folder.check_writable(path.parent, "train.resume")
-    settings = resolve.resume(settings, content["config"], explicit, path)
-    check_train(settings.train)
-    return settings, {**content, "path": path}
-
-
-def _start_qat(settings: TrainRun, explicit: resolve.Explicit) -> TrainRun:
-    """Return the settings with the model and the data of the run to start from."""
-    from zoo.compression import qat
-
-    qat.check_start(settings.model)
-    if settings.model.checkpoint_path is None:
-        return settings
-    saved = resolve.read_weights(settings.model.checkpoint_path)
-    qat.check_float(saved.source, saved.is_qat)
-    return resolve.start_from(settings, saved, explicit)
+    return train(start.settings, resumed, method, mean=start.mean, std=start.std)

@@ -1,1 +1,1 @@
-"""Smaller and faster models: int8 after training, quantisation-aware training."""
+"""Smaller and faster models: int8 artefacts, calibrated and evaluated on real images."""

@@ -136,7 +136,8 @@ def check(format: str, *, half: bool = False) -> None:
     get_format(format)
     if format not in MODULES:
         raise NotExportable(
-            f"format {format!r} with quantize.int8: {UNSUPPORTED[format]}; choose {', '.join(MODULES)}"
+            f"format {format!r} with quantize.int8: {UNSUPPORTED[format]}; choose "
+            f"{', '.join(MODULES)}"
         )
     if half:
         raise BadInput(
@@ -170,7 +171,7 @@ def _check_outputs(
     batches: Sequence[np.ndarray],
     found: Check,
 ) -> None:
-    """Raise `NotExportable` unless the artefact runs at every size the float one was compared at."""
+    """Raise `NotExportable` unless the artefact runs wherever the float one was compared."""
     settings = job.settings
     counts = OPEN_BATCHES if settings.dynamic_batch else (settings.input_size[0],)
     generator = np.random.default_rng(0)

@@ -1,5 +1,5 @@
-"""Training and evaluation; `fit.train` runs the loop, `evaluation.evaluate_on` scores a model.
+"""Training and evaluation: `fit.train` trains a model, `evaluation.evaluate_on` evaluates one.
 
-The loop is our own, on Lightning Fabric (devices, precision, processes), so that an interrupted run
-can be resumed at any batch with bit-identical results.
+The training loop is built on Lightning Fabric, which provides devices, precision and processes. A
+run that is resumed at any batch gives bit-identical results.
 """

@@ -1,4 +1,4 @@
-"""Memory of a training process on a CPU."""
+"""The memory allocator of a training process on a CPU."""
 
 import ctypes
 import sys
@@ -9,19 +9,19 @@ _LARGE = 2**30  # bytes
 
 
 def disable_malloc_trim() -> bool:
-    """Make the C library keep what is freed instead of handing it back to the system.
+    """Make the C library keep freed memory instead of returning it to the system.
 
-    Every step frees its activations and the next one asks for them again; without this the system
-    zeroes and maps those pages anew each time, a sixth of the time of a small model. The process
-    stays as large as its largest step. No result depends on it.
+    Every step frees its activations, and the next step allocates them again. By default, the system
+    then maps and zeroes new pages, which takes a sixth of the training time of a small model.
+    Afterwards the process stays as large as its largest step. Results do not change.
 
     Returns:
-        Whether the C library is one that can be told (glibc).
+        Whether the C library supports it; only glibc does.
     """
     if not sys.platform.startswith("linux"):
         return False
     try:
-        tell = ctypes.CDLL(None).mallopt
+        mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return bool(tell(_MMAP_THRESHOLD, _LARGE)) and bool(tell(_TRIM_THRESHOLD, _LARGE))
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_TRIM_THRESHOLD, _LARGE))

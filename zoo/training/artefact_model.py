@@ -1,4 +1,4 @@
-"""An exported file that is called like the model it was made from."""
+"""Call an exported file like the model that it was exported from."""
 
 from typing import Any
 
@@ -13,38 +13,38 @@ from zoo.training.tasks import denormalized
 
 
 class ArtefactModel:
-    """Takes normalised images and returns logits, whatever the artefact takes and returns.
+    """Takes normalised images and returns logits, also for artefacts with built-in processing.
 
     Args:
-        artefact: In its runtime.
-        manifest: Of the artefact.
-        data: Gives the images, and knows how it normalised them.
+        artefact: The artefact, loaded in its runtime.
+        manifest: The manifest of the artefact.
+        data: The data module that provides the images and their normalisation.
 
     Attributes:
-        answer: What the artefact returns instead of logits: `"softmax"`, `"argmax"` or None.
+        postprocessing: `"softmax"` or `"argmax"` if the artefact applies it to the logits.
     """
 
     def __init__(self, artefact: LoadedArtefact, manifest: dict[str, Any], data: ImageData) -> None:
         self.artefact, self.data = artefact, data
-        self.takes_pixels = manifest["input"].get("dtype") == "uint8"
-        self.answer = manifest.get("postprocessing")
+        self.takes_bytes = manifest["input"].get("dtype") == "uint8"
+        self.postprocessing = manifest.get("postprocessing")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return logits, or values that are scored alike, for images N C H W."""
-        if self.takes_pixels:  # restore the bytes that the images were made from
+        """Return logits, or values with the same order and cross-entropy, for images N C H W."""
+        if self.takes_bytes:  # restore the bytes that the images were made from
             images = (255 * denormalized(self.data, images)).round().clamp(0, 255).byte()
         outputs = torch.from_numpy(self.artefact(images.contiguous().numpy()))
-        if self.answer == "softmax":  # logarithms keep the order and the cross-entropy
+        if self.postprocessing == "softmax":  # logarithms keep the order and the cross-entropy
             return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
-        if self.answer == "argmax":
+        if self.postprocessing == "argmax":
             return self._one_hot(outputs.long())
         return outputs
 
-    def check(self, name: str) -> None:
-        """Raise `BadInput` unless the artefact returns what the data needs for one image.
+    def check_output(self, name: str) -> None:
+        """Raise `BadInput` unless the artefact returns the output shape that the data needs.
 
         Args:
-            name: Of the file, for messages.
+            name: The file name, for messages.
         """
         size = "x".join(map(str, self.data.image_size))
         try:
@@ -60,7 +60,8 @@ class ArtefactModel:
             shapes = (outputs.shape[1:], self.data.output_shape)
             returned, needed = ("x".join(map(str, shape)) for shape in shapes)
             raise BadInput(
-                f"{name} returns {returned} numbers for an image of {size}; the data needs {needed}"
+                f"{name} returns {returned} numbers for an image of {size}, but the data needs"
+                f" {needed}; choose an artefact that was made for this data"
             )
 
     def _one_hot(self, classes: Tensor) -> Tensor:
@@ -68,6 +69,7 @@ class ArtefactModel:
         largest = int(classes.max())
         if largest >= count:
             raise BadInput(
-                f"the artefact answers class {largest}, the data has only {count} classes"
+                f"the artefact returned class {largest}, but the data has only {count} classes;"
+                " choose the data that it was trained on"
             )
         return F.one_hot(classes, count).movedim(-1, 1).float()

@@ -1,80 +1,54 @@
-"""Builds what a run needs from its settings: data, model, loss, teacher; all checked."""
+"""Build and check the data, model, loss and teacher of a run from its settings."""
 
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from zoo.data.create import create_datamodule
 from zoo.data.datamodule import ImageData
+from zoo.data.processes import download_once
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
-from zoo.inputs import published_input
+from zoo.inputs import published_statistics
 from zoo.settings import DataConfig, ModelConfig, TrainConfig, TrainRun
-from zoo.training.checkpoint import is_own
+from zoo.training.checkpoint import is_zoo_checkpoint
 from zoo.training.losses import BiasLoss, Distillation, create_loss
 from zoo.training.mixing import Mixing
 from zoo.training.tasks import check_task, get_task
 from zoo.weights import load_weights, read_checkpoint
 
-Normalization = tuple[list[float], list[float]]
+Normalization = tuple[list[float], list[float]]  # mean and std of each channel
 
 
-IMAGENET_STATISTICS: dict[str, Any] = {
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "interpolation": None,
-    "crop_pct": None,
-}
-
-
-def build_data(run: TrainRun, fabric: Fabric, resumed: dict[str, Any] | None = None) -> ImageData:
+def build_data(
+    run: TrainRun, fabric: Fabric, mean: list[float] | None, std: list[float] | None
+) -> ImageData:
     """Open the data of a training run.
 
     Args:
         run: The resolved settings.
-        fabric: The processes of the run.
-        resumed: The checkpoint of a run that continues.
+        fabric: Devices and processes of the run.
+        mean: Mean of each channel that the run of the initial weights used; None if unknown.
+        std: The standard deviation likewise.
 
     Raises:
-        BadInput: The data cannot be opened, or `run.model` disagrees with it.
+        BadInput: The data cannot be opened, or does not fit `run.model`.
     """
-    mean, std = normalization(run.model, resumed)
+    if mean is None and (run.model.pretrained or run.model.checkpoint_path is not None):
+        mean, std = published_statistics(run.model.encoder or run.model.name)
     data = create_datamodule(
         run.data, batch_size=run.train.batch_size, mean=mean, std=std, seed=run.train.seed
     )
     if data.config.download and fabric.world_size > 1:
-        _download_once(data, fabric)
+        download_once(data, fabric)
     data.setup("fit")
     check_against_data(run.model, data)
     return data
-
-
-def _download_once(data: ImageData, fabric: Fabric) -> None:
-    """Download with the first process of each machine while the other processes wait.
-
-    Raises:
-        BadInput: A download failed; every process raises the same error.
-    """
-    # The default group would time out during a long download.
-    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-    failure = None
-    if fabric.local_rank == 0:
-        try:
-            data.download()
-        except BadInput as error:
-            failure = str(error)
-    failures: list[str | None] = [None] * fabric.world_size
-    dist.all_gather_object(failures, failure, group=group)
-    dist.destroy_process_group(group)
-    for failure in filter(None, failures):
-        raise BadInput(failure)
 
 
 def open_evaluation_data(
@@ -86,111 +60,89 @@ def open_evaluation_data(
     task: str | None = None,
     num_classes: int | None = None,
 ) -> ImageData:
-    """Open the validation images of a data set, prepared as weights or an artefact expect.
+    """Open the validation images of a data set, with the preprocessing of a model or an artefact.
 
     Args:
         config: The resolved group `data`.
-        batch_size: Images of a batch.
-        preprocessing: `mean`, `std`, `interpolation` and `crop_pct`; others are ignored.
-        source: What is evaluated, for messages.
-        task: What it was made for; None to leave that unchecked.
-        num_classes: Classes that it knows; None where that is not known.
+        batch_size: Number of images in a batch.
+        preprocessing: `mean`, `std`, `interpolation` and `crop_pct`; other keys are ignored.
+        source: The model or the artefact, for messages.
+        task: Its task; None to skip the check.
+        num_classes: Its number of classes; None to skip the check.
 
     Raises:
-        BadInput: The data cannot be opened, or is of another task or number of classes.
+        BadInput: The data cannot be opened, or has another task or number of classes.
     """
     keys = ("mean", "std", "interpolation", "crop_pct")
     prepared: dict[str, Any] = {key: preprocessing.get(key) for key in keys}
     data = create_datamodule(config, batch_size=batch_size, **prepared)
     if task not in (None, data.task):
-        raise BadInput(f"{source} is for {task}, data.name={config.name} is for {data.task}")
+        raise BadInput(
+            f"{source} is for {task}, but data.name={config.name} is for {data.task}; choose"
+            f" data for {task}"
+        )
     data.setup("validate")
     if num_classes not in (None, data.num_classes):
         raise BadInput(
-            f"{source} knows {num_classes} classes, the data {config.name} has {data.num_classes};"
-            " name the data that it was trained on"
+            f"{source} has {num_classes} classes, but data.name={config.name} has"
+            f" {data.num_classes}; choose the data that it was trained on"
         )
     return data
 
 
 def check_against_data(model: ModelConfig, data: ImageData) -> None:
-    """Raise `BadInput` if the model is for another task, or its settings disagree with the data.
+    """Raise `BadInput` if task, classes or channels of the model differ from those of the data.
 
     Args:
         model: The resolved group `model`.
-        data: After `setup`.
+        data: The data module, after `setup`.
     """
     check_task(model.name, data)
-    for key, given, has, unit in (
+    for key, value, required, unit in (
         ("num_classes", model.num_classes, data.num_classes, "classes"),
         ("in_chans", model.in_chans, data.in_chans, "channels"),
     ):
-        if given is not None and given != has:
+        if value is not None and value != required:
             raise BadInput(
-                f"model.{key}={given} disagrees with the data, which has {has} {unit}; leave it out"
+                f"model.{key}={value} does not match the data, which has {required} {unit};"
+                " leave it out"
             )
 
 
-def normalization(
-    model: ModelConfig, resumed: dict[str, Any] | None = None
-) -> tuple[list[float] | None, list[float] | None]:
-    """Return mean and std that the starting weights were trained with; None from scratch.
-
-    Args:
-        model: The resolved group `model`.
-        resumed: The checkpoint of a run that continues; the files it started from may be gone.
-    """
-    if model.checkpoint_path is not None:
-        content = resumed or read_checkpoint(model.checkpoint_path)
-        if is_own(content):
-            prepared = content["data"]["preprocessing"]
-            return prepared["mean"], prepared["std"]
-    if model.pretrained or model.checkpoint_path is not None:
-        return expected_statistics(model.encoder or model.name)
-    return None, None
-
-
-def expected_statistics(name: str) -> Normalization:
-    """Return mean and std that published weights expect; ImageNet's where they are not known."""
-    published = published_input(name)
-    mean, std = (published[key] or IMAGENET_STATISTICS[key] for key in ("mean", "std"))
-    return list(mean), list(std)
-
-
 def build_model(
-    run: TrainRun, data: ImageData, fresh: bool = False
+    run: TrainRun, data: ImageData, *, with_weights: bool = True
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the model and check that it takes the images of `data`.
+    """Build the model, and check that it accepts the images of `data`.
 
     Args:
         run: The resolved settings.
-        data: After `setup`.
-        fresh: Load no starting weights: those of a checkpoint will replace them.
+        data: The data module, after `setup`.
+        with_weights: Whether to load the initial weights that the settings name.
 
     Returns:
-        The model and the arguments that build it again.
+        The model, and the arguments of `create_model` that build it again.
 
     Raises:
-        BadInput: An argument or the size of the images cannot work.
-        BadWeights: Starting weights that do not fit.
+        BadInput: An argument is invalid, or the model does not accept the image size.
+        BadWeights: The initial weights do not fit.
     """
     arguments = dataclasses.asdict(run.model)
     extra = arguments.pop("kwargs")
     weights = {key: arguments.pop(key) for key in ("pretrained", "checkpoint_path")}
     arguments |= {**extra, "num_classes": data.num_classes, "in_chans": data.in_chans}
-    model = create_model(**arguments, **({} if fresh else weights))
+    model = create_model(**arguments, **(weights if with_weights else {}))
     check_forward(model, run.model.name, data, run.train.batch_size)
     return model, arguments
 
 
 def check_forward(model: nn.Module, name: str, data: ImageData, batch_size: int = 2) -> None:
-    """Raise `BadInput` unless `model` returns what the data needs for an image of its size.
+    """Raise `BadInput` unless `model` returns the output shape that the data needs.
 
     Args:
-        model: It is not changed.
-        name: For the message.
-        data: Has the size.
-        batch_size: With 1, training mode is tried too: batch norms may need more images.
+        model: The model, which is not changed.
+        name: The name of the model, for messages.
+        data: The data module, after `setup`.
+        batch_size: If it is 1, training mode is tested, too: some batch norms need more images.
     """
     image = torch.zeros(1, data.in_chans, *data.image_size)
     size = "x".join(map(str, data.image_size))
@@ -205,7 +157,7 @@ def check_forward(model: nn.Module, name: str, data: ImageData, batch_size: int 
     except Exception as error:  # models raise errors of any kind
         batch = f" with train.batch_size={batch_size}" if batch_size == 1 else ""
         raise BadInput(
-            f"data.image_size={size}{batch} cannot work with {name}: {first_line(error)}"
+            f"{name} does not run with data.image_size={size}{batch}: {first_line(error)}"
         ) from error
     finally:
         model.train(training)
@@ -214,13 +166,13 @@ def check_forward(model: nn.Module, name: str, data: ImageData, batch_size: int 
             "x".join(map(str, shape)) for shape in (logits.shape[1:], data.output_shape)
         )
         raise BadInput(
-            f"{name} returns {returned} numbers for an image of {size}, the data needs {needed};"
-            " choose another model, or change model.global_pool or model.kwargs"
+            f"{name} returns {returned} numbers for an image of {size}, but the data needs"
+            f" {needed}; choose another model, or change model.global_pool or model.kwargs"
         )
 
 
 def build_mixing(train: TrainConfig, num_classes: int) -> Mixing | None:
-    """Return what mixes batches, or None where the configuration mixes nothing."""
+    """Return mixup and CutMix, or None if neither is enabled."""
     if not (train.mixup or train.cutmix):
         return None
     return Mixing(
@@ -234,39 +186,39 @@ def build_mixing(train: TrainConfig, num_classes: int) -> Mixing | None:
 
 
 def build_criterion(train: TrainConfig, model: nn.Module, data: ImageData) -> nn.Module:
-    """Return the loss, with a teacher around it if `train.distill` says so.
+    """Return the loss; with `train.distill`, a `Distillation` that also has the teacher.
 
-    Called with (outputs, targets), a `Distillation` with (outputs, targets, images).
+    A loss is called with (outputs, targets), a `Distillation` with (outputs, targets, images).
 
     Raises:
-        BadInput: An unknown loss, a teacher that cannot teach these classes, or what has no meaning
-            for the task of the data.
-        BadWeights: Weights that do not fit the teacher.
+        BadInput: The loss is unknown, the teacher has other classes, or the task of the data does
+            not support a setting.
+        BadWeights: The weights do not fit the teacher.
     """
     task = get_task(data.task)
-    task.check(train)
-    mixed = bool(train.mixup or train.cutmix)  # then mixing has smoothed the labels already
+    task.check_settings(train)
+    is_mixed = bool(train.mixup or train.cutmix)  # mixing already smooths the labels
     base = create_loss(
         train.loss or task.loss,
         task=data.task,
-        label_smoothing=0.0 if mixed else train.label_smoothing,
+        label_smoothing=0.0 if is_mixed else train.label_smoothing,
         **dict(train.loss_args),
     )
     if isinstance(base, BiasLoss):
         base.watch(model)
     if train.distill == "none":
         return base
-    teacher, expects = _build_teacher(train, data)
-    two_heads = getattr(model, "set_distilled_training", None)
-    if two_heads is not None:
-        two_heads(True)
+    teacher, teacher_normalization = _build_teacher(train, data)
+    enable_two_heads = getattr(model, "set_distilled_training", None)
+    if enable_two_heads is not None:
+        enable_two_heads(True)
     return Distillation(
         base,
         teacher,
         kind=train.distill,
         alpha=train.distill_alpha,
         tau=train.distill_tau,
-        renormalize=_renormalization((data.mean, data.std), expects),
+        renormalize=_renormalization((data.mean, data.std), teacher_normalization),
     )
 
 
@@ -281,26 +233,28 @@ def _build_teacher(train: TrainConfig, data: ImageData) -> tuple[nn.Module, Norm
     classes = getattr(teacher, "num_classes", data.num_classes)
     if classes != data.num_classes:
         raise BadInput(
-            f"train.distill_teacher={name} knows {classes} classes, the data has"
+            f"train.distill_teacher={name} has {classes} classes, but the data has"
             f" {data.num_classes}; give train.distill_teacher_weights trained on this data"
         )
     check_forward(teacher, name, data)
-    if weights is not None and is_own(content := read_checkpoint(weights)):
-        expects = content["data"]["preprocessing"]
-        return teacher, (list(expects["mean"]), list(expects["std"]))
-    return teacher, expected_statistics(name)
+    if weights is not None and is_zoo_checkpoint(content := read_checkpoint(weights)):
+        preprocessing = content["data"]["preprocessing"]
+        return teacher, (list(preprocessing["mean"]), list(preprocessing["std"]))
+    return teacher, published_statistics(name)
 
 
-def _renormalization(ours: Normalization, theirs: Normalization) -> Callable | None:
+def _renormalization(student: Normalization, teacher: Normalization) -> Callable | None:
+    """Return a function from the student's normalisation to the teacher's; None if they agree."""
     if all(
-        torch.allclose(torch.tensor(a), torch.tensor(b)) for a, b in zip(ours, theirs, strict=True)
+        torch.allclose(torch.tensor(a), torch.tensor(b))
+        for a, b in zip(student, teacher, strict=True)
     ):
         return None
-    (mean, std), (other_mean, other_std) = (
+    (mean, std), (teacher_mean, teacher_std) = (
         (torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None])
-        for mean, std in (ours, theirs)
+        for mean, std in (student, teacher)
     )
-    scale, shift = std / other_std, (mean - other_mean) / other_std
+    scale, shift = std / teacher_std, (mean - teacher_mean) / teacher_std
 
     def renormalize(images: Tensor) -> Tensor:
         return images * scale.to(images) + shift.to(images)

@@ -1,8 +1,13 @@
-"""Values of `train` that cannot work, found before anything heavy is imported."""
+"""Checks of settings that need neither the model nor the data.
+
+`check_train` runs before PyTorch's training stack is imported. The other functions give each kind
+of mistake the same message everywhere in training and in the commands.
+"""
 
 import dataclasses
 import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from zoo.errors import BadInput
@@ -18,6 +23,8 @@ CHOICES = {
     "strategy": ("auto", "ddp"),
 }
 LOGGERS = ("csv", "tensorboard")
+
+MAX_CHOICES_SHOWN = 40
 
 _AT_LEAST_ONE = (
     "epochs",
@@ -43,103 +50,122 @@ _NOT_NEGATIVE = (
 )
 _FRACTIONS = ("mixup_prob", "mixup_switch_prob", "distill_alpha")
 _BELOW_ONE = ("label_smoothing", "ema_decay")
+_SCHEDULES_WITH_MIN_LR = ("cosine", "tanh", "poly", "wsd", "rsqrt")
 
 
 def check_train(train: TrainConfig) -> None:
-    """Raise `BadInput` for the first value of `train` that cannot work or has no effect."""
+    """Raise `BadInput` for the first value of `train` that is invalid or has no effect."""
     _check_ranges(train)
     for key, choices in CHOICES.items():
-        choose(f"train.{key}", str(getattr(train, key)), choices)
+        check_choice(f"train.{key}", str(getattr(train, key)), choices)
     for name in train.loggers:
-        choose("train.loggers", name, LOGGERS)
+        check_choice("train.loggers", name, LOGGERS)
     _check_devices(train.devices)
-    _check_together(train)
-    _check_qat(train)
-    _check_without_effect(train)
+    _check_combinations(train)
+    if train.qat:
+        _check_qat(train)
+    _check_unused(train)
 
 
-def choose(key: str, value: str, choices: Any) -> None:
-    """Raise `BadInput` unless `value` is one of `choices`."""
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raise `BadInput` unless `value` is one of `choices`; the message has the nearest one."""
+    choices = sorted(choices)
     if value in choices:
         return
     near = difflib.get_close_matches(value, choices, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    shown = sorted(choices)
-    listed = ", ".join(shown[:40]) + (", ..." if len(shown) > 40 else "")
-    raise BadInput(f"unknown {key} {value!r}{hint}; choices: {listed}")
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    shown = choices[:MAX_CHOICES_SHOWN]
+    more = ", ..." if len(choices) > len(shown) else ""
+    raise BadInput(f"unknown {key} {value!r}{hint} Choices: {', '.join(shown)}{more}")
+
+
+def check_value(key: str, value: Any, is_valid: bool, requirement: str) -> None:
+    """Raise `BadInput` if `is_valid` is false.
+
+    Args:
+        key: The dotted key of the setting.
+        value: Its value.
+        is_valid: Whether the value meets the requirement.
+        requirement: What the value must be, such as "at least 1".
+    """
+    if not is_valid:
+        raise BadInput(f"{key}={value} must be {requirement}")
 
 
 def _check_ranges(train: TrainConfig) -> None:
-    def need(key: str, good: bool, what: str) -> None:
-        if not good:
-            raise BadInput(f"train.{key}={getattr(train, key)} cannot work; it must be {what}")
+    def check(key: str, is_valid: bool, requirement: str) -> None:
+        check_value(f"train.{key}", getattr(train, key), is_valid, requirement)
 
     for entry in dataclasses.fields(TrainConfig):
         value = getattr(train, entry.name)
         if isinstance(value, float):
-            need(entry.name, math.isfinite(value), "a finite number")
+            check(entry.name, math.isfinite(value), "a finite number")
     for key in _AT_LEAST_ONE:
-        need(key, getattr(train, key) is None or getattr(train, key) >= 1, "at least 1")
+        check(key, getattr(train, key) is None or getattr(train, key) >= 1, "at least 1")
     for key in _POSITIVE:
-        need(key, getattr(train, key) is None or getattr(train, key) > 0, "greater than 0")
+        check(key, getattr(train, key) is None or getattr(train, key) > 0, "greater than 0")
     for key in _NOT_NEGATIVE:
-        need(key, getattr(train, key) >= 0, "0 or more")
+        check(key, getattr(train, key) >= 0, "at least 0")
     for key in _FRACTIONS:
-        need(key, 0 <= getattr(train, key) <= 1, "between 0 and 1")
+        check(key, 0 <= getattr(train, key) <= 1, "between 0 and 1")
     for key in _BELOW_ONE:
-        need(key, 0 <= getattr(train, key) < 1, "at least 0 and below 1")
-    need("layer_decay", train.layer_decay is None or train.layer_decay <= 1, "at most 1")
+        check(key, 0 <= getattr(train, key) < 1, "at least 0 and below 1")
+    check("layer_decay", train.layer_decay is None or train.layer_decay <= 1, "at most 1")
 
 
 def _check_devices(devices: Any) -> None:
-    if devices == "auto" or (
-        isinstance(devices, int) and not isinstance(devices, bool) and devices >= 1
-    ):
-        return
-    raise BadInput(f"train.devices={devices!r} cannot work; it must be auto or a number from 1")
+    is_count = isinstance(devices, int) and not isinstance(devices, bool) and devices >= 1
+    check_value("train.devices", devices, devices == "auto" or is_count, "auto or at least 1")
 
 
-def _check_together(train: TrainConfig) -> None:
+def _check_combinations(train: TrainConfig) -> None:
+    """Raise `BadInput` for values that contradict each other."""
     if train.warmup_epochs > train.epochs:
         raise BadInput(
-            f"train.warmup_epochs={train.warmup_epochs:g} is longer than"
-            f" train.epochs={train.epochs}; shorten the warm-up (0 is none) or train for longer"
+            f"train.warmup_epochs={train.warmup_epochs:g} is more than"
+            f" train.epochs={train.epochs}; lower it (0 for no warm-up) or train longer"
         )
     if train.stop_at_epoch is not None and train.stop_at_epoch > train.epochs:
         raise BadInput(
-            f"train.stop_at_epoch={train.stop_at_epoch} is after the last of"
-            f" train.epochs={train.epochs}"
+            f"train.stop_at_epoch={train.stop_at_epoch} is more than train.epochs={train.epochs};"
+            " lower it, or leave it out"
         )
     if train.distill != "none" and train.distill_teacher is None:
-        raise BadInput(f"train.distill={train.distill} needs train.distill_teacher=<model>")
-    if train.min_lr > train.lr and train.scheduler in ("cosine", "tanh", "poly", "wsd", "rsqrt"):
-        raise BadInput(f"train.min_lr={train.min_lr:g} is above train.lr={train.lr:g}")
+        raise BadInput(
+            f"train.distill={train.distill} requires a teacher; give train.distill_teacher=<model>"
+        )
+    if train.min_lr > train.lr and train.scheduler in _SCHEDULES_WITH_MIN_LR:
+        raise BadInput(
+            f"train.min_lr={train.min_lr:g} is above train.lr={train.lr:g}; lower train.min_lr"
+        )
 
 
 def _check_qat(train: TrainConfig) -> None:
-    if not train.qat:
-        return
-    other = {
-        "precision": (str(train.precision) == "32", "32: steps of int8 are lost in 16 bit"),
-        "compile": (not train.compile, "false: the graph is compiled to nothing faster"),
-        "sync_bn": (not train.sync_bn, "false: batch norms are folded"),
-        "strategy": (train.strategy == "auto", "auto: it runs in one process"),
-        "num_nodes": (train.num_nodes == 1, "1: it runs in one process"),
-        "loss": (train.loss != "bias", "another: bias watches layers that the graph lacks"),
+    """Raise `BadInput` for settings that quantisation-aware training does not support."""
+    supported = {
+        "precision": (str(train.precision) == "32", "use 32: int8 rounding needs 32 bits"),
+        "compile": (not train.compile, "use false: it makes the int8 graph no faster"),
+        "sync_bn": (not train.sync_bn, "use false: batch norms are folded"),
+        "strategy": (train.strategy == "auto", "use auto: it runs in one process"),
+        "num_nodes": (train.num_nodes == 1, "use 1: it runs in one process"),
+        "loss": (
+            train.loss != "bias",
+            "use another loss: this one reads a layer of the float model",
+        ),
     }
-    for key, (good, wanted) in other.items():
-        if not good:
+    for key, (is_supported, advice) in supported.items():
+        if not is_supported:
             raise BadInput(
-                f"train.{key}={getattr(train, key)} does not go with train.qat=true; take {wanted}"
+                f"train.{key}={getattr(train, key)} is not supported with train.qat=true; {advice}"
             )
 
 
-def _check_without_effect(train: TrainConfig) -> None:
-    """A key that was given another value than its default must change something."""
-    mixing = train.mixup > 0 or train.cutmix > 0
-    pointless = {
-        "mixup_prob": (mixing, "train.mixup or train.cutmix"),
-        "mixup_off_epoch": (mixing, "train.mixup or train.cutmix"),
+def _check_unused(train: TrainConfig) -> None:
+    """Raise `BadInput` for a value that differs from its default but has no effect."""
+    mixes = train.mixup > 0 or train.cutmix > 0
+    requirements = {
+        "mixup_prob": (mixes, "train.mixup or train.cutmix"),
+        "mixup_off_epoch": (mixes, "train.mixup or train.cutmix"),
         "mixup_switch_prob": (
             train.mixup > 0 and train.cutmix > 0,
             "both train.mixup and train.cutmix",
@@ -154,15 +180,15 @@ def _check_without_effect(train: TrainConfig) -> None:
         "warmup_lr": (train.warmup_epochs > 0, "train.warmup_epochs above 0"),
         "min_lr": (
             train.scheduler not in ("none", "constant", "step", "multistep"),
-            "a train.scheduler that ends at it, such as cosine",
+            "a train.scheduler that ends at min_lr, such as cosine",
         ),
     }
     defaults = TrainConfig()
-    for key, (used, needed) in pointless.items():
-        if not used and getattr(train, key) != getattr(defaults, key):
-            raise BadInput(f"train.{key}={getattr(train, key)} has no effect without {needed}")
+    for key, (has_effect, requirement) in requirements.items():
+        if not has_effect and getattr(train, key) != getattr(defaults, key):
+            raise BadInput(f"train.{key}={getattr(train, key)} has no effect without {requirement}")
     if train.scheduler == "none" and train.warmup_epochs > 0:
         raise BadInput(
             f"train.warmup_epochs={train.warmup_epochs:g} has no effect with train.scheduler=none;"
-            " set it to 0, or take train.scheduler=constant"
+            " set it to 0, or use train.scheduler=constant"
         )

@@ -1,57 +1,177 @@
-"""The task of naming what an image shows."""
+"""The task of predicting one class for each image: metrics, report, and how it is shown."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from zoo.training import report, validation
-from zoo.training.tasks import Batches, Forward, Task
+from zoo.training import report_files
+from zoo.training.tasks import Meter, Result, Task
+
+TOP_K = 5
+MAX_CLASSES_SHOWN = 40  # rows of the printed table
+
+
+@dataclass
+class ClassificationResult(Result):
+    """Metrics of a classifier.
+
+    Attributes:
+        images: Number of images.
+        top1: Share of images whose class has the highest logit.
+        topk: Share of images whose class is among the `k` highest logits.
+        k: 5, or the number of classes if that is smaller.
+        loss: Mean cross-entropy, nats.
+        confusion: Number of images by actual class (row) and predicted class (column), K K.
+    """
+
+    images: int
+    top1: float
+    topk: float
+    k: int
+    loss: float
+    confusion: Tensor
+
+    @property
+    def score(self) -> float:
+        return self.top1
+
+    def summary(self) -> str:
+        return f"top-1 {self.top1:.2%}, top-{self.k} {self.topk:.2%}, loss {self.loss:.4f}"
+
+    def metrics(self) -> dict[str, float]:
+        scalars = {"val/loss": self.loss, "val/top1": self.top1}
+        return scalars if self.k == 1 else {**scalars, f"val/top{self.k}": self.topk}
+
+
+class ClassificationMeter(Meter):
+    """Accumulates accuracy, loss and confusion matrix from logits N K and classes N."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.k = min(TOP_K, num_classes)
+        common: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
+        self.top1 = MulticlassAccuracy(average="micro", **common)
+        self.topk = MulticlassAccuracy(average="micro", top_k=self.k, **common)
+        self.confusion = MulticlassConfusionMatrix(**common)
+        self.loss = MeanMetric()
+
+    def update(self, images: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        self.top1.update(outputs, targets)
+        self.topk.update(outputs, targets)
+        self.confusion.update(outputs.argmax(dim=1), targets)
+        self.loss.update(F.cross_entropy(outputs, targets), weight=len(targets))
+
+    def compute(self) -> ClassificationResult:
+        confusion = self.confusion.compute().cpu()
+        return ClassificationResult(
+            images=int(confusion.sum()),
+            top1=float(self.top1.compute()),
+            topk=float(self.topk.compute()),
+            k=self.k,
+            loss=float(self.loss.compute()),
+            confusion=confusion,
+        )
 
 
 class Classification(Task):
-    """One class for each image."""
+    """Predicts one class for each image."""
 
     name: ClassVar[str] = "classification"
     loss: ClassVar[str] = "cross-entropy"
 
-    def best(self, score: float) -> str:
+    def format_score(self, score: float) -> str:
         return f"top-1 {score:.2%}"
 
-    def validate(
-        self,
-        model: Forward,
-        batches: Batches,
-        data: Any,
-        device: torch.device,
-        *,
-        limit: int | None = None,
-        after_batch: Callable[[], None] = lambda: None,
-        memory_format: torch.memory_format = torch.contiguous_format,
-    ) -> validation.Validation:
-        return validation.validate(
-            model,
-            batches,
-            data.num_classes,
-            device,
-            limit=limit,
-            after_batch=after_batch,
-            memory_format=memory_format,
-        )
+    def meter(self, data: Any) -> ClassificationMeter:
+        return ClassificationMeter(data.num_classes)
 
-    def report(self, found: validation.Validation, data: Any) -> dict[str, Any]:
-        return report.summarize(found, report.class_names(data))
+    def report(self, result: ClassificationResult, data: Any) -> dict[str, Any]:
+        return {
+            "images": result.images,
+            "top1": _with_interval(result.top1, result.images),
+            f"top{result.k}": _with_interval(result.topk, result.images),
+            "interval": "95 %, Wilson",
+            "loss": result.loss,
+            "classes": per_class(result.confusion, report_files.class_names(data)),
+            "confusion": result.confusion.tolist(),
+        }
 
-    def show(self, console: Console, title: str, report_: dict[str, Any]) -> None:
-        report.show(console, title, report_)
+    def show(self, console: Console, title: str, report: dict[str, Any]) -> None:
+        """Print the accuracies and a table of the classes; of many, those with the lowest F1."""
+        console.print(title, markup=False)
+        for name in (key for key in report if key.startswith("top")):
+            entry = report[name]
+            console.print(
+                f"{name} {entry['value']:.2%}  [{entry['low']:.2%}, {entry['high']:.2%}]"
+                f" (95 % confidence, {report['images']} images)",
+                markup=False,
+            )
+        console.print(f"loss {report['loss']:.4f}")
+        rows = report["classes"]
+        if len(rows) > MAX_CLASSES_SHOWN:
+            rows = sorted(rows, key=lambda row: row["f1"] if row["f1"] is not None else 2.0)
+            rows = rows[:MAX_CLASSES_SHOWN]
+            console.print(f"the {MAX_CLASSES_SHOWN} classes with the lowest F1:")
+        table = Table("class", "n", "precision", "recall", "F1")
+        for row in rows:
+            values = (row[key] for key in ("precision", "recall", "f1"))
+            cells = ("–" if value is None else f"{value:.3f}" for value in values)
+            table.add_row(str(row["class"]), str(row["n"]), *cells)
+        console.print(table)
 
-    def write(self, folder: Path, report_: dict[str, Any]) -> None:
-        names = [row["class"] for row in report_["classes"]]
-        report.write_table(folder / "classes.csv", report_["classes"])
-        report.write_confusion(folder / "confusion.csv", report_["confusion"], names)
-        report.draw_confusion(folder / "confusion.png", report_["confusion"], names)
+    def write(self, folder: Path, report: dict[str, Any]) -> None:
+        names = [row["class"] for row in report["classes"]]
+        report_files.write_table(folder / "classes.csv", report["classes"])
+        report_files.write_confusion(folder / "confusion.csv", report["confusion"], names)
+        report_files.draw_confusion(folder / "confusion.png", report["confusion"], names)
+
+
+def confidence_interval(share: float, n: int) -> tuple[float, float]:
+    """Return the Wilson interval that covers a proportion with 95 % confidence.
+
+    Args:
+        share: The observed proportion.
+        n: The number of observations; the interval of none is 0 to 1.
+    """
+    from scipy.stats import binomtest  # takes half a second, and training does without it
+
+    if n == 0:
+        return 0.0, 1.0
+    interval = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def per_class(confusion: Tensor, names: list[str]) -> list[dict[str, Any]]:
+    """Return n, precision, recall and F1 of every class; None for a ratio of zeros.
+
+    Args:
+        confusion: Number of images by actual class (row) and predicted class (column), K K.
+        names: Names of the K classes.
+    """
+    correct = confusion.diag().tolist()
+    actual, predicted = confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist()
+    return [
+        {
+            "class": name,
+            "n": n,
+            "precision": hits / n_predicted if n_predicted else None,
+            "recall": hits / n if n else None,
+            "f1": 2 * hits / (n + n_predicted) if n + n_predicted else None,
+        }
+        for name, hits, n, n_predicted in zip(names, correct, actual, predicted, strict=True)
+    ]
+
+
+def _with_interval(share: float, n: int) -> dict[str, float]:
+    low, high = confidence_interval(share, n)
+    return {"value": share, "low": low, "high": high}
 
 
 TASK = Classification()

@@ -1,4 +1,4 @@
-"""What is judged on a data set, whatever it is, and what is written and said of that."""
+"""Evaluate a model or an artefact on a data set, print the result and write the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,23 +7,23 @@ from typing import Any
 
 import torch
 
-from zoo.training import records, report, run_folder
+from zoo.training import logs, report_files, run_folder
 from zoo.training.tasks import Forward, get_task
 
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """A model or an artefact, beside the data that it is judged on.
+    """A model or an artefact, and the data to evaluate it on.
 
     Attributes:
-        forward: Images, N C H W -> outputs; on `device`.
-        data: The datamodule, after `setup`.
-        device: Where images are put.
-        about: What the report says of it, first.
-        title: What it is called on the screen.
-        class_names: Those it was trained with, as far as they are known.
-        unknown: Figures of the task that its outputs do not tell.
-        memory_format: Layout of the images.
+        forward: Maps images N C H W on `device` to outputs.
+        data: The data module, after `setup`.
+        device: The device of the images.
+        about: First entries of the report, which identify the model.
+        title: Its name in the printed result.
+        class_names: Class names of its training data, if known.
+        unavailable: Metrics that its outputs do not allow; they are None in the report.
+        memory_format: Memory format of the images.
     """
 
     forward: Forward
@@ -32,38 +32,38 @@ class EvaluationTarget:
     about: dict[str, Any]
     title: str
     class_names: Sequence[str] | None = None
-    unknown: tuple[str, ...] = field(default=())
+    unavailable: tuple[str, ...] = field(default=())
     memory_format: torch.memory_format = torch.contiguous_format
 
 
 def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
-    """Run a target over the validation images; print the result and write it to `out`.
+    """Evaluate a target on the validation images, print the result and write it to `out`.
 
     Returns:
-        What `report.json` holds.
+        The content of `report.json`.
     """
-    console = records.make_console()
+    console = logs.make_console()
     data, device = target.data, target.device
     task = get_task(data.task)
-    found = task.validate(
+    result = task.validate(
         target.forward, data.val_dataloader(), data, device, memory_format=target.memory_format
     )
     if target.class_names is not None and list(target.class_names) != data.class_names:
-        console.print("warning: the classes of the data are named otherwise than in training")
-    result = {
+        console.print("warning: the class names of the data differ from those of the training data")
+    report = {
         **target.about,
         "data": data.config.name,
         "preprocessing": data.eval_preprocessing(),
-        **task.report(found, data),
-        **dict.fromkeys(target.unknown),
+        **task.report(result, data),
+        **dict.fromkeys(target.unavailable),
         "versions": run_folder.versions(),
     }
 
-    def fill(folder: Path) -> None:
-        task.write(folder, result)
+    def write_files(folder: Path) -> None:
+        task.write(folder, report)
         task.draw(folder, target.forward, data, device)
 
-    report.write(out, result, fill)
-    task.show(console, f"{target.title} on {data.config.name}", result)
+    report_files.write_report(out, report, write_files)
+    task.show(console, f"{target.title} on {data.config.name}", report)
     console.print(f"written to {out}", markup=False)
-    return result
+    return report

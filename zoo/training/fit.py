@@ -1,4 +1,4 @@
-"""`train`: from resolved settings to a trained run folder."""
+"""`train`: train a model with resolved settings, and write a run folder."""
 
 import contextlib
 import dataclasses
@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric, seed_everything
+from rich.console import Console
 from timm.utils import ModelEmaV3
 
+from zoo.data.datamodule import ImageData
 from zoo.errors import BadInput, first_line
 from zoo.settings import TrainConfig, TrainRun
-from zoo.training import builders, checkpoint, freezing, optim, records, run_folder
+from zoo.training import builders, checkpoint, freezing, logs, optim, run_folder
 from zoo.training.allocator import disable_malloc_trim
 from zoo.training.checks import PRECISIONS
 from zoo.training.interrupt import EXIT_CODES, Interrupt
@@ -25,56 +27,72 @@ from zoo.training.method import TrainingMethod
 
 
 def train(
-    run: TrainRun, resumed: dict[str, Any] | None = None, method: TrainingMethod | None = None
+    run: TrainRun,
+    resumed: dict[str, Any] | None = None,
+    method: TrainingMethod | None = None,
+    *,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
 ) -> Path:
-    """Train a model; print and record the progress.
+    """Train a model, and log the progress.
 
     Args:
         run: The resolved settings.
-        resumed: The checkpoint to continue from, with its `path`.
-        method: Changes what is trained; None for ordinary training.
+        resumed: The content of the checkpoint to continue from, and its `path`.
+        method: The training method; None for ordinary training.
+        mean: Mean of each channel that the run of the initial weights used; None if unknown.
+        std: The standard deviation likewise.
 
     Returns:
         The run folder.
 
     Raises:
-        ZooError: A setting cannot work (nothing was written), or training diverged.
+        ZooError: A setting is invalid (nothing was written), or training diverged.
         SystemExit: Ctrl-C or SIGTERM; the run can be resumed.
     """
     with Interrupt() as interrupt, _determinism(run.train.deterministic):
-        return _train(run, resumed, method or TrainingMethod(), interrupt)
+        fabric = _launch(run.train)
+        console = logs.make_console()
+        logger = logs.make_logger(console, fabric.is_global_zero)
+        data = builders.build_data(run, fabric, mean, std)
+        method = method or TrainingMethod()
+        components = _build(run, data, fabric, logger, resumed is not None, method)
+        return _train(run, components, fabric, console, logger, resumed, interrupt)
 
 
 def _train(
-    run: TrainRun, resumed: dict[str, Any] | None, method: TrainingMethod, interrupt: Interrupt
+    run: TrainRun,
+    components: Components,
+    fabric: Fabric,
+    console: Console,
+    logger: logging.Logger,
+    resumed: dict[str, Any] | None,
+    interrupt: Interrupt,
 ) -> Path:
-    fabric = _launch(run.train)
-    console = records.make_console()
-    logger = records.make_logger(console, fabric.is_global_zero)
-    components = _build(run, fabric, logger, resumed, method)
-    found = None
+    resumed_folder = None
     if resumed is not None:
         _check_progress(resumed["progress"], fabric.world_size, run.train.epochs, resumed["path"])
-        found = checkpoint.folder_of(resumed["path"])
-    folder = _agree_on_folder(fabric, run, found)
-    own = folder if fabric.is_global_zero else None
-    if own is not None:
-        run_folder.describe(own, components.about["config"])
-    loop = Loop(fabric, components, run.train, own, logger)
+        resumed_folder = checkpoint.folder_of(resumed["path"])
+    folder = _agree_on_folder(fabric, run, resumed_folder)
+    own_folder = folder if fabric.is_global_zero else None
+    if own_folder is not None:
+        run_folder.describe(own_folder, components.about["config"])
+    loop = Loop(fabric, components, run.train, own_folder, logger)
     if resumed is not None:
         loop.restore(resumed)
     progress = loop.progress
-    book = records.Records(own, run.train.loggers, progress.epoch, progress.update)
+    log = logs.MetricsLog(own_folder, run.train.loggers, progress.epoch, progress.update)
     total = loop.batches * run.train.epochs
     done = loop.batches * progress.epoch + progress.batch
+    has_bar = run.train.progress and own_folder is not None
     with (
-        contextlib.closing(book),
-        records.kept_in(logger, None if own is None else own / "train.log"),
-        records.Bar(console, total, done, run.train.progress and own is not None) as bar,
+        contextlib.closing(log),
+        logs.copied_to_file(logger, None if own_folder is None else own_folder / "train.log"),
+        logs.ProgressBar(console, total, done, has_bar) as bar,
     ):
-        _announce(logger, folder, loop, components.about, resumed)
+        _log_start(logger, folder, loop, components.about, resumed)
         try:
-            loop.run(book, bar, interrupt)
+            loop.run(log, bar, interrupt)
         except Interrupted:
             _report_interruption(logger, folder, loop, interrupt)
         logger.info(_summary(folder, loop))
@@ -90,19 +108,20 @@ def _check_progress(progress: dict[str, Any], world_size: int, epochs: int, path
         )
     if progress["epoch"] >= epochs:
         raise BadInput(
-            f"the run of {path} has finished its {progress['epoch']} epochs;"
-            f" give train.epochs=<more than {progress['epoch']}> to train on"
+            f"the run of {path} has finished its {progress['epoch']} epochs; give"
+            f" train.epochs=<more than {progress['epoch']}> to continue it"
         )
 
 
 def _launch(train: TrainConfig) -> Fabric:
-    """Start the processes and return the Fabric of this one."""
+    """Start the processes, and return the Fabric of this process."""
     devices, nodes = train.devices, train.num_nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         if devices not in ("auto", local):
             raise BadInput(
-                f"train.devices={devices} disagrees with torchrun, which started {local}"
+                f"train.devices={devices} differs from the {local} processes that torchrun started;"
+                " leave it out"
             )
         devices, nodes = local, int(os.environ["WORLD_SIZE"]) // local
     elif devices == "auto" and train.accelerator == "cpu":
@@ -118,29 +137,29 @@ def _launch(train: TrainConfig) -> Fabric:
         fabric.launch()
     except (ValueError, RuntimeError) as error:
         raise BadInput(
-            f"train.accelerator={train.accelerator}, train.devices={train.devices}:"
-            f" {first_line(error)}"
+            f"train.accelerator={train.accelerator} with train.devices={train.devices} is not"
+            f" available: {first_line(error)}"
         ) from error
     if fabric.device.type == "cpu":
         disable_malloc_trim()
     if train.sync_bn and (fabric.world_size == 1 or fabric.device.type != "cuda"):
-        raise BadInput("train.sync_bn=True has an effect only for several processes on GPUs")
+        raise BadInput("train.sync_bn=True has no effect without several processes on GPUs")
     return fabric
 
 
 def _build(
     run: TrainRun,
+    data: ImageData,
     fabric: Fabric,
     logger: logging.Logger,
-    resumed: dict[str, Any] | None,
+    resumed: bool,
     method: TrainingMethod,
 ) -> Components:
-    """Build everything that the loop works on; settings that cannot work are refused here."""
+    """Build the components of the loop; raise an error for settings that do not work together."""
     train = run.train
     method.check_processes(fabric.world_size)
-    data = builders.build_data(run, fabric, resumed)
     seed_everything(train.seed, verbose=False)
-    net, arguments = builders.build_model(run, data, fresh=resumed is not None)
+    net, arguments = builders.build_model(run, data, with_weights=resumed is None)
     net = method.transform(net)
     criterion = builders.build_criterion(train, net, data)
     frozen_norms = freezing.freeze(net, train.freeze)
@@ -149,7 +168,7 @@ def _build(
     net = fabric.to_device(net)
     updates = _updates_per_epoch(train, data)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    net = method.prepare(net, data, resumed=resumed is not None, layout=layout)
+    net = method.prepare(net, data, resumed=resumed, layout=layout)
     method.plan(updates * train.epochs)
     entries = method.checkpoint_entries(net)
     if train.channels_last:
@@ -164,9 +183,9 @@ def _build(
     executed: Any = torch.compile(net) if train.compile else net
     forward, wrapped = fabric.setup(executed, optimizer)
     logger.info(
-        f"lr {lr:.3g} = {train.lr:g} for {train.lr_base_batch} images an update, scaled"
-        f" ({train.lr_scale}) to {images} = {train.batch_size} a batch x {train.accumulate}"
-        f" accumulated x {fabric.world_size} processes"
+        f"learning rate {lr:.3g}: {train.lr:g} for updates of {train.lr_base_batch} images, scaled"
+        f" (train.lr_scale={train.lr_scale}) to {images} images = {train.batch_size} per batch"
+        f" x {train.accumulate} batches x {fabric.world_size} processes"
     )
     return Components(
         data=data,
@@ -198,57 +217,62 @@ def _updates_per_epoch(train: TrainConfig, data: Any) -> int:
     batches = min(batches, train.limit_train_batches or batches)
     if train.accumulate > batches:
         raise BadInput(
-            f"train.accumulate={train.accumulate} is more than the {batches} batches of an epoch"
+            f"train.accumulate={train.accumulate} is more than the {batches} batches of an epoch;"
+            " lower it"
         )
     return -(-batches // train.accumulate)
 
 
-def _agree_on_folder(fabric: Fabric, run: TrainRun, found: Path | None) -> Path:
-    """Return the run folder, which the first process makes unless it exists already."""
-    if found is not None:
-        return found
-    made: Any = None
+def _agree_on_folder(fabric: Fabric, run: TrainRun, resumed: Path | None) -> Path:
+    """Return the folder of the resumed run, or a new one that the first process creates."""
+    if resumed is not None:
+        return resumed
+    created: Any = None
     if fabric.is_global_zero:
         try:
-            made = run_folder.create(run.train.out, run.model.name)
-        except BadInput as error:  # the others must hear of it
-            made = error
-    made = fabric.broadcast(made)
-    if isinstance(made, BadInput):
-        raise made
-    return made
+            created = run_folder.create(run.train.out, run.model.name)
+        except BadInput as error:  # raised below, in every process
+            created = error
+    created = fabric.broadcast(created)
+    if isinstance(created, BadInput):
+        raise created
+    return created
 
 
-def _announce(
+def _log_start(
     logger: logging.Logger, folder: Path, loop: Any, about: dict[str, Any], resumed: Any
 ) -> None:
+    """Log what is trained, on which data, on which devices, and where."""
     data, progress = loop.components.data, loop.progress
     parameters = list(loop.components.net.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     logger.info(
         f"{about['model']['name']}: {sum(p.numel() for p in parameters):,} parameters"
-        f" ({trained:,} trained); {about['config']['data']['name']}: {loop.task.target(data)},"
-        f" {'x'.join(map(str, data.shape))}, {loop.batches} batches an epoch;"
-        f" on {loop.fabric.world_size} x {loop.fabric.device.type}, {loop.train.precision} bit"
+        f" ({trained:,} trained); {about['config']['data']['name']}:"
+        f" {loop.task.describe_output(data)}, {'x'.join(map(str, data.shape))},"
+        f" {loop.batches} batches per epoch; on {loop.fabric.world_size} x"
+        f" {loop.fabric.device.type}, precision {loop.train.precision}"
     )
-    if resumed is not None:
-        logger.info(
-            f"continuing {folder} after epoch {progress.epoch}, batch {progress.batch}"
-            f" (update {progress.update})"
-        )
-        before = resumed["config"]["train"]["epochs"]
-        if before != loop.train.epochs and loop.components.scheduler is not None:
-            logger.warning(
-                f"train.epochs was {before} and is {loop.train.epochs} now: the learning rate goes"
-                " on as in a run planned that long, which the epochs so far were not"
-            )
-    else:
+    if resumed is None:
         logger.info(f"run folder: {folder}")
+        return
+    logger.info(
+        f"continuing {folder} after epoch {progress.epoch}, batch {progress.batch}"
+        f" (update {progress.update})"
+    )
+    before = resumed["config"]["train"]["epochs"]
+    if before != loop.train.epochs and loop.components.scheduler is not None:
+        logger.warning(
+            f"train.epochs changed from {before} to {loop.train.epochs}: from now on the learning"
+            f" rate follows the schedule of {loop.train.epochs} epochs, so the run differs from one"
+            " that was planned with them"
+        )
 
 
 def _report_interruption(
     logger: logging.Logger, folder: Path, loop: Any, interrupt: Interrupt
 ) -> None:
+    """Log how to continue the run, and exit with the code of the signal."""
     progress = loop.progress
     name = "a signal" if interrupt.signal is None else interrupt.signal.name
     logger.warning(
@@ -259,10 +283,11 @@ def _report_interruption(
 
 
 def _summary(folder: Path, loop: Any) -> str:
+    """Return the last line of a run: its best score, and the next command."""
     progress = loop.progress
     best = (
-        f"best {loop.task.best(progress.best)} in epoch {progress.best_epoch}; evaluate with:"
-        f" python eval.py weights={shlex.quote(str(folder))}"
+        f"best {loop.task.format_score(progress.best)} in epoch {progress.best_epoch};"
+        f" evaluate with: python eval.py weights={shlex.quote(str(folder))}"
     )
     if progress.epoch < loop.train.epochs:
         return f"{best}; continue with: {_resume_command(folder)}"
@@ -275,7 +300,7 @@ def _resume_command(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _determinism(enabled: bool) -> Iterator[None]:
-    """Refuse operators that are not reproducible while the context is open."""
+    """Inside the context, raise an error for operators that are not reproducible."""
     if not enabled:
         yield
         return

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next batch, with everything saved."""
+"""Turn Ctrl-C and SIGTERM into a request to stop after the current batch."""
 
 import os
 import signal
@@ -8,22 +8,22 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Interrupt:
-    """While entered, remembers the first SIGINT or SIGTERM instead of dying from it.
+    """A context that records the first SIGINT or SIGTERM instead of ending the process.
 
-    A second one acts as usual. Worker processes forked meanwhile ignore SIGINT, which a terminal
-    sends to them too, and die of SIGTERM.
+    A second signal has its usual effect. Worker processes that are forked inside the context ignore
+    SIGINT, which a terminal also sends to them, but SIGTERM ends them.
 
     Attributes:
-        signal: The signal that came, or None.
+        signal: The recorded signal, or None.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._owner = os.getpid()
-        self._before: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Interrupt":
-        self._before = {number: signal.signal(number, self._note) for number in EXIT_CODES}
+        self._previous = {number: signal.signal(number, self._record) for number in EXIT_CODES}
         return self
 
     def __exit__(
@@ -35,10 +35,10 @@ class Interrupt:
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
             if number == signal.SIGTERM:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,7 +1,7 @@
-"""The loop: epochs of updates, validation, checkpoints; it can stop and go on at any update.
+"""The training loop: epochs of updates, validation and checkpoints; it can stop at any update.
 
-What is random in a step (mixing, dropout, stochastic depth) is drawn from generators seeded with
-(seed, batch, rank) just before it, so a checkpoint needs no generator's state.
+Before each step, the generators of random numbers (for mixing, dropout and stochastic depth) are
+seeded with seed, step and rank. A checkpoint therefore needs no generator state.
 """
 
 import logging
@@ -25,32 +25,33 @@ from zoo.errors import ZooError
 from zoo.settings import TrainConfig
 from zoo.training import checkpoint
 from zoo.training.interrupt import Interrupt
+from zoo.training.logs import MetricsLog, ProgressBar
 from zoo.training.losses import Distillation
 from zoo.training.method import TrainingMethod
 from zoo.training.mixing import Mixing
-from zoo.training.records import Bar, Records
 from zoo.training.tasks import Result, get_task
 
 
 class Diverged(ZooError):
-    """The loss or the weights are no longer finite."""
+    """The loss or a weight is NaN or infinite."""
 
 
 class Interrupted(Exception):
-    """A signal asked to stop; the last checkpoint is where to go on."""
+    """A signal stopped the run; the last checkpoint continues it."""
 
 
 @dataclass
 class Progress:
-    """Where a run is.
+    """How far a run has come.
 
     Attributes:
-        epoch: Epochs done, validated.
-        batch: Batches done of the epoch after.
-        update: Updates done.
-        world_size: Processes.
-        loss_sums: Of the losses of those `batch` batches, one for each process.
-        best: The best score of a validation, and `best_epoch` (from 1) where it was reached.
+        epoch: Number of completed epochs, including their validation.
+        batch: Number of completed batches of the next epoch.
+        update: Number of completed updates.
+        world_size: Number of processes.
+        loss_sums: For each process, the sum of the losses of those `batch` batches.
+        best: The best score of a validation.
+        best_epoch: The epoch of the best score, counted from 1.
     """
 
     epoch: int = 0
@@ -64,15 +65,20 @@ class Progress:
 
 @dataclass
 class Components:
-    """What `Loop` works on; all but `data` already on the device.
+    """Everything that `Loop` trains with; all but `data` is already on the device.
 
     Attributes:
-        net: The model; its weights are what is saved.
+        data: The data module.
+        net: The model; checkpoints save its weights.
         forward: `net`, wrapped for several processes and mixed precision.
-        frozen_norms: Batch norms of `net` that stay in eval mode.
+        optimizer: The optimizer.
+        scheduler: The learning-rate schedule, or None.
+        criterion: The loss.
+        mixing: Mixes batches, or None.
         ema: Averages the weights of `net`, or None.
-        about: Goes into checkpoints as it is: model, data, config, versions.
-        method: Changes what is trained.
+        frozen_norms: Batch norms of `net` that stay in evaluation mode.
+        about: Checkpoint entries that never change: model, data, config, versions.
+        method: The training method.
     """
 
     data: ImageData
@@ -89,7 +95,15 @@ class Components:
 
 
 class Loop:
-    """Trains `components` from `progress` on."""
+    """Trains a model from `progress` to the last epoch.
+
+    Args:
+        fabric: Devices, precision, processes.
+        components: What to train, and with what.
+        train: The group `train` of the settings.
+        folder: The run folder; None in all processes but the first.
+        logger: The logger of training.
+    """
 
     def __init__(
         self,
@@ -99,22 +113,8 @@ class Loop:
         folder: Path | None,
         logger: logging.Logger,
     ):
-        """Take everything that a run needs.
-
-        Args:
-            fabric: Devices, precision, processes.
-            components: What to train.
-            train: The group `train` of the configuration.
-            folder: The run folder; None on all processes but the first.
-            logger: For messages.
-        """
-        self.fabric, self.components, self.train, self.folder, self.log = (
-            fabric,
-            components,
-            train,
-            folder,
-            logger,
-        )
+        self.fabric, self.components, self.train = fabric, components, train
+        self.folder, self.logger = folder, logger
         self.loader = components.data.train_dataloader()
         self.batches = min(len(self.loader), train.limit_train_batches or len(self.loader))
         self.updates_per_epoch = -(-self.batches // train.accumulate)
@@ -129,74 +129,80 @@ class Loop:
 
     @property
     def precision(self) -> Any:
-        """The plugin that holds the gradient scaler of fp16."""
+        """The precision plugin, which has the gradient scaler of fp16."""
         return self.fabric.strategy.precision
 
     @property
-    def _loss(self) -> nn.Module:
-        """The loss on the labels; some have a state of their own."""
+    def eval_model(self) -> nn.Module:
+        """The model to evaluate: the one with averaged weights, if they are averaged."""
+        return self.components.net if self.components.ema is None else self.components.ema.module
+
+    @property
+    def _base_loss(self) -> nn.Module:
+        """The loss on the labels, which may have a state."""
         criterion = self.components.criterion
         return criterion.base if isinstance(criterion, Distillation) else criterion
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Restore the state that a checkpoint saved."""
         self.components.net.load_state_dict(content["state_dict"])
         if self.components.ema is not None:
             self.components.ema.module.load_state_dict(content["state_dict_ema"])
         self.components.optimizer.load_state_dict(content["optimizer"])
         self.precision.load_state_dict(content["scaler"])
-        self._loss.load_state_dict(content.get("loss", {}))
+        self._base_loss.load_state_dict(content.get("loss", {}))
         self.progress = Progress(**content["progress"])
         self.metrics = dict(content["metrics"])
         if self.progress.loss_sums:
             self._loss_sum.fill_(self.progress.loss_sums[self.fabric.global_rank])
 
-    def run(self, records: Records, bar: Bar, interrupt: Interrupt) -> dict[str, float]:
-        """Train up to the last epoch; return the metrics of its validation.
+    def run(self, log: MetricsLog, bar: ProgressBar, interrupt: Interrupt) -> dict[str, float]:
+        """Train to the last epoch and return the metrics of its validation.
 
         Raises:
-            Diverged: NaN or infinity; no checkpoint of it is kept.
-            Interrupted: A signal came; where to go on is saved.
+            Diverged: The loss or a weight is NaN or infinite; no checkpoint has such weights.
+            Interrupted: A signal arrived; a checkpoint was saved.
         """
-        self._records, self._bar, self._interrupt = records, bar, interrupt
+        self._log, self._bar, self._interrupt = log, bar, interrupt
         while self.progress.epoch < (self.train.stop_at_epoch or self.train.epochs):
             start, first = time.perf_counter(), self.progress.batch
             self._train_epoch()
             seconds = time.perf_counter() - start
             images = (self.batches - first) * self.train.batch_size * self.fabric.world_size
-            found = self._validate()
-            self._end_epoch(found, images / seconds)
+            result = self._validate()
+            self._end_epoch(result, images / seconds)
         return self.metrics
 
     # -- training ---------------------------------------------------------------------------------
 
     def _train_epoch(self) -> None:
+        """Train on the remaining batches of the epoch."""
         progress, accumulate = self.progress, self.train.accumulate
         self._enter_train_mode()
         if progress.batch == self.batches:
             return
         self.loader.load_state_dict({"epoch": progress.epoch, "batch": progress.batch})
-        clock, counted = time.perf_counter(), progress.batch
+        last_time, last_batch = time.perf_counter(), progress.batch
         for index, (images, targets) in enumerate(self.loader, start=progress.batch):
             group = index // accumulate * accumulate
             size = min(accumulate, self.batches - group)
-            last = index + 1 == group + size
-            loss = self._forward_backward(index, images, targets, size, last)
-            if not last:
+            completes_update = index + 1 == group + size
+            loss = self._forward_backward(index, images, targets, size, completes_update)
+            if not completes_update:
                 continue
             self._update()
             progress.batch, progress.update = index + 1, progress.update + 1
             self.components.method.after_update(self.components.net, progress.update)
-            ended = progress.batch == self.batches
-            if ended or progress.update % self.train.log_every == 0:
+            is_last = progress.batch == self.batches
+            if is_last or progress.update % self.train.log_every == 0:
                 now = time.perf_counter()
-                images_done = (progress.batch - counted) * len(images) * self.fabric.world_size
-                self._log_step(loss, images_done / (now - clock))
-                clock, counted = now, progress.batch
+                images_done = (progress.batch - last_batch) * len(images) * self.fabric.world_size
+                self._log_step(loss, images_done / (now - last_time))
+                last_time, last_batch = now, progress.batch
             else:
-                self._show()
-            self._stop_if_asked()
-            if ended:
+                self._show_progress()
+            self._stop_if_interrupted()
+            if is_last:
                 break
 
     def _enter_train_mode(self) -> None:
@@ -205,14 +211,22 @@ class Loop:
         for norm in self.components.frozen_norms:
             norm.eval()
         self.components.method.after_update(self.components.net, self.progress.update)
-        mixing, off = self.components.mixing, self.train.mixup_off_epoch
-        if mixing is not None and off and self.progress.epoch >= off:
-            mixing.off()
+        mixing, off_epoch = self.components.mixing, self.train.mixup_off_epoch
+        if mixing is not None and off_epoch and self.progress.epoch >= off_epoch:
+            mixing.disable()
 
     def _forward_backward(
-        self, index: int, images: Tensor, targets: Tensor, size: int, last: bool
+        self, index: int, images: Tensor, targets: Tensor, size: int, completes_update: bool
     ) -> Tensor:
-        """Add the gradients of one batch, one of `size` of an update; return its loss."""
+        """Add the gradients of one batch, and return its loss.
+
+        Args:
+            index: Number of the batch in the epoch.
+            images: N C H W.
+            targets: Targets of the task.
+            size: Number of batches of the update.
+            completes_update: Whether this is the last batch of the update.
+        """
         components, fabric = self.components, self.fabric
         step = self.progress.epoch * self.batches + index
         seed_step(self.train.seed, step, fabric.global_rank)
@@ -220,8 +234,9 @@ class Loop:
         targets = targets.to(fabric.device, non_blocking=True)
         if components.mixing is not None:
             images, targets = components.mixing(images, targets)
-        with fabric.no_backward_sync(components.forward, enabled=not last):  # type: ignore[arg-type]
-            outputs = components.forward(images)
+        forward: Any = components.forward
+        with fabric.no_backward_sync(forward, enabled=not completes_update):
+            outputs = forward(images)
             with fabric.autocast():
                 if isinstance(components.criterion, Distillation):
                     loss = components.criterion(outputs, targets, images)
@@ -233,11 +248,12 @@ class Loop:
         return loss
 
     def _update(self) -> None:
+        """Clip the gradients, and update weights, learning rate and averaged weights."""
         components, train = self.components, self.train
         if train.clip_grad is not None:
             self.precision.unscale_gradients(components.optimizer)
-            trained = [p for p in components.net.parameters() if p.grad is not None]
-            dispatch_clip_grad(trained, train.clip_grad, mode=train.clip_mode)
+            parameters = [p for p in components.net.parameters() if p.grad is not None]
+            dispatch_clip_grad(parameters, train.clip_grad, mode=train.clip_mode)
         components.optimizer.step()
         components.optimizer.zero_grad()
         if components.scheduler is not None:
@@ -245,68 +261,66 @@ class Loop:
         if components.ema is not None:
             components.ema.update(components.net, self.progress.update + 1)
 
-    # -- looking ----------------------------------------------------------------------------------
+    # -- logging and stopping ---------------------------------------------------------------------
 
     def _log_step(self, loss: Tensor, rate: float) -> None:
-        """Fetch the loss, stop if it is no number, tell it."""
-        seen = torch.stack([loss, self._loss_sum])
+        """Log the loss, averaged over processes; raise `Diverged` if it is not finite."""
+        losses = torch.stack([loss, self._loss_sum])
         if self.fabric.world_size > 1:
-            seen = self.fabric.all_reduce(seen, reduce_op="mean")
-        latest, total = seen.tolist()  # type: ignore[union-attr]
+            losses = self.fabric.all_reduce(losses, reduce_op="mean")
+        latest, total = losses.tolist()  # type: ignore[union-attr]
         if not np.isfinite(total):
-            raise Diverged(self._diverged(f"the loss is {latest if latest != latest else total}"))
+            raise self._diverged(f"the loss is {latest if latest != latest else total}")
         lr = self.components.optimizer.param_groups[0]["lr"]
-        self._bar.values(latest, lr, rate)
-        self._show()
-        self._records.step(
+        self._bar.show_values(latest, lr, rate)
+        self._show_progress()
+        self._log.log_update(
             self.progress.update, {"train/loss": latest, "train/lr": lr, "train/images_per_s": rate}
         )
 
-    def _show(self) -> None:
+    def _show_progress(self) -> None:
         progress = self.progress
         done = progress.epoch * self.batches + progress.batch
-        self._bar.show(f"epoch {progress.epoch + 1}/{self.train.epochs}", done)
+        self._bar.show_progress(f"epoch {progress.epoch + 1}/{self.train.epochs}", done)
 
-    def _diverged(self, what: str) -> str:
-        kept = "none was written yet"
+    def _diverged(self, reason: str) -> Diverged:
+        """Return the error for a loss or weights that are not finite."""
+        kept = "none"
         if self.folder is not None and (last := self.folder / "checkpoints/last.ckpt").exists():
             kept = str(last)
         epoch = self.progress.epoch + (self.progress.batch > 0)
-        return (
-            f"{what} in epoch {epoch}, by update {self.progress.update}; stopped (last"
-            f" good checkpoint: {kept}). Try a lower train.lr, train.clip_grad=1 or"
+        return Diverged(
+            f"{reason} in epoch {epoch}, after update {self.progress.update}; training stopped"
+            f" (last good checkpoint: {kept}). Try a lower train.lr, train.clip_grad=1 or"
             " train.precision=32"
         )
 
-    def _stop_if_asked(self) -> None:
-        """After an update: if any process was signalled, save and raise `Interrupted`."""
-        asked = self._interrupt.signal is not None
+    def _stop_if_interrupted(self) -> None:
+        """After an update, save and raise `Interrupted` if any process received a signal."""
+        is_interrupted = self._interrupt.signal is not None
         if self.fabric.world_size > 1:
             if self.progress.update % self.train.log_every and self.progress.batch < self.batches:
-                return  # asking the others costs time
-            asked = self.fabric.strategy.reduce_boolean_decision(asked, all=False)  # type: ignore[attr-defined]
-        if asked:
+                return  # communication takes time
+            flag = torch.tensor(float(is_interrupted), device=self.fabric.device)
+            is_interrupted = bool(self.fabric.all_reduce(flag, reduce_op="sum"))
+        if is_interrupted:
             self._save()
             raise Interrupted
 
     def _stop_while_validating(self) -> None:
+        """After a validation batch of a single process, stop if it received a signal."""
         if self._interrupt.signal is not None and self.fabric.world_size == 1:
             self._save()
             raise Interrupted
 
     # -- validation and checkpoints ---------------------------------------------------------------
 
-    @property
-    def judged(self) -> nn.Module:
-        """The weights that count: the averaged ones if there are any."""
-        return self.components.net if self.components.ema is None else self.components.ema.module
-
     def _eval_forward(self, images: Tensor) -> Tensor:
         with self.fabric.autocast():
-            return self.judged.eval()(images)
+            return self.eval_model.eval()(images)
 
     def _validate(self) -> Result:
-        # Every process has normed its own batches; all judge and save what the first has.
+        # The statistics of batch norms differ between processes: use those of the first process.
         self._sync_buffers()
         return self.task.validate(
             self._eval_forward,
@@ -319,51 +333,57 @@ class Loop:
         )
 
     def _sync_buffers(self) -> None:
+        """Copy the buffers of the first process to the others."""
         if self.fabric.world_size > 1:
             distribute_bn(self.components.net, self.fabric.world_size, reduce=False)
             if self.components.ema is not None:
                 distribute_bn(self.components.ema.module, self.fabric.world_size, reduce=False)
 
-    def _end_epoch(self, found: Result, rate: float) -> None:
+    def _end_epoch(self, result: Result, rate: float) -> None:
+        """Save checkpoints, and log the epoch."""
         progress = self.progress
         total = self._loss_sum
         if self.fabric.world_size > 1:
             total = self.fabric.all_reduce(total, reduce_op="mean")
         train_loss = float(total) / self.batches  # type: ignore[arg-type]
-        self.metrics = found.metrics()
+        self.metrics = result.metrics()
         self._loss_sum.zero_()
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        better = found.score > progress.best
-        if better:
-            progress.best, progress.best_epoch = found.score, progress.epoch
-        self._save(best=better)
-        if better and self.folder is not None:
+        is_best = result.score > progress.best
+        if is_best:
+            progress.best, progress.best_epoch = result.score, progress.epoch
+        self._save(is_best=is_best)
+        if is_best and self.folder is not None:
             self.task.draw(
                 self.folder, self._eval_forward, self.components.data, self.fabric.device
             )
         lr = self.components.optimizer.param_groups[0]["lr"]
         row = {"train/loss": train_loss, "lr": lr, "images_per_s": round(rate, 1), **self.metrics}
-        self._records.epoch(progress.epoch, progress.update, row)
-        self.log.info(
+        self._log.log_epoch(progress.epoch, progress.update, row)
+        self.logger.info(
             f"epoch {progress.epoch}/{self.train.epochs}: loss {train_loss:.4f}, lr {lr:.2e},"
-            f" {rate:.0f} images/s; validation ({found.images} images): {found.words()}"
-            + (" (best)" if better else "")
+            f" {rate:.0f} images/s; validation ({result.images} images): {result.summary()}"
+            + (" (best)" if is_best else "")
         )
 
-    def _save(self, best: bool = False) -> None:
-        """Write `last.ckpt`, and with `best` also `best.ckpt`."""
-        content = self._content()
+    def _save(self, is_best: bool = False) -> None:
+        """Write `last.ckpt`, and `best.ckpt` if this epoch is the best.
+
+        Raises:
+            Diverged: A weight is NaN or infinite; nothing is written.
+        """
+        content = self._checkpoint_content()
         weights = [*content["state_dict"].values(), *content.get("state_dict_ema", {}).values()]
         if not checkpoint.all_finite(weights):
-            raise Diverged(self._diverged("weights are not finite"))
+            raise self._diverged("the weights are not finite")
         if self.folder is not None:
             last = self.folder / "checkpoints" / "last.ckpt"
             checkpoint.save(content, last)
-            if best:
+            if is_best:
                 checkpoint.duplicate(last, last.with_name("best.ckpt"))
         self.fabric.barrier()
 
-    def _content(self) -> dict[str, Any]:
+    def _checkpoint_content(self) -> dict[str, Any]:
         components = self.components
         sums = self.fabric.all_gather(self._loss_sum) if self.progress.batch else torch.zeros(0)
         self.progress.loss_sums = sums.flatten().tolist()  # type: ignore[union-attr]
@@ -378,13 +398,13 @@ class Loop:
             "progress": asdict(self.progress),
             "optimizer": components.optimizer.state_dict(),
             "scaler": self.precision.state_dict(),
-            **({"loss": state} if (state := self._loss.state_dict()) else {}),
+            **({"loss": state} if (state := self._base_loss.state_dict()) else {}),
         }
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed every generator that a training step may draw from."""
+    """Seed all generators that a training step may use."""
     number = mix(seed, step, rank)
     torch.manual_seed(number)
-    np.random.seed(number % 2**32)  # noqa: NPY002  # timm's Mixup draws from the global one
+    np.random.seed(number % 2**32)  # noqa: NPY002  # timm's Mixup uses the global generator
     random.seed(number)

@@ -1,7 +1,7 @@
-"""Losses by name, and distillation around any of them.
+"""Classification losses, a registry of the losses of all tasks, and distillation.
 
-A loss takes logits (N, K) and targets that are either class numbers (N,) or, after mixing, one
-distribution for each image (N, K).
+A classification loss takes logits N K, and targets that are class numbers N or, after mixing,
+distributions N K.
 """
 
 import functools
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from zoo.backbone import Backbone
 from zoo.errors import BadInput
-from zoo.training.checks import choose
+from zoo.training.checks import check_choice
 
 _LOSSES: dict[str, dict[str, Callable[..., nn.Module]]] = {}
 
@@ -25,16 +25,16 @@ _LOSSES: dict[str, dict[str, Callable[..., nn.Module]]] = {}
 def register_loss(
     name: str, build: Callable[..., nn.Module], *, task: str = "classification"
 ) -> None:
-    """Make `train.loss=<name>` known.
+    """Register a loss, which makes it available as `train.loss=<name>`.
 
     Args:
-        name: The name; registering one twice for a task is an error.
-        build: Called with what stands in `train.loss_args`, and with `label_smoothing` if it has
-            an argument of that name.
-        task: What it is for.
+        name: The name, unique for the task.
+        build: Builds the loss from `train.loss_args`, and from `label_smoothing` if it has a
+            parameter of that name.
+        task: The task of the loss.
 
     Raises:
-        ValueError: The name is taken.
+        ValueError: The name is already registered.
     """
     losses = _LOSSES.setdefault(task, {})
     if name in losses:
@@ -43,7 +43,7 @@ def register_loss(
 
 
 def list_losses(task: str = "classification") -> list[str]:
-    """Return the names that `train.loss` takes."""
+    """Return the values of `train.loss` for a task."""
     return sorted(_LOSSES[task])
 
 
@@ -53,22 +53,23 @@ def create_loss(
     """Build the loss `name` of a task.
 
     Raises:
-        BadInput: No such loss, or one of `kwargs` is not among its arguments.
+        BadInput: The loss is unknown, or does not take one of the arguments.
     """
-    choose("train.loss", name, _LOSSES[task])
+    check_choice("train.loss", name, _LOSSES[task])
     build = _LOSSES[task][name]
-    known = set(inspect.signature(build).parameters)
-    if "label_smoothing" in known:
-        known.remove("label_smoothing")
+    parameters = set(inspect.signature(build).parameters)
+    if "label_smoothing" in parameters:
+        parameters.remove("label_smoothing")
         build = functools.partial(build, label_smoothing=label_smoothing)
     elif label_smoothing:
         raise BadInput(
-            f"train.label_smoothing={label_smoothing} has no effect with train.loss={name}"
+            f"train.label_smoothing={label_smoothing} has no effect with train.loss={name}; leave"
+            " it out"
         )
-    if unknown := set(kwargs) - known:
+    if unknown := kwargs.keys() - parameters:
         raise BadInput(
-            f"train.loss_args.{min(unknown)} is not an argument of {name};"
-            f" it takes: {', '.join(sorted(known)) or 'none'}"
+            f"unknown argument train.loss_args.{min(unknown)} of train.loss={name}. Choices:"
+            f" {', '.join(sorted(parameters)) or 'none'}"
         )
     return build(**kwargs)
 
@@ -86,22 +87,22 @@ def _bce(
 
 
 class BiasLoss(nn.Module):
-    """Cross-entropy of each image, weighted by how much its features vary.
+    """Cross-entropy of each image, weighted by the variance of its features.
 
-    Bias loss, arXiv 2107.11170, section 3: with v the variance of all values of the last map of an
-    image, u = (v - least) / (max - min) and w = exp(alpha * u) - beta; the loss is the mean of
-    w times the cross-entropy, and w has no gradient. Maximum and minimum are those of the batch;
-    where they are equal, as in a batch of one image, u is 0.
+    Bias loss, arXiv 2107.11170, section 3. With v the variance of all values of an image's last
+    feature map, u = (v - least) / (max - min) and w = exp(alpha * u) - beta. The loss is the mean
+    of w times the cross-entropy; w has no gradient. Maximum and minimum are those of the batch. If
+    they are equal, as in a batch of one image, u is 0.
 
     Args:
-        alpha: How fast the weight grows.
-        beta: What is taken off it.
-        mode: `"global"`: `least` is the smallest variance of all batches so far, of all processes;
-            `"local"`: of this batch.
-        label_smoothing: As in cross-entropy.
+        alpha: Growth rate of the weight.
+        beta: Constant subtracted from the weight.
+        mode: `"global"`: `least` is the smallest variance of all batches so far, in all processes;
+            `"local"`: it is the smallest variance of the batch.
+        label_smoothing: Label smoothing of the cross-entropy.
 
     Raises:
-        BadInput: A mode that there is not, or a setting that is no finite number.
+        BadInput: The mode is unknown, or `alpha` or `beta` is not a finite number.
     """
 
     least: Tensor
@@ -115,41 +116,41 @@ class BiasLoss(nn.Module):
         label_smoothing: float = 0.0,
     ):
         super().__init__()
-        if mode not in self.modes:
-            raise BadInput(f"train.loss_args.mode={mode!r}: there are 'global' and 'local'")
+        check_choice("train.loss_args.mode", mode, self.modes)
         for name, value in (("alpha", alpha), ("beta", beta)):
             if not isinstance(value, int | float) or not math.isfinite(value):
-                raise BadInput(f"train.loss_args.{name}={value!r}: must be a number")
+                raise BadInput(f"train.loss_args.{name}={value!r} must be a finite number")
         self.alpha, self.beta, self.mode = alpha, beta, mode
         self.label_smoothing = label_smoothing
         self._features: Tensor | None = None
-        self.register_buffer("least", torch.tensor(1e5))  # more than any variance, as published
+        self.register_buffer("least", torch.tensor(1e5))  # above any variance, as in the paper
 
     def watch(self, model: nn.Module) -> None:
-        """Take the features of every training batch from `model`: what its head reads.
+        """Read the last feature map of every training batch from the input of the model's head.
 
         Raises:
-            BadInput: The model has no head that reads a map.
+            BadInput: The model is not one of this package.
         """
         if not isinstance(model, Backbone):
             raise BadInput(
-                f"train.loss=bias reads the last map of a model of this package;"
-                f" {type(model).__name__} is none"
+                "train.loss=bias reads the last feature map of a model of this package, and"
+                f" {type(model).__name__} is not one; choose another loss or model"
             )
-        model.head.register_forward_pre_hook(self._keep)
+        model.head.register_forward_pre_hook(self._keep_features)
 
-    def _keep(self, head: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _keep_features(self, head: nn.Module, inputs: tuple[Any, ...]) -> None:
         if head.training:
             self._features = inputs[0].detach()
 
     def weights(self, features: Tensor) -> Tensor:
-        """Return the weight of each image, and note the least variance.
+        """Return the weight of each image, and update `least` in global mode.
 
         Args:
-            features: The last map, N C H W or any other N ...
+            features: The last feature map, N C H W or N ...
         """
-        varied = features.detach().flatten(1).to(self._precision(features)).var(dim=1)
-        low, high = varied.min(), varied.max()
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        variances = features.detach().flatten(1).to(dtype).var(dim=1)
+        low, high = variances.min(), variances.max()
         least = low
         if self.mode == "global":
             least = torch.minimum(self.least.to(low), low)
@@ -157,29 +158,25 @@ class BiasLoss(nn.Module):
                 torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
             self.least = least.to(self.least)
         spread = high - low
-        scaled = torch.where(spread > 0, (varied - least) / spread, torch.zeros_like(varied))
+        scaled = torch.where(spread > 0, (variances - least) / spread, torch.zeros_like(variances))
         return (self.alpha * scaled).exp() - self.beta
-
-    @staticmethod
-    def _precision(features: Tensor) -> torch.dtype:
-        return torch.promote_types(features.dtype, torch.float32)
 
     def forward(self, logits: Tensor, targets: Tensor, features: Tensor | None = None) -> Tensor:
         """Return the loss.
 
         Args:
             logits: N K.
-            targets: N class numbers, or distributions N K.
-            features: The last map; by default what was seen of the model that is watched.
+            targets: Class numbers N, or distributions N K.
+            features: The last feature map; None for that of the watched model.
         """
         features = self._features if features is None else features
         if features is None or len(features) != len(logits):
-            raise BadInput("the bias loss needs the features of the batch: call watch(model) first")
+            raise BadInput("the bias loss needs the features of the batch; call watch(model) first")
         self._features = None
-        each = F.cross_entropy(
+        losses = F.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self.label_smoothing
         )
-        return (self.weights(features).to(each) * each).mean()
+        return (self.weights(features).to(losses) * losses).mean()
 
 
 register_loss("cross-entropy", _cross_entropy)
@@ -188,10 +185,11 @@ register_loss("bias", BiasLoss)
 
 
 class Distillation(nn.Module):
-    """A loss on the labels plus one on what a teacher says of the same images.
+    """A loss on the labels plus a loss on a teacher's predictions for the same images.
 
-    A student with two heads returns a pair in training: the labels supervise the first, the teacher
-    the second. Otherwise both supervise the same logits. DeiT (arXiv 2012.12877), eq. 2 and 3.
+    A student with two heads returns a pair in training: the labels supervise the first head, the
+    teacher supervises the second. With one head, both supervise the same logits. DeiT (arXiv
+    2012.12877), equations 2 and 3.
     """
 
     def __init__(
@@ -204,17 +202,18 @@ class Distillation(nn.Module):
         tau: float = 1.0,
         renormalize: Callable[[Tensor], Tensor] | None = None,
     ):
-        """Wrap `base`.
+        """Combine `base` with a teacher.
 
         Args:
             base: The loss on the labels.
-            teacher: Frozen; called in eval mode.
-            kind: `"hard"`: cross-entropy with the teacher's first choice; `"soft"`: the
-                Kullback-Leibler divergence from its distribution at temperature `tau`, times `tau`
-                squared, a mean over the images.
-            alpha: Share of the teacher.
+            teacher: The teacher, which is frozen and always in evaluation mode.
+            kind: `"hard"`: cross-entropy with the teacher's top class; `"soft"`: Kullback-Leibler
+                divergence from the teacher's distribution at temperature `tau`, times `tau`
+                squared, averaged over the images.
+            alpha: Weight of the teacher's loss; the labels have `1 - alpha`.
             tau: Temperature.
-            renormalize: Turns the student's input into the teacher's.
+            renormalize: Converts the student's input to the teacher's normalisation; None if both
+                have the same.
         """
         super().__init__()
         self.base = base
@@ -223,7 +222,7 @@ class Distillation(nn.Module):
         self.renormalize = renormalize
 
     def train(self, mode: bool = True) -> "Distillation":
-        """Switch the mode of the base loss; the teacher stays in eval mode."""
+        """Set the mode of the base loss; the teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -231,18 +230,18 @@ class Distillation(nn.Module):
     def forward(
         self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, images: Tensor
     ) -> Tensor:
-        """Return the loss; `images` are what the student saw, N C H W."""
-        logits, taught = (outputs, outputs) if isinstance(outputs, Tensor) else outputs
+        """Return the loss for the student's outputs on `images`, N C H W."""
+        logits, distilled = (outputs, outputs) if isinstance(outputs, Tensor) else outputs
         with torch.no_grad():
-            said = self.teacher(images if self.renormalize is None else self.renormalize(images))
-        return (1 - self.alpha) * self.base(logits, targets) + self.alpha * self._apart(
-            taught, said
-        )
+            teacher = self.teacher(images if self.renormalize is None else self.renormalize(images))
+        distillation = self._distillation_loss(distilled, teacher)
+        return (1 - self.alpha) * self.base(logits, targets) + self.alpha * distillation
 
-    def _apart(self, taught: Tensor, said: Tensor) -> Tensor:
+    def _distillation_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss between the logits of student and teacher, N K each."""
         if self.kind == "hard":
-            return F.cross_entropy(taught, said.argmax(dim=1))
-        ours = F.log_softmax(taught / self.tau, dim=1)
-        theirs = F.log_softmax(said / self.tau, dim=1)
-        divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+            return F.cross_entropy(student, teacher.argmax(dim=1))
+        log_p = F.log_softmax(student / self.tau, dim=1)
+        log_q = F.log_softmax(teacher / self.tau, dim=1)
+        divergence = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
         return divergence * self.tau**2

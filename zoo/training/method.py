@@ -1,4 +1,4 @@
-"""Hooks through which a training method changes what is trained."""
+"""Hooks for training methods that change the model, such as quantisation-aware training."""
 
 import torch
 from torch import nn
@@ -7,38 +7,38 @@ from zoo.data.datamodule import ImageData
 
 
 class TrainingMethod:
-    """Ordinary training: every hook leaves the model as it is.
+    """Ordinary training: no hook changes the model.
 
-    Subclasses change the model that is trained, such as `zoo.compression.qat`. The hooks are called
-    in the order in which they are defined.
+    Subclasses, such as the one in `zoo.training.qat`, override some of the hooks. They are
+    called in the order in which they are defined.
     """
 
     def check_processes(self, count: int) -> None:
-        """Raise `BadInput` if the method cannot run in `count` processes."""
+        """Raise `BadInput` if the method does not support `count` processes."""
 
     def transform(self, model: nn.Module) -> nn.Module:
-        """Return the model to train; called before the loss, freezing and the device."""
+        """Return the model to train. The loss, freezing and the device come later."""
         return model
 
     def prepare(
         self, model: nn.Module, data: ImageData, *, resumed: bool, layout: torch.memory_format
     ) -> nn.Module:
-        """Return the model to train, now on its device; called before the optimiser is built.
+        """Return the model to train, now on its device. The optimizer is built afterwards.
 
         Args:
-            model: Returned by `transform`.
-            data: After `setup`.
-            resumed: Whether a checkpoint is going to be loaded.
+            model: The result of `transform`.
+            data: The data module, after `setup`.
+            resumed: Whether a checkpoint will be loaded.
             layout: Memory format of the images.
         """
         return model
 
     def checkpoint_entries(self, model: nn.Module) -> dict[str, object]:
-        """Return entries that every checkpoint needs to rebuild the prepared `model`."""
+        """Return the checkpoint entries that are required to rebuild the prepared `model`."""
         return {}
 
     def plan(self, updates: int) -> None:
-        """Take the number of updates of the whole run."""
+        """Receive the number of updates of the whole run, before training starts."""
 
     def after_update(self, model: nn.Module, update: int) -> None:
-        """Act after update number `update`, or when training (re)starts there."""
+        """Act after update number `update`, and at the start of every epoch."""

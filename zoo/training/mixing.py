@@ -1,4 +1,4 @@
-"""Mixup and cutmix of a batch, by timm, for any number of images."""
+"""Mixup and CutMix of a batch with timm, for any number of images."""
 
 import torch
 from timm.data import Mixup
@@ -7,7 +7,16 @@ from torch.nn import functional as F
 
 
 class Mixing:
-    """Mixes images and turns their classes into distributions."""
+    """Mixes images and converts their classes to distributions.
+
+    Args:
+        num_classes: Number of classes.
+        mixup: As in `train`.
+        cutmix: As in `train`.
+        prob: `train.mixup_prob`.
+        switch_prob: `train.mixup_switch_prob`.
+        label_smoothing: As in `train`.
+    """
 
     def __init__(
         self,
@@ -19,7 +28,6 @@ class Mixing:
         switch_prob: float,
         label_smoothing: float,
     ):
-        """Take the arguments of `train`, in the order of their names there."""
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.mixup = Mixup(
             mixup_alpha=mixup,
@@ -30,8 +38,8 @@ class Mixing:
             num_classes=num_classes,
         )
 
-    def off(self) -> None:
-        """Leave the images as they are from now on; the classes still become distributions."""
+    def disable(self) -> None:
+        """Stop mixing images; classes are still converted to distributions."""
         self.mixup.mixup_enabled = False
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,9 +50,9 @@ class Mixing:
             targets: Class numbers, N.
 
         Returns:
-            The images and one distribution for each, N K.
+            The images, and a distribution for each, N K.
         """
-        even = len(images) // 2 * 2  # timm mixes in pairs; the odd one out stays itself
+        even = len(images) // 2 * 2  # timm mixes pairs; the last of an odd number is not mixed
         if not even:
             return images, self._smooth(targets)
         mixed, soft = self.mixup(images[:even], targets[:even])
@@ -54,5 +62,6 @@ class Mixing:
         return images, torch.cat([soft, self._smooth(targets[even:]).to(soft.dtype)])
 
     def _smooth(self, targets: Tensor) -> Tensor:
-        hot = F.one_hot(targets, self.num_classes).float()
-        return hot * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        """Return one-hot distributions with label smoothing, N K."""
+        one_hot = F.one_hot(targets, self.num_classes).float()
+        return one_hot * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes

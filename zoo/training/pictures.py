@@ -1,4 +1,4 @@
-"""Pictures of what models make of images, for people to look at."""
+"""Pictures of predictions, for people to look at."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from zoo.data.pairs import IGNORE
 
-IGNORED = (0.5, 0.5, 0.5)  # colour of pixels that belong to no class
-LEGEND = 40  # most classes that the picture names
-INCHES = 1.8  # edge of an image
+IGNORED_COLOR = (0.5, 0.5, 0.5)
+MAX_LEGEND_CLASSES = 40  # with more classes, the picture has no legend
+IMAGE_INCHES = 1.8  # width of an image
 
 
 def draw_labels(
@@ -20,20 +20,20 @@ def draw_labels(
     """Draw a row for each image: the image, its labels, the predictions.
 
     Args:
-        path: The file.
-        images: Values 0..1, N C H W.
-        labels: Class numbers, N H W; 255 is drawn grey.
+        path: The file to write.
+        images: Values in 0..1, N C H W.
+        labels: Class numbers, N H W; 255 is drawn in grey.
         predictions: Class numbers, N H W.
-        names: Of the classes.
+        names: Class names.
     """
     colors = class_colors(len(names))
     columns = {
-        "image": [_pixels(image) for image in images],
-        "labels": [_coloured(numbers, colors) for numbers in labels],
-        "predictions": [_coloured(numbers, colors) for numbers in predictions],
+        "image": [_to_rgb(image) for image in images],
+        "labels": [_colored(numbers, colors) for numbers in labels],
+        "predictions": [_colored(numbers, colors) for numbers in predictions],
     }
     figure = _grid(columns)
-    if len(names) <= LEGEND:
+    if len(names) <= MAX_LEGEND_CLASSES:
         from matplotlib.patches import Patch
 
         handles = [
@@ -51,63 +51,63 @@ def draw_enlargements(
     targets: Tensor,
     psnr: dict[str, list[float]],
 ) -> None:
-    """Draw a row for each image: the small one, what became of it, what it should have become.
+    """Draw a row for each image: the input, the enlarged versions of it, the target.
 
     Args:
-        path: The file.
-        small: Values 0..1, N C H W.
-        enlarged: By name, values 0..1, N C 2H 2W.
-        targets: Values 0..1, N C 2H 2W.
-        psnr: Of the enlarged ones by the same names, dB.
+        path: The file to write.
+        small: Values in 0..1, N C H W.
+        enlarged: For each method, values in 0..1, N C 2H 2W.
+        targets: Values in 0..1, N C 2H 2W.
+        psnr: For each method, the PSNR of each image, dB.
     """
-    columns = {"input": [_pixels(image) for image in small]}
-    columns |= {name: [_pixels(image) for image in images] for name, images in enlarged.items()}
-    columns |= {"target": [_pixels(image) for image in targets]}
-    below = {name: [f"{value:.2f} dB" for value in values] for name, values in psnr.items()}
-    _grid(columns, below).savefig(path, dpi=160)
+    columns = {"input": [_to_rgb(image) for image in small]}
+    columns |= {name: [_to_rgb(image) for image in images] for name, images in enlarged.items()}
+    columns |= {"target": [_to_rgb(image) for image in targets]}
+    captions = {name: [f"{value:.2f} dB" for value in values] for name, values in psnr.items()}
+    _grid(columns, captions).savefig(path, dpi=160)
 
 
 def class_colors(count: int) -> Tensor:
-    """Return a colour for each class, `count` 3: black for the first, then well apart.
+    """Return a colour for each class, `count` 3: black for the first, distinct hues for the rest.
 
-    Neighbouring numbers lie far apart on the circle of hues; brightness takes turns.
+    Consecutive classes differ by the golden ratio in hue, and alternate in brightness.
     """
     from matplotlib.colors import hsv_to_rgb
 
-    golden = 0.618034  # of the circle: no two of few hues come near each other
-    rest = [(i * golden % 1, 0.85 - 0.35 * (i % 2), 1.0 - 0.3 * (i // 2 % 2)) for i in range(count)]
-    return torch.tensor([(0.0, 0.0, 0.0), *(hsv_to_rgb(color).tolist() for color in rest[1:])])
+    step = 0.618034  # golden ratio: any number of consecutive hues is spread evenly
+    hsv = [(i * step % 1, 0.85 - 0.35 * (i % 2), 1.0 - 0.3 * (i // 2 % 2)) for i in range(count)]
+    return torch.tensor([(0.0, 0.0, 0.0), *(hsv_to_rgb(color).tolist() for color in hsv[1:])])
 
 
-def _coloured(numbers: Tensor, colors: Tensor) -> Tensor:
-    """H W -> H W 3."""
-    table = torch.cat([colors, torch.tensor([IGNORED])])
+def _colored(numbers: Tensor, colors: Tensor) -> Tensor:
+    """Convert class numbers H W to colours H W 3."""
+    table = torch.cat([colors, torch.tensor([IGNORED_COLOR])])
     return table[numbers.where(numbers != IGNORE, len(colors))]
 
 
-def _pixels(image: Tensor) -> Tensor:
-    """C H W -> H W 3, within 0..1."""
+def _to_rgb(image: Tensor) -> Tensor:
+    """Convert an image C H W with one or three channels to H W 3, clipped to 0..1."""
     image = image.clamp(0, 1)
     return image.expand(3, -1, -1).permute(1, 2, 0)
 
 
-def _grid(columns: dict[str, list[Tensor]], below: dict[str, list[str]] | None = None) -> Any:
-    """Return a figure with one column of pictures for each name."""
+def _grid(columns: dict[str, list[Tensor]], captions: dict[str, list[str]] | None = None) -> Any:
+    """Return a figure with a column of images for each name, and captions below the images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = len(next(iter(columns.values())))
     height, width, _ = next(iter(columns.values()))[0].shape
-    size = (INCHES * len(columns), INCHES * rows * height / width + 1)
+    size = (IMAGE_INCHES * len(columns), IMAGE_INCHES * rows * height / width + 1)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, len(columns), squeeze=False)
-    for place, (name, pictures) in enumerate(columns.items()):
-        axes[0][place].set_title(name, fontsize=9)
-        for row, picture in enumerate(pictures):
-            panel = axes[row][place]
-            panel.imshow(picture.numpy(), interpolation="nearest", vmin=0, vmax=1)
-            panel.set(xticks=[], yticks=[])
-            if below and name in below:
-                panel.set_xlabel(below[name][row], fontsize=8)
+    grid = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (name, images) in enumerate(columns.items()):
+        grid[0][column].set_title(name, fontsize=9)
+        for row, image in enumerate(images):
+            axes = grid[row][column]
+            axes.imshow(image.numpy(), interpolation="nearest", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            if captions and name in captions:
+                axes.set_xlabel(captions[name][row], fontsize=8)
     return figure

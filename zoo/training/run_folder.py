@@ -1,4 +1,4 @@
-"""The folder of a run: where it may be made, its name, what lies in it besides checkpoints."""
+"""The run folder: create it, and write the settings and versions of the run."""
 
 import datetime
 import importlib.metadata
@@ -16,26 +16,26 @@ _PACKAGES = ("zoo-vision", "torch", "torchvision", "timm", "lightning", "torchme
 
 
 def check_writable(folder: str | Path, key: str) -> None:
-    """Raise `BadInput` unless files can be made in `folder`; nothing is written.
+    """Raise `BadInput` unless files can be created in `folder`; nothing is written.
 
     Args:
-        folder: Need not exist yet.
-        key: The configuration's key that names it, for the message.
+        folder: The folder, which need not exist.
+        key: The setting that names it, for messages.
     """
-    place = Path(folder).expanduser().absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise BadInput(f"{key}={folder}: {place} is not a folder; name another place")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise BadInput(f"{key}={folder}: {place} is not writable; name another place")
+    existing = Path(folder).expanduser().absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise BadInput(f"{key}={folder}: {existing} is not a folder; choose another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BadInput(f"{key}={folder}: {existing} is not writable; choose another path")
 
 
 def create(out: str | Path, model: str) -> Path:
-    """Make a new folder `<out>/<date>_<time>_<model>_<suffix>` and return its path.
+    """Create a new folder `<out>/<date>_<time>_<model>_<suffix>` and return its path.
 
     Raises:
-        BadInput: It cannot be made.
+        BadInput: It cannot be created.
     """
     now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = f"{now}_{model.replace('/', '-')}_{secrets.token_hex(2)}"
@@ -43,7 +43,9 @@ def create(out: str | Path, model: str) -> Path:
     try:
         (folder / "checkpoints").mkdir(parents=True)
     except OSError as error:
-        raise BadInput(f"train.out={out}: {folder} cannot be made ({error.strerror})") from error
+        raise BadInput(
+            f"train.out={out}: {folder} cannot be created ({error.strerror}); choose another path"
+        ) from error
     return folder
 
 
@@ -56,7 +58,7 @@ def describe(folder: Path, config: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """Return what computes: Python, the platform, the packages that matter."""
+    """Return the versions of Python, of the platform, and of packages that affect the results."""
     found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _PACKAGES:
         try:

@@ -1,7 +1,5 @@
-"""The task of naming what every pixel of an image shows."""
+"""The task of predicting a class for every pixel: metrics, report, and how it is shown."""
 
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,32 +16,32 @@ from torchmetrics.classification import (
 )
 
 from zoo.data.pairs import IGNORE
-from zoo.training import dense_losses, pictures, report
+from zoo.training import dense_losses, pictures, report_files
 from zoo.training.tasks import (
-    Batches,
     DenseTask,
     Forward,
+    Meter,
     Result,
     denormalized,
-    examples,
-    outputs_of,
+    predict,
+    sample_validation,
 )
 
-DRAWN = 6  # images in the picture
+IMAGES_DRAWN = 6
 
 
 @dataclass
-class Labelling(Result):
-    """What a model got right.
+class SegmentationResult(Result):
+    """Metrics of a segmentation model, without the pixels of the ignored class 255.
 
     Attributes:
-        images: How many images.
-        mean_iou: Intersection over union of prediction and label over the whole set, a mean over
-            the classes that occur in either.
-        accuracy: Share of pixels whose class is right.
+        images: Number of images.
+        mean_iou: Mean intersection over union of the classes that occur in the labels or the
+            predictions. Intersections and unions are summed over the whole set.
+        accuracy: Share of pixels with the correct class.
         loss: Mean cross-entropy of a pixel, nats.
-        ious: Of each class, K; 0 where it occurs in neither.
-        confusion: Pixels of class row taken for class column, K K.
+        ious: Intersection over union of each class, K; 0 for a class that does not occur.
+        confusion: Number of pixels by actual class (row) and predicted class (column), K K.
     """
 
     images: int
@@ -64,78 +62,92 @@ class Labelling(Result):
             "val/pixel_accuracy": self.accuracy,
         }
 
-    def words(self) -> str:
+    def summary(self) -> str:
         return (
             f"mean IoU {self.mean_iou:.4f}, pixel accuracy {self.accuracy:.2%},"
             f" loss {self.loss:.4f}"
         )
 
 
+class SegmentationMeter(Meter):
+    """Accumulates IoU, accuracy and loss from logits N K H W and class numbers N H W."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        common: dict[str, Any] = {
+            "num_classes": num_classes,
+            "ignore_index": IGNORE,
+            "validate_args": False,
+        }
+        self.metrics = MetricCollection(
+            {
+                "mean_iou": MulticlassJaccardIndex(average="macro", **common),
+                "ious": MulticlassJaccardIndex(average="none", **common),
+                "confusion": MulticlassConfusionMatrix(**common),
+                "accuracy": MulticlassAccuracy(average="micro", **common),
+            },
+            compute_groups=[["mean_iou", "ious", "confusion"], ["accuracy"]],  # shared counts
+        )
+        self.cross_entropy = dense_losses.PixelCrossEntropy()
+        self.loss_sum = SumMetric(nan_strategy="disable")
+        self.pixels = SumMetric(nan_strategy="disable")
+        self.images = SumMetric(nan_strategy="disable")
+
+    def update(self, images: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        pixels = (targets != IGNORE).sum()
+        self.metrics.update(outputs.argmax(dim=1), targets)
+        self.loss_sum.update(self.cross_entropy(outputs, targets) * pixels)
+        self.pixels.update(pixels)
+        self.images.update(len(images))
+
+    def compute(self) -> SegmentationResult:
+        values = self.metrics.compute()
+        return SegmentationResult(
+            images=int(self.images.compute()),
+            mean_iou=float(values["mean_iou"]),
+            accuracy=float(values["accuracy"]),
+            loss=float(self.loss_sum.compute() / self.pixels.compute()),
+            ious=values["ious"].cpu(),
+            confusion=values["confusion"].cpu(),
+        )
+
+
 class Segmentation(DenseTask):
-    """One class for each pixel; what is labelled 255 is not judged."""
+    """Predicts one class for every pixel; pixels labelled 255 are ignored."""
 
     name: ClassVar[str] = "segmentation"
     loss: ClassVar[str] = "cross-entropy"
 
-    def best(self, score: float) -> str:
+    def format_score(self, score: float) -> str:
         return f"mean IoU {score:.4f}"
 
-    @torch.inference_mode()
-    def validate(
-        self,
-        model: Forward,
-        batches: Batches,
-        data: Any,
-        device: torch.device,
-        *,
-        limit: int | None = None,
-        after_batch: Callable[[], None] = lambda: None,
-        memory_format: torch.memory_format = torch.contiguous_format,
-    ) -> Labelling:
-        judges = _judges(data.num_classes).to(device)
-        loss, pixels, count = (SumMetric(nan_strategy="disable").to(device) for _ in range(3))
-        cross_entropy = dense_losses.PixelCrossEntropy()
-        for images, labels in itertools.islice(batches, limit):
-            images = images.to(device, non_blocking=True, memory_format=memory_format)
-            labels = labels.to(device, non_blocking=True)
-            logits = model(images).float()
-            counted = (labels != IGNORE).sum()
-            judges.update(logits.argmax(dim=1), labels)
-            loss.update(cross_entropy(logits, labels) * counted)
-            pixels.update(counted)
-            count.update(len(images))
-            after_batch()
-        found = judges.compute()
-        return Labelling(
-            images=int(count.compute()),
-            mean_iou=float(found["mean_iou"]),
-            accuracy=float(found["accuracy"]),
-            loss=float(loss.compute() / pixels.compute()),
-            ious=found["ious"].cpu(),
-            confusion=found["confusion"].cpu(),
-        )
+    def meter(self, data: Any) -> SegmentationMeter:
+        return SegmentationMeter(data.num_classes)
 
-    def report(self, found: Labelling, data: Any) -> dict[str, Any]:
-        names = report.class_names(data)
-        pixels = found.confusion.sum(dim=1)
-        right = found.confusion.diag()
-        rows = zip(names, pixels.tolist(), right.tolist(), found.ious.tolist(), strict=True)
-        taken = found.confusion.sum(dim=0).tolist()
+    def report(self, result: SegmentationResult, data: Any) -> dict[str, Any]:
+        columns = zip(
+            report_files.class_names(data),
+            result.confusion.sum(dim=1).tolist(),
+            result.confusion.sum(dim=0).tolist(),
+            result.confusion.diag().tolist(),
+            result.ious.tolist(),
+            strict=True,
+        )
         return {
-            "images": found.images,
-            "mean_iou": found.mean_iou,
-            "pixel_accuracy": found.accuracy,
-            "loss": found.loss,
+            "images": result.images,
+            "mean_iou": result.mean_iou,
+            "pixel_accuracy": result.accuracy,
+            "loss": result.loss,
             "classes": [
                 {
                     "class": name,
-                    "pixels": count,
-                    "iou": iou if count or other else None,
-                    "accuracy": hits / count if count else None,
+                    "pixels": pixels,
+                    "iou": iou if pixels or predicted else None,
+                    "accuracy": correct / pixels if pixels else None,
                 }
-                for (name, count, hits, iou), other in zip(rows, taken, strict=True)
+                for name, pixels, predicted, correct, iou in columns
             ],
-            "confusion": found.confusion.tolist(),
+            "confusion": result.confusion.tolist(),
         }
 
     def show(self, console: Console, title: str, report: dict[str, Any]) -> None:
@@ -153,42 +165,24 @@ class Segmentation(DenseTask):
             table.add_row(row["class"], f"{row['pixels']:,}", *shares)
         console.print(table)
 
-    def write(self, folder: Path, report_: dict[str, Any]) -> None:
-        names = [row["class"] for row in report_["classes"]]
-        report.write_table(folder / "classes.csv", report_["classes"])
-        report.write_confusion(folder / "confusion.csv", report_["confusion"], names)
-        percent = [[round(100 * n / max(sum(row), 1)) for n in row] for row in report_["confusion"]]
-        report.draw_confusion(folder / "confusion.png", percent, names)
+    def write(self, folder: Path, report: dict[str, Any]) -> None:
+        confusion = report["confusion"]
+        names = [row["class"] for row in report["classes"]]
+        report_files.write_table(folder / "classes.csv", report["classes"])
+        report_files.write_confusion(folder / "confusion.csv", confusion, names)
+        percent = [[round(100 * n / max(sum(row), 1)) for n in row] for row in confusion]
+        report_files.draw_confusion(folder / "confusion.png", percent, names)
 
     def draw(self, folder: Path, model: Forward, data: Any, device: torch.device) -> None:
-        """Draw `predictions.png`: images, labels and predictions side by side."""
-        images, labels = examples(data, DRAWN)
-        chosen = outputs_of(model, images, device).argmax(dim=1)
+        """Draw `predictions.png`: columns of images, labels and predictions."""
+        images, labels = sample_validation(data, IMAGES_DRAWN)
         pictures.draw_labels(
             folder / "predictions.png",
             denormalized(data, images),
             labels,
-            chosen,
-            report.class_names(data),
+            predict(model, images, device).argmax(dim=1),
+            report_files.class_names(data),
         )
-
-
-def _judges(num_classes: int) -> MetricCollection:
-    """What is counted; metrics of the same counts share them."""
-    common: dict[str, Any] = {
-        "num_classes": num_classes,
-        "ignore_index": IGNORE,
-        "validate_args": False,
-    }
-    return MetricCollection(
-        {
-            "mean_iou": MulticlassJaccardIndex(average="macro", **common),
-            "ious": MulticlassJaccardIndex(average="none", **common),
-            "confusion": MulticlassConfusionMatrix(**common),
-            "accuracy": MulticlassAccuracy(average="micro", **common),
-        },
-        compute_groups=[["mean_iou", "ious", "confusion"], ["accuracy"]],
-    )
 
 
 TASK = Segmentation()

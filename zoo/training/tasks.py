@@ -1,17 +1,19 @@
-"""What differs between tasks: how a model is judged, what is written and drawn of that.
+"""The interface of a task, and what all tasks share.
 
-The loop, the optimizer, the schedule, averaging, resuming and evaluating are the same for all.
+A task defines its metrics, reports and pictures. The loop, the optimizer, the schedule, weight
+averaging, resuming and evaluation are the same for all tasks.
 """
 
 import abc
 import importlib
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import BadInput
 from zoo.settings import TrainConfig
@@ -19,7 +21,7 @@ from zoo.settings import TrainConfig
 Forward = Callable[[Tensor], Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
 
-_HOME = {
+_MODULES = {
     "classification": "zoo.training.classification",
     "segmentation": "zoo.training.segmentation",
     "super-resolution": "zoo.training.super_resolution",
@@ -27,10 +29,10 @@ _HOME = {
 
 
 class Result(abc.ABC):
-    """How good a model is on a set.
+    """Metrics of a model on a data set.
 
     Attributes:
-        images: How many images it was judged on.
+        images: Number of images.
     """
 
     images: int
@@ -38,37 +40,56 @@ class Result(abc.ABC):
     @property
     @abc.abstractmethod
     def score(self) -> float:
-        """What the best epoch is chosen by: higher is better, above -1."""
+        """The metric that selects the best epoch: higher is better, and it is above -1."""
 
     @abc.abstractmethod
     def metrics(self) -> dict[str, float]:
-        """Return the scalars under the names that logs use."""
+        """Return the metrics with their names in the logs."""
 
     @abc.abstractmethod
-    def words(self) -> str:
-        """Return the result as part of a line of the log."""
+    def summary(self) -> str:
+        """Return the metrics as text for a line of the log."""
+
+
+class Meter(nn.Module, abc.ABC):
+    """Accumulates the metrics of a task over batches and processes.
+
+    The metrics are submodules, so that `to` moves them to the device.
+    """
+
+    @abc.abstractmethod
+    def update(self, images: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch of normalised images N C H W, float32 outputs and targets."""
+
+    @abc.abstractmethod
+    def compute(self) -> Result:
+        """Return the metrics of all batches of all processes."""
 
 
 class Task(abc.ABC):
-    """One task; it has no state.
+    """One task, such as segmentation. It has no state.
 
     Attributes:
-        name: In the words of the registry.
-        loss: What `train.loss=null` means.
+        name: The name in the registry.
+        loss: The loss that `train.loss=null` selects.
     """
 
     name: ClassVar[str]
     loss: ClassVar[str]
 
     @abc.abstractmethod
-    def best(self, score: float) -> str:
+    def format_score(self, score: float) -> str:
         """Return the score with its name, for the last line of a run."""
 
-    def target(self, data: Any) -> str:
-        """Say what the model is to give, for the first lines of a run."""
+    def describe_output(self, data: Any) -> str:
+        """Return what the model predicts, for the first lines of a run."""
         return f"{data.num_classes} classes"
 
     @abc.abstractmethod
+    def meter(self, data: Any) -> Meter:
+        """Return a new meter for a data module after `setup`."""
+
+    @torch.inference_mode()
     def validate(
         self,
         model: Forward,
@@ -79,22 +100,32 @@ class Task(abc.ABC):
         limit: int | None = None,
         after_batch: Callable[[], None] = lambda: None,
         memory_format: torch.memory_format = torch.contiguous_format,
-    ) -> Result:
-        """Judge `model`; with several processes the result is that of all of them.
+    ) -> Any:
+        """Evaluate `model`; with several processes the result covers the batches of all of them.
 
         Args:
-            model: Called with images, N C H W; in eval mode.
-            batches: Images and targets; every process its own share.
-            data: The datamodule that gives them.
-            device: Where the model is.
-            limit: Stop after so many batches.
-            after_batch: Called after each batch; may raise to break off.
-            memory_format: Layout of the images.
+            model: Maps images N C H W to outputs; in evaluation mode.
+            batches: Images and targets; each process has its own share.
+            data: The data module of the batches.
+            device: The device of the model.
+            limit: The largest number of batches; None for all.
+            after_batch: Called after each batch; may raise to stop early.
+            memory_format: Memory format of the images.
+
+        Returns:
+            The `Result` of the task.
         """
+        meter = self.meter(data).to(device)
+        for images, targets in itertools.islice(batches, limit):
+            images = images.to(device, non_blocking=True, memory_format=memory_format)
+            targets = targets.to(device, non_blocking=True)
+            meter.update(images, model(images).float(), targets)
+            after_batch()
+        return meter.compute()
 
     @abc.abstractmethod
-    def report(self, found: Any, data: Any) -> dict[str, Any]:
-        """Return everything that is known of an evaluation as plain values."""
+    def report(self, result: Any, data: Any) -> dict[str, Any]:
+        """Return the complete result as plain values, for `report.json`."""
 
     @abc.abstractmethod
     def show(self, console: Console, title: str, report: dict[str, Any]) -> None:
@@ -102,68 +133,71 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def write(self, folder: Path, report: dict[str, Any]) -> None:
-        """Write a report to files of `folder`, which is there."""
+        """Write the tables and figures of a report to an existing folder."""
 
     def draw(self, folder: Path, model: Forward, data: Any, device: torch.device) -> None:
-        """Draw what the model makes of some validation images to `folder`; or nothing."""
+        """Draw predictions for some validation images, if the task has pictures."""
         return
 
-    def check(self, train: TrainConfig) -> None:
-        """Raise `BadInput` for a key of `train` that this task has no use for."""
+    def check_settings(self, train: TrainConfig) -> None:
+        """Raise `BadInput` for a setting that this task does not support."""
         return
 
 
 class DenseTask(Task):
-    """A task whose targets are maps."""
+    """A task that predicts a value for every pixel."""
 
-    def check(self, train: TrainConfig) -> None:
-        """Raise `BadInput` for what turns or teaches the classes of whole images."""
+    def check_settings(self, train: TrainConfig) -> None:
+        """Raise `BadInput` for settings that apply only to classes of whole images."""
         for key in ("mixup", "cutmix"):
             if getattr(train, key):
                 raise BadInput(
-                    f"train.{key}={getattr(train, key):g} has no meaning for {self.name}"
+                    f"train.{key}={getattr(train, key):g} is not supported for {self.name}; leave"
+                    " it out"
                 )
         if train.distill != "none":
-            raise BadInput(f"train.distill={train.distill} has no meaning for {self.name}")
+            raise BadInput(
+                f"train.distill={train.distill} is not supported for {self.name}; leave it out"
+            )
 
 
 def get_task(name: str) -> Task:
-    """Return the task of that name, in the words of the registry."""
-    return importlib.import_module(_HOME[name]).TASK
+    """Return the task with that name in the registry."""
+    return importlib.import_module(_MODULES[name]).TASK
 
 
 def task_of_model(name: str) -> str:
-    """Return what a model is made for; timm's models classify."""
+    """Return the task of a model; models of timm are classifiers."""
     from zoo import registry
 
     return "classification" if registry.is_timm(name) else registry.get_spec(name).task
 
 
 def check_task(name: str, data: Any) -> None:
-    """Raise `BadInput` unless the model `name` is made for what `data` is for."""
+    """Raise `BadInput` unless the model `name` and `data` have the same task."""
     task = task_of_model(name)
     if task != data.task:
         raise BadInput(
-            f"model {name} is made for {task}, data.name={data.config.name} for {data.task};"
-            f" python -m zoo list --task {data.task} shows the models for that"
+            f"model {name} is for {task}, but data.name={data.config.name} is for {data.task};"
+            f" python -m zoo list --task {data.task} lists the models for that task"
         )
 
 
-def examples(data: Any, count: int) -> tuple[Tensor, Tensor]:
-    """Return `count` validation images, evenly spaced, and their targets; all if there are less."""
+def sample_validation(data: Any, count: int) -> tuple[Tensor, Tensor]:
+    """Return up to `count` evenly spaced validation images with their targets."""
     images = data.val_dataloader().dataset
     step = max(1, len(images) / count)
     return images.load([(0, int(i * step)) for i in range(min(count, len(images)))])
 
 
 @torch.inference_mode()
-def outputs_of(model: Forward, images: Tensor, device: torch.device) -> Tensor:
-    """Return what `model` makes of `images`, float32 on the CPU."""
+def predict(model: Forward, images: Tensor, device: torch.device) -> Tensor:
+    """Return the outputs of `model` on the CPU, as float32."""
     return model(images.to(device)).float().cpu()
 
 
 def denormalized(data: Any, images: Tensor) -> Tensor:
-    """Return normalised images as values 0..1, N C H W."""
+    """Return normalised images N C H W as values in 0..1."""
     mean, std = (
         torch.tensor(values, device=images.device)[:, None, None]
         for values in (data.mean, data.std)

@@ -13,7 +13,7 @@ from zoo.data.datamodule import ImageData
 from zoo.deploy import int8_graph
 from zoo.deploy.int8_graph import Prepared
 from zoo.environment import need
-from zoo.errors import BadInput, BadWeights, NotExportable, first_line
+from zoo.errors import BadInput, NotExportable, first_line
 from zoo.reparam import reparameterize
 from zoo.settings import ModelConfig
 from zoo.training.method import TrainingMethod
@@ -24,9 +24,28 @@ OBSERVED_SHARE = 0.5  # of the updates: ranges follow the data; afterwards they 
 
 
 class QuantizationAwareTraining(TrainingMethod):
-    """Trains the graph that is exported in int8."""
+    """Trains the graph that is exported in int8.
 
-    def __init__(self) -> None:
+    Args:
+        model: The resolved group `model`, which names the weights to start from.
+
+    Raises:
+        BadInput: No weights, or a setting without effect.
+        MissingExtra: A package is not installed.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        if model.checkpoint_path is None and not model.pretrained:
+            raise BadInput(
+                "train.qat=true starts from trained weights; give model.checkpoint_path=<run folder"
+                " or file>, or model.pretrained=true"
+            )
+        need("train.qat", int8_graph.PACKAGES)
+        for key in ("drop_rate", "drop_path_rate"):
+            if rate := getattr(model, key):
+                raise BadInput(
+                    f"model.{key}={rate:g} has no effect with train.qat=true; leave it out"
+                )
         self._freeze_at = 1
 
     def check_processes(self, count: int) -> None:
@@ -74,33 +93,6 @@ class QuantizationAwareTraining(TrainingMethod):
         if update >= self._freeze_at:
             assert isinstance(model, Prepared)
             model.fix_ranges()
-
-
-def check_start(model: ModelConfig) -> None:
-    """Raise an error unless the settings name weights to start from and the packages are installed.
-
-    Raises:
-        BadInput: No weights, or a setting without effect.
-        MissingExtra: A package is not installed.
-    """
-    if model.checkpoint_path is None and not model.pretrained:
-        raise BadInput(
-            "train.qat=true starts from trained weights; give model.checkpoint_path=<run folder or"
-            " file>, or model.pretrained=true"
-        )
-    need("train.qat", int8_graph.PACKAGES)
-    for key in ("drop_rate", "drop_path_rate"):
-        if rate := getattr(model, key):
-            raise BadInput(f"model.{key}={rate:g} has no effect with train.qat=true; leave it out")
-
-
-def check_float(source: str, is_qat: bool) -> None:
-    """Raise `BadWeights` if the weights to start from come from quantisation-aware training."""
-    if is_qat:
-        raise BadWeights(
-            f"{source} comes from train.qat already; continue it with train.resume={source}, or"
-            " start from the float run"
-        )
 
 
 def _check_gradients(net: Prepared, images: Tensor, layout: torch.memory_format) -> None:

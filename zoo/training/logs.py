@@ -1,0 +1,174 @@
+"""Output of a run: progress bar, log lines in terminal and `train.log`, CSV, TensorBoard."""
+
+import csv
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class ProgressBar:
+    """The progress of the whole run: epoch, loss, learning rate, images/s, remaining time.
+
+    It is only shown in a terminal; elsewhere, the log has a line for each epoch.
+    """
+
+    def __init__(self, console: Console, total: int, done: int, enabled: bool):
+        """Create the bar; entering the context shows it.
+
+        Args:
+            console: The console to draw on.
+            total: Batches of the whole run.
+            done: Batches completed before this run was resumed.
+            enabled: Whether to draw anything.
+        """
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not (enabled and console.is_terminal),
+        )
+        self._task = self._progress.add_task("training", total=total, completed=done, values="")
+
+    def __enter__(self) -> "ProgressBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show_progress(self, description: str, done: int) -> None:
+        """Show the description and the number of completed batches."""
+        self._progress.update(self._task, description=description, completed=done)
+
+    def show_values(self, loss: float, lr: float, rate: float) -> None:
+        """Show loss, learning rate and images/s."""
+        text = f"loss {loss:.4f}  lr {lr:.2e}  {rate:.0f} images/s"
+        self._progress.update(self._task, values=text)
+
+
+class MetricsTable:
+    """The file `metrics.csv`, with one row for each epoch.
+
+    Lightning's `CSVLogger` cannot continue a file: it deletes the file of the resumed run. This
+    class keeps the rows up to the resumed epoch, and replaces the file atomically.
+    """
+
+    def __init__(self, path: Path, last_epoch: int):
+        """Read the rows of an existing file, except those after `last_epoch`."""
+        self._path, self._rows = path, []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                self._rows = [
+                    row for row in csv.DictReader(file) if int(row["epoch"]) <= last_epoch
+                ]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row and write the file."""
+        self._rows.append(row)
+        columns = list(dict.fromkeys(key for row in self._rows for key in row))
+        temporary = self._path.with_suffix(".part")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        temporary.replace(self._path)
+
+
+class MetricsLog:
+    """Writes metrics to CSV and TensorBoard. Only the first process has a folder to write to."""
+
+    def __init__(self, folder: Path | None, loggers: Iterable[str], epoch: int, update: int):
+        """Open the requested files. Entries after the resumed epoch and update are dropped.
+
+        Args:
+            folder: The run folder; None to write nothing.
+            loggers: `"csv"`, `"tensorboard"`, or both.
+            epoch: Number of completed epochs.
+            update: Number of completed updates.
+        """
+        self._table = self._tensorboard = None
+        if folder is not None and "csv" in loggers:
+            self._table = MetricsTable(folder / "metrics.csv", epoch)
+        if folder is not None and "tensorboard" in loggers:
+            self._tensorboard = TensorBoardLogger(
+                folder, "tensorboard", version="", purge_step=update + 1 if update else None
+            )
+
+    def log_update(self, update: int, values: dict[str, float]) -> None:
+        """Log metrics of one update."""
+        if self._tensorboard is not None:
+            self._tensorboard.log_metrics(values, update)
+
+    def log_epoch(self, epoch: int, update: int, values: dict[str, float]) -> None:
+        """Log metrics of a whole epoch, counted from 1."""
+        if self._table is not None:
+            self._table.add({"epoch": epoch, "update": update, **values})
+        self.log_update(update, {f"epoch/{name}": value for name, value in values.items()})
+
+    def close(self) -> None:
+        """Write buffered entries and close the files."""
+        if self._tensorboard is not None:
+            self._tensorboard.finalize("finished")
+
+
+def make_logger(console: Console, is_first: bool) -> logging.Logger:
+    """Return the logger of training; processes other than the first only print warnings."""
+    logger = logging.getLogger("zoo.train")
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO if is_first else logging.WARNING)
+    logger.addHandler(_ConsoleHandler(console))
+    return logger
+
+
+@contextmanager
+def copied_to_file(logger: logging.Logger, path: Path | None) -> Iterator[None]:
+    """Append the lines of `logger` to a file, too, unless `path` is None."""
+    if path is None:
+        yield
+        return
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def make_console() -> Console:
+    """Return a console that prints to standard output."""
+    return Console(file=sys.stdout, soft_wrap=True, highlight=False)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints log lines above the progress bar."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self._console.print(prefix + self.format(record), markup=False)
