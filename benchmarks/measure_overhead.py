@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from zoo.environment import summary
-from zoo.profiling.latency import Effort, time_calls
+from zoo.profiling.latency import MeasurementBudget, time_calls
 
 LIMIT_US = 20.0
 
@@ -22,7 +22,7 @@ def main() -> int:
     """Print both costs in microseconds."""
     runs = 100_000
     begin = time.perf_counter()
-    times = time_calls(lambda: None, time.perf_counter, Effort(runs, 0.0, 60.0))
+    times = time_calls(lambda: None, time.perf_counter, MeasurementBudget(runs, 0.0, 60.0))
     whole = (time.perf_counter() - begin) / runs * 1e6
     print(summary())
     print(f"one timed call costs {whole:.2f} us, {np.median(times) * 1e6:.2f} us of it measured")

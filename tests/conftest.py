@@ -29,13 +29,13 @@ def pytest_addoption(parser):
 def models_go_with_the_file(request):
     """Free what a file of tests shares, or a process ends up holding every model in every form."""
     yield
-    from zoo.profiling.memory import give_back_memory
+    from zoo.profiling.memory import release_memory
 
     for shared in vars(request.module).values():  # `support.shaken`, too, where it is imported
         if callable(clear := getattr(shared, "cache_clear", None)):
             clear()
     torch.compiler.reset()
-    give_back_memory()
+    release_memory()
     # PyTorch keeps what programs were made of, a million objects: no search for garbage in them.
     gc.freeze()
 

@@ -102,7 +102,7 @@ def prune(path: Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    names, asked = set(finished()), plan([]).asked()
+    names, asked = set(finished()), plan([]).requested_settings()
     kept = [
         record
         for record in read(path)

@@ -79,7 +79,9 @@ def test_records_of_models_that_changed_or_are_gone_go(checkout):
 
 
 def test_what_another_machine_measured_is_not_measured_again(checkout, monkeypatch):
-    records = rows("cct_2_3x2_32", asked=overview.plan([]).asked(), machine={"cpu": "C"})
+    records = rows(
+        "cct_2_3x2_32", asked=overview.plan([]).requested_settings(), machine={"cpu": "C"}
+    )
     overview.RECORDS.write_text("".join(json.dumps(r) + "\n" for r in records))
     monkeypatch.setattr(overview, "sweep", None)
     overview.measure_and_write()
