@@ -1,4 +1,4 @@
-"""Whole models: a second counter, the published figures, both within one percent or explained."""
+"""The counts of whole models, compared with PyTorch's counter and with published figures."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ from tools import catalogue
 from zoo.counting.count import Counts
 
 COUNTS = json.loads(catalogue.COUNTS.read_text("utf-8"))
-# Peers of four kinds; PyTorch's own counter knows matrix products, convolutions and attention.
+# Models of timm of four kinds.
 PEERS = [
     f"timm/{name}"
     for name in ("vit_tiny_patch16_224", "mobilenetv4_conv_small", "fastvit_t8", "repvit_m0_9")
@@ -22,11 +22,11 @@ PEERS = [
 
 @functools.cache
 def counts(name) -> Counts:
-    """Count a registered model at the size of its facts."""
+    """Count a registered model at its default image size."""
     with torch.device("meta"):
         model = zoo.create_model(name)
     model = model.to_empty(device="cpu")
-    for tensor in model.state_dict().values():  # whatever memory holds may compute slowly
+    for tensor in model.state_dict().values():  # uninitialised values may be slow to compute with
         tensor.zero_()
     return zoo.count(model, (1, *zoo.model_info(name)["input"]["size"]))
 
@@ -34,7 +34,7 @@ def counts(name) -> Counts:
 def macs_of_pytorch(model, size) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(size))
-    counted = counter.get_flop_counts()["Global"]  # our own operators have no MACs
+    counted = counter.get_flop_counts()["Global"]  # the operators of zoo have no MACs
     return sum(flops for op, flops in counted.items() if not str(op).startswith("zoo")) // 2
 
 
@@ -58,12 +58,12 @@ def test_the_counter_of_pytorch_agrees_on_fused_models(name):
 
 
 @pytest.mark.parametrize("name", FINISHED)
-def test_published_macs_agree_or_the_facts_say_why_not(name):
+def test_published_macs_agree_unless_the_facts_explain_why_not(name):
     facts = zoo.model_info(name)
     rows = [row for row in facts["published"] if "macs_g" in row]
     if not rows:
         reasons = [row.get("why", {}).get("macs_g") for row in facts["published"]]
-        assert any(reasons), "no published figure to compare with, and no reason"
+        assert any(reasons), "no published MACs, and no reason in the facts"
         return
     macs = counts(name).macs
     # One that is new enters the catalogue last; tests/test_catalogue.py asks for all of them.

@@ -34,6 +34,7 @@ class Chain(nn.Module):
 def test_peak_and_moved_bytes_of_a_small_model():
     traffic = measure_traffic(Chain().eval(), torch.zeros(1, 16, 8, 8))
     assert traffic.peak == (4 + 16 + 4) * KIB
+    assert traffic.operators == 3, "two convolutions and a sum, but not the view"
     weights = 16 * 64 * 4
     assert traffic.by_module == {
         "wide": (4 + 16) * KIB + weights,

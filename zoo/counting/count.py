@@ -237,7 +237,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hooks_restored(model: nn.Module) -> Iterator[None]:
-    """Remove the hooks that are added inside: fvcore leaves its own behind if the model fails."""
+    """Remove hooks that are added in this context: fvcore leaves its own if the model fails."""
     hooks = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
     before = [set(registered) for registered in hooks]
     try:
@@ -250,12 +250,12 @@ def _hooks_restored(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uncompiled(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield `model` with every `torch.compile` in it undone, and compile it again afterwards.
+    """Yield `model` without `torch.compile`, and restore its compiled modules afterwards.
 
     Compiled modules cannot be traced. `torch.compile(module)` wraps a module, `module.compile()`
     replaces the function that a call runs.
     """
-    if "torch._dynamo" not in sys.modules:  # nothing can be compiled; importing it takes a second
+    if "torch._dynamo" not in sys.modules:  # not imported, so no module is compiled
         yield model
         return
     compiled = torch._dynamo.OptimizedModule

@@ -23,7 +23,7 @@ class Rapl:
         ]
 
     def read(self) -> list[int]:
-        """Return the value of each counter in microjoules; a counter wraps around at its maximum."""
+        """Return each counter in microjoules; a counter wraps around at its maximum."""
         return [int(path.read_text()) for path, _ in self.counters]
 
     def joules(self, before: list[int], after: list[int]) -> float | None:

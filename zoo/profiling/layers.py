@@ -210,7 +210,7 @@ def _layer(
 
 
 def kind_of(module: nn.Module) -> str:
-    """Return the class name of a layer; for convolutions with kernel size and grouping."""
+    """Return the class name of a layer, with kernel size and grouping for convolutions."""
     kind = type(module).__name__
     size = getattr(module, "kernel_size", None)
     if isinstance(size, tuple) and isinstance(getattr(module, "groups", None), int):

@@ -44,7 +44,7 @@ class Case:
 
     @property
     def input_size(self) -> Sides:
-        """B C H W."""
+        """Size of the input, B C H W."""
         return (self.batch, *self.image)
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ class Plan:
         return {**self.settings, "threads": threads, "layers": self.layers}
 
     def _image(self, name: str, requested: Sides | None) -> tuple[Sides, str | None]:
-        """Return C H W for `name`, and why the model cannot run on it, if so."""
+        """Return C H W for `name`, and the reason if the model cannot run on it."""
         channels, *default = published_input(name)["size"] or (3,)
         channels = self.arguments.get("in_chans") or channels
         if requested is None:
