@@ -1,10 +1,10 @@
-"""Images per second of zoo's loader against timm's, on the same image folder, in one run.
+"""Compare the images per second of the data loaders of zoo and timm on the CPU.
 
     python benchmarks/data_speed.py --images 384 --workers 2
 
-Writes a folder of photo-sized JPEGs, then lets both loaders take turns at whole epochs with the
-same crops, flips, colour jitter and erasing, on the CPU. Prints one line a setting: the median
-ratio zoo / timm over the rounds (above 1: zoo is faster) with its range, and both rates.
+The script writes a folder of JPEG images. Then both loaders read whole epochs in turn, with the
+same crops, flips, colour jitter and erasing. For each augmentation setting it prints the median and
+the range of the ratio zoo / timm (above 1, zoo is faster), and the rates of both.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 def write_folder(root: Path, count: int, size: tuple[int, int]) -> None:
-    """Write `count` JPEGs of `size` (width, height) in two classes, below train and val."""
+    """Write `count` training images and two validation images of `size` (width, height)."""
     rng = np.random.default_rng(0)
     for split, number in (("train", count), ("val", 2)):
         for index in range(number):
@@ -42,7 +42,7 @@ def write_folder(root: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def rate(loader: Iterable, count: int) -> float:
-    """Images per second of one pass over `loader`."""
+    """Return the images per second of one pass over `loader`."""
     start = time.perf_counter()
     seen = sum(len(images) for images, _ in loader)
     assert seen == count, f"{seen} images instead of {count}"
@@ -50,46 +50,50 @@ def rate(loader: Iterable, count: int) -> float:
 
 
 def loaders(root: Path, args: argparse.Namespace, keys: dict) -> tuple[Iterable, Iterable]:
-    """Return zoo's and timm's training loader with equal settings."""
+    """Return the training loaders of zoo and timm with equal settings."""
     cfg = DataConfig("folder", root=str(root), num_workers=args.workers, **keys)
     data = create_datamodule(cfg, batch_size=args.batch_size)
     data.setup()
-    chosen = data.config
-    timms = create_loader(
+    config = data.config
+    timm_loader = create_loader(
         create_dataset("", root=str(root), split="train"),
-        input_size=(3, *chosen.image_size),
+        input_size=(3, *config.image_size),
         batch_size=args.batch_size,
         is_training=True,
-        scale=chosen.scale,
-        ratio=chosen.ratio,
-        hflip=chosen.hflip,
-        color_jitter=chosen.color_jitter or None,
-        auto_augment=chosen.auto_augment,
-        re_prob=chosen.re_prob,
-        interpolation=chosen.interpolation,
-        mean=tuple(chosen.mean),
-        std=tuple(chosen.std),
+        scale=config.scale,
+        ratio=config.ratio,
+        hflip=config.hflip,
+        color_jitter=config.color_jitter or None,
+        auto_augment=config.auto_augment,
+        re_prob=config.re_prob,
+        interpolation=config.interpolation,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
         num_workers=args.workers,
         device=torch.device("cpu"),
     )
-    return data.train_dataloader(), timms
+    return data.train_dataloader(), timm_loader
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=384, help="a multiple of the batch size")
+    parser.add_argument(
+        "--images", type=int, default=384, help="number of images, a multiple of the batch size"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--size", type=int, nargs=2, default=(500, 375), help="width height")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(500, 375), help="width and height of the images"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder), args.images, tuple(args.size))
         for name, keys in SETTINGS.items():
-            ours, theirs = loaders(Path(folder), args, keys)
+            zoo_loader, timm_loader = loaders(Path(folder), args, keys)
             rates = []
             for turn in range(args.rounds + 1):
-                pair = [(0, ours), (1, theirs)][:: 1 if turn % 2 else -1]
+                pair = [(0, zoo_loader), (1, timm_loader)][:: 1 if turn % 2 else -1]
                 found = dict((which, rate(loader, args.images)) for which, loader in pair)
                 rates.append((found[0], found[1]))
             rates = rates[1:]  # the first round starts the workers and fills the page cache

@@ -1,10 +1,10 @@
-"""Our fused models against timm's own, both in ONNX Runtime, called in turn in one run.
+"""Compare the latency of exported models of zoo and timm in ONNX Runtime.
 
     python benchmarks/onnx_speed.py [model ...]
 
-Ours goes through `zoo.export`. timm's is handed as it is to `torch.onnx.export(dynamo=True)`, which
-folds what it can. Both get the same settings of the runtime. Ends with 1 if a model of ours is
-slower.
+The models of zoo are exported by `zoo.export`, which fuses them. Those of timm are exported by
+`torch.onnx.export(dynamo=True)`. Both run with the same settings, and are called in turn. The exit
+status is 1 if a model of zoo is slower.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MODELS = ("efficientformer_l1", "mobilenetv2_100")
 
 
 def export_timm(name: str, file: Path, batch: int, image: int) -> None:
-    """Export timm's model of that name as its users would."""
+    """Export a model of timm as its users would."""
     model = timm.create_model(name).eval()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -42,17 +42,17 @@ def export_timm(name: str, file: Path, batch: int, image: int) -> None:
 
 
 def main() -> int:
-    """Print a line a model: ratio of the times with its interval."""
+    """Print the ratio of the latencies and its confidence interval for each model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("models", nargs="*", default=MODELS, help="names that timm has, too")
-    parser.add_argument("--batch", type=int, default=1, help="images a call")
-    parser.add_argument("--image", type=int, default=224, help="pixels")
-    parser.add_argument("--threads", type=int, help="default: as many as PyTorch uses")
+    parser.add_argument("models", nargs="*", default=MODELS, help="names of models in zoo and timm")
+    parser.add_argument("--batch", type=int, default=1, help="images per call")
+    parser.add_argument("--image", type=int, default=224, help="height and width in pixels")
+    parser.add_argument("--threads", type=int, help="default: the setting of PyTorch")
     parser.add_argument("--pairs", type=int, default=300, help="pairs of calls")
     given = parser.parse_args()
     size = (given.batch, 3, given.image, given.image)
     print(f"{summary()}; {', '.join(f'{k} {v}' for k, v in versions().items())}")
-    print(f"input {size}; A: timm's model exported by torch, B: zoo's fused and exported")
+    print(f"input {size}; A: timm, exported by PyTorch; B: zoo, fused and exported by zoo")
     slower = False
     with tempfile.TemporaryDirectory() as folder:
         for name in given.models:

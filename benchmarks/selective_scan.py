@@ -1,14 +1,14 @@
-"""Time and peak memory of every form of the selective scan, against the public definition.
+"""Compare the speed and peak memory of the selective scan with its public reference.
 
-    python benchmarks/selective_scan.py                   # the shapes of four published models
-    python benchmarks/selective_scan.py --forms auto      # only what "auto" takes
-    python benchmarks/selective_scan.py --device cuda --forms auto
+    python benchmarks/selective_scan.py                      # shapes of published models
+    python benchmarks/selective_scan.py --backends auto
+    python benchmarks/selective_scan.py --device cuda --backends auto
 
-The baseline is what `selective_scan_ref` of state-spaces/mamba does, written anew: decays and
-inputs of all steps made at once, then a loop over the steps. Forms are timed in turn with it, in
-one process, so that the ratios hold on a busy machine; both are the least of as many calls. Memory
-is the growth of the process's peak (on a GPU, of PyTorch's allocator) over what was held before
-the call; it is given over the bytes of inputs and output.
+The baseline is the algorithm of `selective_scan_ref` in state-spaces/mamba, reimplemented: it
+computes the decays and inputs of all steps at once, then loops over the steps. Each backend is
+timed in turn with the baseline in one process, so the ratios are valid on a busy machine. Memory is
+the peak rise of the process memory (on a GPU, of PyTorch's allocator) during a call, divided by the
+size of inputs and output.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.ops import backends, selective_scan
-from zoo.ops.scan import running
+from zoo.ops.scan import auto_backend
 from zoo.profiling.memory import peak_memory
 
 SHAPES = (  # batch, channels, length, states, groups
@@ -38,7 +38,7 @@ SHAPES = (  # batch, channels, length, states, groups
 
 
 def reference(u, delta, A, B, C, D, bias) -> Tensor:
-    """The public definition (state-spaces/mamba, selective_scan_ref), in our own words."""
+    """The baseline: the algorithm of selective_scan_ref in state-spaces/mamba."""
     per_group = u.shape[1] // B.shape[1]
     delta = F.softplus(delta + bias[:, None])
     B, C = (x.repeat_interleave(per_group, dim=1) for x in (B, C))
@@ -53,7 +53,7 @@ def reference(u, delta, A, B, C, D, bias) -> Tensor:
 
 
 def make(shape: tuple[int, ...], device: str) -> list[Tensor]:
-    """Return u, delta, A, B, C, D and bias with values like those of a trained model."""
+    """Return random u, delta, A, B, C, D and bias, in the range of a trained model."""
     batch, channels, length, states, groups = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -67,27 +67,27 @@ def make(shape: tuple[int, ...], device: str) -> list[Tensor]:
     return [x.to(device) for x in inputs]
 
 
-def form(name: str) -> Callable[..., Tensor]:
-    """Return a form as a function of the same arguments as `reference`."""
+def scan_with(backend: str) -> Callable[..., Tensor]:
+    """Return a scan by `backend` as a function with the arguments of `reference`."""
     return lambda u, delta, A, B, C, D, bias: selective_scan(
-        u, delta, A, B, C, D, delta_bias=bias, backend=name
+        u, delta, A, B, C, D, delta_bias=bias, backend=backend
     )
 
 
 def forward(function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
-    """One inference."""
+    """Run one forward pass."""
     with torch.no_grad():
         function(*inputs)
 
 
-def both(function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
-    """One forward and backward pass."""
+def forward_backward(function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    """Run one forward and backward pass."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     torch.autograd.grad(function(*inputs).sum(), inputs)
 
 
 def seconds(call: Callable[[], None], device: torch.device) -> float:
-    """Time one call, with all the work that it puts on a GPU."""
+    """Return the seconds of one call, including its work on a GPU."""
     start = time.perf_counter()
     call()
     if device.type == "cuda":
@@ -95,8 +95,8 @@ def seconds(call: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def ratio(run: Callable, function: Callable, inputs: list[Tensor], budget: float) -> float:
-    """Return how often `function` fits into the time of the baseline: the median over rounds."""
+def speedup(run: Callable, function: Callable, inputs: list[Tensor], budget: float) -> float:
+    """Return the median ratio of the time of the baseline to that of `function`."""
     run(function, inputs)
     ratios: list[float] = []
     end = time.perf_counter() + budget
@@ -110,12 +110,13 @@ def ratio(run: Callable, function: Callable, inputs: list[Tensor], budget: float
 
 
 def memory(names: list[str], device: str) -> list[list[float]]:
-    """Return peaks over the bytes of inputs and output: a list a shape, the baseline's last.
+    """Return the peak memory per shape and backend, divided by the size of inputs and output.
 
-    To be run in a process of its own: it makes the C library return every freed tensor to the
-    system, without which a peak would not show again, but which takes time.
+    The last value of each shape is the baseline. This must run in a separate process, because it
+    makes the C library return every freed tensor to the system. Otherwise a call that reuses freed
+    memory would show no peak, but returning memory is slow.
     """
-    mmap_threshold = -3  # of mallopt
+    mmap_threshold = -3  # parameter M_MMAP_THRESHOLD of mallopt
     ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 14)
     table = []
     for shape in SHAPES:
@@ -123,50 +124,48 @@ def memory(names: list[str], device: str) -> list[list[float]]:
         size = 4 * (sum(x.numel() for x in inputs) + inputs[0].numel())
         peaks = [
             peak_memory(lambda: forward(function, inputs), device)  # noqa: B023
-            for function in [*(form(name) for name in names), reference]
+            for function in [*(scan_with(name) for name in names), reference]
         ]
         table.append([math.nan if peak is None else peak / size for peak in peaks])
     return table
 
 
 def main() -> None:
-    """Print one line a shape and form, then the geometric means."""
+    """Print one line per shape and backend, then the geometric means."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--forms", nargs="+", default=["auto", "two_level", "doubling", "sequential"]
-    )
-    parser.add_argument("--seconds", type=float, default=5.0, help="for one figure")
+    parser.add_argument("--backends", nargs="+", default=["auto", "multi_level", "sequential"])
+    parser.add_argument("--seconds", type=float, default=5.0, help="time per measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    there = ", ".join(name for name, usable in backends().items() if usable)
-    print(f"{args.threads} threads; forms here: {there}; auto takes {running(args.device)}")
+    available = ", ".join(name for name, usable in backends().items() if usable)
+    print(f"{args.threads} threads; available: {available}; auto is {auto_backend(args.device)}")
     print(
-        f"{'B, D, L, N, G':<24}{'form':<12}{'forward':>10}{'both':>10}"
+        f"{'B, D, L, N, G':<24}{'backend':<12}{'forward':>10}{'both':>10}"
         f"{'peak/(in+out)':>15}{'ref':>8}"
     )
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        peaks = pool.submit(memory, args.forms, args.device).result()
-    forwards: dict[str, list[float]] = {name: [] for name in args.forms}
-    trainings: dict[str, list[float]] = {name: [] for name in args.forms}
+        peaks = pool.submit(memory, args.backends, args.device).result()
+    forwards: dict[str, list[float]] = {name: [] for name in args.backends}
+    trainings: dict[str, list[float]] = {name: [] for name in args.backends}
     for shape, (*growths, baseline) in zip(SHAPES, peaks, strict=True):
         inputs = make(shape, args.device)
-        for name, growth in zip(args.forms, growths, strict=True):
-            forwards[name].append(ratio(forward, form(name), inputs, args.seconds))
-            trainings[name].append(ratio(both, form(name), inputs, args.seconds))
+        for name, growth in zip(args.backends, growths, strict=True):
+            forwards[name].append(speedup(forward, scan_with(name), inputs, args.seconds))
+            trainings[name].append(speedup(forward_backward, scan_with(name), inputs, args.seconds))
             print(
                 f"{shape!s:<24}{name:<12}{forwards[name][-1]:>9.1f}x{trainings[name][-1]:>9.1f}x"
                 f"{growth:>15.2f}{baseline:>8.1f}",
                 flush=True,
             )
-    for name in args.forms:
+    for name in args.backends:
         means = [math.exp(statistics.fmean(map(math.log, x[name]))) for x in (forwards, trainings)]
-        least = min(forwards[name])
+        lowest = min(forwards[name])
         print(
-            f"{name}: geometric mean {means[0]:.1f}x forward (least {least:.1f}x),"
+            f"{name}: geometric mean {means[0]:.1f}x forward (minimum {lowest:.1f}x),"
             f" {means[1]:.1f}x both"
         )
 

@@ -1,11 +1,11 @@
-"""Images/s of our training loop against timm's `train.py`, at equal settings, in one run.
+"""Compare the training speed of zoo with timm's `train.py` at equal settings.
 
     python benchmarks/train_speed.py --timm-train <timm checkout>/train.py
 
-Both train the same timm model on the same generated folder of pictures, with the same batch size,
-image size, augmentation, optimizer, workers and threads, each in a process of its own, in turn. The
-rate is that of the second epoch, whole: loading, forward, backward, update. The ratio is ours over
-timm's; above 1 ours is faster.
+Both train the same timm model on the same generated images, with the same batch size, image size,
+augmentation, optimizer, workers and threads, in turn and in separate processes. The images per
+second of the second epoch include loading, forward, backward and update. The ratio is zoo / timm;
+above 1, zoo is faster.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CLASSES = 10
 
 
 def main() -> None:
-    """Measure, print the ratio, and write it if asked."""
+    """Measure the speeds, print the ratio, and write the record if requested."""
     args = parse()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -38,13 +38,13 @@ def main() -> None:
             out = Path(folder) / str(round_number)
             rates["ours"].append(ours(args, data, out))
             rates["timm"].append(timms(args, data, out))
-            print(f"round {round_number + 1}: {rates['ours'][-1]:.1f} images/s ours,", end=" ")
-            print(f"{rates['timm'][-1]:.1f} timm's train.py", flush=True)
+            print(f"round {round_number + 1}: {rates['ours'][-1]:.1f} images/s zoo,", end=" ")
+            print(f"{rates['timm'][-1]:.1f} images/s timm", flush=True)
     record = summary(args, rates)
     print(
-        f"ratio ours / timm: {record['ratio']:.3f}"
+        f"ratio zoo / timm: {record['ratio']:.3f}"
         f" (rounds: {', '.join(f'{ratio:.3f}' for ratio in record['ratios'])};"
-        f" best against best: {record['ratio_of_best']:.3f})"
+        f" fastest rounds: {record['ratio_of_best']:.3f})"
     )
     if args.out:
         Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -53,22 +53,24 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--timm-train", required=True, type=Path, help="train.py of a checkout")
-    parser.add_argument("--model", default="efficientformer_l1", help="a name of timm's")
-    parser.add_argument("--size", type=int, default=224, help="pixels")
+    parser.add_argument(
+        "--timm-train", required=True, type=Path, help="path of train.py in a timm checkout"
+    )
+    parser.add_argument("--model", default="efficientformer_l1", help="name of a timm model")
+    parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--batches", type=int, default=8, help="of an epoch")
-    parser.add_argument("--workers", type=int, default=1, help="from 1: timm wants one")
+    parser.add_argument("--batches", type=int, default=8, help="batches per epoch")
+    parser.add_argument("--workers", type=int, default=1, help="at least 1, which timm needs")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--out", help="a JSON file for the record")
+    parser.add_argument("--out", help="JSON file to write the record to")
     return parser.parse_args()
 
 
 def make_images(root: Path, count: int, size: int) -> None:
-    """Write `count` training pictures and a few for validation."""
+    """Write `count` training images and a few validation images."""
     generator = np.random.default_rng(0)
     for split, number in (("train", count), ("val", CLASSES)):
         for index in range(number):
@@ -79,7 +81,7 @@ def make_images(root: Path, count: int, size: int) -> None:
 
 
 def run(command: list[str], threads: int, folder: Path) -> str:
-    """Run one training process; return what it printed."""
+    """Run one training process and return its output."""
     folder.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
@@ -89,7 +91,7 @@ def run(command: list[str], threads: int, folder: Path) -> str:
 
 
 def ours(args: argparse.Namespace, data: Path, out: Path) -> float:
-    """Return images/s of our loop."""
+    """Return the images/s of zoo."""
     folder = out / "ours"
     command = [sys.executable, str(ROOT / "train.py"), f"model=timm/{args.model}", "data=folder"]
     command += [
@@ -111,7 +113,7 @@ def ours(args: argparse.Namespace, data: Path, out: Path) -> float:
 
 
 def timms(args: argparse.Namespace, data: Path, out: Path) -> float:
-    """Return images/s of timm's train.py, its own average over the second epoch."""
+    """Return the images/s that timm's train.py prints as the average of the second epoch."""
     folder = out / "timm"
     command = [sys.executable, str(args.timm_train.resolve()), "--data-dir", str(data)]
     command += ["--model", args.model, "--num-classes", str(CLASSES), "--img-size", str(args.size)]
@@ -124,7 +126,7 @@ def timms(args: argparse.Namespace, data: Path, out: Path) -> float:
     printed = run(command, args.threads, folder)
     averages = re.findall(r"Train: 1 \[.*?Time: .*?/s +\([\d.]+s, +([\d.]+)/s\)", printed)
     if not averages:
-        sys.exit(f"no images/s in what {args.timm_train} printed:\n{printed[-2000:]}")
+        sys.exit(f"{args.timm_train} printed no images/s:\n{printed[-2000:]}")
     return float(averages[-1])
 
 

@@ -72,14 +72,14 @@ def pytest_collection_modifyitems(config, items):
 def memory_is_freed(request):
     """Free the caches of a test file and compiled programs; the models of `support` stay."""
     yield
-    from zoo.profiling.memory import give_back_memory
+    from zoo.profiling.memory import release_memory
 
     for value in vars(request.module).values():
         clear = getattr(value, "cache_clear", None)
         if callable(clear) and value.__module__ == request.module.__name__:
             clear()
     torch.compiler.reset()
-    give_back_memory()
+    release_memory()
     # PyTorch keeps a million objects of its compiled programs; do not search them for garbage.
     gc.freeze()
 

@@ -196,7 +196,7 @@ def test_report_times_both_forms():
     assert found.latency.a.p50 > 0
     assert found.latency.b.p50 > 0
     assert found.nodes[1] == 2 < found.nodes[0]
-    assert "of the time" in str(found)
+    assert "fused / unfused latency: " in str(found)
 
 
 def test_report_refuses_to_compare_nothing():

@@ -81,7 +81,7 @@ def prune() -> list[Record]:
     """
     if not RECORDS.exists():
         return []
-    names, asked = set(finished()), plan([]).asked()
+    names, asked = set(finished()), plan([]).requested_settings()
     kept = [
         record
         for record in read()

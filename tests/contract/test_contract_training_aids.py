@@ -10,7 +10,7 @@ from support import PYRAMIDS, SMALLEST, fresh, inputs, quick, shaken, takes, tra
 from timm.layers import DropPath
 
 import zoo
-from zoo.profiling.memory import give_back_memory
+from zoo.profiling.memory import release_memory
 
 
 def gradients(model, x):
@@ -40,7 +40,7 @@ def counting_saved():
 def graphs_go():
     """Graphs of checkpointed models hold each other: only the collector frees them."""
     yield
-    give_back_memory()
+    release_memory()
 
 
 @pytest.mark.usefixtures("graphs_go")

@@ -8,7 +8,7 @@ from support import difference, fresh, images, quick, shaken
 
 import zoo
 from zoo.models.sret import Recursion, Scalar, SharedBlock, order_of, sliced
-from zoo.ops import fixed_order
+from zoo.ops import fixed_permutation
 from zoo.reparam import shake
 
 # Published names that do not follow from the records: transposed position tables.
@@ -50,13 +50,13 @@ def test_either_name_of_a_shared_block_will_do(missing):
     assert zoo.load_weights(zoo.create_model("sret_t"), state) == []
 
 
-def test_the_fixed_order_is_a_frozen_stream():
+def test_the_fixed_permutation_never_changes():
     want = np.random.RandomState(0).permutation(784)  # noqa: NPY002
-    assert fixed_order(784).tolist() == want.tolist()
+    assert fixed_permutation(784).tolist() == want.tolist()
     torch.manual_seed(5)
-    assert torch.equal(fixed_order(784), fixed_order(784))
-    assert torch.equal(torch.ops.zoo.fixed_order(100), fixed_order(100))
-    torch.library.opcheck(torch.ops.zoo.fixed_order.default, (7,))
+    assert torch.equal(fixed_permutation(784), fixed_permutation(784))
+    assert torch.equal(torch.ops.zoo.fixed_permutation(100), fixed_permutation(100))
+    torch.library.opcheck(torch.ops.zoo.fixed_permutation.default, (7,))
 
 
 def test_an_order_is_undone_and_drawn_anew_in_training_only():
@@ -81,7 +81,7 @@ def test_slices_attend_for_themselves():
 def test_shuffled_slices_are_slices_of_the_permuted_tokens():
     block = shake(SharedBlock(8, 16, num_heads=2, drop_path=0.0).double()).eval()
     x = torch.randn(2, 24, 8, dtype=torch.float64)
-    order = fixed_order(24)
+    order = fixed_permutation(24)
     have = block(x, 2, True)
     for half in (order[:12], order[12:]):
         torch.testing.assert_close(have[:, half], block(x[:, half], 1, False))

@@ -1,4 +1,4 @@
-"""The selective scan as its definition reads, in float64, and inputs to compare the forms on."""
+"""Inputs for tests of the selective scan, and its definition in float64."""
 
 import itertools
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a scan, and which of its optional inputs there are."""
+    """Sizes of a scan, and which optional inputs it has."""
 
     batch: int
     channels: int
@@ -22,16 +22,16 @@ class Case:
     D: bool = True
     z: bool = False
     bias: bool = True
-    soft: bool = True
+    softplus: bool = True
 
     def __str__(self) -> str:
-        optional = {"D": self.D, "z": self.z, "b": self.bias, "s": self.soft}
-        has = "".join(letter for letter, given in optional.items() if given)
+        optional = {"D": self.D, "z": self.z, "b": self.bias, "s": self.softplus}
+        present = "".join(letter for letter, given in optional.items() if given)
         sizes = (self.batch, self.channels, self.length, self.states, self.groups)
-        return "x".join(map(str, sizes)) + (f"-{has}" if has else "")
+        return "x".join(map(str, sizes)) + (f"-{present}" if present else "")
 
     def inputs(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor | None]:
-        """Draw the inputs: decay rates 0.1 to 8, steps of either sign before softplus."""
+        """Draw random inputs, with decay rates from 0.1 to about 8."""
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape: int) -> Tensor:
@@ -42,7 +42,7 @@ class Case:
         delta = draw(*sequence)
         drawn = {
             "u": draw(*sequence),
-            "delta": delta if self.soft else delta.abs() * 0.5,
+            "delta": delta if self.softplus else delta.abs() * 0.5,
             "A": -(0.1 + 2 * draw(self.channels, self.states).abs()),
             "B": draw(*weights),
             "C": draw(*weights),
@@ -53,7 +53,7 @@ class Case:
         return {k: v if v is None else v.to(dtype) for k, v in drawn.items()}
 
 
-# Every size that was asked for, with every presence of the optional inputs somewhere.
+# Small sizes, which cover each optional input present and absent.
 SMALL = [
     Case(2, 6, 1, 1),
     Case(1, 4, 1, 16, groups=4, z=True),
@@ -61,20 +61,20 @@ SMALL = [
     Case(1, 7, 65, 16, z=True, bias=False),
     Case(3, 4, 30, 1, groups=4, D=False, z=True, bias=False),
     Case(1, 33, 129, 64, groups=1, z=True),
-    Case(2, 40, 64, 3, groups=2, soft=False, bias=False),
-    Case(1, 36, 63, 5, groups=2, soft=False, z=True),
+    Case(2, 40, 64, 3, groups=2, softplus=False, bias=False),
+    Case(1, 36, 63, 5, groups=2, softplus=False, z=True),
 ]
 LONG = [Case(1, 6, 4096, 4, groups=2), Case(1, 2, 4096, 16, z=True)]
 
 
-def definition(inputs: dict[str, Tensor | None], soft: bool = True) -> np.ndarray:
-    """Return y, B D L in float64, one number after the other as the equations say."""
+def definition(inputs: dict[str, Tensor | None], softplus: bool = True) -> np.ndarray:
+    """Return y, B D L in float64, computed number by number from the definition."""
     u, step, A, B, C, D, z, bias = (
         None if inputs[k] is None else inputs[k].detach().double().numpy() for k in NAMES
     )
     if bias is not None:
         step = step + bias[None, :, None]
-    if soft:
+    if softplus:
         step = np.logaddexp(step, 0)
     batch, channels, length = u.shape
     width = channels // B.shape[1]
@@ -95,7 +95,7 @@ def definition(inputs: dict[str, Tensor | None], soft: bool = True) -> np.ndarra
 
 
 def relative_error(have: Tensor, want: np.ndarray | Tensor) -> float:
-    """Return the largest difference over the largest value."""
+    """Return the largest difference divided by the largest expected value."""
     have = have.detach().double().numpy()
     want = want.detach().double().numpy() if isinstance(want, Tensor) else want
     assert have.shape == want.shape

@@ -1,4 +1,4 @@
-"""Aggregation by kernels of each pixel: the formula, shared kernels, precision, programs."""
+"""Convolution with dynamic kernels: formula, gradients, precision, compiled programs."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def case(batch=2, channels=16, groups=2, height=5, width=7, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (2, 3)])
-def test_the_formula_pixel_by_pixel(size):
+def test_values_match_the_formula(size):
     x, kernels = case(batch=1, channels=6, groups=3, height=size[0], width=size[1])
     y = aggregate(x, kernels)
     for c in range(6):
@@ -31,7 +31,7 @@ def test_the_formula_pixel_by_pixel(size):
                 torch.testing.assert_close(y[0, c, i, j], want)
 
 
-def test_a_second_form_by_unfolding():
+def test_values_match_an_implementation_with_unfold():
     x, kernels = case()
     patches = F.unfold(x, 3, padding=1).view(2, 8, 2, 9, 5, 7)
     torch.testing.assert_close(
@@ -52,7 +52,7 @@ def test_gradients():
     assert torch.autograd.gradcheck(aggregate, (x, kernels))
 
 
-def test_sums_are_in_single_precision():
+def test_half_precision_is_summed_in_single_precision():
     x, kernels = case(dtype=torch.float32)
     half = aggregate(x.half(), kernels.half())
     assert half.dtype == torch.float16

@@ -1,4 +1,4 @@
-"""The dual-tree transform: filters, reconstruction, edges, orientations, its transpose."""
+"""The dual-tree transform: filters, reconstruction, edges, orientations, gradients."""
 
 import math
 
@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from zoo.ops import dual_tree, inverse_dual_tree
-from zoo.ops.wavelet.complex import continued, filters
+from zoo.ops.wavelet.complex import analyse, extend, filters, synthesise
+
+
+def dual_tree(x):
+    low, bands = analyse(x, filters()[0].to(x))
+    return low, bands.unflatten(0, x.shape[:2])
+
+
+def inverse_dual_tree(low, bands):
+    return synthesise(low, bands.flatten(0, 1), filters()[1].to(low))
 
 
 def image(*shape):
@@ -21,9 +29,9 @@ def test_filters():
     assert high.sum().item() == pytest.approx(0, abs=1e-6)
     for taps in (low, high, back_low, back_high):
         assert torch.equal(taps, taps.flip(0))
-    assert (low != 0).nonzero().min() == 3, "13 taps, without the zero at either side"
-    assert (high != 0).sum() == 17, "19 taps, two of them 0"
-    # Products of the pairs sum up to a single tap: what is taken apart is put together.
+    assert (low != 0).nonzero().min() == 3, "13 taps"
+    assert (high != 0).sum() == 17, "19 taps, of which two are 0"
+    # Perfect reconstruction: analysis followed by synthesis is a single tap.
     whole = convolved(low, back_low) + convolved(high, back_high)
     want = torch.zeros(37, dtype=torch.float64)
     want[18] = 1
@@ -35,7 +43,7 @@ def convolved(a, b):
 
 
 @pytest.mark.parametrize("size", [(56, 56), (10, 24), (2, 6)])
-def test_bands_are_put_together_again(size):
+def test_synthesis_inverts_analysis(size):
     x = image(2, 3, *size)
     low, bands = dual_tree(x)
     assert low.shape == x.shape
@@ -48,25 +56,25 @@ def test_single_precision():
     assert (inverse_dual_tree(*dual_tree(x)) - x).abs().max() < 1e-5
 
 
-def test_edges_are_continued_with_the_edge_sample_twice():
+def test_edges_are_extended_with_the_edge_sample_repeated():
     x = torch.arange(3.0)[None, None, None]
     want = [2, 1, 0, 0, 1, 2, 2, 1, 0]
-    assert continued(x, -1, 3)[0, 0, 0].tolist() == want
-    assert continued(x, -1, 9)[0, 0, 0, 6:15].tolist() == want
+    assert extend(x, -1, 3)[0, 0, 0].tolist() == want
+    assert extend(x, -1, 9)[0, 0, 0, 6:15].tolist() == want
 
 
-def test_a_constant_is_in_the_low_band_alone():
+def test_a_constant_is_only_in_the_low_band():
     low, bands = dual_tree(torch.full((1, 1, 12, 16), 3.0, dtype=torch.float64))
     torch.testing.assert_close(low, torch.full_like(low, 3.0), atol=1e-6, rtol=0)
     assert bands.abs().max() < 1e-5
 
 
-def test_values_against_the_written_out_formula():
+def test_values_match_the_formula():
     x = image(1, 1, 12, 12)[0, 0]
     (h0, h1), _ = (f.double() for f in filters())
 
     def along(y, taps, axis):
-        y = continued(y[None, None], axis, 9)[0, 0].unfold(axis, 19, 1)
+        y = extend(y[None, None], axis, 9)[0, 0].unfold(axis, 19, 1)
         return y @ taps
 
     low, high = along(x, h0, -1), along(x, h1, -1)
@@ -82,8 +90,8 @@ def test_values_against_the_written_out_formula():
 
 
 @pytest.mark.parametrize("angle", range(6))
-def test_bands_tell_a_direction_from_its_mirror_image(angle):
-    """What a real transform cannot: waves at 15, 45, 75 degrees are apart from 165, 135, 105."""
+def test_bands_distinguish_a_direction_from_its_mirror_image(angle):
+    """Unlike a real wavelet transform: 15, 45 and 75 degrees differ from 165, 135 and 105."""
     degrees = math.radians(15 + 30 * angle)
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     wave = torch.cos(2.2 * (x * math.sin(degrees) + y * math.cos(degrees)))
@@ -96,7 +104,7 @@ def test_bands_tell_a_direction_from_its_mirror_image(angle):
     first, second = found[:3].sum(), found[3:].sum()
     assert max(first, second) > (1e3 if angle % 3 == 1 else 2) * min(first, second)
     assert (first > second) == (mirrored[:3].sum() < mirrored[3:].sum())
-    if angle % 3 != 1:  # diagonals are the weakest in frequency here
+    if angle % 3 != 1:  # diagonal waves are weaker in their own band
         assert found.argmax() == 5 - mirrored.argmax()
 
 

@@ -1,4 +1,4 @@
-"""The Haar transform against PyWavelets, its own laws, and what turns it into programs."""
+"""The Haar transform: comparison with PyWavelets, properties, compiled and exported programs."""
 
 import subprocess
 
@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import zoo
-from zoo.ops import haar, haar_pyramid, inverse_haar, inverse_haar_pyramid, wavelet
-from zoo.ops.wavelet import cpu, plain, running
+from zoo.ops import haar, haar_pyramid, inverse_haar, wavelet
+from zoo.ops.wavelet import auto_backend, cpu, plain
 
-FORMS = ["plain", "numba"]
+BACKENDS = ["plain", "numba"]
 SHAPES = [
     (2, 3, 8, 12),
     (1, 2, 7, 9),
@@ -31,94 +31,84 @@ def maps(*shape, dtype=torch.float64):
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def theirs(x):
-    """PyWavelets' bands in our order; its LH is high along the height."""
+def pywavelets_bands(x):
+    """Return the bands of PyWavelets in the order of `haar`; its LH is high along the height."""
     low, (lh, hl, hh) = pywt.dwt2(x.numpy(), "db1", mode="zero")
     return np.stack([low, lh, hl, hh], axis=-3)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_bands_of_a_block_are_the_definition(form):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bands_of_a_block_match_the_definition(backend):
     p, q, r, t = 1.0, 20.0, 300.0, 4000.0
     block = torch.tensor([[p, q], [r, t]], dtype=torch.float64)
     want = [(p + q + r + t) / 2, (p + q - r - t) / 2, (p - q + r - t) / 2, (p - q - r + t) / 2]
-    assert haar(block, form).flatten().tolist() == want
+    assert haar(block, backend).flatten().tolist() == want
     assert wavelet.BANDS == ("LL", "LH", "HL", "HH")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bands_are_those_of_pywavelets(shape, form):
+def test_bands_match_pywavelets(shape, backend):
     x = maps(*shape)
-    bands = haar(x, form)
+    bands = haar(x, backend)
     assert bands.shape == (*shape[:-2], 4, -(-shape[-2] // 2), -(-shape[-1] // 2))
-    np.testing.assert_allclose(bands.numpy(), theirs(x), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(bands.numpy(), pywavelets_bands(x), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("shape", "levels"), [((2, 32, 48), 4), ((3, 2, 13, 22), 3)])
-def test_pyramids_are_those_of_pywavelets(shape, levels, form):
+def test_pyramids_match_pywavelets(shape, levels, backend):
     x = maps(*shape)
-    pyramid = haar_pyramid(x, levels, form)
+    pyramid = haar_pyramid(x, levels, backend)
     assert len(pyramid) == levels
     low, *details = pywt.wavedec2(x.numpy(), "db1", mode="zero", level=levels)
     np.testing.assert_allclose(pyramid[-1][..., 0, :, :].numpy(), low, rtol=0, atol=1e-13)
-    for bands, wanted in zip(reversed(pyramid), details, strict=True):
+    for bands, expected in zip(reversed(pyramid), details, strict=True):
         found = bands[..., 1:, :, :].numpy()
-        np.testing.assert_allclose(found, np.stack(wanted, axis=-3), rtol=0, atol=1e-13)
+        np.testing.assert_allclose(found, np.stack(expected, axis=-3), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_inverse_gives_the_map_back(shape, form):
+def test_the_inverse_restores_the_map(shape, backend):
     x = maps(*shape)
-    bands = haar(x, form)
-    torch.testing.assert_close(inverse_haar(bands, *shape[-2:], form), x, rtol=0, atol=1e-14)
-    whole = inverse_haar(bands, backend=form)
+    bands = haar(x, backend)
+    torch.testing.assert_close(inverse_haar(bands, *shape[-2:], backend), x, rtol=0, atol=1e-14)
+    whole = inverse_haar(bands, backend=backend)
     assert whole.shape[-2:] == (2 * bands.shape[-2], 2 * bands.shape[-1])
-    completed = F.pad(x, (0, shape[-1] % 2, 0, shape[-2] % 2))
-    torch.testing.assert_close(whole, completed, rtol=0, atol=1e-14)
+    padded = F.pad(x, (0, shape[-1] % 2, 0, shape[-2] % 2))
+    torch.testing.assert_close(whole, padded, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_inverse_is_that_of_pywavelets(form):
-    bands = maps(2, 3, 4, 5, 7)  # any bands, not those of a map
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_inverse_matches_pywavelets(backend):
+    bands = maps(2, 3, 4, 5, 7)  # arbitrary bands
     low, lh, hl, hh = (bands[..., k, :, :].numpy() for k in range(4))
     want = pywt.idwt2((low, (lh, hl, hh)), "db1", mode="zero")
-    found = inverse_haar(bands, backend=form).numpy()
+    found = inverse_haar(bands, backend=backend).numpy()
     np.testing.assert_allclose(found, want, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("shape", "levels"), [((2, 16, 24), 3), ((1, 3, 13, 21), 4), ((3, 5), 6)])
-def test_pyramids_give_the_map_back(shape, levels, form):
-    x = maps(*shape)
-    pyramid = haar_pyramid(x, levels, form)
-    pyramid[:-1] = [  # LL above the last level is not read
-        torch.cat([torch.full_like(b[..., :1, :, :], torch.nan), b[..., 1:, :, :]], -3)
-        for b in pyramid[:-1]
-    ]
-    again = inverse_haar_pyramid(pyramid, *shape[-2:], form)
-    torch.testing.assert_close(again, x, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(2, 3, 8, 12), (1, 2, 7, 9)])
-def test_the_transform_is_orthonormal(shape, form):
+def test_the_transform_is_orthonormal(shape, backend):
     x = maps(*shape)
-    bands = haar(x, form)
+    bands = haar(x, backend)
     torch.testing.assert_close(bands.square().sum(), x.square().sum())
     others = maps(*bands.shape)
-    left, right = (bands * others).sum(), (x * inverse_haar(others, *shape[-2:], form)).sum()
+    left, right = (bands * others).sum(), (x * inverse_haar(others, *shape[-2:], backend)).sum()
     torch.testing.assert_close(left, right)  # the inverse is the transpose
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(1, 2, 4, 6), (1, 1, 3, 5)])
-def test_gradients(shape, form):
+def test_gradients(shape, backend):
     x = maps(*shape).requires_grad_()
     bands = haar(x.detach()).requires_grad_()
-    forward, inverse = (lambda x: haar(x, form)), (lambda b: inverse_haar(b, *shape[-2:], form))
+    forward, inverse = (
+        (lambda x: haar(x, backend)),
+        (lambda b: inverse_haar(b, *shape[-2:], backend)),
+    )
     for function, argument in ((forward, x), (inverse, bands)):
         assert torch.autograd.gradcheck(function, argument)
         assert torch.autograd.gradgradcheck(function, argument)
@@ -126,7 +116,7 @@ def test_gradients(shape, form):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(2, 3, 8, 12), (1, 5, 7, 9), (3, 40, 70, 66)])
-def test_both_forms_give_the_same_bits(shape, dtype):
+def test_backends_are_bit_identical(shape, dtype):
     x = maps(*shape, dtype=dtype)
     bands = haar(x, "plain")
     assert bands.dtype == dtype
@@ -135,31 +125,31 @@ def test_both_forms_give_the_same_bits(shape, dtype):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_change_nothing(threads, monkeypatch):
-    monkeypatch.setattr(cpu, "WORTH_A_THREAD", 64)
+def test_results_do_not_depend_on_the_number_of_threads(threads, monkeypatch):
+    monkeypatch.setattr(cpu, "PIXELS_PER_THREAD", 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x = maps(7, 5, 10, 6)
     assert torch.equal(haar(x, "numba"), haar(x, "plain"))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_layout_in_memory_is_of_no_effect(form):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_layout_does_not_change_the_result(backend):
     x = maps(2, 6, 8, 10)
-    want, back = haar(x, form), haar(x, form).contiguous()
+    want, back = haar(x, backend), haar(x, backend).contiguous()
     for same in (
         x.contiguous(memory_format=torch.channels_last),
         x.transpose(2, 3).contiguous().transpose(2, 3),
         torch.stack([x, x], -1)[..., 0],
     ):
-        assert torch.equal(haar(same, form), want)
-    aside = back.movedim(2, 0).contiguous().movedim(0, 2)
-    assert torch.equal(inverse_haar(aside, backend=form), inverse_haar(back, backend=form))
-    assert haar(x[:0], form).shape == (0, 6, 4, 4, 5)
-    assert inverse_haar(back[:0], backend=form).shape == (0, 6, 8, 10)
+        assert torch.equal(haar(same, backend), want)
+    permuted = back.movedim(2, 0).contiguous().movedim(0, 2)
+    assert torch.equal(inverse_haar(permuted, backend=backend), inverse_haar(back, backend=backend))
+    assert haar(x[:0], backend).shape == (0, 6, 4, 4, 5)
+    assert inverse_haar(back[:0], backend=backend).shape == (0, 6, 8, 10)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_half_precision_is_as_close_as_it_can_be(dtype):
+def test_error_of_half_precision(dtype):
     x = maps(2, 3, 9, 8, dtype=dtype)
     bands = haar(x)
     assert bands.dtype == dtype
@@ -168,7 +158,7 @@ def test_half_precision_is_as_close_as_it_can_be(dtype):
     assert (inverse_haar(bands, 9, 8).double() - x.double()).abs().max() < 2 * step
 
 
-def test_autocast_leaves_the_precision_alone():
+def test_autocast_does_not_change_the_dtype():
     x = maps(1, 2, 8, 8, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(haar(x), haar(x, "plain"))
@@ -176,9 +166,9 @@ def test_autocast_leaves_the_precision_alone():
         assert haar(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_auto_takes_the_compiled_form_where_it_can(monkeypatch):
-    assert running() == "numba"
-    assert running("meta") == running("cuda") == "plain"
+def test_auto_uses_numba_for_supported_tensors(monkeypatch):
+    assert auto_backend() == "numba"
+    assert auto_backend("meta") == auto_backend("cuda") == "plain"
     ran = []
     monkeypatch.setattr(plain, "haar", lambda x: ran.append("plain"))
     monkeypatch.setattr(wavelet.operator, "haar_op", lambda x: ran.append("numba"))
@@ -188,34 +178,34 @@ def test_auto_takes_the_compiled_form_where_it_can(monkeypatch):
     assert ran == ["numba", "numba", "plain", "plain"]
 
 
-def test_without_numba_everything_works(monkeypatch):
+def test_everything_works_without_numba(monkeypatch):
     monkeypatch.setattr(wavelet, "installed", lambda name: False)
     x = maps(1, 2, 5, 6, dtype=torch.float32)
-    assert running() == "plain"
+    assert auto_backend() == "plain"
     assert torch.equal(haar(x), haar(x, "plain"))
     assert torch.equal(inverse_haar(haar(x)), inverse_haar(haar(x), backend="plain"))
-    with pytest.raises(zoo.BadInput, match=r"backend='numba' is not installed: pip install"):
+    with pytest.raises(zoo.BadInput, match=r"backend='numba' is not installed; run pip install"):
         haar(x, "numba")
 
 
-def test_forms_that_cannot_be():
+def test_invalid_backends():
     x = torch.ones(1, 1, 4, 4)
-    for call in (haar, lambda x, form: inverse_haar(haar(x), backend=form)):
-        with pytest.raises(zoo.BadInput, match="backend='conv': there are auto, plain, numba"):
-            call(x, "conv")
+    for call in (haar, lambda x, backend: inverse_haar(haar(x), backend=backend)):
         with pytest.raises(
-            zoo.BadInput, match=r"float32 and float64 on a CPU, not on torch.float16"
+            zoo.BadInput, match="unknown backend 'conv'; choices: auto, plain, numba"
         ):
+            call(x, "conv")
+        with pytest.raises(zoo.BadInput, match="float32 and float64 on the CPU, not torch.float16"):
             call(x.half(), "numba")
 
 
-def test_importing_takes_no_compiler(python):
+def test_importing_the_package_does_not_import_numba(python):
     check = "import sys, zoo.ops; sys.exit('numba' in sys.modules)"
     assert subprocess.run([*python, "-c", check], check=False).returncode == 0
 
 
 class Wavelets(nn.Module):
-    """There and back, and a second level."""
+    """Transform, inverse, and a second level."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         bands = haar(x)
@@ -235,10 +225,12 @@ def images(size):
 
 
 @pytest.mark.usefixtures("quiet_script")
-@pytest.mark.filterwarnings("ignore:The TorchScript type system")  # says so of torch's GraphModule
+@pytest.mark.filterwarnings(
+    "ignore:The TorchScript type system"
+)  # raised for GraphModule of PyTorch
 @pytest.mark.parametrize("size", PROGRAM_SIZES)
 @pytest.mark.parametrize("kind", ["script", "trace", "symbolic", "both"])
-def test_programs_take_any_size(kind, size):
+def test_programs_support_any_size(kind, size):
     program = {
         "script": lambda: torch.jit.script(Wavelets()),
         "trace": lambda: torch.jit.trace(Wavelets(), images((8, 12))),
@@ -264,7 +256,7 @@ def test_exported(size, strict):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_exported_for_sides_of_a_multiple(strict):
+def test_exported_for_sides_that_are_multiples_of_4(strict):
     sides = {2: 4 * torch.export.Dim("h", min=2, max=9), 3: 4 * torch.export.Dim("w", min=2, max=9)}
     program = torch.export.export(
         Wavelets(), (images((8, 12)),), dynamic_shapes=(sides,), strict=strict
@@ -283,7 +275,7 @@ def test_onnx(size, tmp_path):
         torch.testing.assert_close(torch.from_numpy(have), want)
 
 
-def test_vmap_is_a_loop():
+def test_vmap():
     x = maps(3, 2, 6, 8, dtype=torch.float32)
     assert torch.equal(torch.vmap(haar, in_dims=1)(x), haar(x.transpose(0, 1)))
     bands = haar(x)
@@ -291,7 +283,7 @@ def test_vmap_is_a_loop():
 
 
 @pytest.mark.parametrize("size", [(8, 12), (64, 32)])
-def test_cost_is_three_operations_a_pixel(size):
+def test_cost_is_three_flops_per_pixel(size):
     class Both(nn.Module):
         def forward(self, x):
             return inverse_haar(haar(x))
@@ -302,7 +294,7 @@ def test_cost_is_three_operations_a_pixel(size):
     assert cost.flops == 2 * 3 * pixels
 
 
-def test_fake_tensors_know_the_shape():
+def test_shapes_of_fake_tensors():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():

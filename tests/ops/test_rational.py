@@ -1,4 +1,4 @@
-"""Rational functions by groups: the formula, both ways to its gradient, programs, precision."""
+"""Rational functions: formula, gradients, precision, compiled and exported programs."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def case(groups=4, rows=1, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_the_formula_value_by_value(rows):
+def test_values_match_the_formula(rows):
     x, a, b = case(rows=rows)
     y = rational(x, a, b)
     for channel in range(12):
@@ -25,7 +25,7 @@ def test_the_formula_value_by_value(rows):
             torch.testing.assert_close(have, p / q)
 
 
-def test_there_are_no_poles():
+def test_the_function_has_no_poles():
     x = torch.linspace(-1e3, 1e3, 4001, dtype=torch.float64)[:, None].expand(-1, 4)
     _, a, b = case()
     assert rational(x.contiguous(), a, -b.abs()).isfinite().all()
@@ -38,7 +38,7 @@ def test_gradients_of_first_and_second_order(rows):
     assert torch.autograd.gradgradcheck(rational, (x[:1, :1], a, b), atol=1e-4)
 
 
-def test_the_backward_pass_is_that_of_the_written_out_form():
+def test_the_backward_pass_agrees_with_autograd():
     tensors = [t.requires_grad_() for t in case()]
     outer = torch.randn(3, 5, 12, dtype=torch.float64)
     have = torch.autograd.grad(rational(*tensors), tensors, outer)
@@ -50,7 +50,7 @@ def test_the_backward_pass_is_that_of_the_written_out_form():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_coefficients_that_start_at_0_move(compiled):
+def test_coefficients_at_zero_have_a_gradient(compiled):
     x, a, _ = case()
     b = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
     function = torch.compile(rational, backend="aot_eager") if compiled else rational
@@ -61,18 +61,20 @@ def test_coefficients_that_start_at_0_move(compiled):
     torch.testing.assert_close(b.grad[:, :2].T, want)
 
 
-def test_only_the_input_is_kept_for_the_backward_pass():
+def test_only_the_arguments_are_saved_for_the_backward_pass():
     x, a, b = (t.requires_grad_() for t in case())
-    kept = []
+    saved = []
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: (kept.append(t), t.detach())[1], lambda t: t
+        lambda t: (saved.append(t), t.detach())[1], lambda t: t
     ):
         rational(x, a, b)
-    assert sum(t.numel() for t in kept) == x.numel() + a.numel() + b.numel()
+    assert sum(t.numel() for t in saved) == x.numel() + a.numel() + b.numel()
 
 
-def test_half_precision_is_computed_in_single():
-    x = torch.tensor([[300.0, -300.0]], dtype=torch.float16)  # its fifth power is beyond half
+def test_half_precision_is_computed_in_single_precision():
+    x = torch.tensor(
+        [[300.0, -300.0]], dtype=torch.float16
+    )  # its fifth power exceeds the range of half precision
     a, b = torch.tensor([[0.0, 1, 0, 0, 0, 1e-4]]), torch.tensor([[0.0, 0, 0, 1e-2]])
     y = rational(x, a, b)
     assert y.dtype == torch.float16
@@ -93,9 +95,9 @@ def test_it_can_be_scripted_and_exported():
     torch.testing.assert_close(program.module()(x), want)
 
 
-def test_what_does_not_fit_together_is_said():
+def test_mismatched_coefficients_are_an_error():
     x, a, b = case()
-    with pytest.raises(zoo.BadInput, match="12 channels: a multiple of 5"):
+    with pytest.raises(zoo.BadInput, match="12 channels of x are not divisible by 5"):
         rational(x, a, torch.zeros(5, 4))
-    with pytest.raises(zoo.BadInput, match="2 rows: 1 or 4"):
+    with pytest.raises(zoo.BadInput, match="2 rows, but it needs 1 or 4"):
         rational(x, torch.zeros(2, 6), b)

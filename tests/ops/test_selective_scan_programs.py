@@ -1,4 +1,4 @@
-"""The scan as one operator: by torch's own checks, compiled, exported, scripted, without Numba."""
+"""The selective scan as an operator: compiled, exported, scripted, and without Numba."""
 
 import subprocess
 
@@ -21,8 +21,8 @@ def operator_inputs(dtype=torch.float64, case=CASE):
     return [inputs[k] for k in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
 
 
-def loose(tensor):
-    """Return the same values in another layout, as models hand them over."""
+def non_contiguous(tensor):
+    """Return the same values with the batch axis last in memory, as models produce them."""
     return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
@@ -47,14 +47,18 @@ def module_and_inputs(backend, dtype=torch.float64, case=CASE):
     return Scan(backend, inputs["A"]).to(dtype), given
 
 
-# torch's checker and its scan operator look at gradients of tensors that have none
-no_leaf = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+# PyTorch's checker and its scan operator read `.grad` of tensors that are not leaves
+ignore_grad_warning = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)
 
 
-@no_leaf
-@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, loose], ids=["contiguous", "loose"])
+@ignore_grad_warning
+@pytest.mark.parametrize(
+    "layout", [torch.Tensor.contiguous, non_contiguous], ids=["contiguous", "non_contiguous"]
+)
 @pytest.mark.parametrize("backend", ["auto", "tiled"])
-def test_torchs_own_check_of_the_operators(backend, layout):
+def test_opcheck(backend, layout):
     tensors = [layout(x) for x in operator_inputs(case=Case(2, 18, 5, 3, groups=2))]
     torch.library.opcheck(
         OPERATOR, ([x.clone().requires_grad_() for x in tensors] + [True, backend])
@@ -63,11 +67,11 @@ def test_torchs_own_check_of_the_operators(backend, layout):
     torch.library.opcheck(
         torch.ops.zoo.selective_scan_backward.default,
         (dy, *tensors, True, backend),
-        test_utils=("test_schema", "test_faketensor"),  # it has no gradients of its own
+        test_utils=("test_schema", "test_faketensor"),  # it is not differentiable
     )
 
 
-@pytest.mark.parametrize("backend", ["auto", "two_level", "multi_level", "doubling"])
+@pytest.mark.parametrize("backend", ["auto", "multi_level", "any_length"])
 def test_compiles_in_one_graph_and_trains(backend):
     torch.compiler.reset()
     module, given = module_and_inputs(backend)
@@ -80,7 +84,7 @@ def test_compiles_in_one_graph_and_trains(backend):
     torch.compiler.reset()
 
 
-def test_a_compiled_graph_holds_one_operator_each_way():
+def test_a_compiled_graph_has_one_operator_per_direction():
     torch.compiler.reset()
     graphs = []
 
@@ -97,7 +101,7 @@ def test_a_compiled_graph_holds_one_operator_each_way():
     torch.compiler.reset()
 
 
-def test_a_trace_holds_one_operator():
+def test_a_traced_graph_has_one_operator():
     graph = make_fx(lambda *t: OPERATOR(*t, True, "auto"), tracing_mode="symbolic")(
         *operator_inputs()
     )
@@ -107,21 +111,21 @@ def test_a_trace_holds_one_operator():
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("backend", ["auto", "two_level", "multi_level", "doubling"])
+@pytest.mark.parametrize("backend", ["auto", "multi_level", "any_length"])
 def test_exports_with_any_batch(backend, strict):
     module, given = module_and_inputs(backend)
     batch = torch.export.Dim("batch", min=1, max=64)
     shapes = tuple({0: batch} if x.ndim > 2 else None for x in given)
     program = torch.export.export(module, given, strict=strict, dynamic_shapes=shapes)
-    own = [n for n in program.graph.nodes if "zoo" in str(n.target)]
-    assert len(own) == (1 if backend == "auto" else 0), "plain forms are plain"
+    custom = [n for n in program.graph.nodes if "zoo" in str(n.target)]
+    assert len(custom) == (1 if backend == "auto" else 0)
     more = tuple(torch.cat([x, x.flip(0), x]) if x.ndim > 2 else x for x in given)
     for inputs in (given, more):
         assert relative_error(program.module()(*inputs), module(*inputs)) < 1e-12
 
 
-@no_leaf
-def test_the_scan_operator_of_torch_exports_with_any_length():
+@ignore_grad_warning
+def test_the_scan_operator_of_pytorch_exports_with_any_length():
     module, given = module_and_inputs("scan", case=Case(2, 20, 12, 8, groups=2, z=True))
     length = torch.export.Dim("length", min=2, max=4096)
     shapes = tuple({x.ndim - 1: length} if x.ndim > 2 else None for x in given)
@@ -133,9 +137,9 @@ def test_the_scan_operator_of_torch_exports_with_any_length():
         assert relative_error(program.module()(*more), other(*more)) < 1e-12
 
 
-# Traced in the middle; one step, less than a chunk, whole chunks of each level and one step more.
+# Lengths: one step, less than a chunk, whole chunks of each level, and one step more.
 @pytest.mark.parametrize("traced", [37, 700])
-def test_a_program_for_any_length(traced):
+def test_a_program_of_any_length(traced):
     module, given = module_and_inputs("any_length", case=Case(1, 4, traced, 2, groups=2, z=True))
     module.log = torch.nn.Parameter(module.log[:4, :2])
     axis = torch.export.Dim.AUTO
@@ -150,7 +154,7 @@ def test_a_program_for_any_length(traced):
 
 @pytest.mark.usefixtures("quiet_script")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_scripts(dtype, tmp_path):
+def test_torchscript(dtype, tmp_path):
     module, given = module_and_inputs("auto", dtype)
     torch.jit.save(torch.jit.script(module), tmp_path / "scan.pt")
     scripted = torch.jit.load(tmp_path / "scan.pt")
@@ -173,7 +177,7 @@ assert not new & {"zoo.ops.scan.cpu", "zoo.ops.scan.gpu"}, new
 
 
 def run(python, tmp_path, code, *arguments):
-    """Run a program of its own; return what it prints."""
+    """Run a program in a new process and return its output."""
     (tmp_path / "program.py").write_text(code)
     command = [*python, str(tmp_path / "program.py"), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -181,7 +185,7 @@ def run(python, tmp_path, code, *arguments):
     return result.stdout
 
 
-def test_importing_the_package_imports_no_compiler(python, tmp_path):
+def test_importing_the_package_imports_no_optional_compiler(python, tmp_path):
     run(python, tmp_path, IMPORTING)
 
 
@@ -193,13 +197,13 @@ importlib.util.find_spec = lambda name, *rest: None if name == "numba" else find
 sys.modules["numba"] = sys.modules["llvmlite"] = None  # importing them fails
 import zoo, zoo.ops
 assert not zoo.ops.backends()["numba"]
-assert zoo.ops.scan.running("cpu") == "tiled"
+assert zoo.ops.scan.auto_backend("cpu") == "tiled"
 stored = np.load(sys.argv[1])
 inputs = {k: torch.from_numpy(v).requires_grad_() for k, v in stored.items() if k != "want"}
 y = zoo.ops.selective_scan(**inputs)
 assert abs(y.detach().numpy() - stored["want"]).max() < 1e-12
 grads = torch.autograd.grad(y.square().sum(), list(inputs.values()))
-plain = zoo.ops.selective_scan(**inputs, backend="doubling")
+plain = zoo.ops.selective_scan(**inputs, backend="multi_level")
 for a, b in zip(grads, torch.autograd.grad(plain.square().sum(), list(inputs.values()))):
     assert (a - b).abs().max() <= 1e-12 * b.abs().max()
 try:
@@ -215,5 +219,5 @@ assert all(p.grad.isfinite().all() for p in model.parameters())
 def test_everything_works_without_numba(python, tmp_path):
     inputs = CASE.inputs()
     np.savez(tmp_path / "case.npz", want=definition(inputs), **inputs)
-    said = run(python, tmp_path, WITHOUT_NUMBA, tmp_path / "case.npz")
-    assert "backend='numba' is not installed: pip install 'zoo-vision[fast]'" in said
+    output = run(python, tmp_path, WITHOUT_NUMBA, tmp_path / "case.npz")
+    assert "backend='numba' is not installed; run pip install 'zoo-vision[fast]'" in output

@@ -1,4 +1,4 @@
-"""The kernels for GPUs: by Triton's interpreter on any machine, on a GPU where there is one."""
+"""The Triton kernels of the selective scan, interpreted on any machine or run on a GPU."""
 
 import os
 import subprocess
@@ -11,56 +11,57 @@ from scan_cases import SMALL, Case, definition, relative_error
 
 import zoo.ops
 from zoo.ops.scan import operator, tiled
+from zoo.ops.scan.inputs import ScanInputs
 
 pytestmark = pytest.mark.skipif(not operator.installed("triton"), reason="Triton is not installed")
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-# The interpreter works element by element in Python: few and small, but each branch once.
+# The interpreter is slow, so these few small cases cover each branch once.
 INTERPRETED = [
     Case(1, 4, 1, 3, groups=2),
     Case(2, 3, 18, 2),
-    Case(1, 10, 35, 5, groups=2, soft=False),
+    Case(1, 10, 35, 5, groups=2, softplus=False),
 ]
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 
 
 def tensors(case, dtype=torch.float64):
     inputs = case.inputs(dtype)
-    return [inputs[name] for name in NAMES]
+    return ScanInputs(*(inputs[name] for name in NAMES))
 
 
 def compare(gpu, case, dtype, device, limit):
-    """Hold forward and backward against the definition and against the form without compiler."""
+    """Compare forward with the definition, and backward with the tiled backend."""
     inputs = case.inputs()
-    given = [inputs[name].to(dtype).to(device) for name in NAMES]
-    y = gpu.forward(*given, case.soft)
+    given = ScanInputs(*(inputs[name].to(dtype).to(device) for name in NAMES))
+    y = gpu.forward(given, case.softplus)
     assert y.dtype == dtype
-    assert relative_error(y.cpu(), definition(inputs, case.soft)) < limit
+    assert relative_error(y.cpu(), definition(inputs, case.softplus)) < limit
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    have = gpu.backward(dy.to(dtype).to(device), *given, case.soft)
-    want = tiled.backward(dy, *tensors(case), case.soft)
+    have = gpu.backward(dy.to(dtype).to(device), given, case.softplus)
+    want = tiled.backward(dy, tensors(case), case.softplus)
     for name, a, b in zip(NAMES, have, want, strict=True):
         assert relative_error(a.cpu(), b) < 4 * limit, name
-    again = gpu.backward(dy.to(dtype).to(device), *given, case.soft)
+    again = gpu.backward(dy.to(dtype).to(device), given, case.softplus)
     assert all(torch.equal(a, b) for a, b in zip(have, again, strict=True))
 
 
 def interpreted():
-    """Run in a process of its own: Triton reads the switch when it is imported."""
+    """Run in a new process, because Triton reads TRITON_INTERPRET when it is imported."""
     from zoo.ops.scan import gpu
 
     for case in INTERPRETED:
         compare(gpu, case, torch.float64, "cpu", 1e-12)
     compare(gpu, INTERPRETED[1], torch.float32, "cpu", 3e-6)
-    gpu.ELEMENTS = 64  # several blocks of channels in a part, several parts in a group
+    gpu.ELEMENTS = 64  # several blocks of channels per part, several parts per group
     gpu.PROGRAMS = 4
     compare(gpu, Case(1, 14, 5, 2, groups=2), torch.float64, "cpu", 1e-12)
-    empty = [x[:0] if x.ndim > 2 else x for x in tensors(INTERPRETED[1])]
-    assert gpu.forward(*empty, True).shape == (0, 3, 18)
-    assert gpu.backward(empty[0], *empty, True)[2].abs().sum() == 0
+    empty = ScanInputs(*(x[:0] if x.ndim > 2 else x for x in tensors(INTERPRETED[1])))
+    assert gpu.forward(empty, True).shape == (0, 3, 18)
+    assert gpu.backward(empty.u, empty, True).A.abs().sum() == 0
 
 
-def test_kernels_by_the_interpreter(python):
+def test_kernels_in_the_interpreter(python):
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "1",
@@ -80,14 +81,14 @@ def test_kernels_on_a_gpu(case, dtype):
     from zoo.ops.scan import gpu
 
     sizes = (case.batch, case.channels, case.length, case.states, case.groups)
-    case = Case(*sizes, soft=case.soft)  # skip and bias are inputs of the kernels, the gate is none
+    case = Case(*sizes, softplus=case.softplus)  # the kernels need skip and bias, but no gate
     compare(gpu, case, dtype, "cuda", 1e-11 if dtype == torch.float64 else 1e-5)
 
 
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_models_take_the_kernels_on_a_gpu(dtype):
-    assert zoo.ops.scan.running("cuda") == "triton"
+def test_auto_runs_the_kernels_on_a_gpu(dtype):
+    assert zoo.ops.scan.auto_backend("cuda") == "triton"
     inputs = {k: v.cuda() for k, v in Case(2, 70, 200, 16, groups=2, z=True).inputs(dtype).items()}
     with torch.autocast("cuda", torch.bfloat16):
         have = zoo.ops.selective_scan(**inputs)
@@ -97,7 +98,7 @@ def test_models_take_the_kernels_on_a_gpu(dtype):
 
 
 @on_gpu
-def test_a_model_trains_on_a_gpu_as_on_the_cpu():
+def test_a_model_gives_the_same_output_on_a_gpu_and_has_gradients():
     model = zoo.create_model("lightm_unet_2d", init_filters=8).eval()
     x = torch.randn(2, 3, 32, 40)
     want = model(x)

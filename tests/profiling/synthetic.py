@@ -1,4 +1,4 @@
-"""A clock that only calls move, a runtime on it, and a record that nobody measured."""
+"""A simulated clock, a runtime that runs on it, and an invented record."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Clock:
-    """Tells the time that calls have taken so far, in seconds."""
+    """A clock that only advances when its calls run."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -16,17 +16,17 @@ class Clock:
         return self.now
 
     def taking(self, durations: Iterable[float]) -> Callable[[], None]:
-        """Return a call that takes one of `durations` after the other."""
-        waiting = iter(durations)
+        """Return a function whose calls take the seconds of `durations`, one after the other."""
+        remaining = iter(durations)
 
         def call() -> None:
-            self.now += next(waiting)
+            self.now += next(remaining)
 
         return call
 
 
 class Synthetic:
-    """A runtime whose calls take the time they are told."""
+    """A runtime whose calls take the given durations."""
 
     name = "synthetic"
     version = "1"
@@ -54,14 +54,14 @@ class Synthetic:
 
 
 def noisy(seconds: float, noise: float, seed: int) -> Iterator[float]:
-    """Yield `seconds`, each time off by a normal error of the relative size `noise`."""
+    """Yield `seconds` with normally distributed errors of relative size `noise`."""
     generator = np.random.default_rng(seed)
     while True:
         yield seconds * abs(1 + noise * generator.standard_normal())
 
 
 def record(**changes):
-    """Return a record as `benchmark.py` writes it, with some of its values changed."""
+    """Return a record as `benchmark.py` writes it, with `changes` applied."""
     return {
         "model": "net",
         "args": {},

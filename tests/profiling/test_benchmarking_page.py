@@ -1,4 +1,4 @@
-"""docs/benchmarking.md: its commands run, in the order in which they stand there."""
+"""The commands of docs/benchmarking.md run, and the names in it exist."""
 
 import re
 import shlex
@@ -20,16 +20,16 @@ COMMANDS = [
 QUICK = ["profile.min_runs=6", "profile.min_time=0", "profile.max_time=1", "profile.threads=1"]
 
 
-def test_the_commands_do_as_the_page_says(tmp_path, monkeypatch, capsys):
+def test_commands_produce_the_documented_files(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ran = []
     for command in COMMANDS:
         words = shlex.split(command)
         ran.append(" ".join(words[1:3]))
         if words[:2] == ["python", "benchmark.py"]:
-            asked = [word for word in words[2:] if "image_sizes" not in word]
+            overrides = [word for word in words[2:] if "image_sizes" not in word]
             quick = [*QUICK, "profile.image_sizes=[32]", "profile.fused=true"]
-            run_command("benchmark", [*asked, *quick])
+            run_command("benchmark", [*overrides, *quick])
         elif words[:3] == ["python", "-m", "zoo"]:
             assert main(words[3:]) == 0, command
         else:
@@ -44,14 +44,14 @@ def test_the_commands_do_as_the_page_says(tmp_path, monkeypatch, capsys):
     assert "3.49 M" in printed, "parameters of MobileNetV2, fused"
 
 
-def test_it_names_every_key_and_runtimes_that_exist():
-    table = TEXT[TEXT.index("| key |") : TEXT.index("Counts alone")]
+def test_the_table_lists_all_settings_and_valid_runtimes():
+    table = TEXT[TEXT.index("| key |") : TEXT.index("To count a model")]
     for key in ProfileConfig.__dataclass_fields__:
         assert key in table, key
     (runtimes,) = re.findall(r"^\| `profile.runtimes` \| (.*?);", table, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", runtimes)) < set(NAMES)
 
 
-def test_functions_it_names_are_public():
+def test_documented_functions_are_public():
     for name in re.findall(r"`zoo\.(\w+)[(`]", TEXT):
         assert name in zoo.__all__, name

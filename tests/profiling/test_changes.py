@@ -1,4 +1,4 @@
-"""What is claimed of two files of records, and what is not."""
+"""Comparing two files of records: ratios, verdicts, matching of cases, and the command."""
 
 import json
 
@@ -9,13 +9,13 @@ from synthetic import noisy, record
 import zoo
 from zoo.__main__ import main
 from zoo.profiling.stats import summarize
-from zoo.reports.changes import SAME, changes, outcome, ratio, remarks
+from zoo.reports.changes import TOLERANCE, changes, notes, outcome, ratio
 
 
 def times(seconds: float, noise: float, seed: int, n: int = 50) -> dict:
     generator = noisy(seconds, noise, seed)
-    found = summarize(np.array([next(generator) for _ in range(n)]))
-    return {"p50_ms": found.p50, "low_ms": found.low, "high_ms": found.high}
+    summary = summarize(np.array([next(generator) for _ in range(n)]))
+    return {"p50_ms": summary.p50, "low_ms": summary.low, "high_ms": summary.high}
 
 
 def verdicts(b: float, noise: float, n: int = 50, runs: int = 300) -> list[str]:
@@ -27,37 +27,37 @@ def verdicts(b: float, noise: float, n: int = 50, runs: int = 300) -> list[str]:
     ]
 
 
-def test_one_percent_in_five_percent_noise_is_not_claimed():
+def test_a_difference_of_one_percent_in_five_percent_noise_is_not_reported():
     assert verdicts(1.01, 0.05, n=20).count("no difference") >= 295
 
 
-def test_ten_percent_in_five_percent_noise_is_found():
+def test_a_difference_of_ten_percent_in_five_percent_noise_is_reported():
     assert verdicts(1.10, 0.05).count("slower") >= 295
     assert verdicts(1 / 1.12, 0.05).count("faster") >= 295
 
 
-def test_the_interval_holds_the_true_ratio_nineteen_times_in_twenty():
-    holds = 0
+def test_the_interval_contains_the_true_ratio_in_about_95_percent_of_runs():
+    hits = 0
     for seed in range(400):
         found = ratio(record(**times(1.0, 0.1, 2 * seed)), record(**times(1.3, 0.1, 2 * seed + 1)))
         assert found.low < found.value < found.high
-        holds += found.low <= 1.3 <= found.high
-    assert holds >= 0.93 * 400
+        hits += found.low <= 1.3 <= found.high
+    assert hits >= 0.93 * 400
 
 
-def test_the_ratio_by_hand():
+def test_ratio_and_interval_match_a_hand_calculation():
     a = record(p50_ms=10.0, low_ms=10.0, high_ms=10.0)
     b = record(p50_ms=12.0, low_ms=11.0, high_ms=13.0)
-    found = ratio(a, b)  # all the uncertainty is B's
+    found = ratio(a, b)  # only B has an uncertainty
     assert (found.value, found.low, found.high) == pytest.approx((1.2, 1.1, 1.3))
     assert found.verdict == "slower"
     assert ratio(b, a).verdict == "faster"
     assert (ratio(b, a).low, ratio(b, a).high) == pytest.approx((1 / 1.3, 1 / 1.1))
 
 
-def test_within_the_band_or_without_an_interval_nothing_is_claimed():
+def test_no_difference_within_the_tolerance_or_without_an_interval():
     exact = {"low_ms": 10.0, "high_ms": 10.0, "p50_ms": 10.0}
-    near = 10.0 * (1 + 0.9 * SAME)
+    near = 10.0 * (1 + 0.9 * TOLERANCE)
     close = record(p50_ms=near, low_ms=near, high_ms=near)
     assert ratio(record(**exact), close).verdict == "no difference"
     few = record(p50_ms=99.0, low_ms=None, high_ms=None)
@@ -65,7 +65,7 @@ def test_within_the_band_or_without_an_interval_nothing_is_claimed():
     assert str(ratio(record(**exact), few)) == "9.900"
 
 
-def test_cases_are_paired_by_what_they_are():
+def test_cases_are_matched_by_model_arguments_input_variant_and_runtime():
     a = [record(model=name) for name in ("one", "two", "three")]
     b = [record(model=name) for name in ("two", "one", "four")]
     found = changes(a, b)
@@ -78,36 +78,36 @@ def test_cases_are_paired_by_what_they_are():
         assert changes([record()], [record(**{key: value})]).both == []
 
 
-def test_the_same_settings_are_paired_first_and_others_are_said():
+def test_equal_settings_are_matched_first_and_different_ones_are_reported():
     a = [record(threads=1), record(threads=2)]
     b = [record(threads=2), record(threads=4)]
     found = changes(a, b)
     pairs = sorted((c.a["threads"], c.b["threads"], c.settings) for c in found.both)
     assert pairs == [(1, 4, ("threads",)), (2, 2, ())]
-    assert "warning: threads differ: 1 and 4" in remarks(found, a, b)
+    assert "warning: threads differ: 1 and 4" in notes(found, a, b)
 
 
-def test_settings_that_cannot_be_matched_are_in_one_only():
+def test_ambiguous_settings_are_not_matched():
     found = changes([record(threads=1), record(threads=2)], [record(threads=4)])
     assert (len(found.both), len(found.only_a), len(found.only_b)) == (0, 2, 1)
 
 
-def test_another_count_is_another_model():
+def test_a_different_count_is_reported_as_a_changed_model():
     a, b = [record()], [record(macs=5)]
     found = changes(a, b)
     assert found.both[0].counts == ("macs",)
-    assert "warning: macs differ, it is not the same model: net" in remarks(found, a, b)
+    assert "warning: macs differ, so these models have changed: net" in notes(found, a, b)
 
 
-def test_machines_and_versions_are_stated_and_the_last_of_several_counts():
+def test_machines_and_versions_are_listed_and_the_last_repetition_is_used():
     a = [record(p50_ms=1.0), record()]
     b = [record(machine={"cpu": "C", "cores": 4}, versions={"torch": "2.16"})]
     found = changes(a, b)
     assert found.both[0].a["p50_ms"] == 12.346
-    said = remarks(found, a, b)
-    assert said[0] == "A: A, B, 2 cores, zoo 0.1.0, torch 2.15.0"
-    assert said[1] == "B: C, 4 cores, torch 2.16"
-    assert said[2] == "A has 1 earlier measurements of the same; the last count"
+    lines = notes(found, a, b)
+    assert lines[0] == "A: A, B, 2 cores, zoo 0.1.0, torch 2.15.0"
+    assert lines[1] == "B: C, 4 cores, torch 2.16"
+    assert lines[2] == "A: ignored 1 earlier measurement of the same cases"
 
 
 def write(path, records):
@@ -115,7 +115,7 @@ def write(path, records):
     return str(path)
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_compare_command(tmp_path, capsys):
     exact = {"low_ms": 10.0, "high_ms": 10.0, "p50_ms": 10.0}
     a = [record(**exact, model=name) for name in ("up", "down", "same", "gone")]
     factors = {"up": 1.2, "down": 0.8, "same": 1.001, "new": 1.0}
@@ -140,20 +140,20 @@ def test_the_command(tmp_path, capsys):
     assert "only in B: new unfused eager 1x3x224x224" in lines
 
 
-def test_long_lists_are_cut():
+def test_long_lists_are_shortened():
     found = changes([record(model=f"m{i}") for i in range(30)], [])
     assert outcome(found)[1].endswith("; and 10 more")
 
 
 @pytest.mark.parametrize("missing", [0, 1])
-def test_what_cannot_be_compared(missing, tmp_path, capsys):
+def test_a_missing_file_is_an_error(missing, tmp_path, capsys):
     files = [write(tmp_path / "a.jsonl", [record()]), write(tmp_path / "b.jsonl", [record()])]
     files[missing] = str(tmp_path / "none.jsonl")
     assert main(["compare", *files]) == 1
-    assert capsys.readouterr().err.startswith(f"error: no file {tmp_path}/none.jsonl")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/none.jsonl does not exist")
 
 
-def test_files_of_other_models_have_nothing_to_compare(tmp_path):
+def test_files_without_a_common_model_are_an_error(tmp_path):
     from zoo.reports.changes import compare_files
 
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]

@@ -1,4 +1,4 @@
-"""Counting by hand: every operator against its formula, every module once where it stands."""
+"""The counts of operators and modules, compared with hand calculations."""
 
 import math
 
@@ -14,7 +14,7 @@ from zoo.counting.rules import FREE, SOFTMAX, all_rules
 
 
 class Call(nn.Module):
-    """A function as a module; tensors given by name are buffers."""
+    """Calls a function on its input and on tensors, which are buffers."""
 
     def __init__(self, function, **buffers):
         super().__init__()
@@ -26,7 +26,7 @@ class Call(nn.Module):
         return self.function(x, *(getattr(self, name) for name in self.names))
 
 
-# Module, input, MACs: outputs x (kernel x channels in / groups), all of it written out.
+# Module, input size, MACs = outputs x kernel size x input channels / groups.
 CONVS = {
     "3x3": (nn.Conv2d(3, 8, 3), (2, 3, 10, 12), 2 * 8 * 8 * 10 * 27),
     "padded, stride 2": (nn.Conv2d(3, 8, 3, 2, 1), (1, 3, 11, 13), 8 * 6 * 7 * 27),
@@ -35,12 +35,16 @@ CONVS = {
     "dilated": (nn.Conv2d(3, 4, 3, dilation=2), (1, 3, 9, 9), 4 * 25 * 27),
     "grouped": (nn.Conv2d(8, 4, 3, groups=2), (1, 8, 5, 5), 4 * 9 * 9 * 4),
     "depthwise": (nn.Conv2d(8, 8, 5, groups=8, padding=2), (1, 8, 6, 6), 8 * 36 * 25),
-    "oblong": (nn.Conv2d(2, 3, (1, 5)), (1, 2, 4, 9), 3 * 4 * 5 * 10),
-    "reflected": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (1, 2, 4, 4), 3 * 16 * 18),
+    "non-square kernel": (nn.Conv2d(2, 3, (1, 5)), (1, 2, 4, 9), 3 * 4 * 5 * 10),
+    "reflection padding": (
+        nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"),
+        (1, 2, 4, 4),
+        3 * 16 * 18,
+    ),
     "1d": (nn.Conv1d(4, 6, 3, groups=2), (2, 4, 10), 2 * 6 * 8 * 6),
     "3d": (nn.Conv3d(2, 3, (1, 3, 3)), (1, 2, 4, 5, 6), 3 * 4 * 3 * 4 * 18),
 }
-# Transposed: inputs x (kernel x channels out / groups).
+# Module, input size, MACs = inputs x kernel size x output channels / groups, output size.
 TRANSPOSED = {
     "2d": (nn.ConvTranspose2d(4, 6, 3, 2), (1, 4, 5, 5), 4 * 25 * 9 * 6, (6, 11, 11)),
     "grouped": (
@@ -90,12 +94,12 @@ MATRICES = {
     "mv": (Call(torch.mv, w=torch.ones(5)), (3, 5), 15),
     "einsum": (Call(lambda x, w: torch.einsum("bnc,cd->bnd", x, w), w=W), (2, 3, 5), 6 * 35),
     "einsum, outer": (Call(lambda x: torch.einsum("bi,bj->bij", x, x)), (2, 5), 2 * 25),
-    "einsum, spread axis": (
+    "einsum, broadcast axis": (
         Call(lambda x, w: torch.einsum("ij,jk->ik", x, w), w=torch.ones(1, 5)),
         (4, 3),
         4 * 3 * 5,
     ),
-    "einsum, weights of a head": (
+    "einsum, weights per head": (
         Call(lambda x, w: torch.einsum("b h n d, h d e -> b h n e", x, w), w=torch.ones(4, 5, 6)),
         (2, 4, 3, 5),
         2 * 4 * 3 * 5 * 6,
@@ -111,12 +115,12 @@ def test_matrix_products(kind):
     assert found.activations == module(torch.zeros(shape)).numel()
 
 
-# Function, input, elementwise FLOPs: as stated at the head of zoo/counting/rules.py.
+# Module and elementwise FLOPs, as defined in zoo/counting/rules.py.
 N = 2 * 6 * 4 * 4
 ELEMENTWISE = {
     "batch norm": (nn.BatchNorm2d(6), 2 * N),
     "layer norm": (nn.LayerNorm(4), 7 * N),
-    "layer norm, plain": (nn.LayerNorm(4, elementwise_affine=False), 5 * N),
+    "layer norm, no affine": (nn.LayerNorm(4, elementwise_affine=False), 5 * N),
     "group norm": (nn.GroupNorm(2, 6), 7 * N),
     "relu": (nn.ReLU(), N),
     "relu6": (nn.ReLU6(inplace=True), N),
@@ -134,7 +138,7 @@ ELEMENTWISE = {
     "bilinear": (nn.Upsample(scale_factor=2, mode="bilinear"), 8 * 4 * N),
     "bicubic": (nn.Upsample(scale_factor=2, mode="bicubic"), 32 * 4 * N),
     "a view": (Call(lambda x: x.flatten(2).transpose(1, 2).reshape(-1)), 0),
-    "parts": (Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), 0),
+    "chunk and cat": (Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), 0),
     "dropout": (nn.Dropout(0.5), 0),
 }
 
@@ -146,18 +150,18 @@ def test_elementwise_operators_have_no_macs(kind):
     assert (found.macs, found.flops, found.activations) == (0, flops, 0)
 
 
-def written_out(x, k, v, mask=None):
+def unfused_attention(x, k, v, mask=None):
     scores = (x * 8**-0.5) @ k.transpose(-2, -1)
     return (scores if mask is None else scores + mask).softmax(-1) @ v
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_costs_the_same_fused_and_written_out(masked):
+def test_fused_and_unfused_attention_have_equal_counts(masked):
     buffers = {"k": torch.ones(2, 4, 7, 8), "v": torch.ones(2, 4, 7, 16)}
     buffers |= {"mask": torch.ones(4, 5, 7)} if masked else {}
     shape = (2, 4, 5, 8)
     fused = count(Call(F.scaled_dot_product_attention, **buffers), shape)
-    plain = count(Call(written_out, **buffers), shape)
+    plain = count(Call(unfused_attention, **buffers), shape)
     pairs = 2 * 4 * 5 * 7
     assert fused.macs == plain.macs == pairs * (8 + 16)
     assert fused.activations == plain.activations == pairs + 2 * 4 * 5 * 16
@@ -166,7 +170,7 @@ def test_attention_costs_the_same_fused_and_written_out(masked):
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv2_035"])
-def test_no_switch_of_timm_changes_a_count(name):
+def test_counts_do_not_depend_on_global_settings_of_timm(name):
     totals = set()
     try:
         for fused in (True, False):
@@ -182,7 +186,7 @@ def test_no_switch_of_timm_changes_a_count(name):
 
 
 class Shared(nn.Module):
-    """One layer called twice, one under two names, one never."""
+    """A layer that is called twice, one with two names, and one that is never called."""
 
     def __init__(self):
         super().__init__()
@@ -196,7 +200,7 @@ class Shared(nn.Module):
         return self.again(self.first(self.twice(self.twice(x))))
 
 
-def test_a_module_called_twice_counts_twice_and_its_parameters_once():
+def test_repeated_calls_count_but_parameters_count_once():
     found = count(Shared(), (3, 4))
     table = found.by_module()
     assert found.macs == 3 * (16 + 16 + 32 + 32)
@@ -212,7 +216,7 @@ def test_a_module_called_twice_counts_twice_and_its_parameters_once():
     assert table["first"] == {"params": 40, "macs": 96, "flops": 192 + 24, "activations": 24}
 
 
-def test_modules_add_up():
+def test_counts_of_modules_add_up():
     model = zoo.create_model("efficientformer_l1")
     found = count(model, (1, 3, 64, 64))
     table = found.by_module()
@@ -234,7 +238,7 @@ def test_modules_add_up():
     assert found.by_module(depth=0).keys() == {""}
 
 
-def test_operators_add_up():
+def test_counts_of_operators_add_up():
     found = count(zoo.create_model("efficientformer_l1"), (1, 3, 64, 64))
     table = found.by_operator()
     for key in ("macs", "flops", "activations"):
@@ -244,14 +248,14 @@ def test_operators_add_up():
     assert {"conv", "linear", "attention", "pool", "layer_norm"} <= table.keys()
 
 
-def test_a_batch_costs_as_many_times_as_it_has_images():
+def test_counts_are_proportional_to_the_batch_size():
     model = zoo.create_model("mobilenetv2_035")
     one, three = (count(model, (batch, 3, 64, 64)) for batch in (1, 3))
     assert (three.macs, three.flops) == (3 * one.macs, 3 * one.flops)
     assert three.params == one.params
 
 
-def test_fused_or_not_stands_beside_the_number():
+def test_counts_state_whether_the_model_is_fused():
     model = zoo.create_model("mobilenetv2_035").eval()
     assert not count(model, (1, 3, 32, 32)).fused
     assert count(zoo.reparameterize(model), (1, 3, 32, 32)).fused
@@ -290,7 +294,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("operator", UNKNOWN)
-def test_an_unknown_operator_is_named_with_its_module(operator):
+def test_an_unknown_operator_is_an_error_that_names_its_module(operator):
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), Call(UNKNOWN[operator])))
     with pytest.raises(zoo.UncountedOperator, match=r"rules\.py") as caught:
         count(model, (4, 4))
@@ -302,7 +306,7 @@ def test_an_unknown_operator_is_named_with_its_module(operator):
 
 
 @pytest.mark.parametrize("equation", ["...i,ij->...j", "i,j,k->ijk"])
-def test_forms_of_einsum_that_no_rule_covers(equation):
+def test_unsupported_equations_of_einsum(equation):
     operands = equation.split("->")[0].count(",")
     module = Call(lambda x, w: torch.einsum(equation, x[0], *[w] * operands), w=torch.ones(3, 3))
     if operands == 2:
@@ -311,7 +315,7 @@ def test_forms_of_einsum_that_no_rule_covers(equation):
         count(module, (2, 3))
 
 
-def test_every_rule_is_of_a_known_operator():
+def test_every_rule_belongs_to_an_operator_of_pytorch():
     for name in all_rules():
         namespace, _, operator = name.partition("::")
         assert namespace
@@ -321,7 +325,7 @@ def test_every_rule_is_of_a_known_operator():
     assert not {"aten::add", "aten::mul", "aten::_convolution", "aten::matmul"} & FREE
 
 
-# Names that only the tracer uses.
+# Operators that exist only in traces.
 TRACED_ONLY = {
     *("Int", "Float", "Bool", "IntImplicit", "FloatImplicit", "ScalarImplicit"),
     *("__and__", "__or__"),
@@ -332,13 +336,13 @@ TRACED_ONLY = {
     "size",
     [(1,), (), "abc", 224, None, (1, 3, 0, 4), (1, 3, True, 4), (1.0, 3, 4, 4), (1, -3, 4, 4)],
 )
-def test_sizes_that_are_no_shape(size):
+def test_invalid_input_sizes(size):
     with pytest.raises(zoo.BadInput, match="input_size="):
         count(nn.ReLU(), size)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, AssertionError, TypeError, IndexError, KeyError])
-def test_what_the_model_cannot_run_on(error):
+def test_an_error_of_the_model_is_reported(error):
     def fail(x):
         raise error("too\nlarge")
 
@@ -349,10 +353,10 @@ def test_what_the_model_cannot_run_on(error):
         count(nn.Conv2d(3, 4, 1), (1, 4, 5, 5))
 
 
-# --- nothing changes --------------------------------------------------------------------------
+# --- side effects -----------------------------------------------------------------------------
 
 
-def test_modes_hooks_statistics_and_gradients_stay():
+def test_counting_changes_nothing():
     model = zoo.create_model("efficientformer_l1", drop_path_rate=0.5).train()
     model.stages[1].eval()
     called = []
@@ -371,7 +375,7 @@ def test_modes_hooks_statistics_and_gradients_stay():
     assert count(model.eval(), (1, 3, 64, 64)) == first
 
 
-def test_modes_come_back_after_a_failure():
+def test_modes_are_restored_after_an_error():
     model = nn.Sequential(nn.Dropout(), nn.Conv2d(3, 4, 1)).train()
     with pytest.raises(zoo.BadInput):
         count(model, (1, 4, 5, 5))
@@ -382,7 +386,7 @@ def test_modes_come_back_after_a_failure():
     assert model[0].training
 
 
-def test_a_model_without_values_cannot_be_counted():
+def test_a_model_on_the_meta_device_is_refused():
     with torch.device("meta"):
         model = nn.Linear(3, 3)
     with pytest.raises(zoo.BadInput, match="meta device"):

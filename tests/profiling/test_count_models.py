@@ -1,4 +1,4 @@
-"""Whole models: a second counter, the published figures, both within one percent or explained."""
+"""The counts of whole models, compared with PyTorch's counter and with published figures."""
 
 import functools
 
@@ -21,7 +21,7 @@ PEERS = [
 
 @functools.cache
 def counts(name) -> Counts:
-    """Count a registered model at the size of its facts."""
+    """Count a registered model at its default image size."""
     with torch.device("meta"):
         model = zoo.create_model(name)
     model = model.to_empty(device="cpu")
@@ -33,7 +33,7 @@ def counts(name) -> Counts:
 def macs_of_pytorch(model, size) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(size))
-    counted = counter.get_flop_counts()["Global"]  # our own operators have no MACs
+    counted = counter.get_flop_counts()["Global"]  # the operators of zoo have no MACs
     return sum(flops for op, flops in counted.items() if not str(op).startswith("zoo")) // 2
 
 
@@ -52,12 +52,12 @@ def test_the_counter_of_pytorch_agrees_on_models_of_timm(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FINISHED)
-def test_published_macs_agree_or_the_facts_say_why_not(name):
+def test_published_macs_agree_unless_the_facts_explain_why_not(name):
     facts = zoo.model_info(name)
     rows = [row for row in facts["published"] if "macs_g" in row]
     if not rows:
         reasons = [row.get("why", {}).get("macs_g") for row in facts["published"]]
-        assert any(reasons), "no published figure to compare with, and no reason"
+        assert any(reasons), "no published MACs, and no reason in the facts"
         return
     macs = counts(name).macs
     # tests/test_catalogue.py checks that every model has stored counts.

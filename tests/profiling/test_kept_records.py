@@ -1,4 +1,4 @@
-"""Records on disk: as they come, after a kill, and when the file is something else."""
+"""Files of records: appending, recovering from a killed run, and invalid content."""
 
 import csv
 import json
@@ -7,10 +7,10 @@ import pytest
 from synthetic import record
 
 import zoo
-from zoo.reports.records import Results, case_key, flatten, read, unfinished
+from zoo.reports.records import Results, case_key, flatten, last_line_incomplete, read
 
 
-def test_records_are_on_disk_as_they_come_and_csv_mirrors_them(tmp_path):
+def test_records_are_written_immediately_and_copied_to_csv(tmp_path):
     folder = tmp_path / "a" / "b"
     results = Results(folder)
     results.add(record())
@@ -26,7 +26,7 @@ def test_records_are_on_disk_as_they_come_and_csv_mirrors_them(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["results.csv", "results.jsonl"]
 
 
-def test_records_are_appended_to_those_that_are_there(tmp_path):
+def test_records_are_appended_to_an_existing_file(tmp_path):
     for _ in range(2):
         results = Results(tmp_path)
         results.add(record())
@@ -36,24 +36,24 @@ def test_records_are_appended_to_those_that_are_there(tmp_path):
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
 
 
-def test_a_folder_without_records_disappears_again(tmp_path):
+def test_a_new_folder_without_records_is_removed(tmp_path):
     Results(tmp_path / "a" / "b").finish()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_is_as_good_as_a_folder(tmp_path):
+def test_a_file_path_works_like_a_folder(tmp_path):
     results = Results(tmp_path / "a" / "b.jsonl")
     results.add(record())
     results.finish()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["b.csv", "b.jsonl"]
 
 
-def test_an_unfinished_last_line_is_left_out_and_cut_off(tmp_path):
+def test_an_incomplete_last_line_is_ignored_and_removed(tmp_path):
     file = tmp_path / "results.jsonl"
     whole = json.dumps(record(model="zoë"), ensure_ascii=False).encode()
     for end in range(1, len(whole)):
         file.write_bytes(whole + b"\n" + whole[:end])
-        assert unfinished(file)
+        assert last_line_incomplete(file)
         assert read(file) == [record(model="zoë")]
     results = Results(tmp_path)
     assert results.dropped
@@ -62,58 +62,58 @@ def test_an_unfinished_last_line_is_left_out_and_cut_off(tmp_path):
     assert read(file) == [record(model="zoë"), record()]
 
 
-def test_a_last_line_that_lacks_only_its_end_is_kept(tmp_path):
+def test_a_last_line_without_a_line_feed_is_kept(tmp_path):
     file = tmp_path / "results.jsonl"
     file.write_text(json.dumps(record()))
-    assert not unfinished(file)
+    assert not last_line_incomplete(file)
     results = Results(tmp_path)
     assert not results.dropped
     results.add(record(model="other"))
     assert [row["model"] for row in read(file)] == ["net", "other"]
 
 
-def test_line_separators_inside_of_text_end_no_line(tmp_path):
+def test_unicode_line_separators_do_not_split_records(tmp_path):
     results = Results(tmp_path)
     results.add(record(model="a\u2028b\x85c\nd"))
     assert read(results.path)[0]["model"] == "a\u2028b\x85c\nd"
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
-        ("{", "no JSON"),
-        ("[1]", "no JSON object"),
-        ('{"a": 1}', "no model"),
-        (json.dumps(record(p50_ms=None)), "no p50_ms"),
-        (json.dumps(record(p90_ms="fast")), "p90_ms='fast' is no number"),
-        (json.dumps(record(p50_ms=float("nan"))), "no JSON"),
-        (json.dumps(record()).replace("12.346", "1e999"), "p50_ms is no finite number"),
-        (json.dumps(record(runtime=3)), "runtime is no text"),
-        (json.dumps(record(machine="mine")), "machine is no table"),
-        (json.dumps(record(input_size=[224])), "is no shape"),
-        (json.dumps(record(fused="yes")), "fused is neither true nor false"),
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"a": 1}', "model is missing"),
+        (json.dumps(record(p50_ms=None)), "p50_ms is missing"),
+        (json.dumps(record(p90_ms="fast")), "p90_ms='fast' is not a number"),
+        (json.dumps(record(p50_ms=float("nan"))), "not JSON"),
+        (json.dumps(record()).replace("12.346", "1e999"), "p50_ms is not a finite number"),
+        (json.dumps(record(runtime=3)), "runtime is not a string"),
+        (json.dumps(record(machine="mine")), "machine is not an object"),
+        (json.dumps(record(input_size=[224])), "is not a shape"),
+        (json.dumps(record(fused="yes")), "fused is not true, false or null"),
     ],
 )
-def test_a_file_of_something_else_is_left_alone(line, said, tmp_path):
+def test_an_invalid_line_is_an_error_and_the_file_stays_unchanged(line, message, tmp_path):
     file = tmp_path / "results.jsonl"
     content = json.dumps(record()) + "\n" + line + "\n"
     file.write_text(content)
-    with pytest.raises(zoo.BadInput, match="line 2 is not a record") as error:
+    with pytest.raises(zoo.BadInput, match="line 2 is not a valid record") as error:
         Results(tmp_path)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert file.read_text() == content
 
 
 @pytest.mark.parametrize("content", [b"notes of mine", b"\xff\xfe\x00", b"\x89PNG\r\n"])
-def test_a_text_of_something_else_is_left_alone(content, tmp_path):
+def test_a_file_of_another_format_is_an_error_and_stays_unchanged(content, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(zoo.BadInput, match="is not a record|holds no records"):
+    with pytest.raises(zoo.BadInput, match="is not a valid record|contains no records"):
         Results(tmp_path / "a.jsonl")
     assert (tmp_path / "a.jsonl").read_bytes() == content
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_unreadable_files_are_an_error(tmp_path):
     with pytest.raises(zoo.BadInput, match="cannot be read: No such file"):
         read(tmp_path / "none.jsonl")
     with pytest.raises(zoo.BadInput, match="cannot be read: Is a directory"):
@@ -133,12 +133,12 @@ def test_files_that_cannot_be_read(tmp_path):
         {"versions": {}},
     ],
 )
-def test_what_makes_another_case(change):
+def test_the_case_key_depends_on_case_settings_machine_and_versions(change):
     assert case_key(record(**change)) != case_key(record())
     assert case_key(record(p50_ms=1.0, date="later")) == case_key(record())
 
 
-def test_layers_are_in_the_lines_and_not_in_the_csv(tmp_path):
+def test_layers_are_in_the_json_lines_but_not_in_the_csv(tmp_path):
     results = Results(tmp_path)
     texts = dict.fromkeys(("name", "type", "bound"), "stem")
     layers = {"layers": [texts | dict.fromkeys(("ms", "macs", "params", "bytes"), 1)]}
@@ -148,7 +148,7 @@ def test_layers_are_in_the_lines_and_not_in_the_csv(tmp_path):
     assert "stem" not in results.csv.read_text()
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_an_unwritable_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(zoo.BadInput, match=r"profile\.out=.*cannot be written"):
         Results(tmp_path / "file" / "a")
@@ -157,5 +157,5 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         Results(tmp_path)
 
 
-def test_flattening():
+def test_flatten():
     assert flatten({"a": {"b": {"c": 1}}, "d": [1, 2]}) == {"a.b.c": 1, "d": "1x2"}

@@ -1,4 +1,4 @@
-"""Measuring and comparing, mostly on synthetic clocks."""
+"""Measuring and comparing latencies, mostly with a simulated clock."""
 
 import gc
 import itertools
@@ -14,7 +14,14 @@ from synthetic import Clock, Synthetic, noisy
 from torch import nn
 
 import zoo
-from zoo.profiling.latency import Effort, compare, compare_calls, measure, time_calls, warm_up
+from zoo.profiling.latency import (
+    MeasurementBudget,
+    compare,
+    compare_calls,
+    measure,
+    time_calls,
+    warm_up,
+)
 
 QUICK = {"min_runs": 6, "min_time": 0.0, "max_time": 5.0, "threads": 1}
 
@@ -29,20 +36,23 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("effort", "runs"),
+    ("budget", "runs"),
     [
-        (Effort(min_runs=10, min_time=0.0, max_time=100.0), 10),
-        (Effort(min_runs=10, min_time=30.0, max_time=100.0), 30),
-        (Effort(min_runs=1000, min_time=0.0, max_time=20.0), 20),  # the upper bound wins
+        (MeasurementBudget(min_runs=10, min_time=0.0, max_time=100.0), 10),
+        (MeasurementBudget(min_runs=10, min_time=30.0, max_time=100.0), 30),
+        (
+            MeasurementBudget(min_runs=1000, min_time=0.0, max_time=20.0),
+            20,
+        ),  # max_time overrides the minima
     ],
 )
-def test_how_many_calls_are_kept(effort, runs):
+def test_the_budget_decides_how_many_calls_are_measured(budget, runs):
     clock = Clock()
-    times = time_calls(clock.taking(itertools.repeat(1.0)), clock, effort)
+    times = time_calls(clock.taking(itertools.repeat(1.0)), clock, budget)
     assert times.tolist() == [1.0] * runs
 
 
-def test_warming_up_waits_until_the_median_stops_moving():
+def test_the_warm_up_ends_when_the_median_is_stable():
     clock = Clock()
     falling = (0.01 * (1 + 5 * 0.97**i) for i in itertools.count())
     call = clock.taking(falling)
@@ -51,11 +61,11 @@ def test_warming_up_waits_until_the_median_stops_moving():
     call()
     assert warm.steady
     assert warm.first_s == pytest.approx(0.06)
-    assert clock.now - before < 0.0115, "stopped while calls still took 15 % longer than in the end"
+    assert clock.now - before < 0.0115, "the warm-up ended while calls were still 15 % too slow"
     assert warm.seconds == pytest.approx(before)
 
 
-def test_warming_up_does_not_wait_for_ever():
+def test_the_warm_up_ends_after_max_time():
     clock = Clock()
     rising = (0.01 * 1.1**i for i in itertools.count())
     warm = warm_up(clock.taking(rising), clock, max_time=3.0)
@@ -63,13 +73,13 @@ def test_warming_up_does_not_wait_for_ever():
     assert 3.0 <= warm.seconds < 3.5
 
 
-def test_a_steady_call_is_warm_after_two_windows():
+def test_the_warm_up_of_a_steady_call_takes_two_windows():
     clock = Clock()
     warm = warm_up(clock.taking(itertools.repeat(0.02)), clock, max_time=60.0)
     assert (warm.steady, warm.calls) == (True, 17)
 
 
-def test_the_record_of_a_synthetic_runtime():
+def test_the_result_for_a_simulated_runtime():
     clock = Clock()
     durations = itertools.chain([0.9], itertools.repeat(0.1, 16), itertools.cycle([0.1, 0.2, 0.3]))
     runtime = Synthetic(clock, durations)
@@ -90,15 +100,15 @@ def test_the_record_of_a_synthetic_runtime():
     assert plain["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-def test_a_median_that_never_rests_is_marked():
+def test_an_unstable_median_is_reported():
     clock = Clock()
     runtime = Synthetic(clock, (1.05**i for i in itertools.count()))
     record = measure(runtime, (1, 3, 8, 8), min_runs=6, min_time=0, max_time=30, clock=clock)
     assert not record.steady
-    assert "still moving" in str(record)
+    assert "median not stable" in str(record)
 
 
-def test_measuring_leaves_the_model_and_the_process_as_they_were():
+def test_measuring_does_not_change_the_model_or_the_process():
     model = Net().train()
     model.body[1].eval()
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -112,7 +122,7 @@ def test_measuring_leaves_the_model_and_the_process_as_they_were():
     assert torch.is_grad_enabled() == grad
 
 
-def test_a_failing_model_leaves_the_process_as_it_was():
+def test_a_failing_model_does_not_change_the_process():
     threads = torch.get_num_threads()
     with pytest.raises(zoo.BadInput, match=r"input_size=\(1, 4, 8, 8\)"):
         measure(Net(), (1, 4, 8, 8), **{**QUICK, "threads": threads + 1})
@@ -120,7 +130,7 @@ def test_a_failing_model_leaves_the_process_as_it_was():
     assert gc.isenabled()
 
 
-def test_a_record_says_what_was_measured():
+def test_the_result_describes_the_settings():
     record = measure(Net(), (2, 3, 16, 16), channels_last=True, **QUICK)
     assert (record.runtime, record.threads, record.dtype) == ("eager", 1, "float32")
     assert (record.layout, record.device, record.fused) == ("NHWC", "cpu", False)
@@ -130,13 +140,13 @@ def test_a_record_says_what_was_measured():
     assert "unfused" in str(record)
 
 
-def test_fused_is_stated_whoever_fused():
+def test_the_result_states_whether_the_model_is_fused():
     model = Net().eval()
     assert measure(model, (1, 3, 16, 16), fused=True, **QUICK).fused is True
     assert measure(zoo.reparameterize(model), (1, 3, 16, 16), **QUICK).fused is True
 
 
-def test_a_sleeping_model_takes_as_long_as_it_sleeps():
+def test_a_sleeping_model_takes_its_sleeping_time():
     class Sleeper(nn.Module):
         def forward(self, x):
             time.sleep(0.02)
@@ -147,10 +157,10 @@ def test_a_sleeping_model_takes_as_long_as_it_sleeps():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"input_size": (3, 8, 8)}, "B C H W"),
-        ({"input_size": (0, 3, 8, 8)}, "at least 1"),
+        ({"input_size": (0, 3, 8, 8)}, "positive integers"),
         ({"runtime": "egaer"}, "'egaer'; try eager"),
         ({"threads": 0}, "threads=0"),
         ({"dtype": "int8"}, "dtype='int8'"),
@@ -160,12 +170,12 @@ def test_a_sleeping_model_takes_as_long_as_it_sleeps():
         ({"max_time": float("inf")}, "max_time=inf"),
     ],
 )
-def test_what_cannot_be_measured(wrong, said):
-    with pytest.raises(zoo.BadInput, match=said):
+def test_invalid_arguments_of_measure(wrong, message):
+    with pytest.raises(zoo.BadInput, match=message):
         measure(Net(), **{"input_size": (1, 3, 8, 8), **QUICK, **wrong})
 
 
-def test_a_loaded_runtime_has_its_settings_already():
+def test_a_loaded_runtime_takes_no_settings():
     clock = Clock()
     with pytest.raises(zoo.BadInput, match=r"zoo\.runtimes\.load"):
         measure(Synthetic(clock, itertools.repeat(1.0)), (1, 3, 8, 8), threads=2, clock=clock)
@@ -175,40 +185,40 @@ def verdict(a: float, b: float, noise: float, n: int, seed: int) -> str:
     clock = Clock()
     first = clock.taking(noisy(a, noise, 2 * seed))
     second = clock.taking(noisy(b, noise, 2 * seed + 1))
-    effort = Effort(min_runs=n, min_time=0, max_time=1e9)
-    result = compare_calls(first, second, clock, effort)
+    budget = MeasurementBudget(min_runs=n, min_time=0, max_time=1e9)
+    result = compare_calls(first, second, clock, budget)
     assert result.n == n
     return result.verdict
 
 
-def test_one_percent_in_five_percent_noise_is_not_claimed():
+def test_a_difference_of_one_percent_in_five_percent_noise_is_not_reported():
     verdicts = [verdict(1.0, 1.01, 0.05, 20, seed) for seed in range(300)]
     assert verdicts.count("no difference") >= 0.95 * len(verdicts)
 
 
-def test_ten_percent_in_five_percent_noise_is_found():
+def test_a_difference_of_ten_percent_in_five_percent_noise_is_reported():
     slower = [verdict(1.0, 1.10, 0.05, 20, seed) for seed in range(300)]
     faster = [verdict(1.1, 1.00, 0.05, 20, seed) for seed in range(300)]
     assert slower.count("B is slower") >= 0.99 * len(slower)
     assert faster.count("B is faster") >= 0.99 * len(faster)
 
 
-def test_equal_models_differ_in_nothing_however_long_they_are_compared():
+def test_equal_models_show_no_difference_after_many_pairs():
     verdicts = [verdict(1.0, 1.0, 0.05, 500, seed) for seed in range(20)]
     assert set(verdicts) == {"no difference"}
 
 
-def test_a_machine_that_slows_down_slows_both():
+def test_a_slowing_machine_does_not_change_the_verdict():
     clock = Clock()
     slow = 1 + 2 * np.arange(40) / 40
     first = clock.taking(slow[0::2])
     second = clock.taking(1.05 * slow[1::2])
-    result = compare_calls(first, second, clock, Effort(20, 0, 1e9))
+    result = compare_calls(first, second, clock, MeasurementBudget(20, 0, 1e9))
     assert result.verdict == "B is slower"
     assert 1.05 < result.ratio < 1.10
 
 
-def test_the_two_sides_are_called_in_turn():
+def test_both_sides_are_called_in_turn():
     calls: list[str] = []
     clock = Clock()
 
@@ -216,19 +226,19 @@ def test_the_two_sides_are_called_in_turn():
         step = clock.taking(itertools.repeat(1.0))
         return lambda: (calls.append(name), step())
 
-    result = compare_calls(side("A"), side("B"), clock, Effort(6, 0, 100))
+    result = compare_calls(side("A"), side("B"), clock, MeasurementBudget(6, 0, 100))
     assert calls == ["A", "B"] * 6
     assert (result.ratio, result.verdict) == (1.0, "no difference")
 
 
-def test_five_pairs_prove_nothing():
+def test_five_pairs_give_no_interval():
     clock = Clock()
     first, second = (clock.taking(itertools.repeat(t)) for t in (1.0, 2.0))
-    result = compare_calls(first, second, clock, Effort(5, 0, 100))
+    result = compare_calls(first, second, clock, MeasurementBudget(5, 0, 100))
     assert (result.ratio, result.low, result.verdict) == (2.0, None, "no difference")
 
 
-def test_comparing_runtimes():
+def test_compare_loaded_runtimes():
     clock = Clock()
     a, b = (Synthetic(clock, noisy(t, 0.01, seed)) for t, seed in ((0.1, 1), (0.08, 2)))
     result = compare(a, b, (1, 3, 8, 8), min_runs=20, min_time=0, max_time=100, clock=clock)
@@ -238,17 +248,21 @@ def test_comparing_runtimes():
     assert "B is faster: B/A = 0.80" in str(result)
 
 
-def test_comparing_models():
+def test_compare_models():
     deep = nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(30)]).eval()
     result = compare(deep[:3], deep, (1, 3, 24, 24), **QUICK)
-    assert result.ratio > 1.5  # ten times the work; the verdict would depend on a busy machine
+    assert (
+        result.ratio > 1.5
+    )  # ten times the work; a verdict would depend on the load of the machine
     assert result.a.p50 < result.b.p50
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux reports the peak memory of a process"
+)
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
-def test_memory_is_that_of_the_results_also_where_a_runtime_keeps_it(runtime):
-    """In a process of its own: one that held much memory before takes from what it has."""
+def test_peak_memory_includes_buffers_that_a_runtime_keeps(runtime):
+    """Runs in a new process: an old one may reuse memory that it has freed."""
     code = (
         "from torch import nn; import zoo\n"
         "model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Sigmoid(), nn.Conv2d(64, 3, 1)).eval()\n"
@@ -257,5 +271,7 @@ def test_memory_is_that_of_the_results_also_where_a_runtime_keeps_it(runtime):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    held = 64 * 512 * 512 * 4  # bytes of the wide map, once or twice; arenas grow in steps
-    assert 0.9 * held < int(done.stdout) < 3.5 * held
+    wide = (
+        64 * 512 * 512 * 4
+    )  # bytes of the wide feature map, which is needed once or twice; arenas grow in steps
+    assert 0.9 * wide < int(done.stdout) < 3.5 * wide

@@ -1,4 +1,4 @@
-"""What a record says of the machine and the software."""
+"""The description of the machine and the software in a record."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import torch
 from zoo.environment import describe_machine, summary, versions
 
 
-def test_the_machine_is_described_without_naming_it():
+def test_the_description_of_the_machine_omits_its_host_name():
     machine = describe_machine()
     assert 1 <= machine["usable_cores"] <= machine["cores"] == os.cpu_count()
     assert machine["architecture"] == platform.machine()
@@ -17,7 +17,7 @@ def test_the_machine_is_described_without_naming_it():
     assert platform.node() not in str(machine).split()
 
 
-def test_versions_of_what_is_installed():
+def test_versions_of_installed_packages():
     found = versions("zoo", "torch")
     assert list(found) == ["python", "zoo", "torch"]
     assert found["python"] == platform.python_version()

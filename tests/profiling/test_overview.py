@@ -73,7 +73,7 @@ def test_a_model_is_measured_once(results, capsys):
 
 @pytest.mark.usefixtures("results")
 def test_records_of_models_that_are_gone_or_changed_are_dropped():
-    good = rows("cct_2_3x2_32", asked=latencies.plan([]).asked())
+    good = rows("cct_2_3x2_32", asked=latencies.plan([]).requested_settings())
     elsewhere = {**good[1], "machine": {"cpu": "C"}, "versions": {}}
     outdated = [{**good[1], "model": "gone"}, {**good[1], "asked": {}}, {**good[0], "params": 1}]
     write([elsewhere, *outdated, *good[1:]])
@@ -84,7 +84,9 @@ def test_records_of_models_that_are_gone_or_changed_are_dropped():
 
 @pytest.mark.usefixtures("results")
 def test_a_model_that_another_machine_measured_is_not_measured_again(monkeypatch):
-    records = rows("cct_2_3x2_32", asked=latencies.plan([]).asked(), machine={"cpu": "C"})
+    records = rows(
+        "cct_2_3x2_32", asked=latencies.plan([]).requested_settings(), machine={"cpu": "C"}
+    )
     write(records)
     monkeypatch.setattr(latencies, "sweep", None)
     latencies.measure(["cct_2_3x2_32"])

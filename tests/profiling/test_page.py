@@ -1,4 +1,4 @@
-"""The page of a report in a real browser, from a file, without a network."""
+"""The HTML page of a report in a real browser, opened from a file without a network."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ FLAGS = (
     "--window-size=1400,1000",
 )
 pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium and chromedriver are installed"
+    not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed"
 )
 EVIL = "</script><img src=x onerror=window.broken=1>"
 
@@ -45,7 +45,7 @@ def layers(names):
 
 
 def records():
-    """Real names, so that the plot has points; times that no order of names gives."""
+    """Return records of real models, whose order by name differs from that by latency."""
     times = {"efficientformer_l1": 20.0, "mobilenetv2_100": 9.0, "efficientformer_l3": 50.0}
     rows = []
     for name, ms in times.items():
@@ -82,7 +82,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, tmp_path):
-    """The page, freshly loaded; whatever it complains of fails the test."""
+    """Load the page; any message in the console of the browser fails the test."""
     source = tmp_path / "mine.jsonl"
     source.write_text("".join(json.dumps(r) + "\n" for r in records()))
     browser.get(write(source)[2].as_uri())
@@ -119,21 +119,21 @@ def choose(page, selector, text):
     Select(one(page, selector)).select_by_visible_text(text)
 
 
-def test_it_shows_every_record_and_states_the_machine(page):
+def test_the_page_shows_every_record_and_the_machine(page):
     assert page.title == "mine"
     assert len(shown(page, "#rows")) == 10
     assert shown(page, "#rows")[-1] == EVIL
     assert one(page, "#shown").text == "10 of 10 measurements"
     assert "A, B" in one(page, "#environments").text
-    assert "All with batch 1, threads 2, dtype float32" in one(page, "#shared").text
+    assert "All measured with batch 1, threads 2, dtype float32" in one(page, "#shared").text
 
 
-def test_nothing_is_fetched(page):
+def test_the_page_loads_no_resources(page):
     loaded = page.execute_script("return performance.getEntriesByType('resource').length")
     assert loaded == 0
 
 
-def test_a_click_on_a_heading_sorts_and_a_second_one_turns_around(page):
+def test_clicking_a_heading_sorts_and_clicking_again_reverses(page):
     button, column = heading(page, "#rows", "p50 ms")
     button.click()
     rising = [float(text) for text in shown(page, "#rows", column)]
@@ -149,7 +149,7 @@ def test_a_click_on_a_heading_sorts_and_a_second_one_turns_around(page):
     assert len(names) == 10
 
 
-def test_missing_figures_stay_last_whichever_way(page):
+def test_missing_values_stay_last_in_both_orders(page):
     button, column = heading(page, "#rows", "top-1")
     for _ in range(2):
         button.click()
@@ -157,7 +157,7 @@ def test_missing_figures_stay_last_whichever_way(page):
         assert shown(page, "#rows", column)[0] != ""
 
 
-def test_typing_filters_by_every_word(page):
+def test_the_filter_requires_every_word(page):
     box = one(page, "#filter")
     box.send_keys("EFFICIENTFORMER onnx")
     assert shown(page, "#rows") == ["efficientformer_l1", "efficientformer_l3"]
@@ -171,7 +171,7 @@ def test_typing_filters_by_every_word(page):
     assert len(shown(page, "#rows")) == 10
 
 
-def test_the_filter_fades_points_that_do_not_fit(page):
+def test_the_filter_fades_points_that_do_not_match(page):
     one(page, "#filter").send_keys("mobilenetv2_100")
     states = {
         (point.get_attribute("data-model"), "faded" in point.get_attribute("class"))
@@ -191,7 +191,7 @@ def hovered(page, element):
     return tip.text
 
 
-def test_hovering_a_point_shows_the_name_and_its_figures(page):
+def test_hovering_over_a_point_shows_its_values(page):
     (point,) = all_of(page, "#points circle[data-model=efficientformer_l1]")
     text = hovered(page, point)
     assert text.startswith("efficientformer_l1, fused, 224x224")
@@ -205,18 +205,18 @@ def test_hovering_a_point_shows_the_name_and_its_figures(page):
     assert not one(page, "#tip").is_displayed()
 
 
-def test_the_plot_is_of_one_setting_and_has_its_front(page):
+def test_the_plot_shows_one_setting_and_its_pareto_front(page):
     assert len(all_of(page, "#points .point")) == 6
     fronts = {p.get_attribute("data-model") for p in all_of(page, "#points .point.front")}
     assert fronts == {"mobilenetv2_100", "efficientformer_l1", "efficientformer_l3"}
     choose(page, "#setting", all_of(page, "#setting option")[1].text)
     assert len(all_of(page, "#points .point")) == 3
-    assert "1 of 10 measurements have no published top-1" in one(page, "#plot-notes").text
+    assert "1 of 10 measurements have no published top-1 accuracy" in one(page, "#plot-notes").text
 
 
 def test_choosing_a_model_shows_its_layers(page):
     assert sorted(shown(page, "#layer-rows")) == ["head", "stages.0.blocks.0.mlp", "stem.conv"]
-    assert shown(page, "#layer-rows")[0] == "head", "the slowest stands first"
+    assert shown(page, "#layer-rows")[0] == "head", "the slowest layer comes first"
     choose(page, "#model", "mobilenetv2_100, unfused, 1x3x224x224")
     assert shown(page, "#layer-rows") == ["classifier", "features"]
     names = [rect.get_attribute("data-name") for rect in all_of(page, "#flame rect")]
@@ -228,18 +228,18 @@ def test_choosing_a_model_shows_its_layers(page):
     assert "bound by compute" in text
 
 
-def test_a_click_on_a_name_leads_to_its_layers(page):
+def test_clicking_a_model_shows_its_layers(page):
     page.execute_script("document.querySelector('#rows tbody').scrollIntoView({block: 'center'})")
     (button, *_) = [b for b in all_of(page, "#rows td button") if b.text == "mobilenetv2_100"]
     button.click()
     assert shown(page, "#layer-rows") == ["classifier", "features"]
 
 
-def test_fused_stands_beside_unfused(page):
+def test_fused_and_unfused_models_are_paired(page):
     assert shown(page, "#pairs") == ["efficientformer_l1", "mobilenetv2_100", "efficientformer_l3"]
-    _, column = heading(page, "#pairs", "time")
+    _, column = heading(page, "#pairs", "ratio")
     assert shown(page, "#pairs", column) == ["0.800"] * 3
-    _, column = heading(page, "#pairs", "fusing makes it")
+    _, column = heading(page, "#pairs", "fused is")
     assert shown(page, "#pairs", column) == ["faster"] * 3
 
 

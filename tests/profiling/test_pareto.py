@@ -1,4 +1,4 @@
-"""Which accuracy belongs to a record, and which points nothing beats."""
+"""Published accuracy of records, and the Pareto front."""
 
 import random
 
@@ -9,21 +9,21 @@ import zoo
 from zoo.reports.pareto import front, published
 
 
-def test_the_front_by_hand():
+def test_a_known_front():
     points = [(1, 70), (2, 75), (3, 74), (4, 80), (4, 79), (5, 80), (2, 75)]
     assert front(points) == [True, True, False, True, False, False, True]
     assert front([]) == []
 
 
-def test_the_front_is_what_no_point_beats():
+def test_points_on_the_front_are_dominated_by_no_point():
     generator = random.Random(0)
     points = [(generator.randrange(20), generator.randrange(20)) for _ in range(200)]
     for (x, y), chosen in zip(points, front(points), strict=True):
-        beaten = any((a <= x and b > y) or (a < x and b >= y) for a, b in points)
-        assert chosen is not beaten
+        dominated = any((a <= x and b > y) or (a < x and b >= y) for a, b in points)
+        assert chosen is not dominated
 
 
-def test_the_accuracy_is_the_best_published_with_its_source_and_size():
+def test_the_best_published_accuracy_is_used_with_its_source_and_size():
     entries = zoo.model_info("efficientformer_l1")["published"]
     found = published(record(model="efficientformer_l1"))
     assert found.top1 == max(entry["top1"] for entry in entries)
@@ -34,7 +34,7 @@ def test_the_accuracy_is_the_best_published_with_its_source_and_size():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model": "of somebody"},
+        {"model": "unknown"},
         {"model": "timm/resnet18"},
         {"model": "lightm_unet_2d"},
         {"model": "wavemix_144_7_l1_cifar10"},
@@ -42,9 +42,9 @@ def test_the_accuracy_is_the_best_published_with_its_source_and_size():
         {"model": "efficientformer_l1", "args": {"in_chans": 1}},
     ],
 )
-def test_what_has_no_comparable_accuracy(changes):
+def test_records_without_a_comparable_accuracy(changes):
     assert published(record(**changes)) is None
 
 
-def test_arguments_that_leave_the_model_as_it_is():
+def test_arguments_that_do_not_affect_the_accuracy():
     assert published(record(model="efficientformer_l1", args={"pretrained": True})) is not None

@@ -1,4 +1,4 @@
-"""Records as Markdown, CSV and page: what is in them, and what is refused."""
+"""Reports as Markdown, CSV and HTML: their content, escaping and errors."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ def both():
     return [a, b | {"low_ms": 9.9, "high_ms": 10.1, "peak_memory_bytes": 2**20}]
 
 
-def test_the_command_writes_three_files(tmp_path, capsys):
+def test_the_report_command_writes_three_files(tmp_path, capsys):
     source = save(tmp_path / "mine.jsonl", both())
     assert main(["report", str(source)]) == 0
     written = [tmp_path / f"mine.{suffix}" for suffix in ("md", "csv", "html")]
@@ -68,7 +68,7 @@ def test_the_command_writes_three_files(tmp_path, capsys):
     assert row.split(" | ")[-4:] == ["10.00 [9.90, 10.10]", "13.00", "15.00", "1.0 MiB |"]
 
 
-def test_a_folder_is_as_good_as_its_file(tmp_path):
+def test_a_folder_works_like_the_file_in_it(tmp_path):
     (tmp_path / "run").mkdir()
     save(tmp_path / "run" / "results.jsonl", both())
     out = tmp_path / "a" / "b"
@@ -78,7 +78,7 @@ def test_a_folder_is_as_good_as_its_file(tmp_path):
     assert "<title>run</title>" in files[2].read_text()
 
 
-def test_markdown_has_the_front_the_pairs_and_the_machine():
+def test_markdown_contains_the_front_the_pairs_and_the_machine():
     text = markdown(View(both()), "t")
     (front,) = re.findall(r"^\| efficientformer_l1 \| fused \| 10.00 \| ([\d.]+) \|", text, re.M)
     entries = zoo.model_info("efficientformer_l1")["published"]
@@ -90,7 +90,7 @@ def test_markdown_has_the_front_the_pairs_and_the_machine():
     assert "    python benchmark.py model=net" in text
 
 
-def test_the_page_holds_all_figures_and_loads_nothing():
+def test_the_page_contains_all_values_and_loads_nothing():
     page = render(View([*both(), record(model="timm/x", layers=layers())]), "a title")
     assert {link[0] for link in re.findall(r"""(?:src|href)\s*=\s*["']?(.)""", page)} == {"#"}
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
@@ -114,34 +114,34 @@ def test_the_page_holds_all_figures_and_loads_nothing():
     ]
 
 
-def test_points_off_the_published_size_are_shown_and_are_not_on_the_front():
+def test_points_at_another_size_than_published_are_not_on_the_front():
     fast = record(model="efficientformer_l1", input_size=[1, 3, 64, 64], p50_ms=1.0)
     ((one, two),) = View([fast, record(model="efficientformer_l1")]).points().values()
     assert (one.at_size, one.front) == (False, False)
     assert (two.at_size, two.front) == (True, True)
 
 
-def test_what_differs_has_a_column_and_what_is_shared_is_said_once():
+def test_only_settings_that_differ_have_a_column():
     view = View([record(), record(threads=4, machine={"cpu": "C"})])
     keys = [column.key for column in view.columns]
     assert "threads" in keys
     assert "machine" in keys
     assert "batch" not in keys
     assert "energy_j" not in keys
-    assert "batch 1" in view.stated()
+    assert "batch 1" in view.shared_settings()
     assert [
         column.value(view.records[1]) for column in view.columns if column.key == "machine"
     ] == [2]
     assert len(View([record(), record(threads=4)]).points()) == 0
 
 
-def test_versions_are_shown_without_their_build():
+def test_runtime_versions_are_shown_without_the_build():
     view = View([record(runtime="openvino", runtime_version="2026.4.1-22982-e21-releases/2026/4")])
     (shown,) = [c.value(view.records[0]) for c in view.columns if c.key == "runtime"]
     assert shown == "openvino 2026.4.1"
 
 
-def test_unlike_measurements_are_no_pair_and_share_no_front():
+def test_different_settings_have_separate_fronts_and_no_pairs():
     a = record(model="efficientformer_l1")
     b = record(model="efficientformer_l1", fused=True, threads=1, p50_ms=1.0)
     view = View([a, b])
@@ -150,7 +150,7 @@ def test_unlike_measurements_are_no_pair_and_share_no_front():
     assert all(point.front for points in view.points().values() for point in points)
 
 
-def test_nothing_from_records_becomes_markup():
+def test_text_from_records_is_escaped():
     evil = record(
         model=EVIL,
         runtime=EVIL,
@@ -171,10 +171,10 @@ def test_nothing_from_records_becomes_markup():
     assert not re.search(r"(?<!\\)<", prose)
     assert "[a](" not in prose
     widths = {len(re.split(r"(?<!\\)\|", line)) for line in prose.split("\n\n")[3].splitlines()}
-    assert len(widths) == 1, "a bar in a name makes no column"
+    assert len(widths) == 1, "a bar in a name must not start a new column"
 
 
-def test_escape():
+def test_escape_markdown():
     assert escape("a|b\n<c> [x](y) `*`") == r"a\|b \<c\> [x]\(y) \`\*\`"
     assert escape("mobilenetv2_035") == "mobilenetv2_035"
 
@@ -203,58 +203,61 @@ def test_three_hundred_models_stay_under_six_megabytes(tmp_path):
     }
 
 
-def test_layers_that_have_no_room_are_counted(monkeypatch):
+def test_layers_beyond_the_size_limit_are_omitted_and_counted(monkeypatch):
     monkeypatch.setattr("zoo.reports.page.LAYERS_BYTES", 1500)
     records = [record(model=name, layers=layers(5)) for name in ("a", "a", "b", "c", "d", "e", "f")]
     data = data_of(render(View(records), "t"))
     shown = [data["rows"][entry["row"]][0] for entry in data["layers"]]
     assert 0 < len(shown) < 6
-    assert len(set(shown)) == len(shown), "each model has its turn before one has a second"
-    assert data["left_out"] == 7 - len(shown)
+    assert len(set(shown)) == len(shown), "a second record of a model comes after all first ones"
+    assert data["omitted"] == 7 - len(shown)
     assert LAYERS_BYTES < 5_000_000
 
 
-def test_an_unfinished_last_line_is_a_warning(tmp_path, capsys):
+def test_an_incomplete_last_line_is_a_warning(tmp_path, capsys):
     source = save(tmp_path / "a.jsonl", both())
     with source.open("a") as file:
         file.write('{"model": "cut o')
     assert main(["report", str(source)]) == 0
     assert capsys.readouterr().err == (
-        f"warning: {source}: the last line is unfinished and left out\n"
+        f"warning: {source}: ignoring the last line, which is incomplete\n"
     )
     assert len(data_of((tmp_path / "a.html").read_text())["rows"]) == 2
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (None, "no file {path}"),
-        ("", "{path} holds no records"),
-        ('{"model": "cut', "{path} holds no records"),
-        ("nonsense\n", "{path}, line 1 is not a record of a measurement (no JSON)"),
-        (json.dumps(record()) + "\n{}\n", "{path}, line 2 is not a record of a measurement"),
-        (json.dumps(record(layers=[1])) + "\n", "(layers is no table)"),
-        (json.dumps(record(layers={"layers": [{}]})) + "\n", "(a layer needs name, type"),
+        (None, "{path} does not exist"),
+        ("", "{path} contains no records"),
+        ('{"model": "cut', "{path} contains no records"),
+        ("nonsense\n", "{path}, line 1 is not a valid record (not JSON)"),
+        (json.dumps(record()) + "\n{}\n", "{path}, line 2 is not a valid record"),
+        (json.dumps(record(layers=[1])) + "\n", "(layers is not an object with a list of layers)"),
+        (
+            json.dumps(record(layers={"layers": [{}]})) + "\n",
+            "(a layer lacks a valid value for one of name, type",
+        ),
     ],
 )
-def test_mistakes_are_one_line(content, said, tmp_path, capsys):
+def test_errors_are_one_line(content, message, tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     if content is not None:
         path.write_text(content)
     assert main(["report", str(path)]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
-    assert said.format(path=path) in error
+    assert message.format(path=path) in error
     assert not (tmp_path / "a.html").exists()
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+def test_an_unwritable_folder_is_an_error(tmp_path, capsys):
     source = save(tmp_path / "a.jsonl", both())
     assert main(["report", str(source), "--out", str(source)]) == 1
     assert capsys.readouterr().err.startswith("error: the report cannot be written to")
 
 
-def test_the_report_needs_no_torch(tmp_path):
+def test_report_and_compare_do_not_import_torch(tmp_path):
     source = save(tmp_path / "a.jsonl", both())
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"""benchmark.py: what is measured, what is kept, and what is refused before anything starts."""
+"""benchmark.py: cases, records, resuming a sweep, and settings that are refused early."""
 
 import dataclasses
 import json
@@ -31,12 +31,12 @@ QUICK = [
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    asked = [
+    overrides = [
         "models=[mobilenetv2_03*,timm/mobilenetv2_035]",
         "profile.batch_sizes=[1,2]",
         f"profile.out={folder}",
     ]
-    return folder, run_command("benchmark", [*QUICK, *asked])
+    return folder, run_command("benchmark", [*QUICK, *overrides])
 
 
 def test_every_case_is_measured_once(swept):
@@ -47,7 +47,7 @@ def test_every_case_is_measured_once(swept):
     assert read(folder / "results.jsonl") == json.loads(json.dumps(rows))
 
 
-def test_a_record_holds_counts_latency_and_circumstances(swept):
+def test_a_record_contains_counts_latency_and_environment(swept):
     _, rows = swept
     for row in rows:
         name = row["model"]
@@ -65,15 +65,15 @@ def test_a_record_holds_counts_latency_and_circumstances(swept):
         assert row["command"]
 
 
-def test_fused_and_unfused_stand_beside_each_other(swept):
+def test_fused_and_unfused_models_are_both_measured(swept):
     _, rows = swept
     ours = [row for row in rows if row["model"] == MODEL]
-    assert ours[0]["params"] > ours[2]["params"], "folding batch norms takes parameters away"
+    assert ours[0]["params"] > ours[2]["params"], "folding batch norms removes parameters"
     assert ours[0]["macs"] == ours[2]["macs"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "said"),
+    ("overrides", "error", "message"),
     [
         (["models=[mobilenetv2_035,mobilenet_v2]"], zoo.UnknownModel, "mobilenetv2_"),
         (["models=[nothing*]"], zoo.UnknownModel, r"no model matches 'nothing\*'"),
@@ -82,7 +82,7 @@ def test_fused_and_unfused_stand_beside_each_other(swept):
         (["profile.fused=maybe"], zoo.BadInput, "both, true or false"),
         (["profile.runtimes=[egaer]"], zoo.BadInput, "try eager"),
         (["profile.runtimes=[]"], zoo.BadInput, r"profile\.runtimes=\[\]"),
-        (["profile.batch_sizes=[1,0]"], zoo.BadInput, "0 is not a number of images"),
+        (["profile.batch_sizes=[1,0]"], zoo.BadInput, "0 is not a batch size"),
         (["profile.image_sizes=[wide]"], zoo.BadInput, "profile.image_sizes='wide'"),
         (["profile.image_sizes=[[1,2,3]]"], zoo.BadInput, "height, width"),
         (["profile.dtype=int8"], zoo.BadInput, "choices: float32, bfloat16"),
@@ -93,43 +93,45 @@ def test_fused_and_unfused_stand_beside_each_other(swept):
         (
             ["profile.layers=true", "profile.runtimes=[compile]"],
             zoo.BadInput,
-            "layers are timed in the runtime 'eager'",
+            "profile.layers=true needs the runtime 'eager'",
         ),
         (
             ["model=timm/vit_tiny_patch16_224", "profile.image_sizes=[100]"],
             zoo.BadInput,
-            r"timm/vit_tiny_patch16_224 does not run at 100x100: .*224",
+            r"timm/vit_tiny_patch16_224 cannot run at 100x100: .*224",
         ),
         (
             ["model=wavemix_192_16_l3", "profile.image_sizes=[100]"],
             zoo.BadInput,
-            "wavemix_192_16_l3 does not run at 100x100: every side must be a multiple of 32",
+            "wavemix_192_16_l3 cannot run at 100x100: every side must be a multiple of 32",
         ),
-        (["profile.image_sizes=[[1,2,3,4]]"], zoo.BadInput, "give a positive number of pixels"),
+        (["profile.image_sizes=[[1,2,3,4]]"], zoo.BadInput, "is not a number of pixels"),
         (
             ["model=lightm_unet_3d", "profile.image_sizes=[32]"],
             zoo.BadInput,
-            r"lightm_unet_3d wants \[depth, height, width\]",
+            r"lightm_unet_3d takes \[depth, height, width\]",
         ),
     ],
 )
-def test_what_is_refused_before_anything_is_timed(asked, error, said, tmp_path, monkeypatch):
+def test_invalid_settings_are_refused_before_measuring(
+    overrides, error, message, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "measure", None)
-    with pytest.raises(error, match=said) as caught:
-        run_command("benchmark", asked)
+    with pytest.raises(error, match=message) as caught:
+        run_command("benchmark", overrides)
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
 
 
-def test_an_operator_without_a_rule_is_shown_in_its_row(tmp_path, monkeypatch, capsys):
+def test_a_model_with_an_unknown_operator_is_shown_as_uncounted(tmp_path, monkeypatch, capsys):
     def uncounted(model, input_size):
         raise zoo.UncountedOperator("no rule for aten::strange in stem")
 
     monkeypatch.setattr(sweep, "count", uncounted)
-    asked = [f"model=timm/{MODEL}", "profile.fused=false", f"profile.out={tmp_path}"]
+    overrides = [f"model=timm/{MODEL}", "profile.fused=false", f"profile.out={tmp_path}"]
     with pytest.raises(zoo.UncountedOperator, match=f"not counted: timm/{MODEL}"):
-        run_command("benchmark", [*QUICK, *asked])
+        run_command("benchmark", [*QUICK, *overrides])
     (kept,) = read(tmp_path / "results.jsonl")
     assert kept["macs"] is None
     assert kept["params"] == sum(p.numel() for p in zoo.create_model(f"timm/{MODEL}").parameters())
@@ -148,23 +150,23 @@ def test_a_model_that_fails_in_one_runtime_does_not_end_the_sweep(tmp_path, monk
         return true_measure(model, size, runtime, **settings)
 
     monkeypatch.setattr(sweep, "measure", measure)
-    asked = [f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
+    overrides = [f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
     with pytest.raises(zoo.ZooError, match=f"not measured: {MODEL}"):
-        run_command("benchmark", [*QUICK, "profile.runtimes=[onnxruntime,eager]", *asked])
+        run_command("benchmark", [*QUICK, "profile.runtimes=[onnxruntime,eager]", *overrides])
     assert [row["runtime"] for row in read(tmp_path / "results.jsonl")] == ["eager"]
     assert "it cannot be exported" in capsys.readouterr().out
 
 
 def test_a_model_that_does_not_take_a_size_does_not_end_the_sweep(tmp_path, capsys):
-    asked = ["models=[wavemix_144_7_l1_cifar10,mobilenetv2_035]", "profile.fused=true"]
+    overrides = ["models=[wavemix_144_7_l1_cifar10,mobilenetv2_035]", "profile.fused=true"]
     sizes = ["profile.image_sizes=[33]", f"profile.out={tmp_path}"]
     with pytest.raises(zoo.ZooError, match="not measured: wavemix_144_7_l1_cifar10;"):
-        run_command("benchmark", [*QUICK, *asked, *sizes])
+        run_command("benchmark", [*QUICK, *overrides, *sizes])
     assert [row["model"] for row in read(tmp_path / "results.jsonl")] == [MODEL]
     assert "every side must be a multiple of 2" in capsys.readouterr().out
 
 
-def test_an_interrupted_sweep_keeps_what_it_has(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_sweep_keeps_its_records(tmp_path, monkeypatch, capsys):
     true_measure, calls = sweep.measure, []
 
     def measure(*args, **settings):
@@ -178,74 +180,74 @@ def test_an_interrupted_sweep_keeps_what_it_has(tmp_path, monkeypatch, capsys):
         run_command("benchmark", [*QUICK, f"model={MODEL}", f"profile.out={tmp_path}"])
     assert len(read(tmp_path / "results.jsonl")) == 1
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("interrupted: 1 of 2 are in")
-    assert f"profile.out={tmp_path} goes on" in said
+    message = capsys.readouterr().err
+    assert message.startswith("interrupted: 1 of 2 measurements are in")
+    assert f"profile.out={tmp_path} to continue" in message
 
 
-def counted_measure(monkeypatch):
-    """Let measurements cost nothing, and return the list of those that are made."""
-    made = []
+def replace_measure(monkeypatch):
+    """Replace `sweep.measure` by a function that only records its calls; return these calls."""
+    calls = []
     first = sweep.measure(zoo.create_model(MODEL), (1, 3, 32, 32), min_runs=1, min_time=0)
 
     def measure(model, size, runtime, **settings):
-        made.append((tuple(size), settings["min_runs"]))
+        calls.append((tuple(size), settings["min_runs"]))
         return dataclasses.replace(first, input_size=tuple(size), runtime=runtime)
 
     monkeypatch.setattr(sweep, "measure", measure)
-    return made
+    return calls
 
 
-def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch, capsys):
-    made = counted_measure(monkeypatch)
-    asked = [*QUICK, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
-    run_command("benchmark", asked)
-    assert "already" not in capsys.readouterr().out
-    rows = run_command("benchmark", [*asked, "profile.batch_sizes=[1,2]"])
-    assert made == [((1, 3, 32, 32), 6), ((2, 3, 32, 32), 6)]
+def test_earlier_measurements_are_skipped(tmp_path, monkeypatch, capsys):
+    calls = replace_measure(monkeypatch)
+    overrides = [*QUICK, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
+    run_command("benchmark", overrides)
+    assert "skipping" not in capsys.readouterr().out
+    rows = run_command("benchmark", [*overrides, "profile.batch_sizes=[1,2]"])
+    assert calls == [((1, 3, 32, 32), 6), ((2, 3, 32, 32), 6)]
     assert [row["input_size"][0] for row in rows] == [1, 2]
-    said = capsys.readouterr().out
-    assert "1 of 2 are in" in said
-    assert "not measured again" in said
-    run_command("benchmark", [*asked, "profile.min_runs=7"])
-    assert made[2:] == [((1, 3, 32, 32), 7)], "other settings, another measurement"
+    assert "skipping 1 of 2 measurements" in capsys.readouterr().out
+    run_command("benchmark", [*overrides, "profile.min_runs=7"])
+    assert calls[2:] == [((1, 3, 32, 32), 7)], "other settings need another measurement"
     assert len(read(tmp_path / "results.jsonl")) == 3
 
 
 @pytest.mark.parametrize("what", ["versions", "describe_machine"])
-def test_other_versions_and_machines_are_measured_anew(what, tmp_path, monkeypatch):
-    made = counted_measure(monkeypatch)
-    asked = [*QUICK, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
-    run_command("benchmark", asked)
+def test_other_versions_and_machines_are_measured_again(what, tmp_path, monkeypatch):
+    calls = replace_measure(monkeypatch)
+    overrides = [*QUICK, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"]
+    run_command("benchmark", overrides)
     other = {**getattr(sweep, what)(), "python": "4.0"}
     monkeypatch.setattr(sweep, what, lambda: other)
-    run_command("benchmark", asked)
-    run_command("benchmark", asked)
-    assert len(made) == 2
+    run_command("benchmark", overrides)
+    run_command("benchmark", overrides)
+    assert len(calls) == 2
 
 
-def test_a_sweep_that_goes_on_builds_only_what_it_lacks(tmp_path, monkeypatch):
-    counted_measure(monkeypatch)
-    asked = [*QUICK, "profile.fused=false", f"profile.out={tmp_path}"]
-    run_command("benchmark", [*asked, f"model={MODEL}"])
+def test_a_continued_sweep_builds_only_the_missing_models(tmp_path, monkeypatch):
+    replace_measure(monkeypatch)
+    overrides = [*QUICK, "profile.fused=false", f"profile.out={tmp_path}"]
+    run_command("benchmark", [*overrides, f"model={MODEL}"])
     built, alive = [], weakref.WeakSet()
     true_create = sweep.create_model
 
     def create(name, **arguments):
-        assert len(alive) == 0, "one model is in memory at a time"
+        assert len(alive) == 0, "more than one model is in memory"
         built.append((name, len(read(tmp_path / "results.jsonl"))))
         model = true_create(name, **arguments)
         alive.add(model)
         return model
 
     monkeypatch.setattr(sweep, "create_model", create)
-    run_command("benchmark", [*asked, "models=[mobilenetv2_0*]"])
-    assert built == [("mobilenetv2_050", 1), ("mobilenetv2_075", 2)], "written as they come"
+    run_command("benchmark", [*overrides, "models=[mobilenetv2_0*]"])
+    assert built == [("mobilenetv2_050", 1), ("mobilenetv2_075", 2)], (
+        "each record is written before the next model is built"
+    )
 
 
-def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
-    asked = ["models=[mobilenetv2_0*]", "profile.fused=true", "profile.min_time=0.3"]
-    command = [sys.executable, str(ROOT / "benchmark.py"), *QUICK, *asked]
+def test_a_killed_sweep_continues_where_it_stopped(tmp_path):
+    overrides = ["models=[mobilenetv2_0*]", "profile.fused=true", "profile.min_time=0.3"]
+    command = [sys.executable, str(ROOT / "benchmark.py"), *QUICK, *overrides]
     command += [f"profile.out={tmp_path}/a.jsonl"]
     file = tmp_path / "a.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -256,22 +258,22 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
         running.kill()
     (first, *_) = kept = read(file)
     assert len(kept) < 3
-    with file.open("a") as torn:
-        torn.write('{"model": "mobilenetv2_05')
+    with file.open("a") as incomplete:
+        incomplete.write('{"model": "mobilenetv2_05')
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "the last line was unfinished and is dropped" in done.stdout
-    assert f"{len(kept)} of 3 are in {file} already" in done.stdout
+    assert "removed the last line, which was incomplete" in done.stdout
+    assert f"skipping {len(kept)} of 3 measurements that {file} already" in done.stdout
     records = read(file)
     assert [row["model"] for row in records] == [f"mobilenetv2_{w}" for w in ("035", "050", "075")]
     assert records[0] == first
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 4
 
 
-def test_layers_are_timed_where_they_are_asked_for(tmp_path):
-    asked = [f"model={MODEL}", "profile.fused=true", "profile.layers=true"]
+def test_layers_are_profiled_only_in_eager(tmp_path):
+    overrides = [f"model={MODEL}", "profile.fused=true", "profile.layers=true"]
     runtimes = ["profile.runtimes=[onnxruntime,eager]", f"profile.out={tmp_path}"]
-    rows = run_command("benchmark", [*QUICK, *asked, *runtimes])
+    rows = run_command("benchmark", [*QUICK, *overrides, *runtimes])
     layers = {row["runtime"]: row.get("layers") for row in rows}
     assert layers["onnxruntime"] is None
     assert sum(layer["macs"] for layer in layers["eager"]["layers"]) == rows[0]["macs"]
@@ -280,7 +282,7 @@ def test_layers_are_timed_where_they_are_asked_for(tmp_path):
     assert "stages" not in (tmp_path / "results.csv").read_text()
 
 
-def test_one_exported_file_serves_every_runtime_that_takes_it(tmp_path, monkeypatch):
+def test_runtimes_share_exported_files(tmp_path, monkeypatch):
     files = []
     true_convert = sweep.convert
 
@@ -289,11 +291,11 @@ def test_one_exported_file_serves_every_runtime_that_takes_it(tmp_path, monkeypa
         true_convert(model, file, **settings)
 
     monkeypatch.setattr(sweep, "convert", convert)
-    counted_measure(monkeypatch)
-    asked = ["profile.runtimes=[onnxruntime,openvino]", "profile.batch_sizes=[1,2]"]
+    replace_measure(monkeypatch)
+    overrides = ["profile.runtimes=[onnxruntime,openvino]", "profile.batch_sizes=[1,2]"]
     rows = run_command(
         "benchmark",
-        [*QUICK, *asked, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"],
+        [*QUICK, *overrides, f"model={MODEL}", "profile.fused=true", f"profile.out={tmp_path}"],
     )
     assert [(row["runtime"], row["input_size"][0]) for row in rows] == [
         ("onnxruntime", 1),
@@ -301,22 +303,22 @@ def test_one_exported_file_serves_every_runtime_that_takes_it(tmp_path, monkeypa
         ("openvino", 1),
         ("openvino", 2),
     ]
-    assert len(files) == 2, "one for each batch"
+    assert len(files) == 2, "one for each batch size"
     assert not any(file.exists() for file in files)
 
 
-def test_sizes_are_each_models_own_unless_given(tmp_path, monkeypatch):
+def test_image_sizes_default_to_those_of_each_model(tmp_path, monkeypatch):
     counted = []
 
     def count(model, input_size):
         counted.append(tuple(input_size))
-        raise ZeroDivisionError("far enough")
+        raise ZeroDivisionError("stop here")
 
     monkeypatch.setattr(sweep, "count", count)
     for sizes in ("null", "[[48,64]]", "[null,32]"):
-        asked = [f"model={MODEL}", f"profile.image_sizes={sizes}", "profile.fused=false"]
-        with pytest.raises(zoo.ZooError, match="far enough|not measured"):
-            run_command("benchmark", [*asked, f"profile.out={tmp_path}"])
+        overrides = [f"model={MODEL}", f"profile.image_sizes={sizes}", "profile.fused=false"]
+        with pytest.raises(zoo.ZooError, match="stop here|not measured"):
+            run_command("benchmark", [*overrides, f"profile.out={tmp_path}"])
     assert counted == [(1, 3, 224, 224), (1, 3, 48, 64), (1, 3, 224, 224), (1, 3, 32, 32)]
 
 
@@ -331,16 +333,16 @@ def test_sizes_are_each_models_own_unless_given(tmp_path, monkeypatch):
         ("lightm_unet_3d", [None, (8, 16, 16)], {}, [(1, 32, 32, 32), (1, 8, 16, 16)]),
     ],
 )
-def test_images_of_a_plan(name, sizes, arguments, images):
+def test_image_sizes_of_a_plan(name, sizes, arguments, images):
     plan = Plan([name], arguments, sizes, [("eager", False)], [1], {"threads": 1})
     assert [case.image for case in plan.cases()] == images
     assert not any(case.refused for case in plan.cases())
 
 
-def test_the_command_prints_the_table_and_says_where_the_records_are(tmp_path):
-    asked = [f"model={MODEL}", "profile.fused=true", *QUICK]
+def test_the_command_prints_the_table_and_the_path_of_the_records(tmp_path):
+    overrides = [f"model={MODEL}", "profile.fused=true", *QUICK]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmark.py"), *asked],
+        [sys.executable, str(ROOT / "benchmark.py"), *overrides],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -355,7 +357,7 @@ def test_the_command_prints_the_table_and_says_where_the_records_are(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-def test_the_command_says_a_mistake_in_one_line(tmp_path):
+def test_the_command_prints_an_error_on_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmark.py"), "models=[mobilenet_v2]"],
         cwd=tmp_path,
@@ -371,13 +373,13 @@ def test_the_command_says_a_mistake_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("script", "typed"),
+    ("script", "command"),
     [
         ("/somewhere/zoo/__main__.py", "python -m zoo results"),
         ("/somewhere/benchmark.py", "python benchmark.py results"),
         ("/somewhere/bin/zoo", "zoo results"),
     ],
 )
-def test_records_say_what_was_typed_and_not_where(script, typed, monkeypatch):
+def test_records_contain_the_command_without_its_folder(script, command, monkeypatch):
     monkeypatch.setattr(sys, "argv", [script, "results"])
-    assert " ".join(sweep._command()) == typed
+    assert " ".join(sweep._command()) == command

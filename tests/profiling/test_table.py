@@ -1,4 +1,4 @@
-"""Records as a table for the terminal."""
+"""The table of records for the terminal."""
 
 import pytest
 from rich.console import Console
@@ -14,7 +14,7 @@ def text(records):
     return capture.get()
 
 
-def test_a_row_holds_every_figure_and_its_form():
+def test_a_row_contains_the_variant_and_all_values():
     rows = text([record(), record(fused=True, params=12_000)]).splitlines()
     unfused, fused = (row.split() for row in rows if "net" in row)
     assert unfused[:2] == ["net", "unfused"]
@@ -24,7 +24,7 @@ def test_a_row_holds_every_figure_and_its_form():
     assert fused[2:4] == ["12.00", "k"]
 
 
-def test_settings_stand_in_columns_only_where_they_differ():
+def test_only_settings_that_differ_have_a_column():
     one, two = record(), record(runtime="onnxruntime", runtime_version="1.31", threads=1)
     assert "eager" not in text([one])
     assert legend([one]) == [
@@ -35,27 +35,27 @@ def test_settings_stand_in_columns_only_where_they_differ():
     assert legend([one, two])[0].startswith("eager 2.15.0, onnxruntime 1.31, image 224x224")
 
 
-def test_memory_and_energy_have_columns_where_something_tells():
+def test_memory_and_energy_have_columns_only_if_measured():
     assert "memory" not in text([record(peak_memory_bytes=None, energy_j=None)])
-    told = text([record(peak_memory_bytes=3 * 2**20, energy_j=0.5), record(energy_j=12.345)])
-    assert told.splitlines()[1].split()[-2:] == ["memory", "energy"]
-    assert "3.0 MiB" in told
-    assert "500.0 mJ" in told
-    assert "12.35 J" in told
+    measured = text([record(peak_memory_bytes=3 * 2**20, energy_j=0.5), record(energy_j=12.345)])
+    assert measured.splitlines()[1].split()[-2:] == ["memory", "energy"]
+    assert "3.0 MiB" in measured
+    assert "500.0 mJ" in measured
+    assert "12.35 J" in measured
 
 
-def test_what_is_missing_is_shown_as_missing():
+def test_missing_values_are_marked():
     uncounted = record(macs=None, flops=None, activations=None, count_error="no rule for x")
     assert text([uncounted]).split().count("uncounted") == 3
     failed = {k: v for k, v in record(error="it broke").items() if not k.endswith("_ms")}
     assert "failed" in text([failed])
     assert "12.35*" in text([record(steady=False)])
-    assert legend([record(steady=False)])[1].startswith("* the median was still moving")
+    assert legend([record(steady=False)])[1].startswith("* median not stable")
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [(0, "0"), (999, "999"), (1000, "1.00 k"), (12_289_928, "12.29 M"), (123_456_789, "123.5 M")],
 )
-def test_quantities(value, said):
-    assert quantity(value) == said
+def test_quantities(value, expected):
+    assert quantity(value) == expected

@@ -1,4 +1,4 @@
-"""Memory of a forward pass, counted by hand."""
+"""Memory and memory traffic of a forward pass, compared with hand calculations."""
 
 import json
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import zoo
-from zoo.counting.traffic import observe
+from zoo.counting.traffic import measure_traffic
 
 KIB = 1024
 
 
 class Chain(nn.Module):
-    """Maps of 4 KiB (8 x 8 x 16 floats) and one of 16 KiB."""
+    """Feature maps of 4 KiB (8 x 8 x 16 floats) and one of 16 KiB."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,9 +31,10 @@ class Chain(nn.Module):
         return (x + y).transpose(1, 2)  # x, y, sum: 12
 
 
-def test_peak_and_bytes_by_hand():
-    traffic = observe(Chain().eval(), torch.zeros(1, 16, 8, 8))
+def test_peak_and_moved_bytes_of_a_small_model():
+    traffic = measure_traffic(Chain().eval(), torch.zeros(1, 16, 8, 8))
     assert traffic.peak == (4 + 16 + 4) * KIB
+    assert traffic.operators == 3, "two convolutions and a sum, but not the view"
     weights = 16 * 64 * 4
     assert traffic.by_module == {
         "wide": (4 + 16) * KIB + weights,
@@ -43,26 +44,26 @@ def test_peak_and_bytes_by_hand():
     assert traffic.moved == sum(traffic.by_module.values())
 
 
-def test_writing_in_place_takes_no_memory_but_moves_it():
+def test_an_in_place_operator_moves_bytes_but_allocates_none():
     class InPlace(nn.Module):
         def forward(self, x):
             return (x * 2).relu_()
 
-    traffic = observe(InPlace(), torch.zeros(1, 16, 8, 8))
+    traffic = measure_traffic(InPlace(), torch.zeros(1, 16, 8, 8))
     assert traffic.peak == 8 * KIB
     assert traffic.moved == 16 * KIB
 
 
-def test_what_repeats_itself_is_read_once():
+def test_an_expanded_tensor_is_read_once():
     class Spread(nn.Module):
         def forward(self, x):
             return x + torch.ones(1, 16, 1, 1).expand(1, 16, 8, 8)
 
-    # ones and their filling write 64 bytes each, the sum reads 4 KiB + 64 and writes 4 KiB
-    assert 8 * KIB < observe(Spread(), torch.zeros(1, 16, 8, 8)).moved <= 8 * KIB + 5 * 64
+    # creating and filling the ones writes 64 bytes each; the sum reads 4 KiB + 64 and writes 4 KiB
+    assert 8 * KIB < measure_traffic(Spread(), torch.zeros(1, 16, 8, 8)).moved <= 8 * KIB + 5 * 64
 
 
-def test_count_reports_them_and_the_batch_scales_them():
+def test_count_reports_traffic_that_grows_with_the_batch():
     model = Chain().eval()
     one, four = (zoo.count(model, (batch, 16, 8, 8)) for batch in (1, 4))
     assert one.peak_activation_bytes == 24 * KIB
@@ -73,7 +74,7 @@ def test_count_reports_them_and_the_batch_scales_them():
     assert zoo.count(model.double(), (1, 16, 8, 8)).activation_bytes == 8 * one.activations
 
 
-def test_a_module_that_raises_leaves_no_hook_behind():
+def test_no_hooks_remain_after_an_error():
     class Faulty(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -84,25 +85,25 @@ def test_a_module_that_raises_leaves_no_hook_behind():
 
     model = Faulty()
     with pytest.raises(RuntimeError):
-        observe(model, torch.zeros(1, 5, 8, 8))
+        measure_traffic(model, torch.zeros(1, 5, 8, 8))
     for module in model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
 
 
-def _most_held(call: Callable[[], Any], folder: Path) -> int:
-    """Return the bytes of tensors that `call` holds at most, as PyTorch's allocator tells them."""
+def _peak_bytes(call: Callable[[], Any], folder: Path) -> int:
+    """Return the peak memory of `call` in bytes, as PyTorch's profiler records it."""
     trace = folder / "trace.json"
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    told.export_chrome_trace(str(trace))
+    profiler.export_chrome_trace(str(trace))
     events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["name"] == "[memory]"]
     events.sort(key=lambda event: event["ts"])
     return max(accumulate(event["args"]["Bytes"] for event in events))
 
 
-def test_counting_512_pixels_needs_no_more_than_running(tmp_path):
-    """The counter's passes hold the input that they make, and no results but the model's own."""
+def test_counting_needs_no_more_memory_than_running(tmp_path):
+    """Besides the memory of a forward pass, counting allocates only its own input."""
     model = zoo.create_model("mobilenetv2_100").eval()
     x = torch.zeros(1, 3, 512, 512)
 
@@ -113,8 +114,10 @@ def test_counting_512_pixels_needs_no_more_than_running(tmp_path):
     def count() -> None:
         zoo.count(model, tuple(x.shape))
 
-    for call in (run, count):  # what is set up once and for all is not in the figures
+    for call in (run, count):  # the first call allocates memory that stays
         call()
-    running = _most_held(run, tmp_path)
-    assert running > 8 * x.nbytes  # 32 channels of half the input's sides, twice and more
-    assert _most_held(count, tmp_path) <= running + 1.01 * x.nbytes
+    running = _peak_bytes(run, tmp_path)
+    assert (
+        running > 8 * x.nbytes
+    )  # at least two maps of 32 channels with half the sides of the input
+    assert _peak_bytes(count, tmp_path) <= running + 1.01 * x.nbytes

@@ -1,1 +1,1 @@
-"""Cost on paper: parameters, MACs, FLOPs, activations and bytes of a model."""
+"""Static cost of a model: parameters, MACs, FLOPs, activations and memory traffic."""

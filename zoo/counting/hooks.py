@@ -1,4 +1,4 @@
-"""Following which module is being executed."""
+"""Callbacks before and after each module of a model runs."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,13 +9,13 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def around_modules(
+def module_callbacks(
     model: nn.Module, enter: Callable[[str], None], leave: Callable[[], None]
 ) -> Iterator[None]:
-    """Call `enter` with its dotted name before each module is executed, and `leave` after it.
+    """Call `enter(name)` before each module of `model` runs, and `leave()` after it.
 
-    A module that raises is left, too. Scripted modules cannot be followed; they count as part of
-    what calls them. The model's own hooks stay.
+    `leave` is also called if the module raises. TorchScript modules take no hooks: their work
+    counts as that of the module that calls them. Hooks that the model already has are kept.
     """
     handles = []
     try:

@@ -1,12 +1,13 @@
-"""What one execution of an operator costs: the rules behind `zoo.count`.
+"""The rules of `zoo.count`: the cost of one call of each operator.
 
-Three quantities, for an operator as the tracer of PyTorch records it (`aten::...`):
+A rule gives three quantities for an operator as PyTorch's tracer names it (`aten::...`):
 
-* MACs: multiply-accumulates of convolutions, matrix products and attention, and nothing else;
-* elementwise FLOPs: arithmetic on single elements, norms, softmax, pooling, resizing;
-* activations: elements that an operator with MACs writes.
+* MACs: multiply-accumulates, only of convolutions, matrix products and attention;
+* elementwise FLOPs: elementwise arithmetic, norms, softmax, pooling and resizing;
+* activations: the elements in the output of an operator that has MACs.
 
-FLOPs are 2 x MACs + elementwise FLOPs. An operator that is in no table is an error, never a zero.
+FLOPs are 2 x MACs + elementwise FLOPs. An operator without a rule raises an error; it never counts
+as zero.
 """
 
 import math
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-with warnings.catch_warnings():  # fvcore scripts a loss of its own when it is imported
+with warnings.catch_warnings():  # importing fvcore scripts one of its losses
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
     from fvcore.nn import FlopCountAnalysis as FlopCountAnalysis
@@ -28,7 +29,7 @@ Rule = Callable[[list[Any], list[Any]], Counter]
 
 
 def macs(count: int, outputs: list[Any], name: str) -> Counter:
-    """Return the cost of an operator with `count` multiply-accumulates."""
+    """Return the cost of an operator with `count` MACs: these, and its output as activations."""
     return Counter({f"macs:{name}": int(count), f"activations:{name}": numel(outputs[0])})
 
 
@@ -41,12 +42,12 @@ def shape(value: Any) -> list[int]:
     """Return the shape of a traced tensor."""
     sizes = get_shape(value)
     if sizes is None:
-        raise NotImplementedError(f"{value.node().kind()}: its shape was not recorded")
+        raise NotImplementedError(f"{value.node().kind()}, whose shape the tracer did not record")
     return sizes
 
 
 def numel(value: Any) -> int:
-    """Return how many elements a traced tensor has."""
+    """Return the number of elements of a traced tensor."""
     return math.prod(shape(value))
 
 
@@ -59,7 +60,7 @@ def _from_fvcore(handle: Callable, name: str) -> Rule:
 
 
 def _matmul(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """(..., n, k) x (..., k, m), broadcast, vectors allowed: k for each element of the result."""
+    """(..., n, k) x (..., k, m) with broadcasting, or vectors: k MACs per output element."""
     return macs(numel(outputs[0]) * shape(inputs[0])[-1], outputs, "matmul")
 
 
@@ -68,24 +69,23 @@ def _baddbmm(inputs: list[Any], outputs: list[Any]) -> Counter:
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """The sizes of all letters multiplied, for two operands; a contraction pair by pair beyond."""
+    """Two operands: the product of the sizes of all letters. One operand: nothing is multiplied."""
     equation = inputs[0].toIValue().replace(" ", "")
     shapes = [shape(node) for node in inputs[1].node().inputs()]
     operands = equation.split("->")[0].split(",")
     if "." in equation or len(operands) > 2:
-        raise NotImplementedError(f"einsum {equation!r}: only two operands without '...'")
+        raise NotImplementedError(f"einsum {equation!r} (only two operands without '...')")
     sizes: dict[str, int] = {}
     for letters, extents in zip(operands, shapes, strict=True):
         for letter, size in zip(letters, extents, strict=True):
-            sizes[letter] = max(size, sizes.get(letter, 1))  # an axis of size 1 is spread
+            sizes[letter] = max(size, sizes.get(letter, 1))  # an axis of size 1 is broadcast
     if len(operands) == 1:
         return Counter()
     return macs(math.prod(sizes.values()), outputs, "einsum")
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """Both matrix products; softmax, scale and mask count as written out, so that a fused and a
-    written-out attention cost the same."""
+    """Both matrix products, plus scale, mask and softmax: the cost of unfused attention."""
     query, key, value = (shape(node) for node in inputs[:3])
     pairs = math.prod(query[:-1]) * key[-2]
     cost = macs(pairs * (query[-1] + value[-1]), outputs, "attention")
@@ -96,7 +96,7 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
 
 
 def _scan(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """The FLOPs of the field's convention, no MACs: zoo/ops/scan/cost.py says why."""
+    """FLOPs by the usual convention and no MACs; zoo/ops/scan/cost.py gives the reason."""
     return elementwise(cost.flops(shape(inputs[0]), shape(inputs[2])), "scan")
 
 
@@ -109,7 +109,7 @@ def _per_input(flops: float, name: str) -> Rule:
 
 
 def _norm(flops: float, affine: int, name: str) -> Rule:
-    """`flops` an element, and 2 more where input number `affine` gives a weight."""
+    """`flops` per element, plus 2 if input number `affine` is a weight."""
 
     def rule(inputs: list[Any], outputs: list[Any]) -> Counter:
         has_affine = get_shape(inputs[affine]) is not None
@@ -119,13 +119,13 @@ def _norm(flops: float, affine: int, name: str) -> Rule:
 
 
 def _window_pool(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """One operation for each element of each window."""
+    """One FLOP per element of each window."""
     dims = len(shape(inputs[0])) - 2
     return elementwise(numel(outputs[0]) * math.prod(_ints(inputs[1], dims)), "pool")
 
 
 def _ints(value: Any, count: int) -> list[int]:
-    """Return the whole numbers of a traced list; one number stands for all `count` of them."""
+    """Return the integers of a traced list; a single integer is repeated `count` times."""
     if value.node().kind() == "prim::ListConstruct":
         numbers = [int(item.toIValue()) for item in value.node().inputs()]
     else:
@@ -152,7 +152,7 @@ _MACS: dict[str, Rule] = {
 _COMPOSITE: dict[str, Rule] = {
     "aten::softmax": _per_output(SOFTMAX, "softmax"),
     "aten::log_softmax": _per_output(SOFTMAX, "softmax"),
-    "aten::batch_norm": _per_output(2, "batch_norm"),  # its fixed form: scale and shift
+    "aten::batch_norm": _per_output(2, "batch_norm"),  # in evaluation mode: scale and shift
     "aten::layer_norm": _norm(5, 2, "layer_norm"),  # mean 1, variance 2, normalise 2
     "aten::group_norm": _norm(5, 2, "group_norm"),
     "aten::instance_norm": _norm(5, 1, "instance_norm"),
@@ -168,12 +168,12 @@ _COMPOSITE: dict[str, Rule] = {
     "aten::adaptive_avg_pool1d": _per_input(1, "pool"),
     "aten::adaptive_avg_pool2d": _per_input(1, "pool"),
     "aten::adaptive_max_pool2d": _per_input(1, "pool"),
-    "aten::upsample_bilinear2d": _per_output(8, "resize"),  # four taps
-    "aten::upsample_bicubic2d": _per_output(32, "resize"),  # sixteen taps
-    "aten::_upsample_bilinear2d_aa": _per_output(8, "resize"),  # at least: more to make smaller
+    "aten::upsample_bilinear2d": _per_output(8, "resize"),  # 4 taps
+    "aten::upsample_bicubic2d": _per_output(32, "resize"),  # 16 taps
+    "aten::_upsample_bilinear2d_aa": _per_output(8, "resize"),  # at least: more when shrinking
     "aten::_upsample_bicubic2d_aa": _per_output(32, "resize"),
-    "aten::upsample_linear1d": _per_output(4, "resize"),  # two taps
-    "aten::upsample_trilinear3d": _per_output(16, "resize"),  # eight taps
+    "aten::upsample_linear1d": _per_output(4, "resize"),  # 2 taps
+    "aten::upsample_trilinear3d": _per_output(16, "resize"),  # 8 taps
     "aten::grid_sampler": _per_output(8, "resize"),
     "aten::var": _per_input(3, "reduce"),
     "aten::std": _per_input(3, "reduce"),
@@ -184,12 +184,12 @@ _COMPOSITE: dict[str, Rule] = {
     "zoo::selective_scan": _scan,
 }
 
-# One operation an element of the input.
+# One FLOP per input element.
 _REDUCTIONS = (
     "sum mean amax amin max min prod cumsum cumprod logsumexp argmax argmin any all topk sort"
 ).split()
 
-# One operation an element of the output, whatever the function takes inside.
+# One FLOP per output element, no matter how the function is computed.
 _ARITHMETIC = (
     "add sub rsub mul div floor_divide remainder fmod pow square sqrt rsqrt reciprocal exp exp2 "
     "expm1 log log2 log1p sin cos tan tanh atan2 erf abs neg sign floor ceil round maximum minimum "
@@ -201,7 +201,7 @@ _ACTIVATIONS = (
     "hardsigmoid hardshrink log_sigmoid"
 ).split()
 
-# Nothing is computed: views, copies, constants, sizes, look-ups by a given index.
+# No FLOPs: views, copies, constants, sizes, indexing.
 FREE = frozenset(
     f"aten::{name}"
     for name in (
@@ -227,7 +227,7 @@ def _free(inputs: list[Any], outputs: list[Any]) -> Counter:
 
 
 def all_rules() -> dict[str, Rule]:
-    """Return the rule of every known operator; forms that write in place cost the same."""
+    """Return the rule of every known operator; in-place variants cost the same."""
     rules: dict[str, Rule] = {**dict.fromkeys(FREE, _free), **_MACS, **_COMPOSITE}
     rules |= {f"aten::{name}": _per_input(1, "reduce") for name in _REDUCTIONS}
     rules |= {f"aten::{name}": _per_output(1, "arithmetic") for name in _ARITHMETIC}

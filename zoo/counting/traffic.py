@@ -1,8 +1,8 @@
-"""What a forward pass keeps in memory at once, and moves through it, operator by operator.
+"""Measure the memory that a forward pass occupies and the bytes that it moves, per operator.
 
-One pass is run under a dispatch mode that sees every operator with its tensors. What an operator
-uses inside is not seen, and a view moves nothing. Bytes are those that operators executed one by
-one read and write; a runtime that merges them moves less.
+The model runs once under a dispatch mode that sees the input and output tensors of every operator,
+but not the memory that an operator uses internally. A view moves no bytes. The figures are those of
+eager execution; a runtime that fuses operators moves fewer bytes.
 """
 
 import weakref
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zoo.counting.hooks import around_modules
+from zoo.counting.hooks import module_callbacks
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ class Traffic:
     """Bytes of one forward pass.
 
     Attributes:
-        peak: The most that the input and all intermediate results took at one time; parameters and
-            buffers are not in it.
-        moved: Read and written by all operators, parameters included.
-        operators: Operators executed, views left out.
-        by_module: `moved`, by the innermost module that called the operator, by its dotted name.
+        peak: The most that the input and all intermediate results occupied at the same time,
+            without parameters and buffers.
+        moved: Bytes that all operators read and wrote, including parameters.
+        operators: Number of operators executed, not counting views.
+        by_module: `moved` per module, keyed by dotted name. An operator counts only in the
+            innermost module that called it.
     """
 
     peak: int
@@ -36,45 +37,45 @@ class Traffic:
     by_module: dict[str, int]
 
 
-def observe(model: nn.Module, example: Tensor) -> Traffic:
-    """Run `model` once on `example`, as it is, and return what went through memory."""
-    mode = _Watch(model)
-    mode.hold(example)
-    with torch.no_grad(), around_modules(model, mode.inside.append, mode.leave), mode:
+def measure_traffic(model: nn.Module, example: Tensor) -> Traffic:
+    """Run `model` once on `example` in its current mode and return its memory traffic."""
+    mode = _TrafficMode(model)
+    mode.track(example)
+    with torch.no_grad(), module_callbacks(model, mode.running.append, mode.leave), mode:
         model(example)
     return Traffic(mode.peak, sum(mode.moved.values()), mode.operators, dict(mode.moved))
 
 
-class _Watch(TorchDispatchMode):
-    """Follows which storages are alive, and what each operator reads and writes."""
+class _TrafficMode(TorchDispatchMode):
+    """Tracks which storages are alive and how many bytes each operator reads and writes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.inside = [""]  # the names of the modules that are being executed, innermost last
+        self.running = [""]  # names of the modules being executed, innermost last
         self.moved: Counter[str] = Counter()
         self.live = self.peak = self.operators = 0
-        fixed = [*model.parameters(), *model.buffers()]
-        self.fixed = {id(tensor.untyped_storage()) for tensor in fixed}
-        self._fixed = [tensor.untyped_storage() for tensor in fixed]  # so that the ids stay theirs
-        self.held: dict[int, weakref.ref] = {}
+        state = [*model.parameters(), *model.buffers()]
+        self._state = [tensor.untyped_storage() for tensor in state]  # keeps the ids valid
+        self._state_ids = {id(storage) for storage in self._state}
+        self._tracked: dict[int, weakref.ref] = {}
 
     def leave(self) -> None:
-        """Say that the innermost module is done."""
-        self.inside.pop()
+        """Record that the innermost module has returned."""
+        self.running.pop()
 
-    def hold(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor until it is freed."""
+    def track(self, tensor: Tensor) -> None:
+        """Count the storage of `tensor` as live memory until it is freed."""
         storage = tensor.untyped_storage()
         key = id(storage)
-        if key in self.held or key in self.fixed:
+        if key in self._tracked or key in self._state_ids:
             return
         size = storage.nbytes()
 
         def freed(reference: weakref.ref) -> None:
-            if self.held.pop(key, None) is not None:
+            if self._tracked.pop(key, None) is not None:
                 self.live -= size
 
-        self.held[key] = weakref.ref(storage, freed)
+        self._tracked[key] = weakref.ref(storage, freed)
         self.live += size
         self.peak = max(self.peak, self.live)
 
@@ -85,21 +86,21 @@ class _Watch(TorchDispatchMode):
         read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         written = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         for tensor in written:
-            self.hold(tensor)
+            self.track(tensor)
         if not _is_view(func, read, written):
             self.operators += 1
-            self.moved[self.inside[-1]] += sum(map(_bytes, [*read, *written]))
+            self.moved[self.running[-1]] += sum(map(_bytes, [*read, *written]))
         return result
 
 
 def _is_view(func: Any, read: list[Tensor], written: list[Tensor]) -> bool:
-    """Say whether an operator only looks at its inputs in another way."""
+    """Return whether all outputs of an operator share the memory of its inputs."""
     if func._schema.is_mutable:
         return False
-    known = {id(tensor.untyped_storage()) for tensor in read}
-    return all(id(tensor.untyped_storage()) in known for tensor in written)
+    inputs = {id(tensor.untyped_storage()) for tensor in read}
+    return all(id(tensor.untyped_storage()) in inputs for tensor in written)
 
 
 def _bytes(tensor: Tensor) -> int:
-    """A tensor that repeats itself by a stride of 0 is read from the few bytes that it has."""
+    """Return the bytes of a tensor; an expanded tensor has only those of its storage."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -24,7 +24,7 @@ from zoo.blocks.sizes import check_sides, grid_size
 from zoo.blocks.tokens import to_map, to_tokens
 from zoo.blocks.transformer import SelfAttention
 from zoo.keys import KeyStyle, State, prefixed
-from zoo.ops import fixed_order
+from zoo.ops import fixed_permutation
 
 BLOCKS = (2, 5, 3)  # distinct blocks of each stage
 PIXELS = 8  # of a side, for each token of the first stage
@@ -42,7 +42,7 @@ def shuffled(count: int, training: bool, device: torch.device) -> Tensor:
     """Return an order of `count` tokens: a new one at every call in training, else a fixed one."""
     if training:
         return torch.randperm(count, device=device)
-    return fixed_order(count).to(device)
+    return fixed_permutation(count).to(device)
 
 
 def order_of(x: Tensor, training: bool) -> tuple[Tensor, Tensor]:

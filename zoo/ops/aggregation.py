@@ -1,4 +1,4 @@
-"""Aggregation of a pixel's neighbours by weights of its own ("SKA", LSNet, arXiv 2503.23135)."""
+"""Small kernel aggregation (SKA) of LSNet (arXiv 2503.23135): convolution with dynamic kernels."""
 
 import torch
 import torch.nn.functional as F
@@ -6,18 +6,18 @@ from torch import Tensor
 
 
 def aggregate(x: Tensor, kernels: Tensor) -> Tensor:
-    """Filter every pixel by its own 3x3 kernel, which channels share in strides.
+    """Convolve each pixel with its own 3x3 kernel.
 
-    Channel c takes kernel c mod G (eq. 7 of the paper and the public code): y[c, i, j] is the sum
-    over p, q in 0..2 of x[c, i + p - 1, j + q - 1] * kernels[c mod G, 3 p + q, i, j], with zeros
-    outside the map. Nine shifted products are summed up, in single precision at least.
+    Channel c uses kernel c mod G (eq. 7 of the paper and the public code): y[c, i, j] is the sum
+    over p, q in 0..2 of x[c, i + p - 1, j + q - 1] * kernels[c mod G, 3 p + q, i, j], with zero
+    padding. Sums use at least single precision.
 
     Args:
-        x: B x C x H x W, C a multiple of G.
+        x: B x C x H x W, where C is a multiple of G.
         kernels: B x G x 9 x H x W.
 
     Returns:
-        B x C x H x W, in the type of `x`.
+        B x C x H x W, with the dtype of `x`.
     """
     batch, channels, height, width = x.shape
     wide = torch.promote_types(x.dtype, torch.float32)

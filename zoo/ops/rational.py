@@ -1,7 +1,8 @@
-"""Rational functions of single values, with coefficients by groups of channels.
+"""Elementwise rational functions with coefficients per group of channels.
 
-"Safe Pade, version A": P(x) / (1 + sum_i |b_i| |x|^i) has no poles (arXiv 1907.06732, eq. 3). KAT
-(arXiv 2409.10594, eq. 11) gives each group of channels a denominator and all of them one numerator.
+The function is the "safe Pade activation unit", version A: P(x) / (1 + sum_i |b_i| |x|^i), which
+has no poles (arXiv 1907.06732, eq. 3). In KAT (arXiv 2409.10594, eq. 11) each group of channels has
+its own denominator, and all groups share one numerator.
 """
 
 import torch
@@ -11,35 +12,35 @@ from zoo.errors import BadInput
 
 
 def rational(x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Evaluate (a0 + a1 x + a2 x^2 ...) / (1 + |b1| |x| + |b2| |x|^2 ...) on every value.
+    """Evaluate (a0 + a1 x + a2 x^2 ...) / (1 + |b1| |x| + |b2| |x|^2 ...) elementwise.
 
-    Channels, the last axis, are cut into G consecutive groups. Computed in single precision at
-    least: powers leave the range of half precision. While training without a compiler only `x` is
-    kept for the backward pass. The derivative of |b| at 0 is taken as 1, so that coefficients which
-    start at 0 move.
+    The channels, on the last axis, form G consecutive groups. The computation uses at least single
+    precision, because powers overflow half precision. In eager training, only the arguments are
+    saved for the backward pass. The derivative of |b| at 0 is defined as 1; otherwise coefficients
+    that start at 0 would never change.
 
     Args:
-        x: ... x C, of any floating type.
-        numerator: 1 x (degree + 1) for all groups, or G x (degree + 1): a0, a1 ...
-        denominator: G x degree: b1, b2 ...
+        x: ... x C, any floating-point dtype.
+        numerator: Coefficients a0, a1 ..., 1 x (degree + 1) for all groups or G x (degree + 1).
+        denominator: Coefficients b1, b2 ..., G x degree.
 
     Returns:
-        ... x C, in the type of `x`.
+        ... x C, with the dtype of `x`.
 
     Raises:
-        BadInput: C is no multiple of G, or the numerator has another number of rows than 1 or G.
+        BadInput: C is not divisible by G, or the numerator has neither 1 nor G rows.
     """
     if torch.jit.is_scripting():
         return _plain(x, numerator, denominator)
-    else:  # a scripted function may hold Python of any kind in the branch that it never takes
+    else:
         groups = denominator.shape[0]
         if x.shape[-1] % groups != 0:
-            raise BadInput(f"x has {x.shape[-1]} channels: a multiple of {groups} is needed")
+            raise BadInput(f"the {x.shape[-1]} channels of x are not divisible by {groups} groups")
         if numerator.shape[0] not in (1, groups):
-            raise BadInput(f"numerator has {numerator.shape[0]} rows: 1 or {groups} are needed")
-        recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        learning = any(t.requires_grad for t in (x, numerator, denominator))
-        if torch.is_grad_enabled() and learning and not recorded:
+            raise BadInput(f"numerator has {numerator.shape[0]} rows, but it needs 1 or {groups}")
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        differentiable = any(t.requires_grad for t in (x, numerator, denominator))
+        if torch.is_grad_enabled() and differentiable and not traced:
             return _Rational.apply(x, numerator, denominator)
         return _plain(x, numerator, denominator)
 
@@ -53,17 +54,17 @@ def _plain(x: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def _magnitude(b: Tensor) -> Tensor:
-    """|b|, with the derivative 1 at 0."""
+    """Return |b|, with derivative 1 at 0."""
     return torch.where(b < 0, -b, b)
 
 
 def _with_one(b: Tensor) -> Tensor:
-    """The coefficients of a denominator, that of the power 0 among them."""
+    """Prepend the constant coefficient 1 to the coefficients of a denominator."""
     return torch.cat([torch.ones_like(b[:, :1]), b], dim=1)
 
 
 def _polynomial(x: Tensor, coefficients: Tensor) -> Tensor:
-    """Horner's rule; x is ... G C, coefficients are G x count, the constant first."""
+    """Evaluate polynomials by Horner's rule; x is ... G C, coefficients are G x count, a0 first."""
     last = coefficients.shape[1] - 1
     value = coefficients[:, last:]
     for i in range(last - 1, -1, -1):
@@ -72,13 +73,13 @@ def _polynomial(x: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def _derivative(coefficients: Tensor) -> Tensor:
-    """The coefficients of the derivative of a polynomial."""
+    """Return the coefficients of the derivative of a polynomial."""
     powers = torch.arange(1, coefficients.shape[1], device=coefficients.device)
     return coefficients[:, 1:] * powers
 
 
 class _Rational(torch.autograd.Function):
-    """`rational` with a backward pass that computes the powers of x anew."""
+    """`rational` with a backward pass that recomputes the powers of x."""
 
     @staticmethod
     def forward(ctx, x, numerator, denominator):
@@ -110,7 +111,7 @@ class _Rational(torch.autograd.Function):
 
 
 def _moments(weights: Tensor, x: Tensor, count: int, rows: int) -> Tensor:
-    """Sums of weights * x^i for i < count, for each group, or for all of them where `rows` is 1."""
+    """Return sums of weights * x^i for i < count: per group, or over all groups if rows is 1."""
     kept = [x.ndim - 2] if rows > 1 else []
     over = [axis for axis in range(x.ndim) if axis not in kept]
     sums = []

@@ -1,1 +1,1 @@
-"""Cost on a machine: latency, layers, memory, energy, sweeps over models."""
+"""Measured cost of a model: latency, layer times, memory and energy, for one or many models."""

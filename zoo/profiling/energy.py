@@ -1,4 +1,4 @@
-"""Energy by the machine's own counters; where there are none there is no figure."""
+"""Energy per call, read from hardware counters; None on machines without them."""
 
 import time
 from collections.abc import Callable
@@ -9,10 +9,10 @@ RAPL = Path("/sys/class/powercap")
 
 
 class Rapl:
-    """The energy of all processor packages, by Intel's (and AMD's) running average power limit.
+    """Energy of all CPU packages, from the RAPL counters of Intel and AMD processors.
 
     Args:
-        root: Where the system shows the counters.
+        root: Folder in which Linux exposes the counters.
     """
 
     def __init__(self, root: Path = RAPL) -> None:
@@ -23,20 +23,20 @@ class Rapl:
         ]
 
     def read(self) -> list[int]:
-        """Return the counters, in microjoules; each starts anew at its end."""
+        """Return each counter in microjoules; a counter wraps around at its maximum."""
         return [int(path.read_text()) for path, _ in self.counters]
 
     def joules(self, before: list[int], after: list[int]) -> float | None:
-        """Return the energy between two readings; None without counters."""
+        """Return the joules used between two readings, or None without counters."""
         if not self.counters:
             return None
-        ends = (end for _, end in self.counters)
-        used = ((b - a) % (end + 1) for a, b, end in zip(before, after, ends, strict=True))
+        maxima = (maximum for _, maximum in self.counters)
+        used = ((b - a) % (top + 1) for a, b, top in zip(before, after, maxima, strict=True))
         return sum(used) / 1e6
 
 
 class Nvml:
-    """The energy of the first GPU since its driver was loaded, by NVIDIA's library."""
+    """Energy of the first NVIDIA GPU, from the counter that NVML provides."""
 
     def __init__(self) -> None:
         try:
@@ -46,30 +46,33 @@ class Nvml:
             self.handle = pynvml.nvmlDeviceGetHandleByIndex(0)
             pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
             self.library: Any = pynvml
-        except Exception:  # not installed, no driver, or a GPU that does not count
+        except Exception:  # pynvml or the driver is missing, or the GPU has no counter
             self.library = None
 
     def read(self) -> list[int]:
-        """Return the counter, in millijoules."""
+        """Return the value of the counter in millijoules, or an empty list without a counter."""
         if self.library is None:
             return []
         return [self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle)]
 
     def joules(self, before: list[int], after: list[int]) -> float | None:
-        """Return the energy between two readings; None without a counter."""
+        """Return the joules used between two readings, or None without a counter."""
         return (after[0] - before[0]) / 1e3 if before else None
 
 
-def energy_of(
+def energy_per_call(
     call: Callable[[], Any], device: str = "cpu", seconds: float = 1.0, meter: Any = None
 ) -> float | None:
-    """Return the joules of one call, of everything that ran meanwhile; None without a counter.
+    """Return the average joules per call, or None without a counter.
+
+    The counters measure the whole device, including other programs that run at the same time.
 
     Args:
-        call: Is repeated for `seconds`: the counters move a thousand times a second at most.
-        device: Whose counter: the processor's, or with `"cuda..."` the GPU's.
-        seconds: How long.
-        meter: What to read instead.
+        call: The function to measure. It is repeated, because the counters update only about once
+            per millisecond.
+        device: `"cuda..."` reads the counter of the GPU, any other value that of the CPU.
+        seconds: How long to repeat `call`.
+        meter: The counter to read instead of the one of `device`.
     """
     meter = meter or (Nvml() if device.startswith("cuda") else Rapl())
     before = meter.read()
@@ -86,5 +89,5 @@ def energy_of(
 def _readable(path: Path) -> bool:
     try:
         return bool(path.read_text())
-    except OSError:  # only root may read it, on most systems
+    except OSError:  # on most systems only root may read it
         return False

@@ -1,32 +1,31 @@
-"""What re-parameterising a model changes: layers, cost, latency, and its numerical error."""
+"""Compare a model before and after re-parameterisation: layers, cost, latency, numerical error."""
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from zoo.counting.count import count
 from zoo.errors import BadInput
-from zoo.profiling.latency import compare
+from zoo.profiling.latency import Comparison, compare
 from zoo.reparam import reparameterize, shake
 
 
 @dataclass(frozen=True)
 class FuseReport:
-    """What fusing changed: figures before and after, and the largest error.
+    """The effect of fusing: each pair is (unfused, fused), each cost is for one image.
 
     Attributes:
-        layers: Modules without children.
-        params: Parameters.
-        macs: Multiply-accumulates of one image.
-        flops: FLOPs of one image.
-        activations: Elements that the operators with MACs write, of one image.
-        nodes: Operators executed, views left out.
-        error: Largest difference of the outputs in float64, relative to their spread.
-        latency: How long the fused model takes beside the other, called in turn in PyTorch on one
-            image; None where it was not asked for.
+        layers: Number of modules without children, except `nn.Identity`.
+        params: Number of parameters.
+        macs: Multiply-accumulates.
+        flops: FLOPs.
+        activations: Number of elements in the outputs of the operators that have MACs.
+        nodes: Number of operators executed, not counting views.
+        error: Largest difference of the outputs in float64, divided by the mean difference between
+            the outputs of two images.
+        latency: Comparison of the latencies in PyTorch, or None if it was not requested.
     """
 
     layers: tuple[int, int]
@@ -36,7 +35,7 @@ class FuseReport:
     activations: tuple[int, int]
     nodes: tuple[int, int]
     error: float
-    latency: Any = None
+    latency: Comparison | None = None
 
     def __str__(self) -> str:
         rows = [
@@ -57,12 +56,12 @@ class FuseReport:
             low, high = self.latency.low, self.latency.high
             interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
             rows.append(
-                f"fused: {verdict.get(self.latency.verdict, 'no difference')}, "
-                f"{self.latency.ratio:.3f}{interval} of the time"
+                f"fused / unfused latency: {self.latency.ratio:.3f}{interval}, "
+                f"{verdict.get(self.latency.verdict, 'no difference')}"
             )
         head = f"{'':<12}{'unfused':>16}{'fused':>16}"
         return "\n".join(
-            [head, *rows, f"largest relative error on random weights {self.error:.1e}"]
+            [head, *rows, f"largest relative error with random weights: {self.error:.1e}"]
         )
 
 
@@ -73,41 +72,41 @@ def report(
     *,
     timed: bool = True,
 ) -> FuseReport:
-    """Compare a model with its fused form.
+    """Compare a model with the result of `reparameterize`.
 
     Args:
-        before: The model as it was, in evaluation mode.
-        after: What `reparameterize` made of it.
-        input_size: Shape of the images to compare on, at least two of them.
-        timed: Whether to compare latencies, too, which takes some seconds.
+        before: The unfused model, in evaluation mode.
+        after: The fused model.
+        input_size: B C H W of the images to compare the outputs on; B is at least 2.
+        timed: Whether to compare latencies as well, which takes some seconds.
 
     Raises:
-        BadInput: The outputs do not depend on the image, so that comparing them shows nothing.
+        BadInput: The outputs do not depend on the image, so comparing them proves nothing.
     """
     randomized = shake(copy.deepcopy(before).double().cpu())
     images = torch.randn(input_size, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
-        want, have = randomized(images), reparameterize(randomized)(images)
-    spread = (want[0] - want[1]).abs().mean().item()
-    if not spread > 1e-6 * want.abs().max().item():
-        raise BadInput(f"the outputs of {type(before).__name__} do not depend on the image")
-    one = (1, *input_size[1:])
-    counts = count(before, one), count(after, one)
-    latency = None
-    if timed:
-        latency = compare(before, after, one)
+        expected, fused = randomized(images), reparameterize(randomized)(images)
+    spread = (expected[0] - expected[1]).abs().mean().item()
+    if not spread > 1e-6 * expected.abs().max().item():
+        raise BadInput(
+            f"the outputs of {type(before).__name__} do not depend on the image, so comparing them "
+            "proves nothing"
+        )
+    one_image = (1, *input_size[1:])
+    counts = count(before, one_image), count(after, one_image)
     return FuseReport(
-        layers=(_leaves(before), _leaves(after)),
+        layers=(_num_layers(before), _num_layers(after)),
         params=(counts[0].params, counts[1].params),
         macs=(counts[0].macs, counts[1].macs),
         flops=(counts[0].flops, counts[1].flops),
         activations=(counts[0].activations, counts[1].activations),
         nodes=(counts[0].operators, counts[1].operators),
-        error=(want - have).abs().max().item() / spread,
-        latency=latency,
+        error=(fused - expected).abs().max().item() / spread,
+        latency=compare(before, after, one_image) if timed else None,
     )
 
 
-def _leaves(model: nn.Module) -> int:
-    """The number of layers: modules without children that do something."""
+def _num_layers(model: nn.Module) -> int:
+    """Count the modules that have no children, except `nn.Identity`."""
     return sum(not list(m.children()) and not isinstance(m, nn.Identity) for m in model.modules())

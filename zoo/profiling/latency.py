@@ -1,8 +1,8 @@
-"""How long a call takes: distributions that can be repeated, comparisons that know their noise.
+"""Measure the latency of a model, or compare the latencies of two models.
 
-A measurement calls the model until the median stops moving and only then keeps times. A comparison
-calls two models in turn (A B A B), so that whatever slows the machine slows both, and claims a
-difference only where the interval of their ratio leaves the band in which nothing can be said.
+A measurement warms up until the median latency is stable, and only then records times. A comparison
+calls two models in turn (A B A B), so that a slower machine slows both, and reports a difference
+only if the confidence interval of the ratio is outside a tolerance around 1.
 """
 
 import contextlib
@@ -25,32 +25,33 @@ from zoo.deploy import files
 from zoo.deploy.pipeline import convert
 from zoo.environment import describe_machine, versions
 from zoo.errors import BadInput, first_line
-from zoo.profiling.energy import energy_of
-from zoo.profiling.memory import Growth
-from zoo.profiling.stats import Summary, shift, summarize
+from zoo.profiling.energy import energy_per_call
+from zoo.profiling.memory import MemoryMeter
+from zoo.profiling.stats import Summary, paired_shift, summarize
 from zoo.reparam import reparameterize
+from zoo.reports.changes import verdict_of
 from zoo.runtimes.pytorch import in_eval_mode
 
 Clock = Callable[[], float]
 Source = nn.Module | str | os.PathLike[str] | runtimes.Runtime
 
-STEADY = 0.02  # the median has stopped moving when two windows differ by less than this
-WINDOW = 8  # calls of a window at least, and as many as fit into
-WINDOW_S = 0.05  # this many seconds
-SAME = 0.01  # where a model lies in memory alone moves its latency by up to this
-MAX_PAIRS = 1000  # of a comparison: its interval looks at every pair of pairs
-SETTLE_S = 0.01  # threads of one runtime spin on this long and would slow the other
+STEADY = 0.02  # the median is stable if those of two windows differ by less than this share
+WINDOW = 8  # a window has at least this many calls
+WINDOW_S = 0.05  # and lasts at least this many seconds
+TOLERANCE = 0.01  # smaller differences can come from the location of a model in memory
+MAX_PAIRS = 1000  # the cost of the confidence interval grows with the square of the pairs
+SETTLE_S = 0.01  # the threads of a runtime keep spinning this long after a call
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What happened before times were kept.
+    """The calls before the measurement.
 
     Attributes:
         first_s: Seconds of the very first (cold) call.
-        calls: Calls, the first one included.
-        seconds: Time they took together.
-        steady: Whether the median had stopped moving; False where time ran out before.
+        calls: Number of calls, including the first.
+        seconds: Total time of these calls.
+        steady: Whether the median became stable before time ran out.
     """
 
     first_s: float
@@ -61,29 +62,38 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Latency:
-    """The latency of one model under one setting. Times are in milliseconds for a whole batch.
+    """The latency of one model with one set of settings. Times are for a whole batch.
 
     Attributes:
-        p50_ms: The median; `p90_ms` and `p99_ms` likewise, `min_ms` the fastest call.
-        low_ms: Lower end of the 95 % confidence interval of the median; None below 6 calls.
+        p50_ms: The median latency in milliseconds.
+        p90_ms: The 90th percentile.
+        p99_ms: The 99th percentile.
+        min_ms: The fastest call.
+        low_ms: Lower end of the 95 % confidence interval of the median; None for fewer than 6
+            calls.
         high_ms: Upper end of that interval.
-        n: Calls that were kept.
+        n: Number of measured calls.
         spread: Interquartile range divided by the median.
-        first_call_ms: The cold call, which is in none of the above.
-        load_ms: Time to load the model into the runtime, where it does that.
-        warmup_calls: Calls before times were kept.
-        warmup_s: Seconds they took.
-        steady: Whether the median had stopped moving by then.
-        peak_memory_bytes: How far a call takes memory above what it was before the first; what the
-            runtime keeps from call to call is in it, the weights are not. None where nothing tells.
-        energy_j: Joules of one call, by the machine's counters; None where it has none.
-        runtime: What executed, with `runtime_version`, on `device`.
-        threads: Threads that shared a call.
-        input_size: B C H W of the input, which has `dtype` and lies in memory as `layout`.
-        fused: Whether the model was re-parameterised; None where nothing tells.
-        machine: What it ran on.
-        versions: What it ran with.
-        date: When, in UTC.
+        first_call_ms: The first (cold) call, which is not part of the statistics above.
+        load_ms: Time to load the model into the runtime.
+        warmup_calls: Number of calls before the measurement.
+        warmup_s: Total time of these calls in seconds.
+        steady: Whether the median was stable at the end of the warm-up.
+        peak_memory_bytes: How far memory rises during a call above its level before the first call.
+            It includes buffers that the runtime keeps between calls, but not the weights. None if
+            the system does not report it.
+        energy_j: Joules per call; None on machines without energy counters.
+        runtime: Name of the runtime.
+        runtime_version: Version of the runtime.
+        device: Device that the model ran on.
+        threads: Number of threads of a call.
+        input_size: B C H W of the input.
+        dtype: Floating-point type of the computation.
+        layout: Memory layout of the input, `"NCHW"` or `"NHWC"`.
+        fused: Whether the model was re-parameterised; None if unknown.
+        machine: Description of the machine.
+        versions: Versions of Python and of the packages involved.
+        date: Date and time in UTC.
     """
 
     p50_ms: float
@@ -114,13 +124,13 @@ class Latency:
     date: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain values, ready for JSON."""
+        """Return the record as a dictionary that JSON can encode."""
         return {**asdict(self), "input_size": list(self.input_size)}
 
     def __str__(self) -> str:
-        state = {True: "fused", False: "unfused", None: "fused or not: unknown"}[self.fused]
+        state = {True: "fused", False: "unfused", None: "fused: unknown"}[self.fused]
         interval = "" if self.low_ms is None else f" [{self.low_ms:.3f}, {self.high_ms:.3f}]"
-        steady = "" if self.steady else ", the median was still moving"
+        steady = "" if self.steady else ", median not stable"
         return (
             f"p50 {self.p50_ms:.3f} ms{interval}, p90 {self.p90_ms:.3f}, p99 {self.p99_ms:.3f}, "
             f"n={self.n}, {self.runtime}, {self.threads} threads, batch {self.input_size[0]}, "
@@ -130,16 +140,16 @@ class Latency:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How long B takes beside A, called in turn.
+    """The latencies of two models that were called in turn.
 
     Attributes:
-        ratio: Time of B divided by time of A: below 1, B is faster.
-        low: Lower end of its 95 % confidence interval; None below 6 pairs.
+        ratio: Latency of B divided by that of A; below 1, B is faster.
+        low: Lower end of its 95 % confidence interval; None for fewer than 6 pairs.
         high: Upper end of that interval.
-        n: Pairs of calls.
-        a: Times of A in seconds.
-        b: Times of B in seconds.
-        same: Half-width of the band around 1 in which no difference is claimed.
+        n: Number of pairs of calls.
+        a: Latencies of A in seconds.
+        b: Latencies of B in seconds.
+        tolerance: Ratios within this distance of 1 count as no difference.
     """
 
     ratio: float
@@ -148,16 +158,13 @@ class Comparison:
     n: int
     a: Summary
     b: Summary
-    same: float = SAME
+    tolerance: float = TOLERANCE
 
     @property
     def verdict(self) -> str:
-        """`"B is faster"`, `"B is slower"`, or `"no difference"` where the noise explains it."""
-        if self.low is None or self.high is None:
-            return "no difference"
-        if self.high < 1 - self.same:
-            return "B is faster"
-        return "B is slower" if self.low > 1 + self.same else "no difference"
+        """`"B is faster"`, `"B is slower"`, or `"no difference"` if noise may be the reason."""
+        verdict = verdict_of(self.low, self.high, self.tolerance)
+        return verdict if verdict == "no difference" else f"B is {verdict}"
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
@@ -168,31 +175,32 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How long to measure: until both minima are reached, at the latest after `max_time`.
+class MeasurementBudget:
+    """How long to measure: until both minima are reached, but no longer than `max_time`.
 
     Attributes:
-        min_runs: Calls to keep.
-        min_time: Seconds to measure.
-        max_time: Seconds after which no further call is started; warming up gets half as long.
+        min_runs: Minimum number of measured calls.
+        min_time: Minimum duration in seconds.
+        max_time: Seconds after which no further call starts. The warm-up may take half of this in
+            addition.
     """
 
     min_runs: int = 50
     min_time: float = 1.0
     max_time: float = 15.0
 
-    def check(self) -> None:
-        """Raise `BadInput` unless the three can hold together."""
+    def validate(self) -> None:
+        """Raise `BadInput` if a value is invalid or the three contradict each other."""
         if not isinstance(self.min_runs, int) or self.min_runs < 1:
-            raise BadInput(f"min_runs={self.min_runs!r} must be a whole number of at least 1")
+            raise BadInput(f"min_runs={self.min_runs!r} is not a positive integer")
         if not (0 <= self.min_time <= self.max_time and 0 < self.max_time < math.inf):
             raise BadInput(
-                f"min_time={self.min_time!r}, max_time={self.max_time!r}: "
-                "seconds are wanted, and min_time must not exceed max_time"
+                f"min_time={self.min_time!r} and max_time={self.max_time!r} must be seconds with "
+                "0 <= min_time <= max_time and 0 < max_time"
             )
 
-    def done(self, runs: int, seconds: float) -> bool:
-        """Say whether `runs` calls in `seconds` are enough."""
+    def is_spent(self, runs: int, seconds: float) -> bool:
+        """Return whether a measurement may stop after `runs` calls in `seconds`."""
         enough = runs >= self.min_runs and seconds >= self.min_time
         return enough or seconds >= self.max_time
 
@@ -206,34 +214,35 @@ def measure(
     threads: int | None = None,
     dtype: str | None = None,
     channels_last: bool = False,
-    min_runs: int = Effort.min_runs,
-    min_time: float = Effort.min_time,
-    max_time: float = Effort.max_time,
+    min_runs: int = MeasurementBudget.min_runs,
+    min_time: float = MeasurementBudget.min_time,
+    max_time: float = MeasurementBudget.max_time,
     clock: Clock = time.perf_counter,
 ) -> Latency:
     """Measure the latency of a model, an artefact or a loaded runtime.
 
-    The model is left as it was: its mode, its weights, and the process's number of threads.
+    The mode and weights of the model and the number of threads of the process do not change.
 
     Args:
-        model: A model, the path of an artefact, or what `zoo.runtimes.load` returned.
-        input_size: B C H W of the input, which is random.
+        model: A model, the path of an artefact, or a runtime from `zoo.runtimes.load`.
+        input_size: B C H W of the random input.
         runtime: One of `zoo.runtimes.NAMES`.
-        fused: Re-parameterise the model (a copy of it) first.
-        threads: Threads that share one call; None: as many as PyTorch uses.
-        dtype: `"float32"`, `"bfloat16"` or `"float16"`; None: the model's own.
-        channels_last: Whether images and weights lie as NHWC in memory.
-        min_runs: Calls to keep at least.
-        min_time: Seconds to measure at least.
-        max_time: Seconds to measure at most; this bound wins. Warming up takes at most half of it.
-        clock: What tells the time, in seconds.
+        fused: Whether to measure a re-parameterised copy of the model.
+        threads: Number of threads of a call; None uses PyTorch's setting.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`; None keeps that of the model.
+        channels_last: Whether to store images and weights in NHWC layout.
+        min_runs: Minimum number of measured calls.
+        min_time: Minimum duration of the measurement in seconds.
+        max_time: Maximum duration in seconds, which overrides both minima. The warm-up may take
+            half of it in addition.
+        clock: Function that returns the current time in seconds.
 
     Raises:
-        BadInput: A value that cannot work, or an input size that the model does not take.
+        BadInput: An argument is invalid, or the model does not run on this input size.
         MissingExtra: A package of the runtime is not installed.
     """
-    effort = Effort(min_runs, min_time, max_time)
-    effort.check()
+    budget = MeasurementBudget(min_runs, min_time, max_time)
+    budget.validate()
     batch = random_batch(input_size)
     if isinstance(model, nn.Module | str | os.PathLike):
         settings: dict[str, Any] = {
@@ -243,13 +252,13 @@ def measure(
         }
         loaded = load(model, runtime, input_size=batch.shape, fused=fused, **settings)
     else:
-        loaded = _already(model, fused, threads, dtype, channels_last)
-    with _quiet(), loaded.process_settings():
-        call, growth = loaded.bind(batch), Growth(loaded.device)
-        warm = _first_calls(call, clock, effort.max_time / 2, batch.shape)
-        times = time_calls(call, clock, effort)
-        beside = growth.peak(call), energy_of(call, loaded.device)
-    return _record(loaded, batch.shape, warm, summarize(times), *beside)
+        loaded = _without_settings(model, fused, threads, dtype, channels_last)
+    with _gc_paused(), loaded.process_settings():
+        call, memory = loaded.bind(batch), MemoryMeter(loaded.device)
+        warm = _warm_up_or_refuse(call, clock, budget.max_time / 2, batch.shape)
+        times = time_calls(call, clock, budget)
+        peak, energy = memory.peak(call), energy_per_call(call, loaded.device)
+    return _record(loaded, batch.shape, warm, summarize(times), peak, energy)
 
 
 def compare(
@@ -261,29 +270,35 @@ def compare(
     threads: int | None = None,
     dtype: str | None = None,
     channels_last: bool = False,
-    min_runs: int = Effort.min_runs,
-    min_time: float = Effort.min_time,
-    max_time: float = Effort.max_time,
+    min_runs: int = MeasurementBudget.min_runs,
+    min_time: float = MeasurementBudget.min_time,
+    max_time: float = MeasurementBudget.max_time,
     clock: Clock = time.perf_counter,
 ) -> Comparison:
-    """Compare two models by calling them in turn, A B A B.
+    """Compare the latencies of two models by calling them in turn (A B A B).
+
+    `runtime`, `threads`, `dtype` and `channels_last` apply to models and artefacts, not to loaded
+    runtimes. To compare two different runtimes, load them first.
 
     Args:
-        a: A model, the path of an artefact, or what `zoo.runtimes.load` returned.
-        b: Another one; the two may be in different runtimes if they come loaded.
-        input_size: B C H W of the input of both.
-        runtime: The runtime of what is not loaded yet; `threads`, `dtype` and `channels_last` are
-            for these, too.
-        min_runs: Pairs of calls at least (at most 1000 are made).
-        min_time: Seconds to measure at least.
-        max_time: Seconds to measure at most.
-        clock: What tells the time, in seconds.
+        a: A model, the path of an artefact, or a runtime from `zoo.runtimes.load`.
+        b: What to compare with `a`, in any of these three forms.
+        input_size: B C H W of the random input of both.
+        runtime: One of `zoo.runtimes.NAMES`.
+        threads: Number of threads of a call; None uses PyTorch's setting.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`; None keeps that of the model.
+        channels_last: Whether to store images and weights in NHWC layout.
+        min_runs: Minimum number of pairs of calls; at most 1000 pairs are measured.
+        min_time: Minimum duration of the measurement in seconds.
+        max_time: Maximum duration in seconds, which overrides both minima.
+        clock: Function that returns the current time in seconds.
 
     Raises:
-        BadInput: A value that cannot work, or an input size that a model does not take.
+        BadInput: An argument is invalid, or a model does not run on this input size.
+        MissingExtra: A package of the runtime is not installed.
     """
-    effort = Effort(min_runs, min_time, max_time)
-    effort.check()
+    budget = MeasurementBudget(min_runs, min_time, max_time)
+    budget.validate()
     batch = random_batch(input_size)
     settings: dict[str, Any] = {
         "threads": threads,
@@ -293,22 +308,22 @@ def compare(
     first, second = (
         load(side, runtime, input_size=batch.shape, **settings)
         if isinstance(side, nn.Module | str | os.PathLike)
-        else _already(side, False, threads, dtype, channels_last)
+        else _without_settings(side, False, threads, dtype, channels_last)
         for side in (a, b)
     )
     sides = []
     for loaded in (first, second):
         with loaded.process_settings():
             sides.append(loaded.bind(batch))
-            _first_calls(sides[-1], clock, effort.max_time / 4, batch.shape)
+            _warm_up_or_refuse(sides[-1], clock, budget.max_time / 4, batch.shape)
     gap = SETTLE_S if first.name != second.name else 0.0
-    with _quiet():
-        around = (first.process_settings, second.process_settings)
-        return compare_calls(sides[0], sides[1], clock, effort, around=around, gap=gap)
+    with _gc_paused():
+        held = (first.process_settings, second.process_settings)
+        return compare_calls(sides[0], sides[1], clock, budget, around=held, gap=gap)
 
 
-def time_calls(call: Callable[[], Any], clock: Clock, effort: Effort) -> np.ndarray:
-    """Call until `effort` is made; return the seconds that each call took."""
+def time_calls(call: Callable[[], Any], clock: Clock, budget: MeasurementBudget) -> np.ndarray:
+    """Call until the budget is spent; return the seconds of each call."""
     times: list[float] = []
     start = clock()
     while True:
@@ -316,7 +331,7 @@ def time_calls(call: Callable[[], Any], clock: Clock, effort: Effort) -> np.ndar
         call()
         end = clock()
         times.append(end - begin)
-        if effort.done(len(times), end - start):
+        if budget.is_spent(len(times), end - start):
             return np.asarray(times)
 
 
@@ -324,20 +339,20 @@ def compare_calls(
     a: Callable[[], Any],
     b: Callable[[], Any],
     clock: Clock,
-    effort: Effort,
+    budget: MeasurementBudget,
     *,
     around: Sequence[Callable[[], contextlib.AbstractContextManager[None]]] = (),
     gap: float = 0.0,
 ) -> Comparison:
-    """Call `a` and `b` in turn and compare the seconds they take.
+    """Call `a` and `b` in turn and compare their durations.
 
     Args:
         a: The first call of each pair.
-        b: The second.
-        clock: What tells the time, in seconds.
-        effort: How many pairs, and how long.
-        around: For each side, what holds the settings that it needs.
-        gap: Seconds to rest between calls.
+        b: The second call of each pair.
+        clock: Function that returns the current time in seconds.
+        budget: How many pairs to measure, and for how long.
+        around: One context manager function per side, entered around each of its calls.
+        gap: Seconds to wait before each call.
     """
     sides = list(zip((a, b), around or (contextlib.nullcontext,) * 2, strict=True))
     times: tuple[list[float], list[float]] = ([], [])
@@ -352,13 +367,13 @@ def compare_calls(
                 end = clock()
             kept.append(end - begin)
         pairs = len(times[0])
-        if pairs == MAX_PAIRS or effort.done(pairs, clock() - start):
+        if pairs == MAX_PAIRS or budget.is_spent(pairs, clock() - start):
             break
     return _compared(np.asarray(times[0]), np.asarray(times[1]))
 
 
 def warm_up(call: Callable[[], Any], clock: Clock, max_time: float) -> WarmUp:
-    """Call until the medians of two windows agree, at most for about `max_time` seconds."""
+    """Call until the medians of two windows agree, for at most about `max_time` seconds."""
     start = clock()
     call()
     first = clock() - start
@@ -381,14 +396,14 @@ def warm_up(call: Callable[[], Any], clock: Clock, max_time: float) -> WarmUp:
 
 
 def random_batch(input_size: Sequence[int]) -> np.ndarray:
-    """Return the images that are timed: normal noise, B C H W, the same each time.
+    """Return a batch of normally distributed values, always the same for an input size.
 
     Raises:
-        BadInput: `input_size` is not four positive numbers, or five for volumes.
+        BadInput: `input_size` is not B C H W, or B C D H W for volumes.
     """
     size = tuple(input_size)
     if len(size) not in (4, 5) or any(isinstance(n, bool) or int(n) != n or n < 1 for n in size):
-        raise BadInput(f"input_size={size!r} must be four whole numbers of at least 1: B C H W")
+        raise BadInput(f"input_size={size!r} must be positive integers B C H W (or B C D H W)")
     return np.random.default_rng(0).standard_normal(size, dtype=np.float32)
 
 
@@ -400,26 +415,26 @@ def load(
     fused: bool = False,
     **settings: Any,
 ) -> runtimes.Runtime:
-    """Load a model or a file into a runtime; a model is exported first if the runtime loads files.
+    """Load a model or an artefact into a runtime, exporting a model if the runtime needs a file.
 
     Args:
-        source: A model, which is not changed, or a file.
+        source: A model, which does not change, or the path of an artefact.
         runtime: One of `zoo.runtimes.NAMES`.
-        input_size: B C H W that a model is exported for.
-        fused: Re-parameterise the model first.
-        **settings: `threads`, `dtype` and `channels_last` of `zoo.runtimes.load`.
+        input_size: B C H W to export a model for.
+        fused: Whether to re-parameterise a copy of the model first.
+        **settings: `threads`, `dtype` and `channels_last` for `zoo.runtimes.load`.
 
     Raises:
-        BadInput: A setting that the runtime does not support, or `fused` for a file.
+        BadInput: The runtime does not support a setting, or `fused` is set for an artefact.
         MissingExtra: A package of the runtime is not installed.
-        NotExportable: The model cannot be exported to the format that the runtime loads.
+        NotExportable: The model cannot be exported to the format that the runtime needs.
     """
     runtimes.check_settings(runtime, **settings)
     if not isinstance(source, nn.Module):
         if fused:
             raise BadInput(
-                f"fused=True: {str(source)!r} is an exported file and cannot be fused; export the"
-                " fused model"
+                f"fused=True: {str(source)!r} is an exported file, which cannot be fused; export "
+                "the fused model instead"
             )
         stated = files.stated_fused(Path(source))
         return runtimes.load(source, runtime, fused=stated, **settings)
@@ -436,7 +451,7 @@ def load(
         return runtimes.load(file, runtime, fused=is_fused, **settings)
 
 
-def _already(
+def _without_settings(
     loaded: runtimes.Runtime,
     fused: bool,
     threads: int | None,
@@ -445,26 +460,26 @@ def _already(
 ) -> runtimes.Runtime:
     if fused or threads is not None or dtype is not None or channels_last:
         raise BadInput(
-            f"fused, threads, dtype and channels_last are settled when a runtime is loaded; "
-            f"pass them to zoo.runtimes.load, not beside a loaded {loaded.name!r}"
+            f"fused, threads, dtype and channels_last cannot change in a loaded runtime "
+            f"({loaded.name!r}); pass them to zoo.runtimes.load"
         )
     return loaded
 
 
-def _first_calls(
+def _warm_up_or_refuse(
     call: Callable[[], Any], clock: Clock, max_time: float, size: Sequence[int]
 ) -> WarmUp:
     try:
         return warm_up(call, clock, max_time)
-    except Exception as error:  # whatever a model raises at a size that it does not take
+    except Exception as error:  # a model may raise any exception on an unsuitable size
         raise BadInput(
             f"the model does not run on input_size={tuple(size)}: {first_line(error)}"
         ) from error
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Python's garbage collector out of the measured time."""
+def _gc_paused() -> Iterator[None]:
+    """Pause Python's garbage collector, which would disturb the measured times."""
     was = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -517,7 +532,7 @@ def _record(
 
 
 def _compared(a: np.ndarray, b: np.ndarray) -> Comparison:
-    tick = 1e-9  # a call that took no time on a coarse clock still has a logarithm
-    centre, interval = shift(np.log(np.maximum(b, tick)) - np.log(np.maximum(a, tick)))
+    tick = 1e-9  # a coarse clock may measure 0, which has no logarithm
+    centre, interval = paired_shift(np.log(np.maximum(b, tick)) - np.log(np.maximum(a, tick)))
     low, high = (None, None) if interval is None else np.exp(interval).tolist()
     return Comparison(math.exp(centre), low, high, len(a), summarize(a), summarize(b))

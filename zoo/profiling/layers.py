@@ -1,9 +1,9 @@
-"""Where the time of a model goes: each layer's time beside its MACs and bytes, and what bounds it.
+"""Profile the layers of a model: time, MACs and bytes of each, and what limits its speed.
 
-Two ceilings of the machine are measured in the same run: multiply-accumulates a second of a large
-matrix product, and bytes a second of a large copy. A layer that its bytes would take longer than
-its MACs is bound by memory (the roofline model: Williams et al., 2009); one that takes far longer
-than either is bound by overhead: too small a piece of work for what starting it costs.
+The same run measures two limits of the machine: the MACs per second of a large matrix product and
+the bytes per second of a large copy. Following the roofline model (Williams et al., 2009), a layer
+is compute-bound or memory-bound, depending on which limit gives the longer time. A layer that takes
+much longer than both is bound by overhead: it does too little work per operator call.
 """
 
 import contextlib
@@ -20,22 +20,22 @@ from torch import nn
 
 from zoo import runtimes
 from zoo.counting.count import count
-from zoo.counting.hooks import around_modules
-from zoo.counting.traffic import observe
+from zoo.counting.hooks import module_callbacks
+from zoo.counting.traffic import measure_traffic
 from zoo.profiling.latency import random_batch
 
-OVERHEAD = 10.0  # times what MACs and bytes would take: it is neither that bounds the layer
-_SIDE = 1024  # of the matrices
-_COPIED = 1 << 26  # bytes, more than caches hold
+OVERHEAD = 10.0  # a layer this many times slower than both limits is bound by overhead
+_SIDE = 1024  # size of the matrices of the matrix product
+_COPIED = 1 << 26  # bytes of the copy: more than fits into caches
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a machine can do at most, as measured.
+    """The measured limits of a machine.
 
     Attributes:
-        gmacs_per_s: Multiply-accumulates of a matrix product of 1024 x 1024, in 10^9 a second.
-        gbytes_per_s: Bytes read and written by a copy of 64 MiB, in 10^9 a second.
+        gmacs_per_s: 10^9 MACs per second of a 1024 x 1024 matrix product.
+        gbytes_per_s: 10^9 bytes read and written per second by a copy of 64 MiB.
     """
 
     gmacs_per_s: float
@@ -44,18 +44,18 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Layer:
-    """What a module does itself, without the modules inside it.
+    """The cost of one module, without the modules that it calls.
 
     Attributes:
-        name: Its dotted name; `""` is the model.
-        type: Its class, for convolutions with kernel and grouping.
-        ms: Time of its own, the median over the passes.
+        name: Dotted name of the module; `""` is the model.
+        type: Its class; for convolutions with kernel size and grouping.
+        ms: Median time over the passes.
         macs: Multiply-accumulates.
-        params: Parameters that belong to it directly.
-        bytes: Read and written by its operators.
-        gmacs_per_s: Rate of the first.
-        gbytes_per_s: Rate of the second.
-        bound: `"compute"`, `"memory"` or `"overhead"`.
+        params: Number of parameters that the module owns directly.
+        bytes: Bytes that its operators read and write.
+        gmacs_per_s: 10^9 MACs per second.
+        gbytes_per_s: 10^9 bytes per second.
+        bound: What limits its speed: `"compute"`, `"memory"` or `"overhead"`.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of a model in the order of execution, with the machine's ceilings.
+    """The layers of a model in order of execution, and the limits of the machine.
 
     Attributes:
-        layers: Those that execute operators of their own.
-        roofline: What the machine can do.
-        total_ms: Time of the model in the same passes, timing included.
+        layers: The modules that call operators directly.
+        roofline: The limits of the machine.
+        total_ms: Time of the whole model in the same passes, including the cost of profiling.
     """
 
     layers: list[Layer]
@@ -84,11 +84,11 @@ class Layers:
     total_ms: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
+        """Return the profile as a dictionary that JSON can encode."""
         return asdict(self)
 
     def by_type(self) -> dict[str, dict[str, float]]:
-        """Return ms, macs, bytes and number of the layers of each type, the slowest first."""
+        """Return total ms, macs, bytes and layers of each type of layer, the slowest type first."""
         sums: dict[str, Counter[str]] = defaultdict(Counter)
         for layer in self.layers:
             sums[layer.type].update(ms=layer.ms, macs=layer.macs, bytes=layer.bytes, layers=1)  # type: ignore[call-overload]
@@ -105,70 +105,68 @@ def profile_layers(
     channels_last: bool = False,
     passes: int = 20,
 ) -> Layers:
-    """Time every layer of a model in PyTorch, with its MACs and bytes.
+    """Measure the time, MACs and bytes of every layer of a model in PyTorch.
 
-    The model stays as it was.
+    The model does not change.
 
     Args:
-        model: Any module that takes one tensor.
-        input_size: B C H W of the input, which is random.
-        threads: Threads that share a call; None: as many as PyTorch uses.
-        dtype: `"float32"`, `"bfloat16"` or `"float16"`; None: the model's own.
-        channels_last: Whether images and weights lie as NHWC in memory.
-        passes: Forward passes that the medians are taken over, after three more.
+        model: Any module whose `forward` takes one tensor.
+        input_size: B C H W of the random input.
+        threads: Number of threads of a call; None uses PyTorch's setting.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`; None keeps that of the model.
+        channels_last: Whether to store images and weights in NHWC layout.
+        passes: Number of measured forward passes, after three passes to warm up.
 
     Raises:
-        BadInput: A value that cannot work, or an input size that the model does not take.
-        UncountedOperator: The model executes an operator that has no rule.
+        BadInput: An argument is invalid, or the model does not run on this input size.
+        UncountedOperator: The model runs an operator that has no rule.
     """
     batch = random_batch(input_size)
-    counts = count(model, tuple(batch.shape))
-    macs = {name: row["macs"] for name, row in counts.by_module().items()}
+    macs = count(model, tuple(batch.shape)).own_macs()
     settings = {"threads": threads, "dtype": dtype, "channels_last": channels_last}
     loaded: Any = runtimes.load(model, "eager", **settings)
     example = loaded.bind(batch).args[0] if not loaded.device.startswith("cuda") else None
     if example is None:
         example = torch.from_numpy(batch).to(next(loaded.model.parameters()))
     with loaded.process_settings():
-        moved = observe(loaded.model, example).by_module
-        order, own, total = _timed(loaded.model, example, passes)
+        moved = measure_traffic(loaded.model, example).by_module
+        order, own_seconds, total = _time_modules(loaded.model, example, passes)
         roofline = measure_roofline(example)
     modules = dict(loaded.model.named_modules())
     layers = []
     for name in order:
-        mine = macs[name] - sum(macs[child] for child in _children(modules, name))
-        if mine or moved.get(name):
-            module = modules[name]
-            layers.append(_layer(name, module, own[name], mine, moved.get(name, 0), roofline))
+        if macs[name] or moved.get(name):
+            cost = own_seconds[name], macs[name], moved.get(name, 0)
+            layers.append(_layer(name, modules[name], *cost, roofline))
     return Layers(layers, roofline, total * 1e3)
 
 
 def measure_roofline(like: torch.Tensor) -> Roofline:
-    """Measure what this machine can do in the type and on the device of `like`."""
+    """Measure the limits of this machine, with the dtype and on the device of `like`."""
     a = torch.rand(_SIDE, _SIDE).to(like)
     product = torch.empty_like(a)
     source = torch.zeros(_COPIED // like.element_size()).to(like)
     target = torch.empty_like(source)
-    gemm = _best(lambda: torch.mm(a, a, out=product), like.is_cuda)
-    copy = _best(lambda: target.copy_(source), like.is_cuda)
+    gemm = _fastest(lambda: torch.mm(a, a, out=product), like.is_cuda)
+    copy = _fastest(lambda: target.copy_(source), like.is_cuda)
     return Roofline(_SIDE**3 / gemm / 1e9, 2 * _COPIED / copy / 1e9)
 
 
-def comparison(profiles: dict[str, Layers]) -> Table:
-    """Return one table by type of layer, a group of columns a model.
+def comparison_table(profiles: dict[str, Layers]) -> Table:
+    """Return a table with one row per type of layer and one group of columns per model.
 
-    It answers why a model of fewer MACs can be the slower one: by what its time is spent on, and
-    how fast that goes.
+    It shows why a model with fewer MACs may be slower: which types of layers take its time, and how
+    fast they run.
     """
-    table = Table(title="where the time goes, by type of layer")
-    table.add_column("layers")
+    table = Table(title="time by type of layer")
+    table.add_column("layer type")
     for name in profiles:
         for unit in ("ms", "GMACs", "GMACs/s", "GB/s"):
             table.add_column(f"{name}\n{unit}", justify="right")
     kinds = {name: profile.by_type() for name, profile in profiles.items()}
-    every = dict.fromkeys(kind for table_of in kinds.values() for kind in table_of)
+    all_kinds = dict.fromkeys(kind for by_kind in kinds.values() for kind in by_kind)
     for kind in sorted(
-        every, key=lambda k: -max(t.get(k, {}).get("ms", 0) for t in kinds.values())
+        all_kinds, key=lambda k: -max(t.get(k, {}).get("ms", 0) for t in kinds.values())
     ):
         cells = [_cells(kinds[name].get(kind)) for name in profiles]
         table.add_row(kind, *(cell for row in cells for cell in row))
@@ -212,30 +210,24 @@ def _layer(
 
 
 def kind_of(module: nn.Module) -> str:
-    """Name the type of a layer; convolutions with kernel and grouping, which decide their speed."""
+    """Return the class name of a layer, with kernel size and grouping for convolutions."""
     kind = type(module).__name__
     size = getattr(module, "kernel_size", None)
     if isinstance(size, tuple) and isinstance(getattr(module, "groups", None), int):
         groups, channels = module.groups, module.in_channels
-        sort = "" if groups == 1 else " depthwise" if groups == channels else " grouped"
-        return f"{kind} {'x'.join(map(str, size))}{sort}"
+        grouping = "" if groups == 1 else " depthwise" if groups == channels else " grouped"
+        return f"{kind} {'x'.join(map(str, size))}{grouping}"
     return kind
 
 
-def _children(modules: dict[str, nn.Module], name: str) -> list[str]:
-    prefix = f"{name}." if name else ""
-    direct = (prefix + child for child, _ in modules[name].named_children())
-    return [child for child in direct if child in modules]
-
-
-def _timed(
+def _time_modules(
     model: nn.Module, example: torch.Tensor, passes: int
 ) -> tuple[list[str], dict[str, float], float]:
-    """Return names in order of execution, seconds of each without its children, and of all."""
+    """Return the modules in order of execution, the own seconds of each, and the total seconds."""
     order: dict[str, None] = {}
     samples: dict[str, list[float]] = defaultdict(list)
     totals: list[float] = []
-    with _clocked(model, order, example.is_cuda) as spent:
+    with _own_times(model, order, example.is_cuda) as spent:
         for i in range(3 + passes):
             spent.clear()
             begin = time.perf_counter()
@@ -250,8 +242,8 @@ def _timed(
 
 
 @contextlib.contextmanager
-def _clocked(model: nn.Module, order: dict[str, None], cuda: bool) -> Iterator[Counter[str]]:
-    """Add up the time that each module spends outside the modules it calls."""
+def _own_times(model: nn.Module, order: dict[str, None], cuda: bool) -> Iterator[Counter[str]]:
+    """Yield a counter of the seconds that each module spends outside the modules it calls."""
     spent: Counter[str] = Counter()
     stack: list[str] = []
     last = [0.0]
@@ -274,12 +266,12 @@ def _clocked(model: nn.Module, order: dict[str, None], cuda: bool) -> Iterator[C
         stack.pop()
         last[0] = time.perf_counter()
 
-    with around_modules(model, enter, leave):
+    with module_callbacks(model, enter, leave):
         yield spent
 
 
-def _best(call: Any, cuda: bool) -> float:
-    """Return the least seconds of ten calls."""
+def _fastest(call: Any, cuda: bool) -> float:
+    """Return the seconds of the fastest of ten calls."""
     times = []
     for _ in range(10):
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How much memory calls take: the growth of the process on a CPU, of the allocator on CUDA."""
+"""Peak memory of a call: of the process on the CPU, of PyTorch's allocator on CUDA."""
 
 import ctypes
 import gc
@@ -12,13 +12,15 @@ _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 
 
-class Growth:
-    """Memory from here on. On a CPU it is the resident memory of the process, whatever runtime
-    takes it, read from Linux: other systems keep no peak that can be reset. On CUDA it is that of
+class MemoryMeter:
+    """Measures how far calls raise memory above its level when the meter was created.
+
+    On the CPU this is the resident memory of the process, whichever runtime allocates it. Only
+    Linux has a peak value that can be reset; other systems give None. On CUDA it is the memory of
     PyTorch's allocator.
 
     Args:
-        device: Whose memory, as torch names it.
+        device: Name of the device in PyTorch, such as `"cpu"` or `"cuda:0"`.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -27,14 +29,11 @@ class Growth:
         if self.cuda:
             torch.cuda.synchronize(self.cuda)
             self.start = torch.cuda.memory_allocated(self.cuda)
-        elif give_back_memory():
-            self.start = _resident("VmRSS")
+        elif release_memory():
+            self.start = _resident_bytes("VmRSS")
 
     def peak(self, call: Callable[[], Any]) -> int | None:
-        """Return by how many bytes memory is above the start at most, during a call of `call`.
-
-        None where nothing tells.
-        """
+        """Run `call`; return the peak memory above the start in bytes, or None if unavailable."""
         if self.start is None:
             return None
         if self.cuda:
@@ -43,25 +42,28 @@ class Growth:
             torch.cuda.synchronize(self.cuda)
             return torch.cuda.max_memory_allocated(self.cuda) - self.start
         try:
-            _RESET.write_text("5")  # from here on the peak is counted anew
+            _RESET.write_text("5")  # resets VmHWM
         except OSError:
             return None
         call()
-        top = _resident("VmHWM")
-        return None if top is None else max(0, top - self.start)
+        peak = _resident_bytes("VmHWM")
+        return None if peak is None else max(0, peak - self.start)
 
 
 def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int | None:
-    """Return by how many bytes memory grows at most during one call; None where nothing tells.
+    """Return how many bytes one call adds to the memory at its peak, or None if unavailable.
 
-    The call is made twice: what it sets up once and for all is not in the figure.
+    `call` runs twice; memory that the first run allocates and keeps is not included.
     """
     call()
-    return Growth(device).peak(call)
+    return MemoryMeter(device).peak(call)
 
 
-def give_back_memory() -> bool:
-    """Return freed memory to the system: a call that is served from it would not show."""
+def release_memory() -> bool:
+    """Return freed memory to the system; return False if the C library cannot.
+
+    A call that reuses freed memory would not raise the memory of the process.
+    """
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -70,7 +72,7 @@ def give_back_memory() -> bool:
     return True
 
 
-def _resident(field: str) -> int | None:
+def _resident_bytes(field: str) -> int | None:
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:

@@ -1,9 +1,9 @@
-"""What `benchmark.py` does: count and time every asked model under every asked setting.
+"""The work of `benchmark.py`: count and time each requested model with each requested setting.
 
-What can be refused is refused first: names, settings, sizes, the file of the records. Then one
-model after the other is built, counted, timed and let go. Each record is on disk before the next
-measurement starts, and a case that the file holds already is not measured again: a sweep that was
-interrupted goes on where it stopped.
+Names, settings, sizes and the output file are checked before any model is built. Then each model in
+turn is built, counted, timed and freed. Every record is on disk before the next measurement starts,
+and cases that are already in the file are skipped, so an interrupted sweep continues where it
+stopped.
 """
 
 import itertools
@@ -39,7 +39,7 @@ from zoo.reparam import reparameterize
 from zoo.reports.records import Record, Results, case_key
 from zoo.reports.table import legend, print_whole, table
 
-# What a record holds of one image, by its name in `zoo.counting.count.Counts`.
+# The attributes of `zoo.counting.count.Counts` that each record contains, for one image.
 _COUNTS = (
     "params",
     "macs",
@@ -52,132 +52,133 @@ _COUNTS = (
 
 
 def sweep(plan: Plan, out: Path) -> list[Record]:
-    """Make the measurements of a plan that are not in `out` yet.
+    """Measure the cases of a plan that are not yet in `out`.
 
     Args:
-        plan: What is asked.
-        out: A folder or a file `<name>.jsonl`, to which records are added.
+        plan: The cases to measure.
+        out: A folder, or a file `<name>.jsonl`, to which records are added.
 
     Returns:
-        A record for each case; where it could not be measured, it has `error`.
+        One record per case; the record of a case that failed has the key `error`.
 
     Raises:
-        ZooError: At the end, if an operator has no rule or a model could not be measured.
-        SystemExit: The user interrupted it; what was measured is kept.
+        ZooError: At the end, if a model could not be counted or measured.
+        SystemExit: The user interrupted the sweep; all finished measurements are saved.
     """
-    work = Work(plan)
-    if all(case.refused for case in work.cases):
-        raise BadInput(work.cases[0].refused)
+    sweep_run = SweepRun(plan)
+    if all(case.refused for case in sweep_run.cases):
+        raise BadInput(sweep_run.cases[0].refused)
     results = Results(out)
     measured = {case_key(record): record for record in results.earlier}
-    _say_what_is_there(work, measured, results)
+    _print_earlier_records(sweep_run, measured, results)
     rows: list[Record] = []
     try:
-        for record in work.records(measured):
+        for record in sweep_run.records(measured):
             rows.append(record)
             if "error" not in record and case_key(record) not in measured:
                 results.add(record)
     except KeyboardInterrupt:
         kept = sum("error" not in row for row in rows)
         print(
-            f"interrupted: {kept} of {len(work.cases)} are in {results.path}; "
-            f"the same command with profile.out={shlex.quote(str(out))} goes on there",
+            f"interrupted: {kept} of {len(sweep_run.cases)} measurements are in {results.path}; "
+            f"run the same command with profile.out={shlex.quote(str(out))} to continue",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
     finally:
         results.finish()
-    if work.failures and all("error" in row for row in rows) and len(set(work.failures)) == 1:
-        raise BadInput(work.failures[0])  # a table without a figure would say nothing more
-    show(rows, results)
+    failures = sweep_run.failures
+    if failures and all("error" in row for row in rows) and len(set(failures)) == 1:
+        raise BadInput(failures[0])  # a table without results would add nothing
+    print_summary(rows, results)
     _raise_if_incomplete(rows)
     return rows
 
 
-class Work:
-    """The cases of a plan, and the one model that is in memory.
+class SweepRun:
+    """Measures the cases of a plan, with one model in memory at a time.
 
     Attributes:
         cases: All cases, in order.
-        failures: Messages of cases that could not be measured.
+        failures: Error messages of the cases that could not be measured.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.cases = plan.cases()
         self.failures: list[str] = []
-        self._asked = plan.asked()
+        self._requested = plan.requested_settings()
         self._base = {"machine": describe_machine(), "versions": versions()}
 
     def identity(self, case: Case) -> Record:
-        """Return what the record of a case is recognised by."""
+        """Return the values that identify the record of a case."""
         return {
             "model": case.model,
             "args": self.plan.arguments,
             "input_size": list(case.input_size),
             "fused": case.fused,
             "runtime": case.runtime,
-            "asked": self._asked,
+            "asked": self._requested,
             **self._base,
         }
 
     def records(self, measured: dict[str, Record]) -> Iterator[Record]:
-        """Yield the record of each case, measured now unless it was before."""
-        waiting = sum(case_key(self.identity(case)) not in measured for case in self.cases)
+        """Yield the record of each case, from `measured` or from a new measurement."""
+        remaining = sum(case_key(self.identity(case)) not in measured for case in self.cases)
         with progress(Console(stderr=True)) as bar:
-            task = bar.add_task("", total=waiting)
+            task = bar.add_task("", total=remaining)
             for name, group in itertools.groupby(self.cases, key=lambda case: case.model):
-                with _Forms(name, self.plan.arguments) as forms:
+                with _Variants(name, self.plan.arguments) as variants:
                     for case in group:
-                        known = measured.get(case_key(self.identity(case)))
-                        if known is None:
+                        record = measured.get(case_key(self.identity(case)))
+                        if record is None:
                             bar.update(task, description=str(case), refresh=True)
-                            known = self._measured(case, forms)
+                            record = self._measure(case, variants)
                             bar.update(task, advance=1, refresh=True)
-                        yield known
+                        yield record
 
-    def _measured(self, case: Case, forms: "_Forms") -> Record:
+    def _measure(self, case: Case, variants: "_Variants") -> Record:
         counts: Record = {}
         try:
             if case.refused:
                 raise BadInput(case.refused)
-            counts = forms.counts(case.fused, case.image)
-            figures = self._figures(case, forms)
-        except Exception as error:  # one model that fails does not end a sweep over many
+            counts = variants.counts(case.fused, case.image)
+            results = self._time(case, variants)
+        except Exception as error:  # a failing model must not end the sweep
             message = str(error) if isinstance(error, ZooError) else first_line(error)
             self.failures.append(message)
-            figures = self._unmeasured(message)
+            results = self._failed(message)
         return {
             "model": case.model,
             "args": self.plan.arguments,
             **counts,
-            **figures,
+            **results,
             **self.identity(case),
             "command": shlex.join(_command()),
         }
 
-    def _figures(self, case: Case, forms: "_Forms") -> Record:
+    def _time(self, case: Case, variants: "_Variants") -> Record:
         settings = self.plan.settings
-        source = forms.source(case)
-        figures = measure(source, case.input_size, case.runtime, **settings).to_dict()
+        source = variants.source(case)
+        results = measure(source, case.input_size, case.runtime, **settings).to_dict()
         if self.plan.layers and case.runtime == "eager":
             same = {key: settings[key] for key in ("threads", "dtype", "channels_last")}
-            model = forms.model(case.fused)
-            figures["layers"] = profile_layers(model, case.input_size, **same).to_dict()
-        return figures
+            model = variants.model(case.fused)
+            results["layers"] = profile_layers(model, case.input_size, **same).to_dict()
+        return results
 
-    def _unmeasured(self, error: str) -> Record:
+    def _failed(self, error: str) -> Record:
         return {
             "error": error,
             "runtime_version": "",
-            "threads": self._asked["threads"],
-            "dtype": self._asked["dtype"],
-            "layout": "NHWC" if self._asked["channels_last"] else "NCHW",
+            "threads": self._requested["threads"],
+            "dtype": self._requested["dtype"],
+            "layout": "NHWC" if self._requested["channels_last"] else "NCHW",
         }
 
 
-class _Forms:
-    """One model as built, fused and exported, each made when first asked for, with its counts."""
+class _Variants:
+    """The unfused, fused and exported variants of one model and their counts, built on demand."""
 
     def __init__(self, name: str, arguments: dict[str, Any]) -> None:
         self._name = name
@@ -194,7 +195,7 @@ class _Forms:
         self._folder.cleanup()
 
     def source(self, case: Case) -> nn.Module | Path:
-        """Return what the runtime of a case loads: the model, or a file that others load, too."""
+        """Return what the runtime of a case loads: a model, or an artefact that cases may share."""
         model = self.model(case.fused)
         suffix = runtimes.artefact_suffix(case.runtime)
         if suffix is None:
@@ -207,7 +208,7 @@ class _Forms:
         return self._files[key]
 
     def model(self, fused: bool) -> nn.Module:
-        """Return the model in evaluation mode, built or fused at the first call."""
+        """Return the model, fused or not, in evaluation mode."""
         if fused not in self._models:
             self._models[fused] = (
                 reparameterize(self.model(False))
@@ -217,17 +218,17 @@ class _Forms:
         return self._models[fused]
 
     def counts(self, fused: bool, image: tuple[int, ...]) -> Record:
-        """Return what `count` says of one image, counted at the first call."""
+        """Return the counts for one image."""
         key = (fused, image)
         if key not in self._counts:
             self._counts[key] = self._count(fused, image)
         return self._counts[key]
 
     def _count(self, fused: bool, image: tuple[int, ...]) -> Record:
-        """Return what is counted of one image.
+        """Count the model for one image.
 
         Raises:
-            BadInput: The model does not run at that size.
+            BadInput: The model cannot run at that size.
         """
         model = self.model(fused)
         try:
@@ -236,15 +237,14 @@ class _Forms:
             params = sum(parameter.numel() for parameter in model.parameters())
             missing = dict.fromkeys(_COUNTS[1:])
             return {"params": params, **missing, "count_error": str(error)}
-        except Exception as error:  # whatever a model raises at a size that it does not take
+        except Exception as error:  # a model may raise any exception on an unsuitable size
             size = "x".join(map(str, image[1:]))
-            why = first_line(error)
-            raise BadInput(f"{self._name} does not run at {size}: {why}") from error
+            raise BadInput(f"{self._name} cannot run at {size}: {first_line(error)}") from error
         return {**{key: getattr(counts, key) for key in _COUNTS}, "count_error": None}
 
 
 def progress(console: Console) -> Progress:
-    """Return the progress bar; it is drawn between measurements only, never during one."""
+    """Return a progress bar that is redrawn only between measurements."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -260,45 +260,47 @@ def progress(console: Console) -> Progress:
     )
 
 
-def show(rows: Sequence[Record], results: Results) -> None:
-    """Print the table, the machine, what is missing and why, and where the records are."""
+def print_summary(rows: Sequence[Record], results: Results) -> None:
+    """Print the results, the machine, the failed cases, and the path of the records."""
     kept = sum("error" not in row for row in rows)
     records = f"{kept} record{'' if kept == 1 else 's'}"
     print_whole(
         table(rows),
-        *dict.fromkeys([*legend(rows), summary(), *_complaints(rows)]),
-        f"{records} in {results.path}; python -m zoo report {shlex.quote(str(results.path))} "
-        "makes a page of them",
+        *dict.fromkeys([*legend(rows), summary(), *_failures(rows)]),
+        f"{records} in {results.path}; to write a report: "
+        f"python -m zoo report {shlex.quote(str(results.path))}",
     )
 
 
-def _say_what_is_there(work: Work, measured: dict[str, Record], results: Results) -> None:
+def _print_earlier_records(
+    sweep_run: SweepRun, measured: dict[str, Record], results: Results
+) -> None:
     if results.dropped:
-        print(f"{results.path}: the last line was unfinished and is dropped")
-    known = sum(case_key(work.identity(case)) in measured for case in work.cases)
+        print(f"{results.path}: removed the last line, which was incomplete")
+    known = sum(case_key(sweep_run.identity(case)) in measured for case in sweep_run.cases)
     if known:
         print(
-            f"{known} of {len(work.cases)} are in {results.path} already, measured under the same "
-            "settings and versions, and are not measured again"
+            f"skipping {known} of {len(sweep_run.cases)} measurements that {results.path} already "
+            "contains for the same settings, machine and versions"
         )
 
 
 def new_folder(models: Sequence[str]) -> str:
-    """Name a folder that is not there yet, by time and models."""
-    named = models[0].replace("/", "_") if len(models) == 1 else f"{len(models)}_models"
-    stem = f"runs/benchmark/{datetime.now():%Y-%m-%d_%H%M%S}_{named}"
+    """Return the path of a new folder, named after the time and the models."""
+    label = models[0].replace("/", "_") if len(models) == 1 else f"{len(models)}_models"
+    stem = f"runs/benchmark/{datetime.now():%Y-%m-%d_%H%M%S}_{label}"
     numbered = (f"{stem}_{i}" for i in itertools.count(2))
     return next(name for name in itertools.chain([stem], numbered) if not Path(name).exists())
 
 
-def _complaints(rows: Sequence[Record]) -> list[str]:
-    """One line for each figure that the table lacks."""
+def _failures(rows: Sequence[Record]) -> list[str]:
+    """Return one line for each model that could not be counted or measured."""
     lines = []
     for row in rows:
         if row.get("count_error"):
-            lines.append(f"uncounted: {row['model']}: {row['count_error']}")
+            lines.append(f"not counted: {row['model']}: {row['count_error']}")
         if "error" in row:
-            lines.append(f"failed: {row['model']} in {row['runtime']}: {row['error']}")
+            lines.append(f"not measured: {row['model']} in {row['runtime']}: {row['error']}")
     return lines
 
 
@@ -306,13 +308,13 @@ def _raise_if_incomplete(rows: Sequence[Record]) -> None:
     uncounted = dict.fromkeys(row["model"] for row in rows if row.get("count_error"))
     failed = dict.fromkeys(row["model"] for row in rows if "error" in row)
     if failed:
-        raise ZooError(f"not measured: {', '.join(failed)}; the lines above say why")
+        raise ZooError(f"not measured: {', '.join(failed)}; see the reasons above")
     if uncounted:
-        raise UncountedOperator(f"not counted: {', '.join(uncounted)}; the lines above say why")
+        raise UncountedOperator(f"not counted: {', '.join(uncounted)}; see the reasons above")
 
 
 def _command() -> list[str]:
-    """Return what was typed, without where the script stands on this machine."""
+    """Return the command line, without the folder of the script."""
     script, arguments = Path(sys.argv[0]), sys.argv[1:]
     if script.name == "__main__.py":
         return ["python", "-m", script.parent.name, *arguments]

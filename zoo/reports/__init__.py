@@ -1,1 +1,1 @@
-"""Records of measurements, and the tables and the page made of them."""
+"""Records of measurements: files, tables, reports as Markdown and HTML, comparisons."""

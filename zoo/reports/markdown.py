@@ -1,17 +1,17 @@
-"""Text and tables of Markdown."""
+"""Write text and tables as Markdown."""
 
 import re
 from collections.abc import Sequence
 
 
 class Markup(str):
-    """Text that is Markdown already."""
+    """Text that is already Markdown and must not be escaped."""
 
     __slots__ = ()
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table; cells are escaped, except for those that are `Markup`."""
+    """Return a Markdown table; cells are escaped unless they are `Markup`."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(
         f"| {' | '.join(c if isinstance(c, Markup) else escape(c) for c in line)} |"
@@ -20,10 +20,10 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
+    """Return `text` on one line, with the special characters of Markdown escaped."""
     return re.sub(r"([\\`*<>|]|(?<=\])\()", r"\\\1", " ".join(str(text).split()))
 
 
 def ms(value: float) -> str:
-    """Write milliseconds, small ones with more digits."""
+    """Format milliseconds, with more digits below 1 ms."""
     return f"{value:.{2 if value >= 1 else 4}f}"

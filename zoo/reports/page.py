@@ -1,11 +1,12 @@
-"""One self-contained HTML page of records: opens offline, loads nothing.
+"""Write records as one self-contained HTML page that works offline.
 
-The figures go in as JSON, the script of the page draws them. Columns stand once, rows are lists,
-and layers are lists by figure, so that hundreds of models fit into a few megabytes.
+The page contains the data as JSON, and its script draws the tables and plots. To fit hundreds of
+models into a few megabytes, rows are lists without keys, and layers are stored column by column.
 """
 
 import html
 import json
+from collections import Counter
 from importlib import resources
 from string import Template
 from typing import Any
@@ -14,33 +15,33 @@ from zoo.reports.records import Record
 from zoo.reports.table import fused_word
 from zoo.reports.view import Column, Pair, View
 
-LAYERS_BYTES = 4_000_000  # what the layers of all records may take in the page
+LAYERS_BYTES = 4_000_000  # size limit for the layers of all records
 
 _PAIR_COLUMNS = (
-    ("model", "model", "text", "Name for zoo.create_model."),
-    ("image", "input", "text", "Images in a call, and their size."),
-    ("setting", "runtime", "text", "What executed it."),
-    ("p50", "ms unfused", "ms", "Median time of a call as trained."),
-    ("p50_fused", "ms fused", "ms", "Median time of a call when re-parameterised."),
-    ("ratio", "time", "ratio", "Fused divided by unfused: below 1, fusing makes it faster."),
-    ("low", "from", "ratio", "95 % confidence interval of that: its lower end."),
-    ("high", "to", "ratio", "95 % confidence interval of that: its upper end."),
-    ("verdict", "fusing makes it", "text", "No difference where the noise explains it."),
-    ("params", "params unfused", "count", "Parameters as trained."),
-    ("params_fused", "params fused", "count", "Parameters when re-parameterised."),
-    ("macs", "MACs unfused", "count", "Multiply-accumulates of one image as trained."),
-    ("macs_fused", "MACs fused", "count", "Multiply-accumulates of one image, re-parameterised."),
+    ("model", "model", "text", "Model name for zoo.create_model."),
+    ("image", "input", "text", "Input size: batch, channels, height, width."),
+    ("setting", "runtime", "text", "Runtime and its version."),
+    ("p50", "ms unfused", "ms", "Median latency of the unfused model."),
+    ("p50_fused", "ms fused", "ms", "Median latency of the fused model."),
+    ("ratio", "ratio", "ratio", "Fused latency / unfused latency; below 1, the fused is faster."),
+    ("low", "low", "ratio", "Lower end of the 95 % confidence interval of the ratio."),
+    ("high", "high", "ratio", "Upper end of the 95 % confidence interval of the ratio."),
+    ("verdict", "fused is", "text", "No difference means that noise may be the reason."),
+    ("params", "params unfused", "count", "Parameters of the unfused model."),
+    ("params_fused", "params fused", "count", "Parameters of the fused model."),
+    ("macs", "MACs unfused", "count", "Multiply-accumulates of the unfused model for one image."),
+    ("macs_fused", "MACs fused", "count", "Multiply-accumulates of the fused model for one image."),
 )
 
 
 def render(view: View, title: str) -> str:
-    """Return the page.
+    """Return the HTML of the page.
 
     Args:
-        view: The records.
-        title: Its heading.
+        view: The records to show.
+        title: Heading of the page.
     """
-    folder = resources.files("zoo.profiling") / "page"
+    folder = resources.files("zoo.reports") / "page"
     parts = {
         name: (folder / f"page.{suffix}").read_text(encoding="utf-8")
         for name, suffix in (("page", "html"), ("style", "css"), ("script", "js"))
@@ -50,13 +51,13 @@ def render(view: View, title: str) -> str:
         title=html.escape(title),
         style=parts["style"],
         script=parts["script"],
-        # No text of a record can end the element that holds it.
+        # Text from a record cannot close the script element around the JSON.
         data=data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
     )
 
 
 def _data(view: View) -> dict[str, Any]:
-    layers, left_out = _layers(view)
+    layers, omitted = _layers(view)
     return {
         "columns": [_column(column) for column in view.columns],
         "rows": [[_short(column.value(r)) for column in view.columns] for r in view.records],
@@ -69,18 +70,18 @@ def _data(view: View) -> dict[str, Any]:
         ],
         "pairs": [_pair(pair) for pair in view.pairs()],
         "layers": layers,
-        "left_out": left_out,
-        "bounds": _words(view, "bound"),
-        "types": _words(view, "type"),
+        "omitted": omitted,
+        "bounds": _distinct(view, "bound"),
+        "types": _distinct(view, "type"),
         "environments": [
-            [[key, str(value)] for table in place.values() for key, value in table.items()]
-            for place in view.environments
+            [[key, str(value)] for table in environment.values() for key, value in table.items()]
+            for environment in view.environments
         ],
         "commands": list(
             dict.fromkeys(r["command"] for r in view.records if r.get("command") is not None)
         ),
         "summary": view.summary(),
-        "shared": view.stated(),
+        "shared": view.shared_settings(),
     }
 
 
@@ -99,43 +100,47 @@ def _pair(pair: Pair) -> list[Any]:
     return [_short(value) for value in values]
 
 
-def _words(view: View, key: str) -> list[str]:
-    """Return the words that layers have for `key`, each once; layers name them by their place."""
-    return list(dict.fromkeys(layer[key] for record in view.records for layer in _of(record)))
+def _distinct(view: View, key: str) -> list[str]:
+    """Return the distinct values of `key` over all layers; layers refer to them by index."""
+    return list(
+        dict.fromkeys(layer[key] for record in view.records for layer in _layers_of(record))
+    )
 
 
 def _layers(view: View) -> tuple[list[dict[str, Any]], int]:
-    """Return the layers of records by figure, as many as there is room for, and how many are left.
+    """Return the layers of as many records as `LAYERS_BYTES` allows, and how many are omitted.
 
-    Every model gets its turn before another record of a model that is in.
+    The first record of every model comes before the second record of any model.
     """
-    places = {
-        key: {word: place for place, word in enumerate(_words(view, key))}
+    indices = {
+        key: {value: index for index, value in enumerate(_distinct(view, key))}
         for key in ("type", "bound")
     }
-    waiting = [row for row, record in enumerate(view.records) if _of(record)]
-    seen: dict[str, int] = {}
-    turns = {}
-    for row in waiting:
+    with_layers = [row for row, record in enumerate(view.records) if _layers_of(record)]
+    records_of_model: Counter[str] = Counter()
+    rank = {}
+    for row in with_layers:
         name = view.records[row]["model"]
-        seen[name] = turns[row] = seen.get(name, -1) + 1
+        rank[row] = records_of_model[name]
+        records_of_model[name] += 1
     entries: dict[int, dict[str, Any]] = {}
-    room = LAYERS_BYTES
-    for row in sorted(waiting, key=lambda row: turns[row]):
-        entry = _entry(row, view.records[row], places)
-        room -= len(json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode())
-        if room < 0:
+    remaining_bytes = LAYERS_BYTES
+    for row in sorted(with_layers, key=lambda row: rank[row]):
+        entry = _entry(row, view.records[row], indices)
+        size = len(json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode())
+        remaining_bytes -= size
+        if remaining_bytes < 0:
             break
         entries[row] = entry
-    return [entries[row] for row in sorted(entries)], len(waiting) - len(entries)
+    return [entries[row] for row in sorted(entries)], len(with_layers) - len(entries)
 
 
-def _of(record: Record) -> list[dict[str, Any]]:
+def _layers_of(record: Record) -> list[dict[str, Any]]:
     return (record.get("layers") or {}).get("layers", [])
 
 
-def _entry(row: int, record: Record, places: dict[str, Any]) -> dict[str, Any]:
-    layers = _of(record)
+def _entry(row: int, record: Record, indices: dict[str, Any]) -> dict[str, Any]:
+    layers = _layers_of(record)
     columns = {
         key: [_short(layer[key]) for layer in layers]
         for key in ("name", "ms", "macs", "params", "bytes")
@@ -143,13 +148,13 @@ def _entry(row: int, record: Record, places: dict[str, Any]) -> dict[str, Any]:
     return {
         "row": row,
         "input": "x".join(map(str, record["input_size"])),
-        "form": fused_word(record.get("fused")),
+        "variant": fused_word(record.get("fused")),
         **columns,
-        **{key: [known[layer[key]] for layer in layers] for key, known in places.items()},
+        **{key: [index[layer[key]] for layer in layers] for key, index in indices.items()},
         "roofline": record["layers"].get("roofline"),
     }
 
 
 def _short(value: Any) -> Any:
-    """Return a figure with as many digits as mean anything, so that a page of many stays small."""
+    """Round a float to five significant digits, which keeps the page small."""
     return float(f"{value:.5g}") if isinstance(value, float) else value

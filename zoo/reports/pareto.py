@@ -1,4 +1,4 @@
-"""Accuracy beside latency: which published top-1 belongs to a record, and who is on the front."""
+"""Published accuracy of the models in records, and the Pareto front of accuracy and latency."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from typing import Any
 from zoo import registry
 from zoo.reports.records import Record
 
-# Arguments of `create_model` that leave it the model whose accuracy was published.
-_HARMLESS = ("pretrained", "drop_rate", "drop_path_rate", "checkpoint_path")
+# Arguments of `create_model` that do not affect the published accuracy.
+_NEUTRAL_ARGUMENTS = ("pretrained", "drop_rate", "drop_path_rate", "checkpoint_path")
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What was published of a model.
+    """The published accuracy of a model.
 
     Attributes:
-        top1: On the validation images of ImageNet-1k, in percent; the best there is.
-        source: Where it stands.
-        size: The sides of the images in pixels.
+        top1: Best published top-1 accuracy on the validation set of ImageNet-1k, in percent.
+        source: Where it was published.
+        size: Height and width of the images in pixels.
     """
 
     top1: float
@@ -27,11 +27,14 @@ class Accuracy:
 
 
 def published(record: Record) -> Accuracy | None:
-    """Return the accuracy of the model of a record; None where nothing comparable is published.
+    """Return the published accuracy of the model of a record, or None without a comparable one.
 
-    Comparable are classifiers of the thousand classes of ImageNet, built as published.
+    Only classifiers for the 1000 classes of ImageNet with their default architecture are
+    comparable.
     """
-    if not registry.is_model(record["model"]) or set(record.get("args") or {}) - set(_HARMLESS):
+    if not registry.is_model(record["model"]) or set(record.get("args") or {}) - set(
+        _NEUTRAL_ARGUMENTS
+    ):
         return None
     spec = registry.get_spec(record["model"])
     entries: list[dict[str, Any]] = [e for e in spec.facts.get("published", []) if "top1" in e]
@@ -43,13 +46,14 @@ def published(record: Record) -> Accuracy | None:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Say of each point (latency, accuracy) whether no other is as fast and more accurate.
+    """Return for each point (latency, accuracy) whether it is on the Pareto front.
 
-    Of points that agree in both, all are on the front or none.
+    A point is on the front if no other point is better in one value and at least equal in the
+    other. Equal points are all on the front or all off it.
     """
-    best, chosen = float("-inf"), set()
+    best, on_front = float("-inf"), set()
     for latency, accuracy in sorted(set(points), key=lambda point: (point[0], -point[1])):
         if accuracy > best:
             best = accuracy
-            chosen.add((latency, accuracy))
-    return [point in chosen for point in points]
+            on_front.add((latency, accuracy))
+    return [point in on_front for point in points]

@@ -1,11 +1,11 @@
-"""A file of records as Markdown, CSV and one HTML page: `python -m zoo report <file>`."""
+"""Report a file of records as Markdown, CSV and HTML: `python -m zoo report <file>`."""
 
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import BadInput
 from zoo.reports import page
-from zoo.reports.changes import SAME
+from zoo.reports.changes import TOLERANCE
 from zoo.reports.markdown import escape, grid, ms
 from zoo.reports.records import JSON_NAME, load, write_csv
 from zoo.reports.table import byte_count, energy, fused_word, quantity
@@ -16,26 +16,26 @@ def write(source: Path, out: Path | None = None) -> list[Path]:
     """Write the report of a file of records.
 
     Args:
-        source: The file, or the folder that it is in.
-        out: The folder to write to; None: beside the records.
+        source: The file, or a folder that contains `results.jsonl`.
+        out: The folder to write to; None writes next to the records.
 
     Returns:
-        The files: `<name>.md`, `<name>.csv`, `<name>.html`.
+        The paths of the files `<name>.md`, `<name>.csv` and `<name>.html`.
 
     Raises:
-        BadInput: As of `load`, or the files cannot be written.
+        BadInput: The records cannot be read, or the report cannot be written.
     """
     records = load(source)
     path = source / JSON_NAME if source.is_dir() else source
-    named = path.resolve().parent.name if path.name == JSON_NAME else path.stem
+    title = path.resolve().parent.name if path.name == JSON_NAME else path.stem
     view = View(records)
     folder = path.parent if out is None else out
     files = [folder / f"{path.stem}.{suffix}" for suffix in ("md", "csv", "html")]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files[0].write_text(markdown(view, named), encoding="utf-8")
+        files[0].write_text(markdown(view, title), encoding="utf-8")
         write_csv(records, files[1])
-        files[2].write_text(page.render(view, named), encoding="utf-8")
+        files[2].write_text(page.render(view, title), encoding="utf-8")
     except OSError as error:
         raise BadInput(
             f"the report cannot be written to {folder}: {error.strerror or error}"
@@ -44,8 +44,8 @@ def write(source: Path, out: Path | None = None) -> list[Path]:
 
 
 def markdown(view: View, title: str) -> str:
-    """Write records as Markdown: the table, the front, what fusing brings, the machines."""
-    parts = [f"# {escape(title)}", f"{view.summary()}. {escape(view.stated())}".strip()]
+    """Return records as Markdown: measurements, Pareto fronts, effect of fusing, machines."""
+    parts = [f"# {escape(title)}", f"{view.summary()}. {escape(view.shared_settings())}".strip()]
     parts += ["## Measurements", _measurements(view), *_fronts(view)]
     pairs = view.pairs()
     if pairs:
@@ -66,31 +66,31 @@ def markdown(view: View, title: str) -> str:
             ]
             for pair in pairs
         ]
-        parts += ["## Fused and unfused", grid([*head, "time", "fusing makes it"], rows)]
+        parts += ["## Fused and unfused", grid([*head, "ratio", "fused is"], rows)]
         parts.append(
-            "Time is that of fused divided by unfused, with its 95 % confidence interval; "
-            f"a difference is claimed beyond {SAME:.0%}."
+            "The ratio is the fused latency divided by the unfused latency, with its 95 % "
+            f"confidence interval. Differences up to {TOLERANCE:.0%} count as no difference."
         )
     parts += ["## Machines", *_machines(view)]
     return "\n\n".join(parts) + "\n"
 
 
 def _measurements(view: View) -> str:
-    left_out = {"low_ms", "high_ms", "min_ms", "n", "flops", "activations", "first_call_ms"}
-    left_out |= {"load_ms", "rate", "intensity", "family"}
-    columns = [column for column in view.columns if column.key not in left_out]
+    omitted = {"low_ms", "high_ms", "min_ms", "n", "flops", "activations", "first_call_ms"}
+    omitted |= {"load_ms", "rate", "intensity", "family"}
+    columns = [column for column in view.columns if column.key not in omitted]
     rows = []
     for record in view.records:
-        cells = [_word(column.kind, column.value(record)) for column in columns]
-        at = [column.key for column in columns].index("p50_ms")
+        cells = [_format(column.kind, column.value(record)) for column in columns]
+        median = [column.key for column in columns].index("p50_ms")
         if record.get("low_ms") is not None and record.get("high_ms") is not None:
-            cells[at] += f" [{ms(record['low_ms'])}, {ms(record['high_ms'])}]"
+            cells[median] += f" [{ms(record['low_ms'])}, {ms(record['high_ms'])}]"
         rows.append(cells)
     return grid([column.title for column in columns], rows)
 
 
 def _fronts(view: View) -> list[str]:
-    """List, for every setting, the models that nothing beats in accuracy and latency."""
+    """Return a table of the models on the Pareto front for each group of settings."""
     parts = []
     for setting, points in view.points().items():
         best = sorted((p for p in points if p.front), key=lambda p: view.records[p.row]["p50_ms"])
@@ -98,28 +98,31 @@ def _fronts(view: View) -> list[str]:
             rows = []
             for point in best:
                 record = view.records[point.row]
-                form = fused_word(record.get("fused"))
+                variant = fused_word(record.get("fused"))
                 figures = (ms(record["p50_ms"]), f"{point.top1}", point.source)
-                rows.append([record["model"], form, *figures])
-            parts.append(f"With {escape(setting)}:")
-            parts.append(grid(["model", "form", "p50 ms", "top-1", "published in"], rows))
+                rows.append([record["model"], variant, *figures])
+            parts.append(f"Measured with {escape(setting)}:")
+            parts.append(grid(["model", "variant", "p50 ms", "top-1", "published in"], rows))
     if not parts:
         return []
-    about = "Models that none measured alike beats in both published top-1 and median latency."
-    return ["## The front of accuracy and latency", about, *parts]
+    about = (
+        "Models on the Pareto front: with the same settings, no other model has a higher published "
+        "top-1 accuracy at the same or a lower median latency."
+    )
+    return ["## Pareto front of accuracy and latency", about, *parts]
 
 
 def _machines(view: View) -> list[str]:
     parts = []
-    for number, place in enumerate(view.environments, start=1):
-        rows = [[key, str(value)] for table in place.values() for key, value in table.items()]
+    for number, environment in enumerate(view.environments, start=1):
+        rows = [[key, str(value)] for table in environment.values() for key, value in table.items()]
         title = f"machine {number}" if len(view.environments) > 1 else "machine"
         parts.append(grid([title, ""], rows))
     commands = dict.fromkeys(r["command"] for r in view.records if r.get("command"))
     return [*parts, *(f"    {' '.join(command.split())}" for command in commands)]
 
 
-def _word(kind: str, value: Any) -> str:
+def _format(kind: str, value: Any) -> str:
     if value is None:
         return ""
     if kind == "count":

@@ -1,4 +1,4 @@
-"""Records as a table for the terminal, and figures in words."""
+"""Tables of records for the terminal, and formatted numbers."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from rich.table import Table
 
 from zoo.reports.records import Record
 
-# What a table shows beside the figures if the records differ in it, and states once if not.
+# Settings: a column if the records differ in it, otherwise part of the legend.
 _SETTINGS: dict[str, Callable[[Record], str]] = {
     "image": lambda r: "x".join(map(str, r["input_size"][2:])),
     "batch": lambda r: str(r["input_size"][0]),
@@ -18,37 +18,37 @@ _SETTINGS: dict[str, Callable[[Record], str]] = {
     "layout": lambda r: r["layout"],
 }
 _LATENCY = ("p50 ms", "95 % interval", "p90", "p99", "min", "n")
-# What not every system tells; a column each where a record has it.
-_BESIDE: dict[str, Callable[[Record], str]] = {
+# Measurements that not every system provides: a column only if a record has a value.
+_OPTIONAL: dict[str, Callable[[Record], str]] = {
     "memory": lambda r: byte_count(r.get("peak_memory_bytes")),
     "energy": lambda r: energy(r.get("energy_j")),
 }
-_MOVING = "*"  # marks a median that had not come to rest when warming up ran out of time
+_UNSTEADY = "*"  # marks a median that was not stable at the end of the warm-up
 
 
 def table(records: Sequence[Record]) -> Table:
-    """Lay records out, one a row; `legend` says what is the same in all of them.
+    """Return a table with one row per record; `legend` lists the settings that all records share.
 
     Args:
-        records: As they stand in the JSON lines; one that has `error` was not measured.
+        records: Records as in the JSON Lines file; a record with `error` failed.
     """
     differing = [title for title in _SETTINGS if len(_values(records, title)) > 1]
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in ("model", "form", *differing):
+    for title in ("model", "variant", *differing):
         shown.add_column(title, no_wrap=True)
-    beside = [title for title, show in _BESIDE.items() if any(map(show, records))]
-    for title in ("params", "MACs", "FLOPs", "activations", *_LATENCY, *beside):
+    optional = [title for title, show in _OPTIONAL.items() if any(map(show, records))]
+    for title in ("params", "MACs", "FLOPs", "activations", *_LATENCY, *optional):
         shown.add_column(title, justify="right", no_wrap=True)
     for record in records:
         settings = [_SETTINGS[title](record) for title in differing]
-        form = fused_word(record["fused"])
-        figures = [*_counts(record), *_times(record), *(_BESIDE[t](record) for t in beside)]
-        shown.add_row(record["model"], form, *settings, *figures)
+        variant = fused_word(record["fused"])
+        figures = [*_counts(record), *_times(record), *(_OPTIONAL[t](record) for t in optional)]
+        shown.add_row(record["model"], variant, *settings, *figures)
     return shown
 
 
 def legend(records: Sequence[Record]) -> list[str]:
-    """Return the lines that belong under `table`: settings that all share, versions, marks."""
+    """Return the lines below `table`: runtimes, settings that all records share, and marks."""
     shared = [
         f"{title} {values[0]}"
         for title in _SETTINGS
@@ -58,13 +58,14 @@ def legend(records: Sequence[Record]) -> list[str]:
     lines = [", ".join([*used, *shared])]
     if any(record.get("steady") is False for record in records):
         lines.append(
-            f"{_MOVING} the median was still moving: the machine is busy, or max_time short"
+            f"{_UNSTEADY} median not stable after warm-up: the machine is busy, or max_time is too"
+            " short"
         )
     return lines
 
 
 def print_whole(*parts: str | Table) -> None:
-    """Print lines and tables; a narrow terminal or a pipe gets whole lines, not cut figures."""
+    """Print lines and tables at full width, even if the terminal is narrower."""
     console = Console(highlight=False)
     wide = Console(highlight=False, width=max(console.width, 1000))
     for part in parts:
@@ -79,12 +80,12 @@ def _values(records: Sequence[Record], title: str) -> list[str]:
 
 
 def fused_word(fused: bool | None) -> str:
-    """Say in a word whether a model was re-parameterised."""
+    """Return `"fused"`, `"unfused"` or `"unknown"`."""
     return {True: "fused", False: "unfused", None: "unknown"}[fused]
 
 
 def _counts(record: Record) -> list[str]:
-    if record.get("params") is None:  # it failed before it was counted
+    if record.get("params") is None:  # the model failed before it was counted
         return ["", "", "", ""]
     if record.get("count_error"):
         return [quantity(record["params"]), "uncounted", "uncounted", "uncounted"]
@@ -101,7 +102,7 @@ def _times(record: Record) -> list[str]:
         f"{record[key]:.{digits}f}" for key in ("p50_ms", "p90_ms", "p99_ms", "min_ms")
     )
     return [
-        p50 + ("" if record["steady"] else _MOVING),
+        p50 + ("" if record["steady"] else _UNSTEADY),
         interval,
         p90,
         p99,
@@ -111,7 +112,7 @@ def _times(record: Record) -> list[str]:
 
 
 def quantity(value: int | None) -> str:
-    """Write a count with four digits and a unit: 12289928 as `12.29 M`."""
+    """Format a count with four digits and a unit: 12289928 as `12.29 M`."""
     if value is None:
         return "?"
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
@@ -121,12 +122,12 @@ def quantity(value: int | None) -> str:
 
 
 def byte_count(value: float | None) -> str:
-    """Write a number of bytes in MiB; nothing where it is not known."""
+    """Format a number of bytes in MiB; an unknown number as an empty string."""
     return "" if value is None else f"{value / 2**20:.1f} MiB"
 
 
 def energy(value: float | None) -> str:
-    """Write joules, small ones as millijoules; nothing where they are not known."""
+    """Format joules, with millijoules below 1 J; an unknown energy as an empty string."""
     if value is None:
         return ""
     return f"{1e3 * value:.1f} mJ" if value < 1 else f"{value:.2f} J"

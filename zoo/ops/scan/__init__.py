@@ -1,4 +1,4 @@
-"""Selective scan (S6): one function, one meaning, several forms."""
+"""The selective scan (S6) of Mamba, with several interchangeable backends."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from zoo.errors import BadInput
-from zoo.ops.scan import cost as cost  # says what the operators cost
+from zoo.ops.scan import cost as cost  # registers the FLOPs of the operators
 from zoo.ops.scan import operator, plain
 
-FORMS = ("auto", *plain.FORMS, "tiled", *operator.COMPILED)
+BACKENDS = ("auto", *plain.ALGORITHMS, "tiled", *operator.COMPILED)
 
 
 def selective_scan(
@@ -27,40 +27,40 @@ def selective_scan(
     """Run the selective state-space recurrence of Mamba (arXiv 2312.00752, section 3.2).
 
         step[l] = softplus(delta[l] + delta_bias)
-        h[l] = exp(step[l] A) h[l-1] + step[l] B[l] u[l],   h before the first step is 0
+        h[l] = exp(step[l] A) h[l-1] + step[l] B[l] u[l],   with h = 0 before the first step
         y[l] = sum over n of C[l] h[l] + D u[l],            times silu(z[l]) if z is given
 
-    Sixteen-bit inputs are computed in single precision, also under autocast; the result has the
-    type of `u`.
+    16-bit inputs are computed in single precision, also under autocast.
 
     Args:
         u: Input, B x D x L.
-        delta: Raw step sizes, B x D x L.
+        delta: Step sizes before bias and softplus, B x D x L.
         A: Decay rates, D x N, negative.
-        B: Input weights, B x G x N x L; channel d takes group d // (D / G). B x N x L means G = 1.
-        C: Output weights, of the shape of B.
-        D: Skip, one factor a channel.
+        B: Input weights, B x G x N x L, or B x N x L for G = 1. Channel d uses group d // (D / G).
+        C: Output weights, with the shape of B.
+        D: Skip weights, one per channel.
         z: Gate, B x D x L.
-        delta_bias: One summand a channel.
-        delta_softplus: Whether the steps pass through softplus.
-        backend: `"auto"` takes the fastest form installed, as one operator (`zoo::selective_scan`);
-            `"numba"`, `"triton"` and `"tiled"`, which needs no compiler, ask for one.
-            `"sequential"`, `"two_level"`, `"multi_level"`, `"doubling"` and `"scan"` are operators
-            of PyTorch, for exporting and for reading.
+        delta_bias: Bias of the step sizes, one per channel.
+        delta_softplus: Whether to apply softplus to the step sizes.
+        backend: `"auto"` runs the fastest installed backend as one operator,
+            `zoo::selective_scan`. `"numba"`, `"triton"` and `"tiled"` (no compiler) select one.
+            `"sequential"`, `"multi_level"`, `"any_length"` and `"scan"` consist of PyTorch
+            operators and can be exported.
 
     Returns:
-        B x D x L.
+        B x D x L, with the dtype of `u`.
 
     Raises:
-        BadInput: Shapes that do not fit, an unknown form, or one that is not installed.
+        BadInput: Shapes do not match, or the backend is unknown, is not installed, or does not run
+            on this device.
     """
     if torch.jit.is_scripting():
-        return _scripted(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    else:  # a scripted function may hold Python of any kind in the branch that it never takes
-        return _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend)
+        return _scripted_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    else:
+        return _checked_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend)
 
 
-def _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend) -> Tensor:
+def _checked_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend) -> Tensor:
     _check_backend(backend, u.device)
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     B, C = (x.unsqueeze(1) if x.ndim == 3 else x for x in (B, C))
@@ -68,8 +68,8 @@ def _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend) -> Te
     skip = u.new_zeros(u.shape[1]) if D is None else D
     bias = u.new_zeros(u.shape[1]) if delta_bias is None else delta_bias
     inputs: Any = [x.to(wide) for x in (u, delta, A, B, C, skip, bias)]
-    if backend in plain.FORMS:
-        y = plain.around(plain.FORMS[backend], *inputs, soft=delta_softplus)
+    if backend in plain.ALGORITHMS:
+        y = plain.run(plain.ALGORITHMS[backend], *inputs, delta_softplus=delta_softplus)
     else:
         y = torch.ops.zoo.selective_scan(*inputs, delta_softplus, backend)
     if z is not None:
@@ -77,7 +77,7 @@ def _checked(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend) -> Te
     return y.to(u.dtype)
 
 
-def _scripted(
+def _scripted_scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -88,7 +88,7 @@ def _scripted(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    """The same in the part of Python that TorchScript knows, always by `backend="auto"`."""
+    """`_checked_scan` in the subset of Python that TorchScript supports, with `backend="auto"`."""
     wide = torch.promote_types(u.dtype, torch.float32)
     skip = u.new_zeros([u.shape[1]]) if D is None else D
     bias = u.new_zeros([u.shape[1]]) if delta_bias is None else delta_bias
@@ -109,48 +109,52 @@ def _scripted(
 
 
 def backends() -> dict[str, bool]:
-    """Return the forms of the scan, and whether each can run here."""
+    """Return the backends of the scan, and whether each can run on this machine."""
     return {
-        **dict.fromkeys([*plain.FORMS, "tiled"], True),
+        **dict.fromkeys([*plain.ALGORITHMS, "tiled"], True),
         "numba": operator.installed("numba"),
         "triton": operator.installed("triton") and torch.cuda.is_available(),
     }
 
 
-def running(device: str | torch.device = "cpu") -> str:
-    """Return the form that `backend="auto"` takes on `device`; reports state it."""
-    return operator.resolve(torch.device(device))
+def auto_backend(device: str | torch.device = "cpu") -> str:
+    """Return the backend that `"auto"` uses on `device`."""
+    return operator.resolve_backend(torch.device(device))
 
 
 def _check_backend(backend: str, device: torch.device) -> None:
-    if backend not in FORMS:
-        raise BadInput(f"backend={backend!r}: there are {', '.join(FORMS)}")
+    if backend not in BACKENDS:
+        raise BadInput(f"unknown backend {backend!r}; choices: {', '.join(BACKENDS)}")
     if backend not in operator.COMPILED:
         return
     if not operator.installed(backend):
         extra = "pip install 'zoo-vision[fast]'" if backend == "numba" else "pip install triton"
-        raise BadInput(f"backend={backend!r} is not installed: {extra}, or take 'auto'")
+        raise BadInput(f"backend={backend!r} is not installed; run {extra}, or use 'auto'")
     if device.type != operator.COMPILED[backend]:
         raise BadInput(
-            f"backend={backend!r} runs on {operator.COMPILED[backend]}, the inputs are on "
-            f"{device.type}; take 'auto'"
+            f"backend={backend!r} runs on {operator.COMPILED[backend]}, but the inputs are on "
+            f"{device.type}; use 'auto'"
         )
 
 
 def _check_shapes(u, delta, A, B, C, D, z, delta_bias) -> None:
     if u.ndim != 3 or not u.is_floating_point():
-        raise BadInput(f"u is {u.dtype} of the shape {tuple(u.shape)}, expected floats B x D x L")
+        raise BadInput(
+            f"u has dtype {u.dtype} and shape {tuple(u.shape)}; expected floats B x D x L"
+        )
     batch, channels, length = u.shape
     if length == 0:
-        raise BadInput(f"u has no steps: its shape is {tuple(u.shape)}")
+        raise BadInput(f"u has no steps: its shape {tuple(u.shape)} has length 0")
     if A.ndim != 2 or A.shape[0] != channels or A.shape[1] == 0:
-        raise BadInput(f"A has the shape {tuple(A.shape)}, expected ({channels}, states)")
+        raise BadInput(f"A has shape {tuple(A.shape)}; expected ({channels}, number of states)")
     groups, states = B.shape[1] if B.ndim == 4 else 1, A.shape[1]
     if groups == 0 or channels % groups:
-        raise BadInput(f"B has {groups} groups, into which {channels} channels do not fall")
+        raise BadInput(
+            f"B has {groups} groups, but {channels} channels are not divisible by {groups}"
+        )
     grouped = (batch, groups, states, length)
     flat = (batch, states, length)
-    wanted = {
+    expected = {
         "delta": (delta, (batch, channels, length)),
         "B": (B, flat if B.ndim == 3 else grouped),
         "C": (C, flat if C.ndim == 3 and groups == 1 else grouped),
@@ -158,6 +162,6 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias) -> None:
         "z": (z, (batch, channels, length)),
         "delta_bias": (delta_bias, (channels,)),
     }
-    for name, (tensor, shape) in wanted.items():
+    for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
-            raise BadInput(f"{name} has the shape {tuple(tensor.shape)}, expected {shape}")
+            raise BadInput(f"{name} has shape {tuple(tensor.shape)}; expected {shape}")

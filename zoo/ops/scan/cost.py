@@ -1,9 +1,9 @@
-"""What a selective scan costs, for `zoo.count` and for PyTorch's FlopCounterMode.
+"""The FLOPs of a selective scan, for `zoo.count` and for PyTorch's FlopCounterMode.
 
-The convention of the field, used by Mamba, VMamba and EfficientVMamba (state-spaces/mamba, issue
-110), is 9 FLOPs for each state of each channel at each step, and 1 for the skip. It counts the
-recurrence as published, whatever form computes it; bias, softplus and gate are not part of it. They
-are FLOPs that no matrix product is behind, so a scan has no multiply-accumulates (MACs).
+Mamba, VMamba and EfficientVMamba (state-spaces/mamba, issue 110) count 9 FLOPs per state, channel
+and step, plus 1 per channel and step for the skip. This is the cost of the published recurrence,
+independent of the algorithm that computes it, without bias, softplus and gate. A scan has no matrix
+product, so its multiply-accumulates (MACs) are 0.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from zoo.ops.scan import operator as operator  # defines the operators
+from zoo.ops.scan import operator as operator  # registers the operators
 
 FORWARD, SKIP = 9, 1
-# The backward pass, as its formulas read (zoo/ops/scan/cpu.py): decay and state again 5, the
-# adjoint 3, gradients of B and C 2 each, of the input 2, of step and decay rate 5; and the skip's.
+# The backward pass by its formulas (zoo/ops/scan/cpu.py): 5 to recompute decay and state, 3 for the
+# adjoint, 2 each for the gradients of B, C and the input, 5 for those of step and decay rate.
 BACKWARD, SKIP_BACKWARD = 19, 4
 
 
 def flops(u: Sequence[int], A: Sequence[int]) -> int:
-    """Return the FLOPs of a scan over u of shape B D L with decay rates of shape D N."""
+    """Return the FLOPs of a scan, given the shapes of u (B D L) and A (D N)."""
     batch, channels, length = u
     return batch * channels * length * (FORWARD * A[1] + SKIP)
 

@@ -1,10 +1,9 @@
-"""The selective scan on a CPU, compiled by Numba: forward and backward in one pass each.
+"""The selective scan on the CPU, compiled by Numba.
 
-Sixteen channels of one group are worked on side by side, as the lanes of a vector, whatever the
-number of states is; a state stays in a register over a tile of steps, and nothing of size
-B x D x L x N is ever made. Exponentials are polynomials: a call to the library's would not
-vectorise. Blocks of channels are shared out over threads; the results do not depend on how many
-there are.
+A unit of work is a block of sixteen channels of one group, which are the lanes of a vector. A state
+stays in a register during a tile of steps, so no array of size B x D x L x N is needed.
+Exponentials are polynomials, because calls to the math library do not vectorise. Units run on
+several threads; the results do not depend on the number of threads.
 """
 
 from typing import Any
@@ -14,17 +13,18 @@ from numba import njit
 from torch import Tensor
 
 from zoo.ops.lanes import LANES, exponential, load, sigmoid, softplus, store, total, transpose
-from zoo.ops.threads import share_out
+from zoo.ops.scan.inputs import ScanInputs
+from zoo.ops.threads import parallel_for
 
-TILE = 64  # steps whose inputs are gathered at a time, and whose states the backward pass keeps
-WORTH_A_THREAD = 1 << 17  # updates of a state, some 30 microseconds: waking a thread takes as long
+TILE = 64  # steps of a tile
+UPDATES_PER_THREAD = 1 << 17  # about 30 us of state updates; waking a thread takes as long
 
-# Products may be contracted, sums keep their order. Divisions do not check for zero.
+# Fused multiply-adds are allowed, but not reordering sums. Divisions do not check for zero.
 _kernel: Any = njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
 
 
 @_kernel
-def _place(unit, groups, blocks, width):
+def _locate(unit, groups, blocks, width):
     """Return batch, group, block, first channel and number of channels of a unit of work."""
     batch, rest = divmod(unit, groups * blocks)
     group, block = divmod(rest, blocks)
@@ -34,9 +34,9 @@ def _place(unit, groups, blocks, width):
 
 @_kernel
 def _gather(rows, start, length, lanes, steps, tile, square):
-    """Lay `lanes` rows of flat `rows` side by side: tile[t, j] = rows[start + j length + t].
+    """Transpose `lanes` rows into a tile: tile[t, j] = rows[start + j length + t].
 
-    The lanes beyond the last row are 0.
+    Lanes beyond the last row are 0.
     """
     whole = steps - steps % LANES
     square[lanes * LANES :] = 0
@@ -53,7 +53,7 @@ def _gather(rows, start, length, lanes, steps, tile, square):
 
 @_kernel
 def _scatter(tile, rows, start, length, lanes, steps, square):
-    """Undo `_gather`."""
+    """Write a tile back to rows, as the inverse of `_gather`."""
     whole = steps - steps % LANES
     for t in range(0, whole, LANES):
         for j in range(LANES):
@@ -68,7 +68,7 @@ def _scatter(tile, rows, start, length, lanes, steps, square):
 
 @_kernel
 def _channels(values, first, lanes, states, out):
-    """Lay the numbers of a block of channels side by side: out[n, j] = values[first + j, n]."""
+    """Copy the values of a block of channels: out[n, j] = values[first + j, n], or 0."""
     out[:] = 0
     for j in range(lanes):
         for n in range(states):
@@ -76,12 +76,12 @@ def _channels(values, first, lanes, states, out):
 
 
 @_kernel
-def _steps_of(u, bias, soft, steps, delta, product):
-    """From the raw steps in `delta` to the steps, and to their products with u, for a tile."""
+def _steps_of(u, bias, use_softplus, steps, delta, product):
+    """Add bias and softplus to `delta` in place, and write its product with u, for a tile."""
     offset = load(bias, 0)
     for p in range(0, steps * LANES, LANES):
         x = load(delta, p) + offset
-        if soft:
+        if use_softplus:
             x = softplus(x)
         store(delta, p, x)
         store(product, p, x * load(u, p))
@@ -89,15 +89,15 @@ def _steps_of(u, bias, soft, steps, delta, product):
 
 @_kernel
 def _weights(values, start, length, states, steps, tile):
-    """Copy the weights of all states over a tile of steps, so that they lie together."""
+    """Copy the weights of a tile of steps: tile[n, t] = values[start + n length + t]."""
     for n in range(states):
         for t in range(steps):
             tile[n * TILE + t] = values[start + n * length + t]
 
 
 @_kernel
-def _forward(first_unit, last_unit, u, raw, A, B, C, D, bias, soft, sizes, y):
-    """y of the units from `first_unit` to before `last_unit`; all arrays are flat."""
+def _forward(first_unit, last_unit, u, raw, A, B, C, D, bias, use_softplus, sizes, y):
+    """Write y for the units in range(first_unit, last_unit); all arrays are flat."""
     channels, length, groups, states = sizes
     dtype = u.dtype
     width = channels // groups
@@ -109,7 +109,7 @@ def _forward(first_unit, last_unit, u, raw, A, B, C, D, bias, soft, sizes, y):
     product, out = np.empty(TILE * LANES, dtype), np.empty(TILE * LANES, dtype)
     square = np.empty(LANES * LANES, dtype)
     for unit in range(first_unit, last_unit):
-        batch, group, _, first, lanes = _place(unit, groups, blocks, width)
+        batch, group, _, first, lanes = _locate(unit, groups, blocks, width)
         rows = (batch * channels + first) * length
         weights = (batch * groups + group) * states * length
         _channels(A, first, lanes, states, a)
@@ -120,7 +120,7 @@ def _forward(first_unit, last_unit, u, raw, A, B, C, D, bias, soft, sizes, y):
             steps = min(TILE, length - start)
             _gather(u, rows + start, length, lanes, steps, u_t, square)
             _gather(raw, rows + start, length, lanes, steps, delta, square)
-            _steps_of(u_t, bias_j, soft, steps, delta, product)
+            _steps_of(u_t, bias_j, use_softplus, steps, delta, product)
             _weights(B, weights + start, length, states, steps, b_t)
             _weights(C, weights + start, length, states, steps, c_t)
             passed = load(skip, 0)
@@ -139,23 +139,41 @@ def _forward(first_unit, last_unit, u, raw, A, B, C, D, bias, soft, sizes, y):
 
 @_kernel
 def _backward(
-    first_unit, last_unit, dy, u, raw, A, B, C, D, bias, soft, sizes, du, draw, dA, dB, dC, dD
+    first_unit,
+    last_unit,
+    dy,
+    u,
+    raw,
+    A,
+    B,
+    C,
+    D,
+    bias,
+    use_softplus,
+    sizes,
+    du,
+    draw,
+    dA,
+    dB,
+    dC,
+    dD,
 ):
-    """Gradients of the units from `first_unit` to before `last_unit`; all arrays are flat.
+    """Write the gradients for the units in range(first_unit, last_unit); all arrays are flat.
 
-    A first pass keeps the state before each tile. Then, from the last tile to the first, the states
-    inside are computed again and the adjoint runs backwards:
+    A first pass stores the state before each tile. Then, from the last tile to the first, the
+    states in the tile are recomputed, and the adjoint runs backwards:
 
         lam[l] = C[l] dy[l] + a[l+1] lam[l+1]
 
-    dB and dC are sums over the channels of a block, one slice a block; dA and dD over the steps.
+    dB and dC are sums over the channels of a block, with one slice per block; dA and dD are sums
+    over the steps.
     """
     channels, length, groups, states = sizes
     dtype = u.dtype
     width = channels // groups
     blocks, tiles = -(-width // LANES), -(-length // TILE)
     before = np.empty(tiles * states * LANES, dtype)
-    inside = np.empty((TILE + 1) * LANES, dtype)  # the states before each step of a tile
+    inside = np.empty((TILE + 1) * LANES, dtype)  # the state before each step of a tile
     decay = np.empty(TILE * LANES, dtype)
     h, a = np.empty(states * LANES, dtype), np.empty(states * LANES, dtype)
     lam, grad_a = np.empty(states * LANES, dtype), np.empty(states * LANES, dtype)
@@ -167,7 +185,7 @@ def _backward(
     du_t, draw_t = np.empty(TILE * LANES, dtype), np.empty(TILE * LANES, dtype)
     square = np.empty(LANES * LANES, dtype)
     for unit in range(first_unit, last_unit):
-        batch, group, block, first, lanes = _place(unit, groups, blocks, width)
+        batch, group, block, first, lanes = _locate(unit, groups, blocks, width)
         rows = (batch * channels + first) * length
         weights = (batch * groups + group) * states * length
         sums = ((batch * groups + group) * blocks + block) * states * length
@@ -184,7 +202,7 @@ def _backward(
                 break
             _gather(u, rows + start, length, lanes, TILE, u_t, square)
             _gather(raw, rows + start, length, lanes, TILE, delta, square)
-            _steps_of(u_t, bias_j, soft, TILE, delta, product)
+            _steps_of(u_t, bias_j, use_softplus, TILE, delta, product)
             _weights(B, weights + start, length, states, TILE, b_t)
             for n in range(states):
                 rate, state = load(a, n * LANES), load(h, n * LANES)
@@ -202,7 +220,7 @@ def _backward(
             _gather(raw, rows + start, length, lanes, steps, delta, square)
             _gather(dy, rows + start, length, lanes, steps, dy_t, square)
             raw_t[:] = delta
-            _steps_of(u_t, bias_j, soft, steps, delta, product)
+            _steps_of(u_t, bias_j, use_softplus, steps, delta, product)
             _weights(B, weights + start, length, states, steps, b_t)
             _weights(C, weights + start, length, states, steps, c_t)
             du_t[:] = 0
@@ -234,7 +252,7 @@ def _backward(
             for p in range(0, steps * LANES, LANES):
                 through, x, slope = load(du_t, p), load(u_t, p), load(dy_t, p)
                 change = load(draw_t, p) + through * x
-                if soft:
+                if use_softplus:
                     change = change * sigmoid(load(raw_t, p) + offset)
                 store(draw_t, p, change)
                 store(du_t, p, load(delta, p) * through + passed * slope)
@@ -252,51 +270,44 @@ def _flat(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     return tuple(tensor.detach().contiguous().view(-1).numpy() for tensor in tensors)
 
 
-def _share_out(kernel: Any, u: Tensor, B: Tensor, arguments: tuple[Any, ...]) -> None:
-    """Run a kernel over all blocks of channels."""
-    units = u.shape[0] * B.shape[1] * _blocks(u, B)
-    updates = LANES * u.shape[2] * B.shape[2]
-    share_out(kernel, units, arguments, least=-(-WORTH_A_THREAD // updates))
+def _run(kernel: Any, inputs: ScanInputs, arguments: tuple[Any, ...]) -> None:
+    """Run a kernel on all units of work."""
+    batch, _, length = inputs.u.shape
+    groups, states = inputs.B.shape[1:3]
+    units = batch * groups * _blocks(inputs)
+    updates = LANES * length * states
+    parallel_for(kernel, units, arguments, min_per_thread=-(-UPDATES_PER_THREAD // updates))
 
 
-def _sizes(u: Tensor, B: Tensor) -> tuple[int, int, int, int]:
+def _sizes(inputs: ScanInputs) -> tuple[int, int, int, int]:
     """Return the numbers of channels, steps, groups and states."""
-    return u.shape[1], u.shape[2], B.shape[1], B.shape[2]
+    _, channels, length = inputs.u.shape
+    _, groups, states, _ = inputs.B.shape
+    return channels, length, groups, states
 
 
-def _blocks(u: Tensor, B: Tensor) -> int:
-    """Return the number of blocks of channels of a group."""
-    return -(-(u.shape[1] // B.shape[1]) // LANES)
+def _blocks(inputs: ScanInputs) -> int:
+    """Return the number of blocks of channels per group."""
+    return -(-(inputs.u.shape[1] // inputs.B.shape[1]) // LANES)
 
 
-def forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, soft: bool
-) -> Tensor:
-    """Return y (B, D, L); all tensors of one floating type, on the CPU."""
-    y = u.new_empty(u.shape)
-    inputs = _flat(u, delta, A, B, C, D, bias)
-    _share_out(_forward, u, B, (*inputs, soft, _sizes(u, B), *_flat(y)))
+def forward(inputs: ScanInputs, delta_softplus: bool) -> Tensor:
+    """Return y, B D L, for inputs on the CPU."""
+    y = inputs.u.new_empty(inputs.u.shape)
+    _run(_forward, inputs, (*_flat(*inputs), delta_softplus, _sizes(inputs), *_flat(y)))
     return y
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    bias: Tensor,
-    soft: bool,
-) -> tuple[Tensor, ...]:
-    """Return the gradients of u, delta, A, B, C, D and bias."""
+def backward(dy: Tensor, inputs: ScanInputs, delta_softplus: bool) -> ScanInputs:
+    """Return the gradients of the inputs, given the gradient `dy` of the result."""
+    u = inputs.u
     batch, channels, length = u.shape
-    groups, states = B.shape[1], B.shape[2]
+    groups, states = inputs.B.shape[1:3]
     du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
     dA, dD = u.new_empty(batch, channels, states), u.new_empty(batch, channels)
-    dB, dC = (u.new_empty(batch, groups, _blocks(u, B), states, length) for _ in range(2))
-    inputs = _flat(dy, u, delta, A, B, C, D, bias)
+    dB, dC = (u.new_empty(batch, groups, _blocks(inputs), states, length) for _ in range(2))
     outputs = _flat(du, ddelta, dA, dB, dC, dD)
-    _share_out(_backward, u, B, (*inputs, soft, _sizes(u, B), *outputs))
-    return du, ddelta, dA.sum(0), dB.sum(2), dC.sum(2), dD.sum(0), ddelta.sum((0, 2))
+    arguments = (*_flat(dy, *inputs), delta_softplus, _sizes(inputs), *outputs)
+    _run(_backward, inputs, arguments)
+    dbias = ddelta.sum((0, 2))
+    return ScanInputs(du, ddelta, dA.sum(0), dB.sum(2), dC.sum(2), dD.sum(0), dbias)

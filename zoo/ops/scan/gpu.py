@@ -1,55 +1,57 @@
-"""The selective scan on a GPU, by Triton: forward and backward, in tiles of steps.
+"""The selective scan on a GPU, compiled by Triton.
 
-A program works on a block of channels of one group. In a tile of steps the recurrence is a parallel
-prefix over pairs (decay, input), of which only products of decays are formed; the state goes on to
-the next tile. The backward pass keeps the state before each tile, computes those inside again, and
-runs the adjoint from the last tile to the first. Sums over channels (the gradients of B and C) are
-first taken inside a program, in a fixed order: results do not change from run to run.
+A program processes a block of channels of one group in tiles of steps. Within a tile, the
+recurrence is a parallel prefix scan over pairs (decay, input); the last state is carried to the
+next tile. The backward pass stores the state before each tile, recomputes the states in the tile,
+and runs the adjoint from the last tile to the first. Sums over channels (the gradients of B and C)
+are computed in a fixed order, so results are reproducible.
 """
 
-# Kernels are compiled by Triton, which gives indexing and calls another meaning.
+# In Triton kernels, indexing and calls do not have the types that pyright expects.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.ops.scan.inputs import ScanInputs
+
 STEPS = 16  # of a tile
-ELEMENTS = 2048  # of a tile, T x D x N: what fits the registers of four warps beside its like
-PROGRAMS = 512  # enough for a large GPU; more would only make the partial sums larger
+ELEMENTS = 2048  # of a tile, T x D x N: a few of them fit into the registers of four warps
+PROGRAMS = 512  # enough for a large GPU; more would only enlarge the partial sums
 
 
-# Letters: T steps of a tile, D channels of a block, N states (a power of two; those beyond the true
-# number are masked: their decay is 1, their input 0).
+# T: steps of a tile. D: channels of a block. N: states, rounded up to a power of two; additional
+# states are masked with decay 1 and input 0.
 
 
 @triton.jit
 def _chain(decay, value, next_decay, next_value):
-    """Two stretches of the recurrence, one after the other."""
+    """Combine two consecutive sections of the recurrence."""
     return decay * next_decay, next_decay * value + next_value
 
 
 @triton.jit
 def _softplus(x):
-    """log(1 + exp x) without loss where exp x is small: log(w) t / (w - 1), w = 1 + t rounded."""
+    """Return log(1 + exp x); log(w) t / (w - 1) with w = 1 + t is accurate for small t."""
     t = tl.exp(-tl.abs(x))
     w = 1 + t
     small = tl.where(w == 1, t, tl.log(w) * (t / tl.where(w == 1, 1.0, w - 1)).to(x.dtype))
-    return 0.5 * (x + tl.abs(x)) + small  # not max(x, 0), which could hide what is no number
+    return 0.5 * (x + tl.abs(x)) + small  # unlike max(x, 0), this keeps NaN
 
 
 @triton.jit
-def _steps(delta_ptr, bias, rows, at, valid, soft: tl.constexpr):
-    """Load raw steps and return the sizes T D; 0 where there is no step to take."""
+def _steps(delta_ptr, bias, rows, at, valid, use_softplus: tl.constexpr):
+    """Load step sizes, add bias and softplus, and return T D, with 0 where `valid` is false."""
     x = tl.load(delta_ptr + rows + at, mask=valid, other=0.0) + bias
-    if soft:
+    if use_softplus:
         x = _softplus(x)
     return tl.where(valid, x, 0.0).to(bias.dtype)
 
 
 @triton.jit
 def _block(group, block, width, D: tl.constexpr):
-    """Return the channels of a block, and which of them exist."""
+    """Return the channels of a block, and a mask of those that exist."""
     inside = block * D + tl.arange(0, D)
     return group * width + inside, inside < width
 
@@ -59,9 +61,10 @@ def _forward(
     u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, skip_ptr, bias_ptr,
     y_ptr, before_ptr,
     groups, width, length, states,
-    soft: tl.constexpr, keep: tl.constexpr, T: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+    use_softplus: tl.constexpr, store_states: tl.constexpr,
+    T: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Write y (B D L), or, if `keep`, the state before each tile (B, tiles, D, N)."""
+    """Write y (B D L) or, if `store_states`, the state before each tile (B tiles D N)."""
     batch = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(width, D)
     group = tl.program_id(1) // blocks
@@ -80,10 +83,10 @@ def _forward(
     for tile in range(tiles):
         at = (tile * T + t)[:, None]
         valid = (at < length) & some[None, :]
-        if keep:
+        if store_states:
             place = ((batch * tiles + tile) * channels + d) * states
             tl.store(before_ptr + place[:, None] + n[None, :], h, mask=of_state)
-        step = _steps(delta_ptr, bias, rows, at, valid, soft)
+        step = _steps(delta_ptr, bias, rows, at, valid, use_softplus)
         u = tl.load(u_ptr + rows + at, mask=valid, other=0.0)
         there = (at < length) & (n < states)[None, :]
         B = tl.load(B_ptr + weights + at, mask=there, other=0.0)  # T N
@@ -91,7 +94,7 @@ def _forward(
         given = (step * u)[:, :, None] * B[:, None, :]
         through, inside = tl.associative_scan((decay, given), 0, _chain)
         now = inside + through * h[None, :, :]
-        if not keep:
+        if not store_states:
             C = tl.load(C_ptr + weights + at, mask=there, other=0.0)
             y = tl.sum(now * C[:, None, :], 2) + skip * u
             tl.store(y_ptr + rows + at, y, mask=valid)
@@ -103,9 +106,9 @@ def _backward(
     dy_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, skip_ptr, bias_ptr, before_ptr,
     du_ptr, ddelta_ptr, dA_ptr, dB_ptr, dC_ptr, dskip_ptr,
     groups, width, length, states, parts,
-    soft: tl.constexpr, T: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
+    use_softplus: tl.constexpr, T: tl.constexpr, D: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients: du, ddelta (B D L), dA (B D N), dskip (B D), dB, dC (B G parts N L)."""
+    """Write du, ddelta (B D L), dA (B D N), dskip (B D), dB and dC (B G parts N L)."""
     batch = tl.program_id(0).to(tl.int64)
     group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
     channels = groups * width
@@ -132,9 +135,9 @@ def _backward(
             there = (at < length) & (n < states)[None, :]
             place = ((batch * tiles + tile) * channels + d) * states
             h = tl.load(before_ptr + place[:, None] + n[None, :], mask=of_state, other=0.0)
-            # The states before each step: those of the tile, moved on by one.
+            # The state before each step: those of the tile, shifted by one step.
             past = valid & (t > 0)[:, None]
-            step = _steps(delta_ptr, bias, rows, at - 1, past, soft)
+            step = _steps(delta_ptr, bias, rows, at - 1, past, use_softplus)
             given = step * tl.load(u_ptr + rows + at - 1, mask=past, other=0.0)
             B = tl.load(B_ptr + weights + at - 1, mask=there & (t > 0)[:, None], other=0.0)
             decay = tl.exp(step[:, :, None] * A[None, :, :])
@@ -144,7 +147,7 @@ def _backward(
             before = inside + through * h[None, :, :]
             # The adjoint: lam[at] = C[at] dy[at] + a[at+1] lam[at+1].
             coming = (at + 1 < length) & some[None, :]
-            step = _steps(delta_ptr, bias, rows, at + 1, coming, soft)
+            step = _steps(delta_ptr, bias, rows, at + 1, coming, use_softplus)
             decay = tl.exp(step[:, :, None] * A[None, :, :])
             dy = tl.load(dy_ptr + rows + at, mask=valid, other=0.0)
             C = tl.load(C_ptr + weights + at, mask=there, other=0.0)
@@ -153,8 +156,8 @@ def _backward(
             )
             lam = inside + through * after[None, :, :]
             after = tl.sum(tl.where(first, lam, 0.0), 0)
-            # Their products.
-            step = _steps(delta_ptr, bias, rows, at, valid, soft)
+            # The gradients.
+            step = _steps(delta_ptr, bias, rows, at, valid, use_softplus)
             u = tl.load(u_ptr + rows + at, mask=valid, other=0.0)
             B = tl.load(B_ptr + weights + at, mask=there, other=0.0)
             before = tl.exp(step[:, :, None] * A[None, :, :]) * before  # a[at] h[at-1]
@@ -169,7 +172,7 @@ def _backward(
             tl.store(dC_ptr + sums + at, dC, mask=there)
             by_input = tl.sum(lam * B[:, None, :], 2)
             dstep = tl.sum(lam * before * A[None, :, :], 2) + by_input * u
-            if soft:
+            if use_softplus:
                 x = tl.load(delta_ptr + rows + at, mask=valid, other=0.0) + bias
                 dstep = dstep / (1 + tl.exp(-x))
             tl.store(ddelta_ptr + rows + at, dstep, mask=valid)
@@ -187,45 +190,35 @@ def _tile(width: int, states: int) -> dict[str, int]:
     return {"T": STEPS, "D": d, "N": n}
 
 
-def _run_forward(tensors: tuple[Tensor, ...], soft: bool, keep: bool) -> Tensor:
-    """Return y; if `keep`, the state before each tile instead, B tiles D N."""
-    u, _, A, B = tensors[:4]
-    batch, channels, length = u.shape
-    groups, states = B.shape[1], A.shape[1]
+def _run_forward(inputs: ScanInputs, delta_softplus: bool, store_states: bool) -> Tensor:
+    """Return y (B D L) or, if `store_states`, the state before each tile (B tiles D N)."""
+    batch, channels, length = inputs.u.shape
+    groups, states = inputs.B.shape[1:3]
     width = channels // groups
     tile = _tile(width, states)
-    shape = (batch, -(-length // STEPS), channels, states) if keep else u.shape
-    out = u.new_empty(shape)
+    tiles = -(-length // STEPS)
+    shape = (batch, tiles, channels, states) if store_states else inputs.u.shape
+    out = inputs.u.new_empty(shape)
     if batch:
         grid = (batch, groups * -(-width // tile["D"]))
         sizes = (groups, width, length, states)
-        _forward[grid](*tensors, out, out, *sizes, soft=soft, keep=keep, **tile)
+        options = {"use_softplus": delta_softplus, "store_states": store_states, **tile}
+        _forward[grid](*inputs, out, out, *sizes, **options)
     return out
 
 
-def forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, soft: bool
-) -> Tensor:
-    """Return y (B, D, L); all tensors of one floating type, on the GPU."""
-    tensors = tuple(x.contiguous() for x in (u, delta, A, B, C, D, bias))
-    return _run_forward(tensors, soft, keep=False)
+def forward(inputs: ScanInputs, delta_softplus: bool) -> Tensor:
+    """Return y, B D L, for inputs on a GPU."""
+    inputs = ScanInputs(*(x.contiguous() for x in inputs))
+    return _run_forward(inputs, delta_softplus, store_states=False)
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    bias: Tensor,
-    soft: bool,
-) -> tuple[Tensor, ...]:
-    """Return the gradients of u, delta, A, B, C, D and bias."""
-    tensors = tuple(x.contiguous() for x in (u, delta, A, B, C, D, bias))
+def backward(dy: Tensor, inputs: ScanInputs, delta_softplus: bool) -> ScanInputs:
+    """Return the gradients of the inputs, given the gradient `dy` of the result."""
+    inputs = ScanInputs(*(x.contiguous() for x in inputs))
+    u = inputs.u
     batch, channels, length = u.shape
-    groups, states = B.shape[1], A.shape[1]
+    groups, states = inputs.B.shape[1:3]
     width = channels // groups
     tile = _tile(width, states)
     parts = max(1, min(-(-width // tile["D"]), PROGRAMS // max(1, batch * groups)))
@@ -233,14 +226,15 @@ def backward(
     dA, dD = u.new_empty(batch, channels, states), u.new_empty(batch, channels)
     dB, dC = (u.new_zeros(batch, groups, parts, states, length) for _ in range(2))
     if batch:
-        before = _run_forward(tensors, soft, keep=True)
+        before = _run_forward(inputs, delta_softplus, store_states=True)
         _backward[(batch, groups * parts)](
             dy.contiguous(),
-            *tensors,
+            *inputs,
             before,
             *(du, ddelta, dA, dB, dC, dD),
             *(groups, width, length, states, parts),
-            soft=soft,
+            use_softplus=delta_softplus,
             **tile,
         )
-    return du, ddelta, dA.sum(0), dB.sum(2), dC.sum(2), dD.sum(0), ddelta.sum((0, 2))
+    dbias = ddelta.sum((0, 2))
+    return ScanInputs(du, ddelta, dA.sum(0), dB.sum(2), dC.sum(2), dD.sum(0), dbias)

@@ -1,7 +1,7 @@
-"""The selective scan as one operator of PyTorch: `zoo::selective_scan` and its backward.
+"""The selective scan as a custom operator of PyTorch, `zoo::selective_scan`, with its backward.
 
-torch.compile, torch.export, counters and autocast see one operator, whatever computes it: Triton on
-a GPU, Numba on a CPU, plain PyTorch in tiles of steps where neither is installed.
+torch.compile, torch.export, counters and autocast see one operator. It runs Triton on a GPU, Numba
+on a CPU, and tiles of PyTorch operators if neither is installed.
 """
 
 import importlib
@@ -12,28 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-COMPILED = {"numba": "cpu", "triton": "cuda"}  # and the device that each runs on
+from zoo.ops.scan.inputs import ScanInputs
+
+COMPILED = {"numba": "cpu", "triton": "cuda"}  # compiled backends and the device of each
 _MODULES = {"numba": "cpu", "triton": "gpu", "tiled": "tiled"}
 
 
 @cache
 def installed(name: str) -> bool:
-    """Say whether the compiler behind a form can be imported."""
+    """Return whether a package can be imported, without importing it."""
     return importlib.util.find_spec(name) is not None
 
 
-def resolve(device: torch.device) -> str:
-    """Return the fastest form there is for tensors on `device`."""
-    for form, kind in COMPILED.items():
-        if device.type == kind and installed(form):
-            return form
+def resolve_backend(device: torch.device) -> str:
+    """Return the fastest installed backend for tensors on `device`."""
+    for backend, device_type in COMPILED.items():
+        if device.type == device_type and installed(backend):
+            return backend
     return "tiled"
 
 
-def _module(backend: str, device: torch.device) -> Any:
-    """Import the kernels of a form, those for `device` if it is `"auto"`."""
-    form = resolve(device) if backend == "auto" else backend
-    return importlib.import_module(f"zoo.ops.scan.{_MODULES[form]}")
+def _load_backend(backend: str, device: torch.device) -> Any:
+    """Import the module of a backend; `"auto"` chooses one for `device`."""
+    name = resolve_backend(device) if backend == "auto" else backend
+    return importlib.import_module(f"zoo.ops.scan.{_MODULES[name]}")
 
 
 @torch.library.custom_op("zoo::selective_scan", mutates_args=())
@@ -45,15 +47,16 @@ def selective_scan_op(
     C: Tensor,
     D: Tensor,
     bias: Tensor,
-    soft: bool,
+    delta_softplus: bool,
     backend: str,
 ) -> Tensor:
-    """y (B, D, L) with bias, softplus (if `soft`) and skip; B and C are B G N L."""
-    return _module(backend, u.device).forward(u, delta, A, B, C, D, bias, soft)
+    """Return y, B D L, of a scan with the tensors of `ScanInputs`."""
+    inputs = ScanInputs(u, delta, A, B, C, D, bias)
+    return _load_backend(backend, u.device).forward(inputs, delta_softplus)
 
 
 @selective_scan_op.register_fake
-def _(u, delta, A, B, C, D, bias, soft, backend):
+def _(u, delta, A, B, C, D, bias, delta_softplus, backend):
     return torch.empty_like(u, memory_format=torch.contiguous_format)
 
 
@@ -67,31 +70,32 @@ def selective_scan_backward(
     C: Tensor,
     D: Tensor,
     bias: Tensor,
-    soft: bool,
+    delta_softplus: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B, C, D and bias."""
-    backward = _module(backend, u.device).backward
-    gradients = backward(dy, u, delta, A, B, C, D, bias, soft)
+    """Return the gradients of the tensors of `ScanInputs`, given the gradient `dy` of y."""
+    inputs = ScanInputs(u, delta, A, B, C, D, bias)
+    gradients = _load_backend(backend, u.device).backward(dy, inputs, delta_softplus)
     return tuple(x.contiguous() for x in gradients)  # pyright: ignore[reportReturnType]
 
 
 @selective_scan_backward.register_fake
-def _(dy, u, delta, A, B, C, D, bias, soft, backend):
+def _(dy, u, delta, A, B, C, D, bias, delta_softplus, backend):
     contiguous = torch.contiguous_format
     return tuple(
         torch.empty_like(x, memory_format=contiguous) for x in (u, delta, A, B, C, D, bias)
     )
 
 
-def _remember(ctx, inputs, output):
-    *tensors, ctx.soft, ctx.backend = inputs
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.delta_softplus, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, dy):
-    gradients = selective_scan_backward(dy.contiguous(), *ctx.saved_tensors, ctx.soft, ctx.backend)
+def _backward(ctx, dy):
+    settings = ctx.delta_softplus, ctx.backend
+    gradients = selective_scan_backward(dy.contiguous(), *ctx.saved_tensors, *settings)
     return *gradients, None, None
 
 
-selective_scan_op.register_autograd(_differentiate, setup_context=_remember)
+selective_scan_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,9 +1,9 @@
-"""The selective scan as an operator of plain PyTorch, for machines without a compiler.
+"""The selective scan in tiles of PyTorch operators, for machines without a compiler.
 
-Decays and inputs of a tile of steps are made at once, so that a step of the recurrence is one
-multiply-add; the backward pass keeps the state before each tile and computes the others again.
-Nothing of size B x D x L x N is ever made, and nothing is left to autograd, which does not look
-inside an operator. The layout of a tile is T B G W N, as in zoo/ops/scan/plain.py.
+The decays and inputs of a tile of steps are computed at once; then each step of the recurrence is
+one multiply-add. The backward pass stores the state before each tile and recomputes the others, so
+no tensor of size B x D x L x N is needed. The layout of a tile is T B G W N, as in
+zoo/ops/scan/plain.py. Autograd does not see into the operator, so the gradients are written out.
 """
 
 from collections.abc import Iterator
@@ -12,18 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.ops.scan.inputs import ScanInputs
 from zoo.ops.scan.plain import by_step, read_out, terms, weights_by_step
 
-TILE = 64  # steps
+TILE = 64  # steps of a tile
 
 
 def _tiles(length: int) -> Iterator[slice]:
     return (slice(start, start + TILE) for start in range(0, length, TILE))
 
 
-def _steps(delta: Tensor, bias: Tensor, soft: bool) -> Tensor:
+def _steps(delta: Tensor, bias: Tensor, delta_softplus: bool) -> Tensor:
     delta = delta + bias[:, None]
-    return F.softplus(delta) if soft else delta
+    return F.softplus(delta) if delta_softplus else delta
 
 
 def _start(u: Tensor, B: Tensor) -> Tensor:
@@ -31,18 +32,17 @@ def _start(u: Tensor, B: Tensor) -> Tensor:
 
 
 def _states(h: Tensor, decays: Tensor, inputs: Tensor) -> Tensor:
-    """Return the state after each step of a tile; `h` is the one before."""
+    """Return the state after each step of a tile, given the state `h` before it."""
     states = torch.empty_like(inputs)
     for t in range(len(inputs)):
         h = torch.addcmul(inputs[t], decays[t], h, out=states[t])
     return states
 
 
-def forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, soft: bool
-) -> Tensor:
-    """Return y (B, D, L)."""
-    steps = _steps(delta, bias, soft)
+def forward(inputs: ScanInputs, delta_softplus: bool) -> Tensor:
+    """Return y, B D L."""
+    u, delta, A, B, C, D, bias = inputs
+    steps = _steps(delta, bias, delta_softplus)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     h = _start(u, B)
     for tile in _tiles(u.shape[2]):
@@ -52,31 +52,22 @@ def forward(
     return y
 
 
-def backward(
-    dy: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    bias: Tensor,
-    soft: bool,
-) -> tuple[Tensor, ...]:
-    """Return the gradients of u, delta, A, B, C, D and bias.
+def backward(dy: Tensor, inputs: ScanInputs, delta_softplus: bool) -> ScanInputs:
+    """Return the gradients of the inputs, given the gradient `dy` of the result.
 
-    With lam[l] = C[l] dy[l] + a[l+1] lam[l+1], the gradient of h[l], they are sums of products of
-    lam, the states before and after each step, and the inputs.
+    They are sums of products of the inputs, the states, and the gradient of h[l], which is
+    lam[l] = C[l] dy[l] + a[l+1] lam[l+1].
     """
+    u, delta, A, B, C, D, bias = inputs
     groups = B.shape[1]
-    steps = _steps(delta, bias, soft)
+    steps = _steps(delta, bias, delta_softplus)
     du, dsteps, dB, dC = (torch.empty_like(x) for x in (u, steps, B, C))
     dA = torch.zeros_like(A).unflatten(0, (groups, -1))
     before = _states_before_tiles(u, steps, A, B)
     carry = torch.zeros_like(before[0])  # a[l+1] lam[l+1]
     for tile, h in zip(reversed(list(_tiles(u.shape[2]))), reversed(before), strict=True):
-        decays, inputs = terms(u[..., tile], steps[..., tile], A, B[..., tile])
-        states = _states(h, decays, inputs)
+        decays, values = terms(u[..., tile], steps[..., tile], A, B[..., tile])
+        states = _states(h, decays, values)
         now, step, weight = (by_step(x[..., tile], groups) for x in (u, steps, dy))
         lam = weight * weights_by_step(C[..., tile])
         for t in range(len(lam) - 1, -1, -1):
@@ -89,9 +80,10 @@ def backward(
         du[..., tile] = steps[..., tile] * through + D[:, None] * dy[..., tile]
         by_decay = (past * A.unflatten(0, (groups, -1))).sum(-1).flatten(2).permute(1, 2, 0)
         dsteps[..., tile] = by_decay + u[..., tile] * through
-    if soft:
+    if delta_softplus:
         dsteps *= torch.sigmoid(delta + bias[:, None])
-    return du, dsteps, dA.flatten(0, 1), dB, dC, (dy * u).sum((0, 2)), dsteps.sum((0, 2))
+    dD, dbias = (dy * u).sum((0, 2)), dsteps.sum((0, 2))
+    return ScanInputs(du, dsteps, dA.flatten(0, 1), dB, dC, dD, dbias)
 
 
 def _states_before_tiles(u: Tensor, steps: Tensor, A: Tensor, B: Tensor) -> list[Tensor]:

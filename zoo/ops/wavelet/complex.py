@@ -1,18 +1,19 @@
-"""One level of the dual-tree complex wavelet transform, with the biorthogonal pair "near_sym_b".
+"""The first level of the dual-tree complex wavelet transform, with the filters "near_sym_b".
 
 Kingsbury, "Complex wavelets for shift invariant analysis and filtering of signals" (2001), sections
-4 and 7: both trees share a filtering without decimation at this level; the two values of a complex
-band are sums and differences inside cells of 2x2. Six orientations: 15, 45, 75, 105, 135, 165
-degrees. Convolutions, slices and a gather, for any device, type and exporter.
+4 and 7. At this level both trees share one undecimated filtering, and the real and imaginary parts
+of a complex band are sums and differences within 2x2 cells. The six orientations are 15, 45, 75,
+105, 135 and 165 degrees. The code consists of convolutions, slices and a gather, so it runs on any
+device, with any dtype and in any exported format.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-REACH = 9  # samples beyond an edge that the longest filter reads
+REACH = 9  # number of samples beyond an edge that the longest filter reads
 
-# The left half of each symmetric filter, its centre last.
+# The left half of each symmetric filter, including its centre.
 # fmt: off
 _LOW = tuple(n / 5120 for n in (-9, 0, 114, -240, -247, 1520, 2844))
 _HIGH = tuple(
@@ -23,64 +24,43 @@ _HIGH = tuple(
 
 
 def filters() -> tuple[Tensor, Tensor]:
-    """Return the filters of analysis and of synthesis, low-pass first: 2 x 19 each.
+    """Return the analysis and the synthesis filters, 2 x 19 each, low-pass first.
 
-    Those of synthesis are those of analysis exchanged, every second sign turned.
+    The synthesis filters are the analysis filters, swapped and with every second sign inverted.
     """
-    low, high = _whole(_LOW), _whole(_HIGH)
+    low, high = _mirrored(_LOW), _mirrored(_HIGH)
     signs = torch.tensor([(-1.0) ** abs(n) for n in range(-REACH, REACH + 1)])
     return torch.stack([low, high]), torch.stack([signs * high, signs * low])
 
 
-def _whole(half: tuple[float, ...]) -> Tensor:
+def _mirrored(half: tuple[float, ...]) -> Tensor:
     left = [0.0] * (REACH + 1 - len(half)) + list(half)
     return torch.tensor(left + left[-2::-1])
 
 
-def dual_tree(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Split maps into a low band of the same size and six complex bands of half the size.
-
-    Edges are continued by half-sample symmetry (the edge sample comes twice). Sides must be even.
-
-    Args:
-        x: B x C x H x W, of any floating type.
-
-    Returns:
-        Low band, B x C x H x W; bands, B x C x 2 x 6 x H/2 x W/2: real and imaginary parts, then
-        orientations.
-    """
-    low, bands = analyse(x, filters()[0].to(x))
-    return low, bands.unflatten(0, x.shape[:2])
-
-
-def inverse_dual_tree(low: Tensor, bands: Tensor) -> Tensor:
-    """Put maps together from the bands of `dual_tree`: its inverse on what it gives.
-
-    Args:
-        low: B x C x H x W.
-        bands: B x C x 2 x 6 x H/2 x W/2.
-
-    Returns:
-        B x C x H x W.
-    """
-    return synthesise(low, bands.flatten(0, 1), filters()[1].to(low))
-
-
 def analyse(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    """`dual_tree` with given filters, 2 x 19; the bands are BC x 2 x 6 x H/2 x W/2.
+    """Split feature maps into a low band and six complex bands of half the size.
 
-    Of five axes, since Core ML takes no more.
+    Edges are extended by half-sample symmetry, which repeats the edge sample. Height and width must
+    be even.
+
+    Args:
+        x: B x C x H x W, any floating-point dtype.
+        taps: The analysis filters of `filters`, 2 x 19.
+
+    Returns:
+        The low band, B x C x H x W, and the complex bands, BC x 2 x 6 x H/2 x W/2. Axis 1 contains
+        the real and imaginary parts, axis 2 the orientations. B and C share one axis because Core
+        ML supports at most five.
     """
     batch, channels, height, width = x.shape
     reach = taps.shape[1] // 2
     maps = x.reshape(batch * channels, 1, height, width)
-    maps = F.conv2d(
-        continued(maps, -1, reach), taps[:, None, None, :]
-    )  # low and high along the width
+    # Low and high along the width.
+    maps = F.conv2d(extend(maps, -1, reach), taps[:, None, None, :])
     both = torch.cat([taps, taps.flip(0)])[:, None, :, None]
-    maps = F.conv2d(
-        continued(maps, -2, reach), both, groups=2
-    )  # ll, lh, hh, hl: width, then height
+    # ll, lh, hh, hl: first along the width, then along the height.
+    maps = F.conv2d(extend(maps, -2, reach), both, groups=2)
     a, b, c, d = F.pixel_unshuffle(maps[:, 1:], 2).unflatten(1, (3, 4)).unbind(2)
     first = torch.stack([a - d, b + c], 1)  # BC 2 3 h w; lh, hh, hl
     second = torch.stack([a + d, b - c], 1).flip(2)
@@ -88,7 +68,16 @@ def analyse(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def synthesise(low: Tensor, bands: Tensor, taps: Tensor) -> Tensor:
-    """`inverse_dual_tree` with given filters, 2 x 19, and bands as `analyse` gives them."""
+    """Reconstruct feature maps from their bands, as the inverse of `analyse`.
+
+    Args:
+        low: Low band, B x C x H x W.
+        bands: Complex bands, BC x 2 x 6 x H/2 x W/2.
+        taps: The synthesis filters of `filters`, 2 x 19.
+
+    Returns:
+        B x C x H x W.
+    """
     height, width = low.shape[2], low.shape[3]
     reach = taps.shape[1] // 2
     first, second = bands[:, :, :3], bands[:, :, 3:].flip(2)  # lh, hh, hl
@@ -97,14 +86,14 @@ def synthesise(low: Tensor, bands: Tensor, taps: Tensor) -> Tensor:
     high = F.pixel_shuffle(cells.flatten(1, 2), 2)
     maps = torch.cat([low.reshape(-1, 1, height, width), high], dim=1)
     both = torch.stack([taps, taps.flip(0)])[:, :, :, None]
-    maps = F.conv2d(continued(maps, -2, reach), both, groups=2)
-    return F.conv2d(continued(maps, -1, reach), taps[None, :, None, :]).view_as(low)
+    maps = F.conv2d(extend(maps, -2, reach), both, groups=2)
+    return F.conv2d(extend(maps, -1, reach), taps[None, :, None, :]).view_as(low)
 
 
-def continued(x: Tensor, axis: int, reach: int) -> Tensor:
-    """Continue maps beyond both edges of an axis by half-sample symmetry, as often as it takes."""
+def extend(x: Tensor, axis: int, reach: int) -> Tensor:
+    """Add `reach` samples at both ends of an axis by half-sample symmetry, as often as needed."""
     side = x.shape[axis]
-    place = torch.arange(-reach, side + reach, device=x.device)
-    place = torch.maximum(place, -1 - place)  # ExecuTorch takes remainders of no negative numbers
-    place = place % torch.full_like(place, 2 * side)  # a tensor: ONNX takes no size as a modulus
-    return x.index_select(axis, torch.minimum(place, 2 * side - 1 - place))
+    index = torch.arange(-reach, side + reach, device=x.device)
+    index = torch.maximum(index, -1 - index)  # ExecuTorch has no remainder of negative numbers
+    index = index % torch.full_like(index, 2 * side)  # in ONNX the divisor must be a tensor
+    return x.index_select(axis, torch.minimum(index, 2 * side - 1 - index))

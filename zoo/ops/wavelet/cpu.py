@@ -1,21 +1,21 @@
-"""The Haar transform on a CPU, compiled by Numba: one pass over the map, whatever its size.
+"""The Haar transform on the CPU, compiled by Numba, in one pass over each feature map.
 
-The sums are formed in the order of the plain form, so that both give the same bits.
+Sums have the same order as in the plain backend, so both backends give bit-identical results.
 """
 
 from numba import njit
 from torch import Tensor
 
-from zoo.ops.threads import share_out
+from zoo.ops.threads import parallel_for
 
-WORTH_A_THREAD = 1 << 19  # pixels, a quarter of a millisecond; waking a thread may take as long
+PIXELS_PER_THREAD = 1 << 19  # about 0.25 ms of work; waking a thread may take as long
 
 _kernel = njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
 
 
 @_kernel
 def _forward(first, last, x, bands):
-    """Bands (N, 4, h, w) of the maps x (N, 2h, 2w) from `first` to before `last`."""
+    """Write the bands (N, 4, h, w) of the maps x (N, 2h, 2w) for indices in range(first, last)."""
     half = x.dtype.type(0.5)
     for n in range(first, last):
         for i in range(bands.shape[2]):
@@ -33,7 +33,7 @@ def _forward(first, last, x, bands):
 
 @_kernel
 def _inverse(first, last, bands, x):
-    """Maps x (N, 2h, 2w) of the bands (N, 4, h, w) from `first` to before `last`."""
+    """Write the maps x (N, 2h, 2w) of the bands (N, 4, h, w) for indices in range(first, last)."""
     half = x.dtype.type(0.5)
     for n in range(first, last):
         for i in range(bands.shape[2]):
@@ -49,23 +49,24 @@ def _inverse(first, last, bands, x):
 
 
 def haar(x: Tensor) -> Tensor:
-    """..., 2h, 2w -> ..., 4, h, w."""
+    """Transform ... x 2h x 2w to ... x 4 x h x w."""
     *outer, height, width = x.shape
     bands = x.new_empty(*outer, 4, height // 2, width // 2)
     maps = x.detach().contiguous().view(-1, height, width)
-    _share_out(_forward, maps, bands.view(-1, 4, height // 2, width // 2))
+    _run(_forward, maps, bands.view(-1, 4, height // 2, width // 2))
     return bands
 
 
 def inverse_haar(bands: Tensor) -> Tensor:
-    """..., 4, h, w -> ..., 2h, 2w."""
+    """Transform ... x 4 x h x w to ... x 2h x 2w."""
     *outer, _, height, width = bands.shape
     x = bands.new_empty(*outer, 2 * height, 2 * width)
-    of_a_map = bands.detach().contiguous().view(-1, 4, height, width)
-    _share_out(_inverse, of_a_map, x.view(-1, 2 * height, 2 * width))
+    flat_bands = bands.detach().contiguous().view(-1, 4, height, width)
+    _run(_inverse, flat_bands, x.view(-1, 2 * height, 2 * width))
     return x
 
 
-def _share_out(kernel, source: Tensor, target: Tensor) -> None:
-    least = max(1, WORTH_A_THREAD // max(1, target[0].numel())) if len(target) else 1
-    share_out(kernel, len(target), (source.numpy(), target.numpy()), least)
+def _run(kernel, source: Tensor, target: Tensor) -> None:
+    """Run a kernel on all maps, on several threads if there is enough work."""
+    maps_per_thread = PIXELS_PER_THREAD // max(1, target[0].numel()) if len(target) else 1
+    parallel_for(kernel, len(target), (source.numpy(), target.numpy()), max(1, maps_per_thread))

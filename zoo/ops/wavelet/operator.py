@@ -1,6 +1,7 @@
-"""The compiled Haar transform as two operators of PyTorch, each the derivative of the other.
+"""The compiled Haar transform and its inverse as custom operators of PyTorch.
 
-The transform is orthonormal: its inverse is its transpose, so the gradient of one is the other.
+The transform is orthonormal, so its inverse is its transpose: each operator is the backward pass of
+the other.
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 @torch.library.custom_op("zoo::haar", mutates_args=())
 def haar_op(x: Tensor) -> Tensor:
-    """..., 2h, 2w -> ..., 4, h, w, on the CPU, in single or double precision."""
+    """Transform ... x 2h x 2w to ... x 4 x h x w, on the CPU in single or double precision."""
     from zoo.ops.wavelet import cpu
 
     return cpu.haar(x)
@@ -17,7 +18,7 @@ def haar_op(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("zoo::inverse_haar", mutates_args=())
 def inverse_haar_op(bands: Tensor) -> Tensor:
-    """..., 4, h, w -> ..., 2h, 2w, on the CPU, in single or double precision."""
+    """Transform ... x 4 x h x w to ... x 2h x 2w, on the CPU in single or double precision."""
     from zoo.ops.wavelet import cpu
 
     return cpu.inverse_haar(bands)

@@ -1,12 +1,13 @@
-"""The Haar transform in plain PyTorch: a butterfly of slices, for any device, type and exporter.
+"""The Haar transform in plain PyTorch, for any device, dtype and export format.
 
-For the 2x2 block p q / r t of a map the four bands are
+The four bands of a 2x2 block with rows (p, q) and (r, t) are
 
-    LL = (p + q + r + t) / 2        LH = (p + q - r - t) / 2    (low along the width, high along
-    HL = (p - q + r - t) / 2        HH = (p - q - r + t) / 2     the height, and so on)
+    LL = (p + q + r + t) / 2        LH = (p + q - r - t) / 2
+    HL = (p - q + r - t) / 2        HH = (p - q - r + t) / 2
 
-First rows are added and subtracted, then columns: 2 additions and 1 product for each pixel. Halving
-comes first; it is exact, and no sum is larger than its band.
+The first letter is the filter along the width, the second the filter along the height. Rows are
+added and subtracted first, then columns, which takes 2 additions and 1 product per pixel. Halving
+the input first is exact and keeps intermediate sums from overflowing.
 """
 
 import torch
@@ -15,21 +16,21 @@ from torch import Tensor
 
 
 def _is_even(side: int) -> bool:
-    """Say whether a side is even for certain; one that a recorded graph leaves open is not."""
+    """Return whether a side is known to be even; the dynamic size of a traced graph is not."""
     return not torch.jit.is_tracing() and isinstance(side, int) and side % 2 == 0
 
 
 def haar(x: Tensor) -> Tensor:
-    """..., H, W -> ..., 4, ceil(H/2), ceil(W/2)."""
+    """Transform ... x H x W to ... x 4 x ceil(H/2) x ceil(W/2)."""
     x = 0.5 * x
-    # Slicing an even side after one zero too many leaves it out again.
-    below = x if _is_even(x.shape[-2]) else F.pad(x, [0, 0, 0, 1])
-    top, bottom = x[..., 0::2, :], below[..., 1::2, :]
+    # If the side is even, slicing drops the padding again.
+    padded = x if _is_even(x.shape[-2]) else F.pad(x, [0, 0, 0, 1])
+    top, bottom = x[..., 0::2, :], padded[..., 1::2, :]
     low, high = top + bottom, top - bottom
-    beside_low = low if _is_even(x.shape[-1]) else F.pad(low, [0, 1])
-    beside_high = high if _is_even(x.shape[-1]) else F.pad(high, [0, 1])
-    low_left, low_right = low[..., 0::2], beside_low[..., 1::2]
-    high_left, high_right = high[..., 0::2], beside_high[..., 1::2]
+    padded_low = low if _is_even(x.shape[-1]) else F.pad(low, [0, 1])
+    padded_high = high if _is_even(x.shape[-1]) else F.pad(high, [0, 1])
+    low_left, low_right = low[..., 0::2], padded_low[..., 1::2]
+    high_left, high_right = high[..., 0::2], padded_high[..., 1::2]
     return torch.stack(
         [
             low_left + low_right,
@@ -42,7 +43,7 @@ def haar(x: Tensor) -> Tensor:
 
 
 def inverse_haar(bands: Tensor) -> Tensor:
-    """..., 4, h, w -> ..., 2h, 2w."""
+    """Transform ... x 4 x h x w to ... x 2h x 2w."""
     ll, lh, hl, hh = (0.5 * bands).unbind(-3)
     low_top, low_bottom, high_top, high_bottom = ll + lh, ll - lh, hl + hh, hl - hh
     pixels = torch.stack(
@@ -56,5 +57,5 @@ def inverse_haar(bands: Tensor) -> Tensor:
     )
     if pixels.dim() == 3:
         return F.pixel_shuffle(pixels, 2).squeeze(-3)
-    # Channels of one axis, as images have them: Core ML and ExecuTorch shuffle no more.
+    # Core ML and ExecuTorch support pixel_shuffle only with one channel axis.
     return F.pixel_shuffle(pixels.flatten(-4, -3), 2)

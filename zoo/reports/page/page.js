@@ -1,5 +1,5 @@
 "use strict";
-// Everything that comes from records goes in as text, never as markup.
+// Text from records is inserted only as text, never as HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 
@@ -12,7 +12,7 @@ function node(parent, tag, attributes = {}, text = null) {
   return made;
 }
 
-// ---- figures in words
+// ---- number formats
 
 function scaled(value, units, base, unit = "") {
   let i = 0;
@@ -21,7 +21,7 @@ function scaled(value, units, base, unit = "") {
   return `${value.toFixed(digits)} ${units[i]}${unit}`.trim();
 }
 
-const inWords = {
+const format = {
   text: (value) => String(value),
   number: (value) => (Number.isInteger(value) ? String(value) : value.toFixed(Math.abs(value) < 10 ? 2 : 1)),
   rate: (value) => value.toFixed(1),
@@ -32,7 +32,7 @@ const inWords = {
   ms: (value) => value.toFixed(value >= 1 ? 2 : 4),
   ratio: (value) => value.toFixed(3),
 };
-const say = (column, value) => (value === null || value === undefined ? "" : inWords[column.kind](value));
+const formatCell = (column, value) => (value === null || value === undefined ? "" : format[column.kind](value));
 
 // ---- tables that sort and filter
 
@@ -47,13 +47,13 @@ class Grid {
       node(cell, "button", { type: "button" }, column.title).addEventListener("click", () => this.sort(i));
     });
     this.body = node(table, "tbody");
-    this.lines = rows.map((values, place) => {
+    this.lines = rows.map((values, index) => {
       const line = node(this.body, "tr");
       columns.forEach((column, i) => {
-        decorate(node(line, "td", { class: column.kind }, say(column, values[i])), column, place);
+        decorate(node(line, "td", { class: column.kind }, formatCell(column, values[i])), column, index);
       });
       const text = values.filter((v) => v !== null).join(" ").toLowerCase();
-      return { values, line, place, text };
+      return { values, line, index, text };
     });
   }
 
@@ -65,9 +65,9 @@ class Grid {
     const empty = (v) => v === null || v === undefined;
     this.lines.sort((a, b) => {
       const [x, y] = [a.values[i], b.values[i]];
-      if (empty(x) || empty(y)) return empty(x) - empty(y) || a.place - b.place; // the empty ones stay last
+      if (empty(x) || empty(y)) return empty(x) - empty(y) || a.index - b.index; // empty cells stay last
       const order = typeof x === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
-      return sign * order || a.place - b.place;
+      return sign * order || a.index - b.index;
     });
     this.body.append(...this.lines.map((entry) => entry.line));
   }
@@ -83,7 +83,7 @@ class Grid {
   }
 }
 
-// ---- what appears beside the pointer
+// ---- tooltip
 
 function hover(target, text) {
   const tip = byId("tip");
@@ -96,17 +96,17 @@ function hover(target, text) {
   };
   target.addEventListener("mousemove", (event) => show(event.clientX, event.clientY));
   target.addEventListener("focus", () => { const box = target.getBoundingClientRect(); show(box.right, box.bottom); });
-  for (const gone of ["mouseleave", "blur"]) target.addEventListener(gone, () => { tip.hidden = true; });
+  for (const event of ["mouseleave", "blur"]) target.addEventListener(event, () => { tip.hidden = true; });
 }
 
 const columnOf = Object.fromEntries(data.columns.map((column, i) => [column.key, i]));
 const cell = (row, key) => (key in columnOf ? data.rows[row][columnOf[key]] : null);
 
-function described(row) {
+function describeRow(row) {
   const column = (key) => data.columns[columnOf[key]];
   const keys = ["p50_ms", "low_ms", "high_ms", "p90_ms", "p99_ms", "params", "macs", "peak_memory_bytes"];
-  const figures = keys.filter((key) => cell(row, key) !== null).map((key) => `${column(key).title} ${say(column(key), cell(row, key))}`);
-  return [`${cell(row, "model")}, ${cell(row, "form")}, ${cell(row, "image")}`, ...figures].join("\n");
+  const figures = keys.filter((key) => cell(row, key) !== null).map((key) => `${column(key).title} ${formatCell(column(key), cell(row, key))}`);
+  return [`${cell(row, "model")}, ${cell(row, "variant")}, ${cell(row, "image")}`, ...figures].join("\n");
 }
 
 // ---- accuracy and latency
@@ -142,7 +142,7 @@ function drawPlot(points) {
   const [bottom, top] = [Math.min(...tops) - 0.7, Math.max(...tops) + 0.7];
   const x = (value) => LEFT + (Math.log(value / low) / Math.log(high / low)) * (W - LEFT - RIGHT);
   const y = (value) => H - BOTTOM - ((value - bottom) / (top - bottom)) * (H - TOP - BOTTOM);
-  const svg = node(host, "svg", { viewBox: `0 0 ${W} ${H}`, role: "group", "aria-label": "accuracy and latency" });
+  const svg = node(host, "svg", { viewBox: `0 0 ${W} ${H}`, role: "group", "aria-label": "top-1 accuracy against latency" });
   for (const tick of logTicks(low, high)) {
     node(svg, "line", { x1: x(tick), x2: x(tick), y1: TOP, y2: H - BOTTOM, class: "grid" });
     node(svg, "text", { x: x(tick), y: H - BOTTOM + 18, "text-anchor": "middle" }, String(Number(tick.toPrecision(2))));
@@ -151,8 +151,8 @@ function drawPlot(points) {
     node(svg, "line", { x1: LEFT, x2: W - RIGHT, y1: y(tick), y2: y(tick), class: "grid" });
     node(svg, "text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, String(Number(tick.toFixed(1))));
   }
-  node(svg, "text", { x: (LEFT + W - RIGHT) / 2, y: H - 6, "text-anchor": "middle" }, "median time of a call in ms (logarithmic)");
-  node(svg, "text", { transform: `translate(14 ${(H - BOTTOM) / 2}) rotate(-90)`, "text-anchor": "middle" }, "published top-1 on ImageNet-1k in %");
+  node(svg, "text", { x: (LEFT + W - RIGHT) / 2, y: H - 6, "text-anchor": "middle" }, "median latency in ms (logarithmic)");
+  node(svg, "text", { transform: `translate(14 ${(H - BOTTOM) / 2}) rotate(-90)`, "text-anchor": "middle" }, "published top-1 accuracy on ImageNet-1k in %");
   const front = points.filter((p) => p.front).sort((a, b) => cell(a.row, "p50_ms") - cell(b.row, "p50_ms"));
   const path = front.map((p, i) => (i ? `H${x(cell(p.row, "p50_ms"))}V${y(p.top1)}` : `M${x(cell(p.row, "p50_ms"))} ${y(p.top1)}`));
   if (front.length) node(svg, "path", { d: path.join(""), class: "front-line" });
@@ -164,32 +164,32 @@ function drawPlot(points) {
 
 function mark(svg, p, x, y) {
   const kind = `point${p.front ? " front" : ""}${p.at_size ? "" : " hollow"}`;
-  const fused = cell(p.row, "form") === "fused";
+  const fused = cell(p.row, "variant") === "fused";
   const shape = fused ? { cx: x, cy: y, r: 6 } : { x: x - 5, y: y - 5, width: 10, height: 10 };
-  const text = described(p.row).split("\n");
+  const text = describeRow(p.row).split("\n");
   text.splice(1, 0, `top-1 ${p.top1} (${p.source})`);
-  if (!p.at_size) text.push("measured at another image size than the accuracy was published for");
-  if (p.front) text.push("nothing measured alike is as fast and more accurate");
+  if (!p.at_size) text.push("latency measured at a different image size than the accuracy");
+  if (p.front) text.push("on the Pareto front");
   const made = node(svg, fused ? "circle" : "rect", { ...shape, class: kind, tabindex: 0, role: "img", "aria-label": text.join(", "), "data-model": cell(p.row, "model") });
   hover(made, text.join("\n"));
   made.addEventListener("click", () => chooseLayers(cell(p.row, "model")));
   return { made, row: p.row };
 }
 
-// A name stands to the left of its point or to the right, where it meets no other name.
+// Each name is placed left or right of its point; a name that would overlap others is left out.
 function label(svg, front, x, y) {
   const taken = [];
   for (const p of front) {
     const [cx, cy] = [x(cell(p.row, "p50_ms")), y(p.top1)];
-    const places = [[cx - 9, cy - 7, "end"], [cx + 9, cy - 7, "start"], [cx + 9, cy + 17, "start"], [cx - 9, cy + 17, "end"]];
+    const candidates = [[cx - 9, cy - 7, "end"], [cx + 9, cy - 7, "start"], [cx + 9, cy + 17, "start"], [cx - 9, cy + 17, "end"]];
     const text = node(svg, "text", {}, cell(p.row, "model"));
-    const fits = places.some(([left, top, anchor]) => {
+    const fits = candidates.some(([left, top, anchor]) => {
       text.setAttribute("x", left);
       text.setAttribute("y", top);
       text.setAttribute("text-anchor", anchor);
       const box = text.getBBox();
-      const meets = (b) => box.x < b.x + b.width && b.x < box.x + box.width && box.y < b.y + b.height && b.y < box.y + box.height;
-      if (box.x < LEFT || box.x + box.width > W - RIGHT || box.y < 0 || taken.some(meets)) return false;
+      const overlaps = (b) => box.x < b.x + b.width && b.x < box.x + box.width && box.y < b.y + b.height && b.y < box.y + box.height;
+      if (box.x < LEFT || box.x + box.width > W - RIGHT || box.y < 0 || taken.some(overlaps)) return false;
       taken.push(box);
       return true;
     });
@@ -202,7 +202,7 @@ let words = [];
 
 function fade(drawn) {
   for (const { made, row } of drawn) {
-    const text = main.lines.find((entry) => entry.place === row).text;
+    const text = main.lines.find((entry) => entry.index === row).text;
     made.classList.toggle("faded", !words.every((word) => text.includes(word)));
   }
 }
@@ -214,28 +214,28 @@ function setUpPlot() {
     const points = data.points[byId("setting").value];
     marks = drawPlot(points) || [];
     const missing = data.rows.length - Object.values(data.points).reduce((sum, list) => sum + list.length, 0);
-    const parts = ["Circles are fused, squares unfused; the line joins those that nothing beats in both."];
-    if (points && points.some((p) => !p.at_size)) parts.push("Hollow ones were measured at another image size than their accuracy was published for; they are not on the line.");
-    if (missing) parts.push(`${missing} of ${data.rows.length} measurements have no published top-1 on ImageNet-1k and are not in the plot.`);
+    const parts = ["Circles are fused models, squares unfused models. The line connects the models on the Pareto front."];
+    if (points && points.some((p) => !p.at_size)) parts.push("Hollow points were measured at a different image size than the published accuracy and are not on the front.");
+    if (missing) parts.push(`${missing} of ${data.rows.length} measurements have no published top-1 accuracy on ImageNet-1k and are not shown.`);
     byId("plot-notes").textContent = parts.join(" ");
   };
   byId("setting").addEventListener("change", draw);
   if (names.length === 0) byId("setting").parentElement.hidden = true;
   draw();
-  if (names.length === 0) byId("plot-notes").textContent = "None of these models has a published top-1 on ImageNet-1k in its facts.";
+  if (names.length === 0) byId("plot-notes").textContent = "None of these models has a published top-1 accuracy on ImageNet-1k.";
 }
 
 // ---- layers
 
 function chooseLayers(model) {
-  const place = data.layers.findIndex((entry) => cell(entry.row, "model") === model);
-  if (place < 0) return;
-  byId("model").value = String(place);
+  const index = data.layers.findIndex((entry) => cell(entry.row, "model") === model);
+  if (index < 0) return;
+  byId("model").value = String(index);
   drawLayers();
   byId("layers").scrollIntoView();
 }
 
-// One tree of modules by their dotted names; the time of a module is its own and that of its parts.
+// Returns the tree of modules; the time of a module includes that of its submodules.
 function treeOf(entry) {
   const root = { name: "", parts: new Map(), ms: 0, own: 0, layer: null };
   entry.name.forEach((name, i) => {
@@ -262,7 +262,7 @@ function drawFlame(entry) {
   const tree = treeOf(entry);
   const width = 1400, line = 22;
   const svg = node(host, "svg", { viewBox: `0 0 ${width} ${line * depthOf(tree)}` });
-  const place = (part, x, level, short) => {
+  const drawPart = (part, x, level, short) => {
     const w = (part.ms / tree.ms) * width;
     if (w < 0.5) return;
     const leaf = part.parts.size === 0 && part.layer !== null;
@@ -271,26 +271,26 @@ function drawFlame(entry) {
     hover(box, leaf ? layerText(entry, part.layer) : `${part.name || "model"}\n${part.ms.toFixed(3)} ms, ${((100 * part.ms) / tree.ms).toFixed(1)} %`);
     if (w > 9 * short.length) node(svg, "text", { x: x + 4, y: level * line + 15, class: leaf ? "leaf" : "" }, short);
     let at = x;
-    for (const [key, inner] of part.parts) { place(inner, at, level + 1, key); at += (inner.ms / tree.ms) * width; }
+    for (const [key, inner] of part.parts) { drawPart(inner, at, level + 1, key); at += (inner.ms / tree.ms) * width; }
   };
-  place(tree, 0, 0, cell(entry.row, "model"));
+  drawPart(tree, 0, 0, cell(entry.row, "model"));
 }
 
 const layerColumns = [
-  { key: "name", title: "layer", kind: "text", help: "Dotted name of the module." },
+  { key: "name", title: "layer", kind: "text", help: "Name of the module." },
   { key: "type", title: "type", kind: "text" },
-  { key: "ms", title: "ms", kind: "ms", help: "Its own time, without the modules inside it." },
-  { key: "share", title: "share", kind: "percent", help: "Of the time of all layers, in percent." },
+  { key: "ms", title: "ms", kind: "ms", help: "Time of the module without its submodules." },
+  { key: "share", title: "share", kind: "percent", help: "Percent of the time of all layers." },
   { key: "macs", title: "MACs", kind: "count" },
   { key: "params", title: "params", kind: "count" },
-  { key: "bytes", title: "bytes", kind: "bytes", help: "Read and written." },
+  { key: "bytes", title: "bytes", kind: "bytes", help: "Bytes read and written." },
   { key: "gmacs", title: "GMACs/s", kind: "rate" },
   { key: "gbytes", title: "GB/s", kind: "rate" },
-  { key: "bound", title: "bound by", kind: "text", help: "What its time is explained by: MACs, bytes, or neither (overhead)." },
+  { key: "bound", title: "bound by", kind: "text", help: "What limits the speed: compute (MACs), memory (bytes) or overhead." },
 ];
 
 function layerText(entry, i) {
-  const [macs, bytes] = [inWords.count(entry.macs[i]), inWords.bytes(entry.bytes[i])];
+  const [macs, bytes] = [format.count(entry.macs[i]), format.bytes(entry.bytes[i])];
   const bound = data.bounds[entry.bound[i]];
   return `${entry.name[i] || "model"}\n${data.types[entry.type[i]]}\n${entry.ms[i].toFixed(3)} ms, ${macs} MACs, ${bytes}, bound by ${bound}`;
 }
@@ -315,26 +315,26 @@ function drawLayers() {
   grid.sort(2);
   grid.sort(2);
   const notes = byId("layers-notes");
-  notes.textContent = `${entry.name.length} layers, ${inWords.ms(sum)} ms in all. Their time is bound by `;
+  notes.textContent = `${entry.name.length} layers, ${format.ms(sum)} ms in total. Share of time by limit: `;
   data.bounds.forEach((bound, b) => {
     const share = entry.ms.reduce((all, ms, i) => all + (entry.bound[i] === b ? ms : 0), 0) / sum;
     node(notes, "span", { class: `swatch ${bound}` });
     node(notes, "span", {}, `${bound} ${(100 * share).toFixed(0)} %  `);
   });
   const { gmacs_per_s: macs, gbytes_per_s: bytes } = entry.roofline || {};
-  if (macs && bytes) node(notes, "span", {}, `The machine at its best: ${inWords.rate(macs)} GMACs/s, ${inWords.rate(bytes)} GB/s.`);
+  if (macs && bytes) node(notes, "span", {}, `Limits of the machine: ${format.rate(macs)} GMACs/s, ${format.rate(bytes)} GB/s.`);
 }
 
 function setUpLayers() {
-  data.layers.forEach((entry, i) => node(byId("model"), "option", { value: i }, `${cell(entry.row, "model")}, ${cell(entry.row, "form")}, ${entry.input}`));
+  data.layers.forEach((entry, i) => node(byId("model"), "option", { value: i }, `${cell(entry.row, "model")}, ${cell(entry.row, "variant")}, ${entry.input}`));
   byId("model").addEventListener("change", drawLayers);
   if (data.layers.length === 0) {
     byId("model").parentElement.hidden = true;
-    byId("layers-notes").textContent = "These records hold no layers: measure with profile.layers=true.";
+    byId("layers-notes").textContent = "These records contain no layers; measure with profile.layers=true.";
   }
-  if (data.left_out) {
+  if (data.omitted) {
     const note = node(byId("layers"), "p", { class: "notes" });
-    note.textContent = `The layers of ${data.left_out} more records are left out to keep the page small; they are in the JSON lines.`;
+    note.textContent = `The layers of ${data.omitted} more records are omitted to keep the page small; they are in the JSON Lines file.`;
   }
   drawLayers();
 }
@@ -345,10 +345,10 @@ const withLayers = new Set(data.layers.map((entry) => cell(entry.row, "model")))
 const main = new Grid(byId("rows"), data.columns, data.rows, (made, column, row) => {
   if (column.key !== "model" || !withLayers.has(cell(row, "model"))) return;
   made.textContent = "";
-  node(made, "button", { type: "button", title: "show its layers" }, cell(row, "model")).addEventListener("click", () => chooseLayers(cell(row, "model")));
+  node(made, "button", { type: "button", title: "Show the layers" }, cell(row, "model")).addEventListener("click", () => chooseLayers(cell(row, "model")));
 });
 const pairs = data.pairs.length ? new Grid(byId("pairs"), data.pair_columns, data.pairs) : null;
-if (!pairs) byId("fusing").querySelector("p").textContent = "No model was measured both ways: measure with profile.fused=both.";
+if (!pairs) byId("fusing").querySelector("p").textContent = "No model was measured unfused and fused; measure with profile.fused=both.";
 
 function filter() {
   words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
