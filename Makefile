@@ -1,14 +1,16 @@
 # make demo: set up, train a model on real images, evaluate, count, time, export, compare
-# make test: set up, run the tests              make lint: what CI checks besides
-# make results: measure every model that results/ lacks, write its tables and the README's
+# make test: set up, run the tests              make lint: the other checks of CI
+# make quick: set up, run the tests without the slow ones and for five families only (2 minutes)
+# make generated: write all generated files      make results: measure the models that have no latencies
+# make family NAME=<family>: write all generated files of a new family; MEASURE=1 measures it, too
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint results clean
+.PHONY: demo test quick lint generated family results clean
 
-# Set up anew when what is to be installed has changed.
+# Install again when the requirements have changed.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,14 +31,25 @@ demo: $(VENV)/installed $(DEMO)/trained
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
+quick: $(VENV)/installed
+	$(BIN)/python -m pytest --quick
+
+generated: $(VENV)/installed
+	$(BIN)/python -m tools write
+
+family: $(VENV)/installed
+	$(BIN)/python -m tools family '$(NAME)' $(if $(filter 1,$(MEASURE)),--measure)
+
 results: $(VENV)/installed
-	$(BIN)/python -m zoo results
+	$(BIN)/python -m tools latencies
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python -m tools check
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import zoo
 import zoo.registry
 
 # Operators on tiny tensors do not gain from threads, and processes side by side lose by them.
@@ -15,7 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 
 
 def pytest_addoption(parser):
-    parser.addoption("--renew-keys", action="store_true", help="write the lists of parameter names")
+    parser.addoption(
+        "--quick", action="store_true", help="leave out slow tests and all but five families"
+    )
     for suite in ("timm", "smp"):
         parser.addoption(
             f"--{suite}-tests",
@@ -25,18 +28,59 @@ def pytest_addoption(parser):
         )
 
 
+# A plain convolutional network, tokens, attention with a distilled head, scans, wavelets.
+QUICK_FAMILIES = (
+    "mobilenetv2",
+    "compact_transformers",
+    "efficientformer",
+    "lightm_unet",
+    "wavemix",
+)
+QUICK_FOLDERS = ("tests", "blocks", "configs", "contract", "counting", "data", "models", "ops")
+QUICK_FOLDERS += ("profiling", "reports")
+# Facts and the names of parameters are checked for every model.
+EVERY_FAMILY = ("test_contract_facts.py", "test_contract_keys.py", "test_catalogue.py")
+SLOW_FILES = ("test_add_a_model.py", "test_latency.py", "test_page.py", "test_sweep.py")
+SLOW_FILES += ("test_selective_scan_programs.py",)
+FAMILIES = {name: zoo.model_info(name)["family"] for name in zoo.list_models()}
+
+
+def is_quick(item) -> bool:
+    """Return whether `--quick` keeps a test: it is not slow, and its family is one of the five."""
+    if item.path.parent.name not in QUICK_FOLDERS or item.path.name in SLOW_FILES:
+        return False
+    if item.get_closest_marker("slow"):
+        return False
+    if item.path.name in EVERY_FAMILY:
+        return True
+    if item.path.parent.name == "models":
+        return item.path.stem.removeprefix("test_") in QUICK_FAMILIES
+    name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+    return not isinstance(name, str) or FAMILIES.get(name, "mobilenetv2") in QUICK_FAMILIES
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        kept = [is_quick(item) for item in items]
+        config.hook.pytest_deselected(
+            items=[item for item, keep in zip(items, kept, strict=True) if not keep]
+        )
+        items[:] = [item for item, keep in zip(items, kept, strict=True) if keep]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def models_go_with_the_file(request):
-    """Free what a file of tests shares, or a process ends up holding every model in every form."""
+def memory_is_freed(request):
+    """Free the caches of a test file and compiled programs; the models of `support` stay."""
     yield
     from zoo.profiling.memory import give_back_memory
 
-    for shared in vars(request.module).values():  # `support.shaken`, too, where it is imported
-        if callable(clear := getattr(shared, "cache_clear", None)):
+    for value in vars(request.module).values():
+        clear = getattr(value, "cache_clear", None)
+        if callable(clear) and value.__module__ == request.module.__name__:
             clear()
     torch.compiler.reset()
     give_back_memory()
-    # PyTorch keeps what programs were made of, a million objects: no search for garbage in them.
+    # PyTorch keeps a million objects of its compiled programs; do not search them for garbage.
     gc.freeze()
 
 

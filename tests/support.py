@@ -1,5 +1,6 @@
 """What tests have in common: shaken models built once, images, comparisons that mean something."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Sequence
@@ -93,15 +94,21 @@ def quick(name: str, blocks: int = 2) -> dict[str, Any]:
     return {argument: value for argument, value in fewer.items() if takes(name, argument)}
 
 
-@functools.lru_cache(maxsize=len(SMALLEST) + 8)  # the forms that all checks share, not every form
+@functools.lru_cache(maxsize=3 * len(SMALLEST))  # whole, with fewer blocks, and the features
 def shaken(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:
-    """Return a model in evaluation mode with weights that tell; shared, so not to be changed."""
-    return fresh(name, dtype, **kwargs)
+    """Return a model in evaluation mode with random weights of order one.
+
+    Every test of a process that asks for these arguments gets the same model: do not change it.
+    """
+    if dtype != torch.float32:
+        return fresh(name, dtype, **kwargs)
+    return shake(zoo.create_model(name, **kwargs)).eval()
 
 
 def fresh(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:
-    """Return the same model for the caller alone."""
-    return shake(zoo.create_model(name, **kwargs)).to(dtype).eval()
+    """Return a model equal to the `shaken` one that the caller may change."""
+    shared = shaken if not kwargs or kwargs == quick(name) else shaken.__wrapped__
+    return copy.deepcopy(shared(name, **kwargs)).to(dtype)
 
 
 def images(

@@ -100,17 +100,17 @@ def test_weights_of_a_whole_network_can_be_loaded(tmp_path):
 REFUSED = [
     (
         {"encoder": "mobilemamba_t2"},
-        r"encoder=mobilemamba_t2 gives maps at strides 16, 32, 64; unet needs 4, 8, 16, 32"
-        r" \(or 2 as well\): take a backbone that has these, such as mobilenetv2_100$",
+        r"encoder=mobilemamba_t2 has feature strides 16, 32, 64; unet needs 4, 8, 16, 32"
+        r" \(and optionally 2\): choose a backbone such as mobilenetv2_100$",
     ),
-    ({"encoder": None}, r"unet needs an encoder: name a backbone with encoder=\.\.\."),
-    ({"encoder": "lightm_unet_2d"}, "encoder=lightm_unet_2d is made for segmentation"),
-    ({"encoder": "wavemix_192_16_l3"}, "l3 gives maps at strides 4, 4, 4, 4; unet nee"),
+    ({"encoder": None}, r"unet needs a backbone: set encoder"),
+    ({"encoder": "lightm_unet_2d"}, "encoder=lightm_unet_2d is for segmentation"),
+    ({"encoder": "wavemix_192_16_l3"}, "l3 has feature strides 4, 4, 4, 4; unet nee"),
     ({"encoder": "mobilenetv2_03"}, "unknown model 'mobilenetv2_03'; did you mean mobilenetv2_0"),
     ({"encoder": "timm/resnet10x"}, "timm has no model 'resnet10x'"),
     (
         {"name": "deeplabv3", "encoder": "efficientformer_l1"},
-        "deeplabv3 needs an encoder that can dilate .* encoder=efficientformer_l1 cannot; mobilen",
+        "deeplabv3 needs an encoder with output_stride, .* does not support; choose one of mobilen",
     ),
     ({"features_only": True}, "features_only=True has no effect on unet"),
     ({"drop_rate": 0.1}, "unet has no argument 'drop_rate'"),

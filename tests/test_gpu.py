@@ -21,7 +21,7 @@ import zoo
 from zoo.cli import run as run_command
 from zoo.profiling.latency import measure
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is available")
 HYBRIDS = ["efficientformer_l1", "efficientvmamba_tiny", "lsnet_t"]
 
 

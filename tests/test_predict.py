@@ -21,6 +21,8 @@ from zoo.deploy import files
 from zoo.deploy.manifest import Origin
 from zoo.deploy.predict import Predictor, class_colours, list_images, predict, resize
 
+pytestmark = pytest.mark.slow
+
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 NAMES = ["red", "green", "blue"]
 

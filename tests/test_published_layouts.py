@@ -1,13 +1,16 @@
-"""Published checkpoints that facts name, as they come: public names, wrapped in any way.
+"""Published checkpoints of the facts load: by their public names, in every wrapper.
 
 The public layouts are those of the records, and timm's own. Those of other variants of a family
-follow from a record where the numbers in public names do so from those in ours.
+follow from a record if the numbers in public names follow from those in ours. Variants of other
+layouts are listed in `OWN_LAYOUTS` of tests/models/test_<family>.py, which tests their names.
 """
 
+import ast
 import fnmatch
 import functools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +20,7 @@ from published import RECORDS, WRAPPERS, wrapped
 from support import FINISHED
 
 import zoo
-from zoo.keys import recognise
-from zoo.weights import converted, misfits
+from zoo.keys import convert_keys, misfits, recognise
 
 PUBLISHED = sorted(
     {
@@ -27,21 +29,22 @@ PUBLISHED = sorted(
         for entry in zoo.model_info(name).get("weights", [])
     }
 )
-# Layouts that do not follow from a record: public names count blocks through stages, or number
-# layers that the record's variant has not. What names them stands in tests/models/test_<family>.py;
-# a variant of the same family with a record is checked here.
-OTHERWISE = (
-    *("cct_14_7x2_*", "cct_7_7x2_224_sine"),  # a second layer in the tokeniser
-    *("efficientformer_l3", "efficientformer_l7"),
-    "efficientvmamba_base",
-    *("lsnet_s*", "lsnet_b*"),  # a first stage with blocks
-    "mobilemamba_b*",
-    "simplenet_cifar_5m_extra_pool",
-    "sret_*",  # position tables are turned; the records are of sret_t and sret_t_wo_slice
-    *("t2t_vit_19", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_t_24"),
-    "wavemix_*",
-)
 ALL_RECORDS = {file.stem: json.loads(file.read_text()) for file in sorted(RECORDS.glob("*.json"))}
+
+
+def own_layouts(family: str) -> tuple[str, ...]:
+    """Return the globs in `OWN_LAYOUTS` of a family's tests."""
+    file = Path(__file__).parent / "models" / f"test_{family}.py"
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OWN_LAYOUTS":
+            return ast.literal_eval(node.value)
+    return ()
+
+
+OWN_LAYOUTS = {
+    family: own_layouts(family)
+    for family in sorted({zoo.model_info(name)["family"] for name in FINISHED})
+}
 
 
 def on_meta(name, **kwargs):
@@ -50,7 +53,7 @@ def on_meta(name, **kwargs):
 
 
 def tensor(shape, dtype: str):
-    """Random values, or zeros where they are whole numbers."""
+    """Return random values, or zeros of an integer type."""
     if not dtype.startswith("float"):
         return torch.zeros(shape, dtype=torch.int64)
     return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape, 1))) + 1
@@ -68,14 +71,14 @@ def of_timm(name):
 
 @functools.cache
 def names_of(record: str) -> tuple[str, dict[str, str]]:
-    """Return the style that a record is in, and the public name of each of our tensors."""
+    """Return the key style of a record, and the public name of each of our tensors."""
     entry = ALL_RECORDS[record]
     model = on_meta(entry["model"], **entry["kwargs"])
     rows = [(key, shape) for key, shape, dtype in entry["state"] if dtype.startswith("float")]
     state = {key: torch.full(shape, float(i)) for i, (key, shape) in enumerate(rows)}
     style = recognise(state, model.key_styles)
     assert style is not None
-    found = converted(state, model)
+    found = convert_keys(state, model)
     return style.name, {
         ours: rows[int(t.flatten()[0])][0] for ours, t in found.items() if t.numel()
     }
@@ -90,7 +93,7 @@ def skeleton(key: str) -> str:
 
 
 def public_name(key: str, known: dict[str, str]) -> str | None:
-    """Return the public name of our `key`, from those of another variant."""
+    """Derive the public name of our `key` from the names of another variant."""
     if key in known:
         return known[key]
     alike = [(ours, public) for ours, public in known.items() if skeleton(ours) == skeleton(key)]
@@ -103,7 +106,7 @@ def public_name(key: str, known: dict[str, str]) -> str | None:
 
 
 def number(i: int, ours: tuple[int, ...], rows) -> int | None:
-    """Return the i-th number of a public name: one of ours plus a constant, or a linear law."""
+    """Return the i-th number of a public name: ours plus a constant, or a linear function."""
     for j in reversed(range(len(ours))):
         if len({public[i] - own[j] for own, public in rows}) == 1:
             return ours[j] + rows[0][1][i] - rows[0][0][j]
@@ -116,7 +119,7 @@ def number(i: int, ours: tuple[int, ...], rows) -> int | None:
 
 @functools.cache
 def records_of(family: str, style: str) -> list[str]:
-    """Return the records of a family whose weights have the names of that style."""
+    """Return the records of a family in a key style."""
     return [
         record
         for record, entry in ALL_RECORDS.items()
@@ -125,7 +128,7 @@ def records_of(family: str, style: str) -> list[str]:
 
 
 def layout(name: str, style: str):
-    """Return names and shapes of a checkpoint of a variant; None where they do not follow."""
+    """Return a checkpoint of a variant; None if its names do not follow from a record."""
     if style == "timm" and timm.is_model(name):
         return of_timm(name)
     records = records_of(zoo.model_info(name)["family"], style)
@@ -139,7 +142,8 @@ def layout(name: str, style: str):
 
 
 def follows(name: str, style: str) -> bool:
-    listed = any(fnmatch.fnmatch(name, pattern) for pattern in OTHERWISE)
+    patterns = OWN_LAYOUTS[zoo.model_info(name)["family"]]
+    listed = any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     return (style == "timm" and timm.is_model(name)) or not listed
 
 
@@ -151,45 +155,39 @@ def model_of(entry):
 def test_names_and_shapes_of_a_checkpoint_become_ours(name, style):
     state, model = layout(name, style), on_meta(name)
     assert recognise(state, model.key_styles).name == style
-    assert misfits(converted({k: t.to("meta") for k, t in state.items()}, model), model) == []
+    assert misfits(convert_keys({k: t.to("meta") for k, t in state.items()}, model), model) == []
 
 
-def test_what_does_not_follow_is_published():
-    for pattern in OTHERWISE:
-        assert fnmatch.filter([name for name, _ in PUBLISHED], pattern), pattern
+def test_own_layouts_are_of_published_variants_of_the_family():
+    for family, patterns in OWN_LAYOUTS.items():
+        names = [name for name, _ in PUBLISHED if zoo.model_info(name)["family"] == family]
+        for pattern in patterns:
+            assert fnmatch.filter(names, pattern), f"{family}: {pattern}"
 
 
-def test_each_style_of_each_family_is_loaded_in_every_wrapper():
-    families = {(zoo.model_info(name)["family"], style) for name, style in PUBLISHED}
-    assert families == set(REPRESENTATIVES)
-
-
-# The record with the fewest parameters of each style of names.
-REPRESENTATIVES = {}
-for _name, _style in PUBLISHED:
-    _family = zoo.model_info(_name)["family"]
-    if _records := records_of(_family, _style):
-        _least = min(_records, key=lambda record: ALL_RECORDS[record]["params"])
-        REPRESENTATIVES[_family, _style] = _least
-
-
-@pytest.mark.parametrize(("family", "style"), REPRESENTATIVES)
-@pytest.mark.parametrize("wrapper", [*WRAPPERS, "net", "twice"])
-def test_every_wrapper_is_opened(family, style, wrapper):
-    """Nothing that the model holds is left as it was, and nothing comes from the other branch."""
-    record = REPRESENTATIVES[family, style]
+@pytest.mark.parametrize(
+    ("family", "style"),
+    sorted({(zoo.model_info(name)["family"], style) for name, style in PUBLISHED}),
+)
+def test_every_wrapper_is_opened(family, style):
+    """Every tensor of the model is replaced, and none comes from the other branch."""
+    records = records_of(family, style)
+    assert records, "no record has names of this style"
+    record = min(records, key=lambda record: ALL_RECORDS[record]["params"])
     state = of_record(record)
     other = {key: torch.full_like(value, -7) for key, value in state.items()}
     boxes = wrapped(state) | {
-        "net": {"net": state, "net_E": other},  # EMO's and MobileMamba's; they evaluate `net`
+        "net": {"net": state, "net_E": other},  # EMO and MobileMamba evaluate `net`
         "twice": {"state_dict": {f"module.module.{key}": t for key, t in state.items()}},
     }
-    want = converted(dict(state), model_of(ALL_RECORDS[record]))
+    assert boxes.keys() == {*WRAPPERS, "net", "twice"}
+    want = convert_keys(dict(state), model_of(ALL_RECORDS[record]))
     model = model_of(ALL_RECORDS[record]).to_empty(device="cpu")
-    for value in model.state_dict().values():
-        value.fill_(torch.nan if value.is_floating_point() else 0)
-    assert zoo.load_weights(model, boxes[wrapper]) == []
-    for key, value in model.state_dict().items():
-        if value.is_floating_point():
-            torch.testing.assert_close(value, want[key].reshape(value.shape), rtol=0, atol=0)
-            assert value.isfinite().all(), key
+    for wrapper, box in boxes.items():
+        for value in model.state_dict().values():
+            value.fill_(torch.nan if value.is_floating_point() else 0)
+        assert zoo.load_weights(model, box) == []
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                assert torch.equal(value, want[key].reshape(value.shape)), (wrapper, key)
+                assert value.isfinite().all(), (wrapper, key)

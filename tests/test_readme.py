@@ -1,14 +1,21 @@
-"""The commands and Python lines of README and docs are there to be typed: they must be right."""
+"""README and docs: commands and Python code run, links lead to files, figures are up to date."""
 
 import ast
+import itertools
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from published import RECORDS, public_state
 
 import zoo
+from tools import picture
 from zoo.cli import run as run_command
+from zoo.reports.records import read
+
+pytestmark = pytest.mark.slow
 
 README = Path(__file__).parents[1] / "README.md"
 PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
@@ -25,6 +32,7 @@ LINKS = [
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
 ]
 PYTHON = [code for language, code in BLOCKS if language == "python"]
+RUN = ("README.md", "quantization.md")  # pages whose Python code runs here, block by block
 COMMANDS = [
     line.strip()
     for language, code in BLOCKS
@@ -41,6 +49,55 @@ def test_it_opens_with_what_this_is_and_two_commands():
     assert TEXT.index("make demo") < TEXT.index("python train.py")
     for script in ("train", "eval", "benchmark", "export"):
         assert any(f"{script}.py" in command for command in COMMANDS), script
+
+
+def test_figures_of_the_opening_are_true():
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in RECORDS.glob("*.json")]
+    models = {record["model"] for record in records}
+    opening = " ".join(TEXT[: TEXT.index("## Start")].split())
+    names = zoo.list_models()
+    families = {zoo.model_info(name)["family"] for name in names}
+    assert f"{len(names)} models in {len(families)} families" in opening
+    assert f"{len(records)} records of {len(models)} models" in opening
+    assert {record["machine"]["cpu"] for record in read(picture.RECORDS)} == {"AMD EPYC"}
+    assert "one core of an AMD EPYC" in opening
+
+
+def test_the_opening_shows_the_picture():
+    assert f"](docs/{picture.FILE.name})" in TEXT[: TEXT.index("## Start")]
+    assert picture.FILE.stat().st_size < 200_000
+
+
+def test_the_picture_shows_the_records():
+    data = picture.digest(picture.points(read(picture.RECORDS)))
+    assert f"data {data}" in picture.FILE.read_text("utf-8"), "run `python -m tools.picture`"
+
+
+def test_names_in_the_picture_do_not_overlap():
+    families = picture.points(read(picture.RECORDS))
+    (axes,) = picture.draw(families).axes
+    assert sorted(label.get_text() for label in axes.texts) == list(families)
+    boxes = [picture.box_of(label) for label in axes.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_the_picture_is_made_of_the_fastest_records_at_the_published_size():
+    def record(name, size, ms):
+        return {"model": name, "input_size": [1, 3, size, size], "p50_ms": ms}
+
+    found = picture.points(
+        [
+            record("mobilenetv2_100", 224, 9.0),
+            record("mobilenetv2_100", 224, 7.0),
+            record("mobilenetv2_100", 160, 3.0),
+            record("ese_vovnet19b_dw", 224, 30.0),  # its best accuracy is one at 288 x 288
+            record("cct_2_3x2_32", 32, 1.0),  # ten classes
+        ]
+    )
+    assert found == {
+        "mobilenetv2": [picture.Point(7.0, 72.91)],
+        "vovnet": [picture.Point(30.0, 76.828)],
+    }
 
 
 @pytest.mark.parametrize("code", PYTHON)
@@ -81,12 +138,13 @@ def test_links_lead_somewhere(page, link):
 
 @pytest.fixture
 def at_a_user(tmp_path, monkeypatch):
-    """A folder with what the commands name: trained weights, and photographs of two classes."""
+    """A folder with the files of the pages: trained weights, and photographs of two classes."""
     import torch
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
     torch.save(zoo.create_model("mobilenetv2_100", num_classes=2).state_dict(), "mobilenet.pth")
+    torch.save({"model": public_state("efficientformer_l1")}, "efficientformer_l1_300d.pth")
     for number, place in enumerate(f"{part}/{it}" for part in ("train", "val") for it in "ab"):
         folder = tmp_path / "photos" / place
         folder.mkdir(parents=True)
@@ -112,3 +170,14 @@ def test_exports_do_as_the_page_says(command, capsys):
     assert re.search(r"\d+ nodes$", printed.splitlines()[0])
     int8 = "quantize.int8=true" in words
     assert ("latency of 1, ms" if int8 else "latency of 1 image in onnxruntime") in printed
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name in RUN], ids=RUN)
+@pytest.mark.usefixtures("at_a_user")
+def test_python_runs(page):
+    import numpy as np
+
+    images = np.random.default_rng(0).normal(size=(4, 3, 224, 224)).astype(np.float32)
+    names = {"images": images, "batches": [images]}
+    for code in re.findall(r"^```python\n(.*?)^```", TEXTS[page], re.MULTILINE | re.DOTALL):
+        exec(compile(code, page.name, "exec"), names)

@@ -30,72 +30,39 @@ from zoo.reparam import shake
 
 NAMES = [name for name in SMALLEST if name in zoo.list_models(reparam=True)]
 
-# Layer scales that stay, and why. What is not folded and could be is a failure of the test below.
-KEPT_SCALES = {
-    "efficientformer": {
-        "scale1 of PoolBlock": "average pooling minus identity is no convolution at the border, "
-        "where fewer pixels are averaged"
-    },
-    "lightm_unet": {
-        "scale of MambaLayer": "it scales the residual path, which no layer computes",
-        "scale of DecoderBlock": "it scales the residual path, which no layer computes",
-    },
-}
-# Batch norms that stay, and why.
-KEPT_BATCH_NORMS = {
-    "wavemix": {
-        "stem.layers.4": "an activation stands before it, and the residual path carries its output "
-        "to the last map"
-    }
-}
-# Layer norms that keep their affine part, and why.
-KEPT_NORMS = {
-    "norm of Embedding": "what it gives is the residual stream",
-    "norm of Downsample": "what it gives is the residual stream",
-    "norm of StageNorm": "what it gives is a level, read by a convolution that pads with zeros",
-    "norm1 of ScatteringBlock": "its shift would be a map of its own in the low band",
-    "norm2 of KatBlock": "a rational function reads it",
-    "norm2 of RenormedBlock": "what it gives is the residual stream",
-    "norm of MobileBlock": "attention that pads with zeros after it; elsewhere it folds",
-    "norm of ScanBlock": "two branches read it, one by a convolution that pads with zeros",
-    "norm of AtrousScan": "a gate multiplies it before the projection",
-    "norm of BidirectionalScan": "a gate multiplies it before the projection",
-}
-
-
-def family(name):
-    return zoo.model_info(name)["family"]
+FAMILIES = sorted({zoo.model_info(name)["family"] for name in NAMES})
 
 
 @pytest.mark.parametrize(
     ("name", "features_only"),
     [(name, False) for name in NAMES] + [(name, True) for name in NAMES if name in PYRAMIDS],
 )
-@pytest.mark.parametrize("which", [0, 1])
-def test_outputs_stay(name, which, features_only):
-    fewer = quick(name, 1) if features_only else {}  # the blocks of maps are those of the model
+def test_outputs_stay(name, features_only):
+    fewer = quick(name, 1) if features_only else {}  # the blocks are those of the classifier
     model = shaken(name, torch.float64, features_only=features_only, **fewer)
-    x = inputs(name, which=which, dtype=torch.float64)
+    fused = zoo.reparameterize(model)
     with torch.no_grad():
-        assert difference(zoo.reparameterize(model)(x), model(x)) < 1e-9
+        for which in (0, 1):
+            x = inputs(name, which=which, dtype=torch.float64)
+            assert difference(fused(x), model(x)) < 1e-9
 
 
-@pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
-def test_fusing_in_float32_loses_no_more_than_float32_itself(name, which):
-    model, x = shaken(name), inputs(name, which=which)
-    exact = copy.deepcopy(model).double()
+def test_fusing_in_float32_loses_no_more_than_float32_itself(name):
+    model, exact = shaken(name), fresh(name, torch.float64)
+    fused = zoo.reparameterize(model)
     with torch.no_grad():
-        want = exact(x.double())
-        unfused = difference(model(x).double(), want)
-        fused = difference(zoo.reparameterize(model)(x).double(), want)
-    assert unfused < 5e-3
-    assert fused < max(1e-5, 2 * unfused)
+        for which in (0, 1):
+            x = inputs(name, which=which)
+            want = exact(x.double())
+            loss = difference(model(x).double(), want)
+            assert loss < 5e-3
+            assert difference(fused(x).double(), want) < max(1e-5, 2 * loss)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_door_gives_the_same(name):
-    model, x = shaken(name, torch.float64), inputs(name, dtype=torch.float64)
+    model, x = fresh(name, torch.float64, **quick(name)), inputs(name, dtype=torch.float64)
     fused = zoo.reparameterize(model)
     with torch.no_grad():
         features = model.forward_features(x)
@@ -110,31 +77,57 @@ def test_every_door_gives_the_same(name):
             assert difference(*pair) < 1e-9
 
 
+def left_in_place(fused: nn.Module) -> dict[str, str]:
+    """Return the norms and scales of a fused model that could be foldable, by their paths.
+
+    Each has the name that facts give it in `unfused`: its path, or its attribute and class.
+    """
+    modules = dict(fused.named_modules())
+    found = {}
+    for path, module in modules.items():
+        parent, _, attribute = path.rpartition(".")
+        affine = isinstance(module, nn.LayerNorm) and module.weight is not None
+        if is_fixed_batch_norm(module):
+            found[path] = path
+        elif isinstance(module, LayerScale) or (affine and path.startswith("stages.")):
+            found[path] = f"{attribute} of {type(modules[parent]).__name__}"
+    return found
+
+
+def stated_unfused(family: str) -> set[str]:
+    name = zoo.list_models(family=family)[0]
+    return {entry["part"] for entry in zoo.model_info(name).get("unfused", [])}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_foldable_is_left(name):
     fused = zoo.reparameterize(shaken(name))
-    norms = {n for n, m in fused.named_modules() if is_fixed_batch_norm(m)}
-    assert norms <= KEPT_BATCH_NORMS.get(family(name), {}).keys()
+    stated = stated_unfused(zoo.model_info(name)["family"])
+    for path, part in left_in_place(fused).items():
+        assert part in stated, f"fold {path}, or state why not in `unfused` of the facts: {part}"
     assert isinstance(fused.head, ClassifierHead) == (name in CLASSIFIERS)
     assert len(fused.head.classifiers()) == 1, "one classifier"
-    allowed = KEPT_SCALES.get(family(name), {})
-    parents = dict(fused.named_modules())
-    for path, module in fused.named_modules():
-        if isinstance(module, LayerScale):
-            parent, _, attribute = path.rpartition(".")
-            assert f"{attribute} of {type(parents[parent]).__name__}" in allowed
-        if isinstance(module, nn.LayerNorm) and path.startswith("stages."):
-            parent, _, attribute = path.rpartition(".")
-            kept = f"{attribute} of {type(parents[parent]).__name__}" in KEPT_NORMS
-            assert kept or module.weight is None, f"{path}: its affine goes into the next layer"
     last = fused.get_classifier()
     classes = last.out_channels if hasattr(last, "out_channels") else last.out_features
     assert classes == fused.num_classes
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_facts_state_as_unfused_is_left(family):
+    fused = [zoo.reparameterize(shaken(n)) for n in NAMES if n in zoo.list_models(family=family)]
+    assert {part for model in fused for part in left_in_place(model).values()} == stated_unfused(
+        family
+    )
+    for name in zoo.list_models(family=family):
+        for entry in zoo.model_info(name).get("unfused", []):
+            assert entry.keys() == {"part", "why"}
+            assert entry["why"].strip()
+            assert not entry["why"].endswith(".")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_itself_is_left_alone(name):
-    model, x = fresh(name), inputs(name)
+    model, x = fresh(name, **quick(name)), inputs(name)
     before = copy.deepcopy(model.state_dict())
     addresses = {t.data_ptr() for t in model.state_dict().values()}
     with torch.no_grad():
@@ -152,7 +145,7 @@ def test_the_model_itself_is_left_alone(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_fusing_twice_changes_nothing(name):
-    once = zoo.reparameterize(shaken(name))
+    once = zoo.reparameterize(shaken(name, **quick(name)))
     twice = zoo.reparameterize(once)
     a, b = once.state_dict(), twice.state_dict()
     assert list(a) == list(b)
@@ -162,12 +155,12 @@ def test_fusing_twice_changes_nothing(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_train_mode_is_refused(name):
-    model = fresh(name)
-    with pytest.raises(zoo.BadInput, match=r"the model is in train mode; call model\.eval\(\)"):
+    model = fresh(name, **quick(name))
+    with pytest.raises(zoo.BadInput, match=r"the model is in training mode; call model\.eval\(\)"):
         zoo.reparameterize(model.train())
     model.eval()
     model.stages[-1].blocks[0].train()  # the first stage may have none
-    with pytest.raises(zoo.BadInput, match=r"^stages\.\d+\.blocks\.0 is in train mode"):
+    with pytest.raises(zoo.BadInput, match=r"^stages\.\d+\.blocks\.0 is in training mode"):
         zoo.reparameterize(model)
 
 

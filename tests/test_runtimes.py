@@ -13,6 +13,8 @@ import zoo
 from zoo import runtimes
 from zoo.profiling.latency import load
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     def __init__(self) -> None:

@@ -1,11 +1,10 @@
-"""What can be exported to what: `python -m tools.capabilities` tries it and writes it down.
+"""Which model can be exported to which format: tried, and kept in `results/capabilities.json`.
 
-The smallest variant of each family and task is exported to each format in each mode, with weights
-that tell, and compared. `results/capabilities.json` keeps what came out, with versions and date;
-`docs/capabilities.md` is written from it. What was tried before stays until it is tried again.
+`python -m tools capabilities` exports the smallest variant of each family and task to each format
+in each mode, with random weights, and compares the artefact with the model. Each attempt is a
+cell with its outcome, versions and date. A cell stays until it is tried again.
 """
 
-import argparse
 import contextlib
 import fcntl
 import functools
@@ -22,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from tools import capability_page
+from tools.capability_page import CONVERTED, FAILED, INACCURATE, REFUSED, SLOW, UNPROVEN, WORKS
+from tools.project import ROOT, axes, smallest
 from zoo import registry
 from zoo.deploy.formats import FORMATS
-from zoo.errors import BadInput, ZooError
+from zoo.errors import NotExportable, OutputsDiffer, ZooError
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "results" / "capabilities.json"
 PAGE = ROOT / "docs" / "capabilities.md"
 MODES: dict[str, dict[str, bool]] = {
@@ -36,70 +36,63 @@ MODES: dict[str, dict[str, bool]] = {
     "fp16": {"dynamic_batch": False, "half": True},
     "int8": {"dynamic_batch": False},
 }
-NARROW = ("fp16", "int8")  # modes whose numbers have fewer bits
-SEEN = 8  # random images of each kind, for batch norms to take their statistics from
-CALIBRATION = 8  # random images of each kind, to find the ranges of values on for int8
-LEAST_SNR = 3.0  # dB: below it, half of what int8 says of an image is noise
-LIMIT = 240  # seconds for a cell: of the processor, so that a busy machine changes no result
-PATIENCE = 20  # times that by the clock, for what waits instead of computing
-NOISY = "with weights that are not trained, int8 drowns what the model says of an image"
-LATE = (-signal.SIGPROF, -signal.SIGALRM)  # how a process ends that took too long
+LOW_PRECISION = ("fp16", "int8")
+NORM_IMAGES = 8  # random images of each kind, from which batch norms take their statistics
+CALIBRATION = 8  # random images of each kind, from which int8 takes its ranges
+MIN_SNR = 3.0  # dB: below it, half of the power of an int8 output is noise
+LIMIT = 240  # seconds of processor time per cell, so that a busy machine changes no outcome
+PATIENCE = 20  # times the limit by the clock, for a process that waits instead of computing
+TIMED_OUT = (-signal.SIGPROF, -signal.SIGALRM)  # exit codes of a process that reached a limit
 
 Cell = tuple[str, str]  # format and mode, of one model
 
 
-def smallest() -> list[str]:
-    """Return the variant with the fewest parameters of each family, task and number of axes."""
-    found: dict[tuple[Any, ...], str] = {}
-    names = [name for name in registry.list_models() if "status" not in registry.model_info(name)]
-    for name in sorted(names, key=lambda name: registry.model_info(name)["params"]):
-        facts = registry.model_info(name)
-        found.setdefault((facts["family"], facts["task"], len(facts["input"]["size"])), name)
-    return sorted(found.values())
-
-
 def small_input(name: str) -> tuple[int, ...]:
-    """Return B C H W of a small input that a model takes."""
+    """Return B C H W of a small input that a model accepts."""
     facts = registry.model_info(name)["input"]
-    channels, *sides = facts["size"]
     multiple = facts.get("multiple")
     side = 64 if multiple is None else max(1, 8 // multiple) * 2 * multiple
-    return (1, channels, *[side] * len(sides))
+    return (1, facts["size"][0], *[side] * axes(name))
 
 
 def attempt(name: str, format: str, mode: str) -> dict[str, Any]:
-    """Export a model in one mode, and return whether that works and else why not.
+    """Export a model in one mode, and return the outcome.
 
-    Whether few bits hold what is computed depends on the weights, and whether rounding decides
-    what comes out: there are two tries then.
+    Random weights can make the values of a deep model exceed what few bits represent, or amplify
+    rounding errors, as trained weights do not. Where precision may be the cause of a failure, a
+    second attempt gives the batch norms the statistics of random images.
     """
     begin = time.perf_counter()
-    said = _tried(name, format, mode, settled=False)
-    if not said["works"] and (mode in NARROW or "does not match the model" in said["reason"]):
-        again = _tried(name, format, mode, settled=True)
-        said = {**again, "settled": True} if again["works"] else said
-    return {**_blank(name, format, mode), **said, "seconds": round(time.perf_counter() - begin, 1)}
+    result = _attempted(name, format, mode, calibrated_norms=False)
+    fails = result["outcome"] not in (WORKS, CONVERTED)
+    if fails and (mode in LOW_PRECISION or result.get("error") == OutputsDiffer.__name__):
+        again = _attempted(name, format, mode, calibrated_norms=True)
+        if again["outcome"] in (WORKS, CONVERTED):
+            result = {**again, "calibrated_norms": True}
+    seconds = round(time.perf_counter() - begin, 1)
+    return {**_blank(name, format, mode), **result, "seconds": seconds}
 
 
-def _tried(name: str, format: str, mode: str, *, settled: bool) -> dict[str, Any]:
+def _attempted(name: str, format: str, mode: str, *, calibrated_norms: bool) -> dict[str, Any]:
     try:
-        model = weighted(name, settled=settled)
+        model = random_model(name, calibrated_norms=calibrated_norms)
         with tempfile.TemporaryDirectory() as folder:
-            return _judged(export_in(mode, model, name, format, folder))
+            return _outcome(export_in(mode, model, name, format, folder).manifest)
+    except NotExportable as error:
+        return {"outcome": REFUSED, "reason": str(error), "error": type(error).__name__}
     except ZooError as error:
-        return {"works": False, "reason": str(error), "error": type(error).__name__}
-    except Exception as error:  # what is not foreseen belongs in the table, too
-        return {"works": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
+        return {"outcome": FAILED, "reason": str(error), "error": type(error).__name__}
+    except Exception as error:  # a bug is an outcome, too
+        return {"outcome": FAILED, "reason": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
 @functools.lru_cache(2)
-def weighted(name: str, *, settled: bool) -> Any:
-    """Build a model with weights that tell; exports leave it as it is.
+def random_model(name: str, *, calibrated_norms: bool) -> Any:
+    """Build a model with random weights of order one; exporting does not change it.
 
     Args:
-        name: Of a registered model.
-        settled: Let batch norms hold the statistics of random images, as training would: else
-            values grow from layer to layer, beyond what few bits hold, as in no trained model.
+        name: A registered model.
+        calibrated_norms: Give batch norms the statistics of random images.
     """
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
@@ -109,19 +102,23 @@ def weighted(name: str, *, settled: bool) -> Any:
     from zoo.reparam import shake
 
     model = shake(create_model(name)).eval()
-    if settled:
+    if calibrated_norms:
         for norm in (module for module in model.modules() if isinstance(module, _BatchNorm)):
             norm.reset_running_stats()
-            norm.momentum = None  # the mean of what is seen
+            norm.momentum = None  # a cumulative average
             norm.train()
         with torch.no_grad():
-            for images in random_batches(small_input(name)[1:], [SEEN]):
+            for images in random_batches(small_input(name)[1:], [NORM_IMAGES]):
                 model(torch.from_numpy(images))
     return model.eval()
 
 
 def export_in(mode: str, model: Any, name: str, format: str, folder: str | Path) -> Any:
-    """Export `model`, a registered one, at its small size in a mode; in int8 by random images."""
+    """Export a registered model at its small size in a mode; int8 is calibrated on random images.
+
+    Raises:
+        NotExportable: The format or the model does not support it.
+    """
     from zoo.compression import int8
     from zoo.deploy.agreement import random_batches
     from zoo.deploy.manifest import Origin
@@ -135,83 +132,90 @@ def export_in(mode: str, model: Any, name: str, format: str, folder: str | Path)
     return int8.quantize(model, format, folder, batches=images, **options)
 
 
-def _judged(made: Any) -> dict[str, Any]:
-    """What the manifest of an artefact says for the table."""
-    found = made.manifest["comparison"]
-    said = {
-        "works": True,
-        "reason": None,
-        "error_of_spread": found.get("max_rel_error"),
-        "multiple": made.manifest["input"].get("multiple"),
+def _outcome(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the outcome that the manifest of an artefact states."""
+    comparison = manifest["comparison"]
+    outcome: dict[str, Any] = {
+        "outcome": WORKS,
+        "error_of_spread": comparison.get("max_rel_error"),
+        "multiple": manifest["input"].get("multiple"),
     }
-    if "snr_db" in found:
-        said |= {"snr_db": round(found["snr_db"], 1), "works": found["snr_db"] >= LEAST_SNR}
-        if not said["works"]:
-            said["reason"] = f"{NOISY}: below {LEAST_SNR:g} dB on random images"
-    elif found["runtime"] is None:
-        said["reason"] = "converted and validated, not compared"
-    elif not found["proven"]:
-        said |= {"works": False}
-        said["reason"] = "the outputs hardly differ between images: not proven equal"
-    return said
+    if "snr_db" in comparison:
+        outcome["snr_db"] = round(comparison["snr_db"], 1)
+        outcome["outcome"] = WORKS if comparison["snr_db"] >= MIN_SNR else INACCURATE
+    elif comparison["runtime"] is None:
+        outcome["outcome"] = CONVERTED
+    elif not comparison["proven"]:
+        outcome["outcome"] = UNPROVEN
+    return outcome
 
 
 def attempt_all(name: str, cells: Sequence[Cell]) -> None:
-    """Try cells of a model one after the other, and print each result as a line of JSON.
+    """Try cells of a model one after the other, and print each outcome as a line of JSON.
 
-    A cell that takes longer than `LIMIT` ends the process, whatever code it hangs in.
+    A cell that reaches a time limit ends the process, whichever code it runs.
     """
     for format, mode in cells:
         signal.setitimer(signal.ITIMER_PROF, LIMIT)
         signal.alarm(PATIENCE * LIMIT)
-        said = attempt(name, format, mode)
+        result = attempt(name, format, mode)
         signal.alarm(0)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print("\n" + json.dumps(said), flush=True)
+        print("\n" + json.dumps(result), flush=True)
 
 
-def measure(names: Sequence[str], kinds: Sequence[str], modes: Sequence[str]) -> None:
-    """Try every combination, in a process for each model, and keep what came out at once."""
+def measure(
+    names: Sequence[str] | None = None,
+    formats: Sequence[str] = tuple(FORMATS),
+    modes: Sequence[str] = tuple(MODES),
+) -> None:
+    """Try every combination that the format does not refuse, and store each outcome at once.
+
+    Args:
+        names: Registered models; by default the smallest of each family.
+        formats: Keys of `FORMATS`.
+        modes: Keys of `MODES`.
+
+    Raises:
+        UnknownModel: A name is not registered.
+    """
+    names = smallest() if names is None else [registry.get_spec(name).name for name in names]
+    cells = [(f, mode) for mode in modes for f in formats if refusal(f, mode) is None]
     for name in names:
-        cells = [(format, mode) for mode in modes for format in kinds]
-        refused = [_refused(name, *cell) for cell in cells]
-        _keep([cell for cell in refused if cell])
-        rest = [cell for cell, said in zip(cells, refused, strict=True) if said is None]
-        for said in _apart(name, rest):
-            _keep([said])
-            state = "works" if said["works"] else said["reason"]
-            print(f"{name} {said['format']} {said['mode']}: {state}", flush=True)
+        for result in _isolated(name, cells):
+            _store([result])
+            reason = f": {result['reason']}" if "reason" in result else ""
+            cell = f"{name} {result['format']} {result['mode']}"
+            print(f"{cell}: {result['outcome']}{reason}", flush=True)
 
 
 def _blank(name: str, format: str, mode: str) -> dict[str, Any]:
     return {"model": name, "format": format, "mode": mode, "input": list(small_input(name))}
 
 
-def _refused(name: str, format: str, mode: str) -> dict[str, Any] | None:
-    """What the format cannot do in principle needs no process."""
+def refusal(format: str, mode: str) -> str | None:
+    """Return the reason why a format refuses a mode for every model; None if it does not."""
     from zoo.compression import int8
 
-    reasons = [FORMATS[format].unsupported[key] for key, on in MODES[mode].items()
-               if on and not FORMATS[format].supports(key)]  # fmt: skip
-    if mode == "int8" and format in int8.UNSUPPORTED:
-        reasons = [int8.UNSUPPORTED[format]]
-    if not reasons:
-        return None
-    said = {"works": False, "reason": reasons[0], "error": "NotExportable", "seconds": 0.0}
-    return {**_blank(name, format, mode), **said}
+    if mode == "int8":
+        return int8.UNSUPPORTED.get(format)
+    settings = [setting for setting, value in MODES[mode].items() if value]
+    return next(
+        (FORMATS[format].unsupported[s] for s in settings if not FORMATS[format].supports(s)), None
+    )
 
 
-def _apart(name: str, cells: list[Cell]) -> Iterator[dict[str, Any]]:
-    """Try cells in a process of their own, and those that a crash left untried in another.
+def _isolated(name: str, cells: list[Cell]) -> Iterator[dict[str, Any]]:
+    """Try cells in a process of their own; after a crash, the rest in another.
 
-    A cell that crashes after others is tried once more alone, as what came before may be why.
+    A cell that crashes after others is tried again by itself, as those before it may be the cause.
     """
     while cells:
         code, done = yield from _process(name, cells)
         cells = cells[done:]
         if not cells:
             return
-        if done and code not in LATE:
+        if done and code not in TIMED_OUT:
             code, done = yield from _process(name, cells[:1])
             if done:
                 cells = cells[1:]
@@ -221,11 +225,11 @@ def _apart(name: str, cells: list[Cell]) -> Iterator[dict[str, Any]]:
 
 
 def _process(name: str, cells: list[Cell]) -> Generator[dict[str, Any], None, tuple[int, int]]:
-    """Yield what a process for some cells finds out; return how it ended, and after how many."""
+    """Yield the outcomes of a process for some cells; return its exit code and their number."""
     call = f"from tools.capabilities import attempt_all; attempt_all({name!r}, {cells!r})"
     count = 0
     with (
-        tempfile.TemporaryDirectory() as folder,  # gone whole, even if the process was killed
+        tempfile.TemporaryDirectory() as folder,  # deleted even if the process is killed
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", call],
             stdout=subprocess.PIPE,
@@ -244,25 +248,25 @@ def _process(name: str, cells: list[Cell]) -> Generator[dict[str, Any], None, tu
 
 
 def _crashed(name: str, cell: Cell, code: int) -> dict[str, Any]:
-    late = code in LATE
-    reason = f"took longer than {LIMIT} s" if late else f"the process ended with {code}"
-    seconds = float(LIMIT) if late else None
-    return {**_blank(name, *cell), "works": False, "reason": reason, "seconds": seconds}
+    if code in TIMED_OUT:
+        return {**_blank(name, *cell), "outcome": SLOW, "seconds": float(LIMIT)}
+    reason = f"the process ended with exit code {code}"
+    return {**_blank(name, *cell), "outcome": FAILED, "reason": reason, "seconds": None}
 
 
-def _keep(cells: list[dict[str, Any]]) -> None:
+def _store(cells: list[dict[str, Any]]) -> None:
     from zoo.environment import describe_machine, versions
 
     stamp = {"versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
     machine = describe_machine()
     RECORDS.parent.mkdir(exist_ok=True)
-    with _alone(RECORDS.parent):
-        both = {_key(cell): cell for cell in read()["cells"]}
-        both |= {_key(cell): {**cell, **stamp} for cell in cells}
+    with _locked(RECORDS.parent):
+        stored = {_key(cell): cell for cell in read()}
+        stored |= {_key(cell): {**cell, **stamp} for cell in cells}
         content = {
-            "command": "python -m tools.capabilities",
+            "command": "python -m tools capabilities",
             "machine": machine,
-            "cells": [both[key] for key in sorted(both)],
+            "cells": [stored[key] for key in sorted(stored)],
         }
         draft = RECORDS.with_suffix(".partial")
         draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -270,8 +274,8 @@ def _keep(cells: list[dict[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until nobody else writes: several runs may share out the models."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder: several runs may try different models at the same time."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -284,36 +288,27 @@ def _key(cell: dict[str, Any]) -> tuple[str, str, str]:
     return cell["model"], cell["format"], cell["mode"]
 
 
-def read() -> dict[str, Any]:
-    """Return what was tried; nothing where nothing was."""
-    if not RECORDS.exists():
-        return {"cells": []}
-    return json.loads(RECORDS.read_text(encoding="utf-8"))
+def read() -> list[dict[str, Any]]:
+    """Return the stored cells; none if there is no file."""
+    return json.loads(RECORDS.read_text("utf-8"))["cells"] if RECORDS.exists() else []
 
 
-def page() -> str:
-    """Return the page of all that was tried."""
-    return capability_page.page(read()["cells"], MODES)
+def untested() -> list[str]:
+    """Return the smallest models that were not tried in every format and mode."""
+    tried = {_key(cell) for cell in read()}
+    cells = [(f, mode) for f in FORMATS for mode in MODES if refusal(f, mode) is None]
+    return [name for name in smallest() if not {(name, *cell) for cell in cells} <= tried]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Try what is asked, all by default, and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m tools.capabilities")
-    parser.add_argument("--models", nargs="*", default=None)
-    parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
-    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES))
-    parser.add_argument("--write", action="store_true", help="try nothing, only write the page")
-    asked = parser.parse_args(arguments)
-    try:
-        for name in asked.models or ():
-            registry.get_spec(name)
-        if not asked.write:
-            names = smallest() if asked.models is None else asked.models
-            measure(names, asked.formats, asked.modes)
-        PAGE.write_text(page(), encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write {error.filename}: {error.strerror}") from error
-
-
-if __name__ == "__main__":
-    main()
+def render() -> str:
+    """Return the page: a row for each smallest model, and for any other that was tried."""
+    cells = [cell for cell in read() if registry.is_packaged(cell["model"])]
+    names = sorted({*smallest(), *(cell["model"] for cell in cells)})
+    refused = [
+        {"model": name, "format": format, "mode": mode, "outcome": REFUSED, "reason": reason}
+        for format in FORMATS
+        for mode in MODES
+        if (reason := refusal(format, mode))
+        for name in names
+    ]
+    return capability_page.render(names, [*cells, *refused], MODES, limit=LIMIT, min_snr=MIN_SNR)

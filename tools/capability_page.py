@@ -1,4 +1,4 @@
-"""The page of what can be exported to what, written from the records of `capabilities`."""
+"""`docs/capabilities.md`: tables of the outcomes in `results/capabilities.json`."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,72 +6,103 @@ from typing import Any
 
 from zoo.deploy.formats import FORMATS
 
-Cells = dict[tuple[str, str, str], dict[str, Any]]  # by model, format, mode
+Cells = dict[tuple[str, str, str], dict[str, Any]]  # by model, format and mode
+
+# Outcomes of an attempt to export a model.
+WORKS = "works"  # the artefact computes the same, or in int8 with little noise
+CONVERTED = "converted"  # but not compared: nothing here runs the artefact
+REFUSED = "refused"  # `zoo.export` raised NotExportable and left no file
+SLOW = "too slow"  # no result within the time limit
+INACCURATE = "too inaccurate"  # an int8 file was written, with more noise than the table accepts
+UNPROVEN = "not proven"  # a file was written, but the model's outputs hardly depend on the image
+FAILED = "failed"  # another error, or a crash
 
 TITLES = {
-    "static": "One batch, one size",
-    "dynamic batch": "Any number of images",
-    "dynamic size": "Any height and width",
-    "fp16": "Weights in float16",
-    "int8": "Weights and values in int8",
+    "static": "Static batch and size",
+    "dynamic batch": "Dynamic batch",
+    "dynamic size": "Dynamic height and width",
+    "fp16": "float16 weights",
+    "int8": "int8 weights and activations",
 }
-MEANT = {
+NOTES = {
     "static": "`export.batch=1`.",
     "dynamic batch": "`export.batch=dynamic`; compared at batches of 1, 2 and 3.",
     "dynamic size": "`export.batch=1 export.dynamic_size=true`; compared at two or three sizes. "
     "**yes ×32**: sides must be multiples of 32.",
-    "fp16": "`export.batch=1 export.half=true`; what goes in and comes out stays float32. Whether "
-    "16 bits hold what a model computes depends on its weights.",
-    "int8": "`export.batch=1 quantize.int8=true`. int8 is not equal to float: the number says how "
-    "far the differences between images stand above the error, in dB of power, with weights that "
-    "are not trained and on random images; from 3 dB on it counts as working. What it costs a "
-    "trained model is measured for that model ([export.md](export.md)).",
+    "fp16": "`export.batch=1 export.half=true`; inputs and outputs stay float32. Whether 16 bits "
+    "are enough depends on the weights of a model.",
+    "int8": "`export.batch=1 quantize.int8=true`. int8 is not equal to float: the number is the "
+    "signal-to-noise ratio of the outputs in dB, for random weights and images. The loss of a "
+    "trained model is measured when that model is exported ([quantization.md](quantization.md)).",
 }
 OPENING = """\
 # Capabilities
 
-What can be exported to what. The smallest variant of each family (and task) was exported to each
-format in each way, loaded again in the runtime that the format is for, and its outputs were
-compared with the model's on random images. Weights are random, too: where they are so wild that
-rounding decides what comes out, a second try has batch norms with the statistics of random images.
+Which model can be exported to which format. The smallest variant of each family and task was
+exported to each format in each mode and loaded again in the runtime of the format. Its outputs were
+compared with those of the model on random images. The weights are random as well. If their scale
+makes the result dominated by rounding error, the export is retried with batch-norm statistics
+estimated on random images.
 
-- **yes**: it was exported, runs, and computes the same (how close that is: [export.md](export.md)).
-- **no** and a number: `zoo.export` raises `zoo.NotExportable` and leaves no file; the number leads
-  to the message, [below](#reasons).
-- *converted*, of Core ML: it was converted, validated by coremltools and read again. Core ML runs
-  on Apple's systems alone, so that nothing was compared.
-- **.**: not tried.
+- **yes**: the artefact runs and computes the same ([export.md](export.md) gives the tolerances).
+- *converted*: Core ML runs only on Apple's systems, so the artefact was validated by coremltools
+  and read again, but its outputs were not compared.
+- **no** with a number: `zoo.export` raises `zoo.NotExportable` with the message under that number
+  [below](#reasons), and leaves no file.
+- **too slow**: no result within {limit} s of processor time. Given more time, it may work.
+- **too inaccurate**, only for int8: a file was written, but its signal-to-noise ratio is below
+  {min_snr:g} dB. It may be higher with trained weights.
+- **not proven**: a file was written, but the outputs of the model hardly differ between images, so
+  that the comparison shows nothing.
+- **failed** with a number: another error, or a crash.
+- `.`: not tested.
 
-This page is written by `python -m tools.capabilities` from `results/capabilities.json`,
-where errors, sizes and times stand; tests try a sample of it again, in both directions."""
+This page is written by `make generated` from `results/capabilities.json`, which also has errors,
+input sizes and times. `python -m tools capabilities` tries the exports. Tests repeat a sample of
+them, of those that work and of those that do not."""
 
 
-def page(records: Sequence[dict[str, Any]], modes: Iterable[str]) -> str:
-    """Return the page of what was tried, a table for each mode."""
+def render(
+    names: Sequence[str],
+    records: Sequence[dict[str, Any]],
+    modes: Iterable[str],
+    *,
+    limit: float,
+    min_snr: float,
+) -> str:
+    """Return the page, a table for each mode.
+
+    Args:
+        names: Models, a row each.
+        records: Cells with the outcome of each attempt, or of what a format refuses.
+        modes: Keys of `TITLES`.
+        limit: Seconds after which an attempt counts as too slow.
+        min_snr: The least signal-to-noise ratio in dB at which int8 counts as working.
+    """
     cells: Cells = {(c["model"], c["format"], c["mode"]): c for c in records}
-    names = sorted({name for name, _, _ in cells})
     modes = list(modes)
     reasons: dict[str, int] = {}
-    lines = [OPENING, "", *_summary(cells, names, modes)]
+    lines = [OPENING.format(limit=limit, min_snr=min_snr), "", *_summary(cells, names, modes)]
     for mode in modes:
-        lines += ["", f"## {TITLES[mode]}", "", MEANT[mode], "", *_header("model", FORMATS)]
+        lines += ["", f"## {TITLES[mode]}", "", NOTES[mode], "", *_header("model", FORMATS)]
         for name in names:
             marks = [_mark(cells.get((name, format, mode)), reasons) for format in FORMATS]
             lines.append(_row(name, marks))
     lines += ["", "## Reasons", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
-    lines += ["", "## Made with", "", *_stamps(records)]
+    lines += ["", "## Versions", "", *_versions(records)]
     return "\n".join(lines) + "\n"
 
 
-def _summary(cells: Cells, names: list[str], modes: list[str]) -> list[str]:
-    """How many models work, by format and mode."""
-    lines = ["## In numbers", "", f"Of {len(names)} models:", "", *_header("", FORMATS)]
+def _summary(cells: Cells, names: Sequence[str], modes: list[str]) -> list[str]:
+    """Return the table of how many models work, by format and mode."""
+    lines = ["## Summary", "", "Models that work, of those tested:", "", *_header("mode", FORMATS)]
     for mode in modes:
         counts = []
         for format in FORMATS:
             column = [cells[key] for name in names if (key := (name, format, mode)) in cells]
-            counts.append(str(sum(cell["works"] for cell in column)) if column else ".")
+            works = sum(cell["outcome"] in (WORKS, CONVERTED) for cell in column)
+            counts.append(f"{works} of {len(column)}" if column else ".")
         lines.append(_row(TITLES[mode].lower(), counts))
     return lines
 
@@ -88,21 +119,28 @@ def _row(first: str, values: Iterable[str]) -> str:
 def _mark(cell: dict[str, Any] | None, reasons: dict[str, int]) -> str:
     if cell is None:
         return "."
-    if not cell["works"]:
-        return f"no [{reasons.setdefault(cell['reason'], len(reasons) + 1)}](#reasons)"
+    outcome = cell["outcome"]
+    if outcome in (REFUSED, FAILED):
+        word = "no" if outcome == REFUSED else "failed"
+        return f"{word} [{reasons.setdefault(cell['reason'], len(reasons) + 1)}](#reasons)"
+    if outcome == CONVERTED:
+        return "*converted*"
+    if outcome == INACCURATE:
+        return f"{outcome}, {cell['snr_db']:.0f} dB"
+    if outcome != WORKS:
+        return outcome
     if "snr_db" in cell:
         return f"yes, {cell['snr_db']:.0f} dB"
-    if cell["error_of_spread"] is None:
-        return "*converted*"
     multiple = cell.get("multiple")
     return "yes" + (f" ×{multiple}" if multiple not in (None, 1) else "")
 
 
-def _stamps(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Versions of packages, and the days on which it was tried."""
-    if not records:
-        return ["nothing tried"]
-    stamps = sorted({json.dumps(cell["versions"]) for cell in records})
-    dates = sorted(cell["date"][:10] for cell in records)
+def _versions(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the versions of packages, and the first and last day."""
+    tried = [cell for cell in records if "versions" in cell]
+    if not tried:
+        return ["Nothing is tested yet."]
+    stamps = sorted({json.dumps(cell["versions"]) for cell in tried})
+    dates = sorted(cell["date"][:10] for cell in tried)
     lines = [", ".join(f"{k} {v}" for k, v in json.loads(stamp).items()) for stamp in stamps]
-    return [*lines, "", f"{dates[0]} to {dates[-1]}"]
+    return ["\n\n".join(lines), "", " to ".join(dict.fromkeys((dates[0], dates[-1])))]

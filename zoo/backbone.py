@@ -1,10 +1,12 @@
-"""The contract of every model, written once.
+"""The contract of every model: timm's methods, derived from four parts.
 
-A family builds `stem`, `stages`, `norm` and `head` and says the channels and the stride of each
-stage. From these `Backbone` derives what timm's users expect of a model: `forward_features`,
-`forward_head`, `forward_intermediates`, `reset_classifier`, `feature_info`, `group_matcher` ...
-Maps are B C H W throughout. Stages of models with a class token pass on tokens, B N C; levels are
-maps without it, and the last map of these models is the row of all tokens, B C 1 N.
+A family builds `stem`, `stages`, `norm` and `head`, and states the channels and the stride of each
+stage. `Backbone` derives what timm's users expect: `forward_features`, `forward_head`,
+`forward_intermediates`, `reset_classifier`, `feature_info`, `group_matcher` and so on.
+
+Feature maps are B C H W throughout. In models with a class token, stages pass tokens B N C to each
+other; feature levels are maps without the class token, and the last feature map is a row of all
+tokens, B C 1 N.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,11 +28,11 @@ torch.fx.wrap("to_row")
 
 
 class Stage(nn.Module):
-    """An optional change of size and width, then blocks that keep both.
+    """An optional downsampling layer, then blocks of one resolution and width.
 
     Args:
         blocks: Applied in order, each from B C H W to B C H W.
-        downsample: Applied before them; none where the first block (or nothing) changes the size.
+        downsample: Applied first; None if the first block downsamples, or nothing does.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None = None):
@@ -38,7 +40,7 @@ class Stage(nn.Module):
         self.downsample = downsample if downsample is not None else nn.Identity()
         self.blocks = nn.Sequential(*blocks)
         self.grad_checkpointing = False
-        self.source: Any = None  # the earlier stage whose output is read as well, if there is one
+        self.source: Any = None  # index of an earlier stage whose output is read as well
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x)
@@ -53,12 +55,12 @@ class Stage(nn.Module):
 
 
 class LinkedStage(Stage):
-    """A stage that adds to its input what a link makes of the output of an earlier stage.
+    """A stage with a skip connection from an earlier stage.
 
     Args:
-        blocks: As of `Stage`.
+        blocks: As in `Stage`.
         source: Index of the earlier stage.
-        link: From that stage's output and the input of this stage to a map like the latter.
+        link: Maps the output of that stage and the input of this one to a summand of the latter.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], *, source: int, link: nn.Module):
@@ -71,7 +73,7 @@ class LinkedStage(Stage):
 
 
 class Stages(nn.Sequential):
-    """Stages one after the other; a `LinkedStage` is also given what it reads."""
+    """A sequence of stages; a `LinkedStage` also gets the output of its source."""
 
     sources: list[int]
 
@@ -102,19 +104,18 @@ class Backbone(nn.Module):
     Args:
         stem: From B in_chans H W to the input of the first stage.
         stages: Applied in order.
-        norm: What closes the trunk: a norm, or a last convolution.
-        head: Pooling and classifier, a `ClassifierHead`, or one that offers the same methods and,
-            if its classifier does not see `num_features` channels, says `hidden_size`.
-        channels: Channels that each stage gives.
-        strides: Size of the input over that of each stage's output.
+        norm: The last layer before the head: a norm, or a convolution.
+        head: Pooling and classifier: a `ClassifierHead`, or a module with the same methods. It has
+            a `hidden_size` if its classifier does not read `num_features` channels.
+        channels: Output channels of each stage.
+        strides: Total stride of each stage.
         in_chans: Channels of the image.
-        output_stride: Where the model stops shrinking its maps, if it dilates instead: its levels
-            stay those of `strides`, their reductions do not go beyond.
-        num_prefix_tokens: Tokens before those of the positions (class tokens); where there are
-            any, the last stage gives tokens, and those before it tokens or maps; or all give maps
-            and `norm` puts the class token in front.
-        grid_margin: Pixels beyond a side that still make a token: a side of s pixels has
-            (s + margin) // stride of them. Only for tokens.
+        output_stride: Largest stride of a dilated model; the feature levels stay those of
+            `strides`, but their reductions do not exceed it.
+        num_prefix_tokens: Number of class tokens. With class tokens, the last stage returns tokens
+            and earlier stages tokens or maps; or all stages return maps and `norm` adds the token.
+        grid_margin: Pixels added to each side before it is divided by the stride: a side of s
+            pixels has (s + margin) // stride tokens.
     """
 
     key_styles: ClassVar[tuple[KeyStyle, ...]] = ()
@@ -160,13 +161,13 @@ class Backbone(nn.Module):
         self.num_features = head.num_features
         self.head_hidden_size = getattr(head, "hidden_size", head.num_features)
         self.feature_info = feature_levels(channels, strides, output_stride)
-        self.pruned = False  # whether the norm is gone, see `prune_intermediate_layers`
+        self.pruned = False  # whether `prune_intermediate_layers` removed the norm
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images B in_chans H W -> the last map B num_features H/s W/s, normalised.
+        """Map images B in_chans H W to the normalised last feature map B num_features H/s W/s.
 
-        With a class token: all tokens as a row, B num_features 1 N, the class token first. Of a
-        pruned model, the map of its last level.
+        With a class token: a row of all tokens, B num_features 1 N, the class token first. For a
+        pruned model: the feature map of its last level.
         """
         y = self.stages(self.stem(x))
         if self.pruned:
@@ -177,7 +178,7 @@ class Backbone(nn.Module):
         return self.norm(to_row(x) if self.num_prefix_tokens else x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False):
-        """The last map -> logits B num_classes, or what the classifier sees if `pre_logits`."""
+        """Map the last feature map to logits B num_classes, or to the classifier's input."""
         return self.head(x, pre_logits)
 
     def forward(self, x: Tensor):
@@ -192,26 +193,26 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the last map and those of chosen levels of `feature_info`.
+        """Return the last feature map and those of some levels of `feature_info`.
 
         Args:
             x: Images, B in_chans H W.
-            indices: Levels to return; a number n means the last n, none means all.
-            norm: Apply `self.norm` to a map of the last stage.
-            stop_early: Do not compute stages that no chosen level needs.
-            output_fmt: Only `"NCHW"`.
-            intermediates_only: Return the list alone.
+            indices: Levels to return; a number n means the last n levels, None all levels.
+            norm: Apply `self.norm` to a feature map of the last stage.
+            stop_early: Skip stages after the last requested level.
+            output_fmt: Only `"NCHW"` is supported.
+            intermediates_only: Return only the list.
 
         Raises:
-            BadInput: A level that there is not, or another format.
+            BadInput: A level that does not exist, or another format.
         """
         if output_fmt != "NCHW":
-            raise BadInput(f"output_fmt={output_fmt!r}: maps are given as 'NCHW' only")
+            raise BadInput(f"output_fmt={output_fmt!r} is not supported; only 'NCHW' is")
         levels = take_levels(len(self.feature_info), indices, "indices")
-        wanted = [self.feature_info[level]["stage"] for level in levels]
+        taken = [self.feature_info[level]["stage"] for level in levels]
         stages = list(self.stages)
         if stop_early or intermediates_only:
-            stages = stages[: max(wanted) + 1]
+            stages = stages[: max(taken) + 1]
         height, width = x.shape[-2:]
         x, maps, kept = self.stem(x), {}, {}
         for i, stage in enumerate(stages):
@@ -224,11 +225,11 @@ class Backbone(nn.Module):
         normed = self._close(x) if to_the_end else maps[len(stages) - 1]
         if norm and last in maps:
             maps[last] = self.norm(maps[last]) if self.num_prefix_tokens else normed
-        intermediates = [maps[i] for i in wanted]
+        intermediates = [maps[i] for i in taken]
         return intermediates if intermediates_only else (normed, intermediates)
 
     def _level(self, x: Tensor, stage: int, height: int, width: int) -> Tensor:
-        """Return what a stage made of an image of that size as a map."""
+        """Return the output of a stage as a feature map, for images of that height and width."""
         if not self.num_prefix_tokens:
             return x
         stride = self.strides[stage]
@@ -239,20 +240,20 @@ class Backbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the chosen levels do not need; the last of them is what `forward` returns.
+        """Remove everything after the last requested level; `forward` then returns that level.
 
-        The norm and the head belong to the last stage: they go with it.
+        The norm and the head belong to the last stage and are removed with it.
 
         Args:
-            indices: As of `forward_intermediates`.
-            prune_norm: Drop the norm although the last stage stays.
-            prune_head: Drop the head although the last stage stays.
+            indices: As in `forward_intermediates`.
+            prune_norm: Remove the norm even if the last stage is kept.
+            prune_head: Remove the head even if the last stage is kept.
 
         Returns:
-            The chosen levels as numbers from 0.
+            The requested levels, counted from 0.
 
         Raises:
-            BadInput: A level that there is not.
+            BadInput: A level that does not exist.
         """
         levels = take_levels(len(self.feature_info), indices, "indices")
         last = self.feature_info[max(levels)]
@@ -269,34 +270,34 @@ class Backbone(nn.Module):
         return levels
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
-        """Return the classifying layer, or the tuple of them where there are two."""
+        """Return the classifier, or a tuple if there are two."""
         layers = tuple(self.head.get_submodule(name) for name in self.head.classifiers())
         return layers[0] if len(layers) == 1 else layers
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier for `num_classes` in (0: none), and another pooling if given."""
+        """Replace the classifier by a new one, and optionally the pooling; 0 classes: none."""
         self.head.reset(num_classes, global_pool)
         first = next(self.stem.parameters())
         self.head.to(first.device, first.dtype)
         self.num_classes = num_classes
 
     def set_distilled_training(self, enable: bool = True) -> None:
-        """While training, return the logits of both classifiers as a pair.
+        """Return the logits of both classifiers as a pair during training.
 
         Raises:
-            BadInput: The model has one classifier.
+            BadInput: The model has only one classifier.
         """
         if not hasattr(self.head, "distilled_training"):
-            raise BadInput(f"{type(self).__name__} has one classifier; nothing to distil into")
+            raise BadInput(f"{type(self).__name__} has one classifier; distillation needs two")
         self.head.__dict__["distilled_training"] = enable
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of blocks while training, and compute the rest again backwards."""
+        """Store only the inputs of blocks during training, and recompute the rest when needed."""
         for stage in self.stages:
             stage.__dict__["grad_checkpointing"] = enable
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Return how parameters fall into layers, for a learning rate by depth (timm's form)."""
+        """Return patterns that assign parameters to layers, for layer decay (timm's format)."""
         blocks = [
             (r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(?:downsample|link)", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
@@ -305,7 +306,7 @@ class Backbone(nn.Module):
         return {"stem": r"^stem", "blocks": blocks[:1] + blocks[2:] if coarse else blocks}
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of tables and scales that weight decay should leave alone."""
+        """Return the names of tables and scales that are exempt from weight decay."""
         return {
             f"{path}.{name}" if path else name
             for path, module in self.named_modules()
@@ -314,7 +315,7 @@ class Backbone(nn.Module):
         }
 
     def classifier_names(self) -> tuple[str, ...]:
-        """Return the dotted names of the classifying layers."""
+        """Return the dotted names of the classifiers."""
         return tuple(f"head.{name}" for name in self.head.classifiers())
 
     def first_conv_name(self) -> str:
@@ -329,9 +330,9 @@ class Backbone(nn.Module):
 def feature_levels(
     channels: Sequence[int], strides: Sequence[int], output_stride: int | None = None
 ) -> list[dict]:
-    """Return the levels of a pyramid: the last stage of each stride, in timm's form.
+    """Return the levels of the feature pyramid, in timm's format: the last stage of each stride.
 
-    Where all stages have one stride, each of them is a level, as in timm's isotropic models.
+    If all stages have the same stride, each is a level, as in timm's isotropic models.
     """
     isotropic = len(set(strides)) == 1
     return [
@@ -349,36 +350,41 @@ def feature_levels(
 def take_levels(
     count: int, indices: int | Sequence[int] | None, name: str = "out_indices"
 ) -> list[int]:
-    """Return the chosen levels as numbers from 0; none means all, a number n the last n.
+    """Return the requested levels, counted from 0.
+
+    Args:
+        count: Number of levels of the model.
+        indices: Levels, also negative ones; a number n means the last n levels, None all levels.
+        name: Name of the argument, for messages.
 
     Raises:
-        BadInput: A level that there is not, or no level at all; the message names the argument.
+        BadInput: A level that does not exist, or no level at all.
     """
     if indices is None:
         return list(range(count))
     if isinstance(indices, int):
         if not 0 < indices <= count:
-            raise BadInput(f"{name}={indices}: the last 1 to {count} levels can be taken")
+            raise BadInput(f"{name}={indices}: choose between 1 and {count} levels")
         return list(range(count - indices, count))
     given = list(indices) if isinstance(indices, Iterable) else [indices]
     if not given or not all(isinstance(i, int) and -count <= i < count for i in given):
-        raise BadInput(f"{name}={given}: the model has {count} levels, 0 to {count - 1}")
+        raise BadInput(f"{name}={given}: choose from the model's {count} levels, 0 to {count - 1}")
     return [i % count for i in given]
 
 
 class FeatureExtractor(nn.Module):
-    """A model cut down to a pyramid of maps: what `create_model(..., features_only=True)` returns.
+    """The part of a model that computes a feature pyramid, for `features_only=True`.
 
-    Parameters keep the names they have in the whole model. `forward` returns a list of maps,
-    B C H W, one for each chosen level.
+    Parameters have the same names as in the whole model. `forward` returns a list of feature maps
+    B C H W, one for each requested level.
 
     Args:
         model: The whole model; its modules are shared, not copied.
-        out_indices: Levels of `model.feature_info`, in the order wanted; none means all.
+        out_indices: Levels of `model.feature_info`, in the requested order; None means all.
     """
 
-    is_partial = True  # its weights are some of those of the whole model
-    sources: list[int]  # what TorchScript needs to know of a list that may be empty
+    is_partial = True  # weights of other parts are ignored when a checkpoint is loaded
+    sources: list[int]  # TorchScript cannot infer the type of an empty list
 
     def __init__(self, model: Backbone, out_indices: int | Sequence[int] | None = None):
         super().__init__()
@@ -413,6 +419,6 @@ class FeatureExtractor(nn.Module):
         return [maps[i] for i in self.taken]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of blocks while training, and compute the rest again backwards."""
+        """Store only the inputs of blocks during training, and recompute the rest when needed."""
         for stage in self.stages:
             stage.__dict__["grad_checkpointing"] = enable

@@ -1,7 +1,7 @@
-"""Any backbone as the encoder of a network that draws maps: `create_model("unet", encoder=...)`.
+"""Decoders for segmentation on any backbone: `create_model("unet", encoder=...)`.
 
-The decoders are those of segmentation_models_pytorch (extra `dense`), under its names and with its
-parameter names; backbones reach it through `zoo.timm_bridge`.
+The decoders come from segmentation_models_pytorch (extra `dense`) and keep its names and parameter
+names. It finds our backbones through `zoo.timm_bridge`.
 """
 
 import importlib.util
@@ -18,18 +18,18 @@ from zoo.errors import BadInput, first_line
 from zoo.timm_bridge import bridged_name  # registers our backbones with timm
 from zoo.weights import load_weights
 
-# Decoders that want the last maps larger than usual.
+# Decoders that need larger last feature maps: the encoder dilates instead of downsampling.
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
-# Strides that every decoder can work with: each level half the size of the one before.
+# Strides of feature pyramids that decoders support: each level has half the size of the last.
 LADDERS = ([2, 4, 8, 16, 32], [4, 8, 16, 32])
 
 
 class EncoderDecoder(nn.Module):
-    """An encoder that gives a pyramid of maps, a decoder that draws them together, a head.
+    """An encoder that returns a feature pyramid, a decoder that merges it, and a head.
 
     Args:
         net: A network of segmentation_models_pytorch.
-        num_classes: Logits of a position.
+        num_classes: Logits per pixel.
         in_chans: Channels of the image.
     """
 
@@ -43,28 +43,28 @@ class EncoderDecoder(nn.Module):
         self.any_size = not net.requires_divisible_input_shape
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images B in_chans H W -> the decoder's map.
+        """Map images B in_chans H W to the feature map of the decoder.
 
         Raises:
-            BadInput: A size that the decoder cannot work with.
+            BadInput: A size that the decoder does not support.
         """
         if not self.any_size:
             check_sides(x, self.size_multiple)
         return self.decoder(self.encoder(x))
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """The decoder's map -> logits B num_classes H W, at the size of the images."""
+        """Map the feature map of the decoder to logits B num_classes H W, at image size."""
         return self.segmentation_head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """Return the classifying layer."""
+        """Return the last layer, which computes the logits."""
         return self.segmentation_head[0]
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh classifying layer for `num_classes` in."""
+        """Replace the last layer by a new one for `num_classes`."""
         old = self.segmentation_head[0]
         self.segmentation_head[0] = nn.Conv2d(
             old.in_channels,
@@ -75,7 +75,7 @@ class EncoderDecoder(nn.Module):
         self.num_classes = num_classes
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of tables and scales that weight decay should leave alone."""
+        """Return the names of tables and scales that are exempt from weight decay."""
         return {
             f"{path}.{name}"
             for path, module in self.named_modules()
@@ -83,7 +83,7 @@ class EncoderDecoder(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of the encoder's blocks while training."""
+        """Store only the inputs of the encoder's blocks during training."""
         self.encoder.model.set_grad_checkpointing(enable)
 
 
@@ -101,16 +101,16 @@ def create(
 
     Args:
         name: One of `zoo.registry.DECODERS`.
-        encoder: A backbone that classifies: a name of `zoo.list_models()`, or `"timm/<name>"`.
-        pretrained: Load the backbone's published weights.
-        num_classes: Logits of a position.
+        encoder: A classification backbone: a name of `zoo.list_models()`, or `"timm/<name>"`.
+        pretrained: Load the published weights of the backbone.
+        num_classes: Logits per pixel.
         in_chans: Channels of the image.
         checkpoint_path: Weights to load at the end.
-        **kwargs: What segmentation_models_pytorch takes for this decoder.
+        **kwargs: Arguments of this decoder in segmentation_models_pytorch.
 
     Raises:
-        BadInput: The package is missing, an argument is wrong or absent, or the backbone's strides
-            are not those that decoders need.
+        BadInput: The package is missing, an argument is wrong or missing, or the decoder does not
+            support the strides of the backbone.
         UnknownModel: No such backbone.
     """
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
@@ -119,8 +119,8 @@ def create(
         )
     if encoder is None:
         raise BadInput(
-            f"{name} needs an encoder: name a backbone with encoder=... (in a configuration"
-            " model.encoder=...), such as mobilenetv2_100"
+            f"{name} needs a backbone: set encoder (on the command line model.encoder), for example"
+            " to mobilenetv2_100"
         )
     for key in ("img_size", "global_pool", "drop_rate"):
         if key in kwargs:
@@ -152,17 +152,17 @@ def create(
 
 
 def _check_strides(name: str, encoder: str) -> None:
-    """Raise `BadInput` unless `encoder` gives maps at strides that decoders can work with."""
+    """Raise `BadInput` unless decoders support the strides of the encoder's feature pyramid."""
     strides = strides_of(encoder)
     if strides not in LADDERS:
         raise BadInput(
-            f"encoder={encoder} gives maps at strides {', '.join(map(str, strides))}; {name} needs"
-            " 4, 8, 16, 32 (or 2 as well): take a backbone that has these, such as mobilenetv2_100"
+            f"encoder={encoder} has feature strides {', '.join(map(str, strides))}; {name} needs"
+            " 4, 8, 16, 32 (and optionally 2): choose a backbone such as mobilenetv2_100"
         )
 
 
 def _check_dilation(name: str, encoder: str) -> None:
-    """Raise `BadInput` if the decoder wants dilation that `encoder` does not offer."""
+    """Raise `BadInput` if the decoder needs dilation and the encoder does not support it."""
     ours = not registry.is_timm(encoder)
     if (
         name in DILATED
@@ -171,8 +171,8 @@ def _check_dilation(name: str, encoder: str) -> None:
     ):
         can = ", ".join(registry.list_models(output_stride=True, smallest_of_family=True))
         raise BadInput(
-            f"{name} needs an encoder that can dilate instead of shrinking its maps, which"
-            f" encoder={encoder} cannot; {can} can"
+            f"{name} needs an encoder with output_stride, which encoder={encoder} does not support;"
+            f" choose one of {can}"
         )
 
 
@@ -188,16 +188,16 @@ def _name_in_timm(encoder: str) -> str:
 
 
 def strides_of(encoder: str) -> list[int]:
-    """Return the strides of a backbone's maps; it is built without memory.
+    """Return the feature strides of a backbone, which is built on the meta device.
 
     Raises:
-        BadInput: It is no backbone that classifies, or gives no pyramid of maps.
-        UnknownModel: There is no such model.
+        BadInput: It is not a classification backbone, or has no feature pyramid.
+        UnknownModel: No such model.
     """
     if not registry.is_timm(encoder):
         task = registry.get_spec(encoder).task
         if task != "classification":
-            raise BadInput(f"encoder={encoder} is made for {task}; take one for classification")
+            raise BadInput(f"encoder={encoder} is for {task}; choose one for classification")
     try:
         with torch.device("meta"):
             model: Any = timm.create_model(_name_in_timm(encoder), features_only=True)
@@ -210,11 +210,11 @@ def strides_of(encoder: str) -> list[int]:
 
 
 def check_sides(x: Tensor, multiple: int) -> None:
-    """Raise `BadInput` unless both sides of images are multiples of `multiple`."""
+    """Raise `BadInput` unless height and width of images B C H W are multiples of `multiple`."""
     if x.shape[2] % multiple != 0 or x.shape[3] % multiple != 0:
         raise BadInput(
             f"images of {list(x.shape[2:])} pixels: every side must be a multiple of {multiple}"
         )
 
 
-torch.fx.wrap("check_sides")  # a leaf for symbolic tracing: it looks at shapes
+torch.fx.wrap("check_sides")  # a leaf for symbolic tracing, because it reads shapes

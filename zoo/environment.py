@@ -33,9 +33,9 @@ _PACKAGES = {
 
 @functools.cache
 def describe_machine() -> dict[str, Any]:
-    """Describe this machine: CPU model, cores, memory in GiB, system, and the GPU if there is one.
+    """Describe this machine: CPU, cores, memory in GiB, system, and GPU if any.
 
-    Nothing in it names the host or its user.
+    The description contains neither host nor user name.
     """
     import torch
 
@@ -54,10 +54,10 @@ def describe_machine() -> dict[str, Any]:
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter and are installed.
+    """Return the versions of Python and of installed packages.
 
     Args:
-        *names: Which packages; none: every one that can matter.
+        *names: Names of packages; by default all that can affect a measurement.
     """
     found = {"python": platform.python_version()}
     for name in names or _PACKAGES:
@@ -81,8 +81,8 @@ def _cpu_model() -> str:
     except OSError:
         pass
     if platform.system() == "Darwin":
-        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return platform.processor() or platform.machine()
 
 

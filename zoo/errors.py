@@ -26,7 +26,11 @@ class MissingExtra(ZooError):
 
 
 class NotExportable(ZooError):
-    """The model cannot be exported to the asked format, or its artefact computes something else."""
+    """The model cannot be exported to the requested format, or the artefact does not match it."""
+
+
+class OutputsDiffer(NotExportable):
+    """The artefact was made, but its outputs differ from the model's."""
 
 
 def first_line(error: BaseException) -> str:

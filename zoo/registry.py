@@ -26,6 +26,7 @@ _SHARED = (
     *("task", "status", "paper", "code", "input", "reduction", "num_classes", "capabilities"),
     "module",  # the model file, if its name is not that of the family
     "quirks",  # oddities of the public code: kept or changed, and why
+    "unfused",  # norms and scales that fusing leaves in place, and why
 )
 
 # Decoders of segmentation_models_pytorch (zoo.decoders). Each takes any backbone as its encoder, so

@@ -1,10 +1,9 @@
-"""Re-parameterisation: the same function with fewer operations, by one protocol.
+"""Re-parameterisation: compute the same function with fewer operations.
 
-A block that has a cheaper equal form implements `fused(self)`, which returns the replacement and
-leaves the block as it was. `reparameterize` walks a deep copy from the leaves up and puts the
-replacements in. In modules without one, whoever wrote them, a batch norm is folded into the
-convolution or linear layer whose results it alone reads (zoo/blocks/dataflow.py); timm's blocks
-that have a method of their own for it are fused by that first.
+A block that has a cheaper equivalent implements `fused(self)`, which returns the replacement and
+does not change the block. `reparameterize` replaces blocks in a deep copy, from the leaves up. In
+modules without that method, a batch norm is folded into the convolution or linear layer before it,
+if nothing else reads the output of that layer. timm's blocks are fused by their own methods first.
 """
 
 from collections import Counter
@@ -21,36 +20,39 @@ from zoo.errors import BadInput
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# A linear layer is taken to work on B C, as the norm after it does; on B N C the norm is over N.
+# A linear layer before a batch norm is assumed to map B C; for B N C the norm would be over N.
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FOLDABLE = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
 
 
 def reparameterize(model: Model) -> Model:
-    """Return a copy of `model` that computes the same in evaluation with fewer operations.
+    """Return a copy of `model` that computes the same function with fewer operations.
 
-    `model` stays as it was. A model that is fused already comes back as an equal copy.
+    Args:
+        model: In evaluation mode; it is not changed. A fused model is copied.
 
     Raises:
-        BadInput: The model is in train mode: batch norms fold only with fixed statistics.
+        BadInput: The model is in training mode, in which batch norms have no fixed statistics.
     """
     training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
     if training is not None:
         raise BadInput(
-            f"{training} is in train mode; call model.eval() first: batch norms fold only with "
-            "their running statistics"
+            f"{training} is in training mode; call model.eval() first, so that batch norms use"
+            " their running statistics"
         )
-    fused = cast(Model, _fused(_fused_by_timm(model), {}).eval())  # new parts start in train mode
-    fused.__dict__["reparameterized"] = True  # what `count` calls fused
+    fused = cast(
+        Model, _fused(_fused_by_timm(model), {}).eval()
+    )  # new modules start in training mode
+    fused.__dict__["reparameterized"] = True  # read by `count` and the exporters
     return fused
 
 
 def _fused_by_timm(model: nn.Module) -> nn.Module:
-    """Return a copy in which timm's blocks are fused by the methods that they have for it."""
+    """Return a copy in which timm's blocks are fused by their own methods."""
     sample = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     before = torch.get_default_dtype()
-    torch.set_default_dtype(sample.dtype)  # they make their layers in whatever is the default
+    torch.set_default_dtype(sample.dtype)  # timm creates layers in the default type
     try:
         with torch.device(sample.device):
             return timm.utils.reparameterize_model(model)
@@ -59,7 +61,12 @@ def _fused_by_timm(model: nn.Module) -> nn.Module:
 
 
 def _fused(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
-    """Replace the parts of `module` (a copy), then `module` itself; shared parts stay shared."""
+    """Return the replacement of `module`, after replacing its children in place.
+
+    Args:
+        module: Part of the copy.
+        done: Replacements so far, by the `id` of the original: shared modules stay shared.
+    """
     if id(module) in done:
         return done[id(module)]
     parts: dict[str, Any] = module._modules
@@ -87,7 +94,7 @@ def _fold_pairs(module: nn.Module) -> None:
 
 
 def _called(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules that `module` itself can call: its children, and those in lists among them."""
+    """Return the modules that `module` can call: its children, and those in lists of children."""
     found = []
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
@@ -98,7 +105,7 @@ def _called(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _foldable(layer: Any, norm: Any) -> bool:
-    """Say whether `norm` can be folded into `layer`, whose results it reads."""
+    """Return whether `norm` can be folded into `layer`, whose output it reads."""
     plain = _plain_norm(norm)
     if type(layer) not in _FOLDABLE or plain is None:
         return False
@@ -108,7 +115,7 @@ def _foldable(layer: Any, norm: Any) -> bool:
 
 
 def _plain_norm(module: Any) -> Any:
-    """Return the batch norm with fixed statistics that a module is or starts with, or None."""
+    """Return the batch norm with fixed statistics that a module is, or starts with; else None."""
     if is_fixed_batch_norm(module):
         return module
     if type(module) is not BatchNormAct2d or module.running_mean is None:
@@ -124,7 +131,7 @@ _NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_trac
 
 
 def _rest(norm: nn.Module) -> nn.Module:
-    """Return what a module does after its batch norm."""
+    """Return the part of a module after its batch norm."""
     if type(norm) is BatchNormAct2d:
         return nn.Sequential(*norm.children())  # dropout and activation
     return nn.Identity()
@@ -174,13 +181,16 @@ def replace(module: nn.Module, name: str, part: Any) -> None:
 
 
 def shake(model: Model, seed: int = 0) -> Model:
-    """Give the statistics, scales and tables of `model` random values of order one, in place.
+    """Give all parameters and statistics of `model` random values of order one, in place.
 
-    Fresh models hide mistakes: their norms do nothing, their layer scales are next to zero. A
-    comparison of two forms means something only on a model that has been shaken.
+    A model with initial weights hides mistakes: its norms do nothing and its layer scales are close
+    to zero. Randomise it before comparing two forms of it.
 
-    Where many branches of order one would add up to values that drown the rest, a block names the
-    norms that end them in `branch_ends`; these are left smaller.
+    If many branches of order one would add up to large values, a block lists the norms at their
+    ends in `branch_ends`; the weights of these norms are made smaller.
+
+    Returns:
+        The same model.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -208,7 +218,7 @@ def shake(model: Model, seed: int = 0) -> Model:
 
 
 def _floats(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The buffers of `module` that a state dict holds; the others are constants."""
+    """Return the floating-point buffers that are part of the state dict."""
     constants = module._non_persistent_buffers_set
     buffers = module.named_buffers(recurse=False)
     return [(n, b) for n, b in buffers if b.is_floating_point() and n not in constants]

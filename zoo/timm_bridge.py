@@ -1,10 +1,10 @@
-"""Every model of the package as one of timm's: `timm.create_model("zoo_<name>")`.
+"""Registers every backbone of the package with timm: `timm.create_model("zoo_<name>")`.
 
     import zoo.timm_bridge
     timm.create_model("zoo_efficientformer_l1", features_only=True)
 
-Whatever builds encoders through timm (segmentation_models_pytorch, detectors, Hugging Face) takes
-our models by these names. The prefix keeps them apart from timm's own.
+Libraries that build encoders through timm (segmentation_models_pytorch, detectors, Hugging Face)
+accept our models by these names. The prefix distinguishes them from timm's own models.
 """
 
 import contextlib
@@ -25,23 +25,23 @@ from zoo.errors import BadInput
 
 PREFIX = "zoo_"
 
-# What timm's factory passes on besides the arguments of a model, and what becomes of it: weights
-# and their description come from our facts; pyramids are made one way (zoo.backbone).
+# Arguments that timm's factory adds to those of the model. They are dropped: weights and their
+# description come from our facts, and feature pyramids from zoo.backbone.
 _TIMM_ONLY = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "feature_cls", "feature_cfg")
 
 default_cfgs: dict[str, Any] = {}
 
 
 def bridged_name(name: str) -> str:
-    """Return the name that timm knows a model by."""
+    """Return the name of a model in timm."""
     return PREFIX + name
 
 
 @functools.cache
 def _traits(family: str) -> dict[str, Any]:
-    """What the variants of a family have in common, read off the first.
+    """Return properties that the variants of a family share, read from the first variant.
 
-    Building them all would take seconds; what differs between them is in the facts.
+    Building all variants would take seconds; their differences are in the facts.
     """
     name = next(filter(registry.is_packaged, registry.list_models(family=family)))
     with torch.device("meta"):
@@ -54,22 +54,22 @@ def _traits(family: str) -> dict[str, Any]:
 
 
 def _default_cfg(spec: registry.ModelSpec) -> dict[str, Any]:
-    """Return timm's description of a model."""
-    traits, wanted = dict(_traits(spec.family)), spec.facts["input"]
-    _, height, width = wanted["size"]
+    """Return the pretrained configuration that timm keeps for a model."""
+    traits, image = dict(_traits(spec.family)), spec.facts["input"]
+    _, height, width = image["size"]
     stride = traits.pop("stride")
     stride = spec.facts.get("reduction", stride)
     traits["classifier"] = tuple(spec.facts.get("classifiers", traits["classifier"]))
     return {
         **traits,
-        "input_size": tuple(wanted["size"]),
+        "input_size": tuple(image["size"]),
         "pool_size": _pool_size(height, width, stride, spec),
         "num_classes": spec.num_classes,
-        "mean": tuple(wanted["mean"]),
-        "std": tuple(wanted["std"]),
-        "interpolation": wanted["interpolation"],
-        "crop_pct": wanted["crop_pct"],
-        "fixed_input_size": not (spec.capabilities.get("dynamic_size") or "multiple" in wanted),
+        "mean": tuple(image["mean"]),
+        "std": tuple(image["std"]),
+        "interpolation": image["interpolation"],
+        "crop_pct": image["crop_pct"],
+        "fixed_input_size": not (spec.capabilities.get("dynamic_size") or "multiple" in image),
         "license": spec.facts["code"]["licence"],
         "paper_ids": f"arXiv:{spec.facts['paper']['arxiv']}",
         "paper_name": spec.facts["paper"]["title"],
@@ -78,14 +78,14 @@ def _default_cfg(spec: registry.ModelSpec) -> dict[str, Any]:
 
 
 def _pool_size(height: int, width: int, stride: int, spec: registry.ModelSpec) -> tuple[int, int]:
-    """Return the size of the last map: with a class token, the row of all tokens."""
+    """Return the size of the last feature map; with a class token, of the row of all tokens."""
     if spec.capabilities.get("class_token", False):
         return 1, 1 + (height // stride) * (width // stride)
     return -(-height // stride), -(-width // stride)
 
 
 class UnknownArgument(BadInput, TypeError):
-    """An argument that a model does not have; what is written for timm expects a TypeError."""
+    """An argument that a model does not have; code written for timm expects a TypeError."""
 
 
 def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
@@ -122,10 +122,10 @@ def _arguments(name: str) -> set[str]:
 
 
 def _keep_as_buffers(model: nn.Module) -> None:
-    """Turn parameters that are never trained into buffers of the same names.
+    """Replace parameters that are never trained by buffers of the same names.
 
-    Such are tables of sines and random features. They count as parameters in the papers and in our
-    facts; what is written for timm's models expects a gradient of every parameter.
+    These are tables of sines and random features. Papers and our facts count them as parameters,
+    but code written for timm expects every parameter to have a gradient.
     """
     for module in model.modules():
         for name, tensor in list(module.named_parameters(recurse=False)):
@@ -137,11 +137,11 @@ def _keep_as_buffers(model: nn.Module) -> None:
 def _register_all() -> None:
     for name in filter(registry.is_packaged, registry.list_models(task="classification")):
         spec = registry.get_spec(name)
-        if "status" in spec.facts:  # a family in progress
+        if "status" in spec.facts:  # a family that is not finished
             continue
         known_as = bridged_name(name)
         if timm.is_model(known_as):
-            raise ValueError(f"timm has a model {known_as!r} already; it would be overwritten")
+            raise ValueError(f"timm already has a model {known_as!r}; it would be overwritten")
         default_cfgs.update(generate_default_cfgs({known_as: _default_cfg(spec)}))
         build = _entry_point(spec)
         setattr(sys.modules[__name__], known_as, build)

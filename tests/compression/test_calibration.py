@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.compression.calibration import arrays, calibration, held
+from zoo.compression.calibration import arrays, calibration, held_out
 from zoo.data.create import create_datamodule
 from zoo.settings import DataConfig
 
@@ -36,7 +36,7 @@ def test_held_images_are_others():
     data = opened()
     both = [
         {image.numpy().tobytes() for images, _ in drawn for image in images}
-        for drawn in (calibration(data, 64), held(data, 64))
+        for drawn in (calibration(data, 64), held_out(data, 64))
     ]
     assert len(both[0]) == len(both[1]) == 64
     assert not both[0] & both[1]
@@ -57,7 +57,7 @@ def test_any_datamodule_and_the_same_images_again(name):
     assert first[0][0].shape == (8, 3, 32, 32)
     assert torch.equal(first[0][0], second[0][0])
     assert torch.equal(first[0][1], second[0][1])
-    assert not torch.equal(first[0][0], held(data, 8)[0][0])
+    assert not torch.equal(first[0][0], held_out(data, 8)[0][0])
 
 
 def test_bytes_are_those_that_the_images_were_made_of():

@@ -12,6 +12,7 @@ from nets import LAYERS, SIZE, Mixed, correlation, is_near, pictures, weight_of
 from torch import nn
 
 import zoo
+from zoo.compression.int8_openvino import check as weights_check
 from zoo.compression.int8_openvino import convert
 from zoo.compression.sanity import refuse_noise
 from zoo.deploy import openvino as exporter
@@ -22,6 +23,7 @@ from zoo.runtimes.openvino import core
 
 ROOT = Path(__file__).parents[2]
 OPEN = ExportSpec(SIZE, dynamic_batch=True)
+KEPT = {"block.depthwise", "qkv"}
 
 
 def answers(file, images: np.ndarray) -> np.ndarray:
@@ -193,3 +195,18 @@ def test_nonsense_is_refused():
     with pytest.raises(zoo.NotExportable, match=r"Mixed in int8: .* \(SNR -.* dB\); keep more lay"):
         refuse_noise(Mixed(), outputs[:2], outputs[2:], "a runtime")
     refuse_noise(Mixed(), outputs[:1], outputs[1:2], "a runtime")  # too few to tell
+
+
+def test_no_pair_of_weights_can_overflow(folder):
+    largest = {whole.shape: np.abs(whole.astype(int)).max() for whole, _ in
+               integers(folder / "int8.xml")}  # fmt: skip
+    depthwise = largest.pop((8, 1, 1, 3, 3))
+    assert depthwise == 127, "its kernels do not add pairs"
+    assert max(largest.values()) <= 64
+    found = weights_check(Mixed().eval(), folder / "int8.xml", [])
+    assert 100 < found["check"]["largest_pair"] <= 128
+
+
+def test_layers_are_counted_in_the_file(tmp_path):
+    made = convert(Mixed().eval(), tmp_path / "x.xml", OPEN, [pictures(8)], ["block", "qkv"])
+    assert (set(made.int8), set(made.floating)) == (set(LAYERS) - KEPT, KEPT)

@@ -57,7 +57,7 @@ def checkpoint(folder, classes: int = 10):
         "format": "zoo.checkpoint/1",
         "state_dict": model.state_dict(),
         "model": arguments,
-        "config": {"data": {"name": "digits"}},
+        "config": {"model": {"name": MODEL}, "data": {"name": "digits"}},
         "data": {
             "class_names": [f"c{i}" for i in range(classes)],
             "num_classes": classes,
@@ -190,6 +190,13 @@ def test_in_python_without_data(tmp_path):
     about = artefact.manifest["quantization"]
     assert "score" not in about
     assert about["keep_float"] == ["stages.0.0"]
+    assert (about["layers"], about["int8_layers"]) == (3, 2)
+    sums = about["integer_sums"]
+    assert "every processor" in sums["holds_for"]
+    assert sums["check"]["largest_pair"] <= 128
+    assert sums["check"]["images"] == 4
+    assert sums["check"]["sums"] > 0 == sums["check"]["could_saturate"]
+    assert sums["check"]["runtime_snr_db"] > 20
     assert about["calibrated_on"] == 8
     assert table(about)
     with pytest.raises(zoo.BadInput, match=r"model\.onnx exists"):
@@ -197,7 +204,7 @@ def test_in_python_without_data(tmp_path):
     with pytest.raises(zoo.BadInput, match="batches of 8x3x32x32: the artefact takes 2x3x32x32"):
         quantize(model, "onnx", tmp_path / "b", batches=[images], dynamic_batch=False,
                  input_size=(2, 3, SIDE, SIDE))  # fmt: skip
-    with pytest.raises(zoo.BadInput, match="'stages.9' is no convolution or linear layer"):
+    with pytest.raises(zoo.BadInput, match="'stages.9' is not a convolution, a linear layer"):
         quantize(model, "onnx", tmp_path / "b", keep_float=["stages.9"], **options)
     assert os.listdir(tmp_path) != []
     assert not (tmp_path / "b").exists()

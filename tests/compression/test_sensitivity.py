@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.compression.calibration import calibration, held
+from zoo.compression.calibration import calibration, held_out
 from zoo.compression.sensitivity import Row, measure, rounded, rounded_weight, table, worst, write
 from zoo.data.create import create_datamodule
 from zoo.settings import DataConfig
@@ -51,7 +51,7 @@ def measured():
         model.hard.weight[:, 3] = 50
     before = {key: value.clone() for key, value in model.state_dict().items()}
     rows = measure(
-        model, get_task("classification"), data, calibration(data, 64), held(data, 128)
+        model, get_task("classification"), data, calibration(data, 64), held_out(data, 128)
     )  # fmt: skip
     after = model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())

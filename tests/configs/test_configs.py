@@ -1,4 +1,4 @@
-"""Every configuration and every documented command line composes; the keys are frozen."""
+"""Every configuration file and every documented command composes; the keys are frozen."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from zoo.errors import BadInput, UnknownModel
 
 ROOT = Path(__file__).parents[2]
 KEYS = Path(__file__).with_name("keys.txt")
-GROUPS = ("data", "train", "profile", "export", "experiment")
+GROUPS = ("data", "recipe", "experiment")
 SCRIPTS = {f"{run}.py": run for run in RUNS}
 
 
@@ -23,16 +23,25 @@ def yamls() -> list[tuple[str, str]]:
 
 
 def runs_with(group: str, name: str) -> list[str]:
-    """The entry points that a file of `group` is for."""
+    """Return the commands that read a file of `group`."""
     if group == "experiment":
         opening = (CONFIGS / group / f"{name}.yaml").read_text()
         return [run for script, run in SCRIPTS.items() if script in opening]
-    part = {"data": "data", "train": "train", "profile": "profile", "export": "export"}[group]
+    part = {"data": "data", "recipe": "train"}[group]
     return [run for run, schema in RUNS.items() if part in schema.__dataclass_fields__]
 
 
 def test_there_are_configurations() -> None:
-    assert {("data", "digits"), ("experiment", "efficientformer_l1_imagenet")} <= set(yamls())
+    found = set(yamls())
+    assert {("data", "digits"), ("experiment", "efficientformer_l1_imagenet")} <= found
+    assert ("recipe", "digits_segmentation") in found
+
+
+def test_every_group_is_known() -> None:
+    """A new group needs a place in `runs_with` and in CONTRIBUTING.md."""
+    assert {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} == set(GROUPS)
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    assert all(f"`{group}`" in contributing for group in GROUPS)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -49,10 +58,11 @@ def test_every_file_composes(group: str, name: str) -> None:
     assert runs, f"configs/{group}/{name}.yaml names no script that it is for"
     for run in runs:
         missing = {"data.name=hfds/owner/set"} if name == "hfds" else set()
-        cfg = compose(run, [f"{group}={name}", *missing])
+        choice = "data" if group == "recipe" else group  # a data set brings its recipe
+        cfg = compose(run, [f"{choice}={name}", *missing])
         own = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
         assert isinstance(own, type(cfg))
-        values = {group: own} if group != "experiment" else own
+        values = {"data": {"data": own}, "recipe": {"train": own}}.get(group, own)
         for part in set(values) - {"defaults"}:
             for key in values[part]:
                 if not OmegaConf.is_missing(values[part], key):
@@ -70,7 +80,7 @@ def test_experiments_say_what_command_expected_source() -> None:
 
 
 def frozen() -> str:
-    """Every key of every entry point with its default."""
+    """Return every key of every command with its default."""
     lines = []
     for run, schema in RUNS.items():
         node = OmegaConf.structured(schema)
@@ -87,15 +97,14 @@ def shown(node, key: str) -> str:
 
 
 def test_the_keys_are_the_frozen_ones() -> None:
-    """Renew with: python tests/configs/test_configs.py (and say it in CHANGELOG.md)."""
     assert frozen() == KEYS.read_text(), (
-        "the configuration's keys or defaults changed; if that is meant, run"
-        " `python tests/configs/test_configs.py` and note it in CHANGELOG.md"
+        "keys or defaults of the configuration have changed; if you intended this, run"
+        " `python tests/configs/test_configs.py` and add a line to CHANGELOG.md"
     )
 
 
 def documented() -> list[tuple[str, str]]:
-    """Command lines of our scripts in README, docs and the heads of configurations."""
+    """Return the commands in README, docs and the comments of configuration files."""
     files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     files += sorted(CONFIGS.rglob("*.yaml"))
     found = []
@@ -112,7 +121,7 @@ def documented() -> list[tuple[str, str]]:
 
 
 def arguments(line: str) -> list[str]:
-    """What follows the script, without a comment; `<a placeholder>` stands for a word."""
+    """Return the arguments of a command, with a word in place of each `<placeholder>`."""
     line = re.sub(r"<[^>]*>", "word", line).replace("...", "word")
     return shlex.split(line, comments=True)[1:]
 
@@ -121,7 +130,7 @@ def arguments(line: str) -> list[str]:
 def test_documented_command_lines_compose(file: str, line: str) -> None:
     script = line.split()[0]
     given = [word for word in arguments(line) if not word.startswith("-")]
-    if given != ["word"]:  # `python eval.py ...` says only that there is such a command
+    if given != ["word"]:  # `python eval.py ...` only mentions the command
         compose(SCRIPTS[script], given)
 
 

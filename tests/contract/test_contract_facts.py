@@ -15,7 +15,6 @@ CAPABILITIES = {
     "floors",  # from this reduction on, odd maps are halved with rounding down, not up
     "smallest",  # the least side of an image, where not 1 or that of a patch
     "drop_path",  # whether there are branches to drop, true unless stated otherwise
-    *("script", "trace"),  # TorchScript and torch.fx, true unless stated otherwise
 }
 KNOWN_TASKS = {"classification", "segmentation", "super-resolution"}
 

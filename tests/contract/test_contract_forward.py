@@ -1,4 +1,4 @@
-"""Logits: finite, of the promised shape at any size, the same for an image in any company."""
+"""Outputs: finite, of the documented shape at any size, independent of the rest of the batch."""
 
 import copy
 import pickle
@@ -17,6 +17,7 @@ from support import (
     images,
     inputs,
     mean_difference,
+    quick,
     shaken,
     tensors,
     trainable,
@@ -90,16 +91,17 @@ def test_evaluation_is_deterministic_and_changes_nothing(name):
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_batch_equals_its_images_one_by_one(name):
-    model, x = shaken(name, torch.float64), inputs(name, 3, 1, dtype=torch.float64)
+    model = fresh(name, torch.float64, **quick(name))
+    x = inputs(name, 2, 1, dtype=torch.float64)
     with torch.no_grad():
-        alone = torch.cat([model(x[i : i + 1]) for i in range(3)])
+        alone = torch.cat([model(x[:1]), model(x[1:])])
         assert difference(alone, model(x)) < 1e-10
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 @pytest.mark.parametrize("in_chans", [1, 4])
 def test_images_of_other_channels(name, in_chans):
-    model = shaken(name, in_chans=in_chans)
+    model = fresh(name, in_chans=in_chans, **quick(name))
     assert model.in_chans == in_chans
     x = inputs(name, channels=in_chans)
     with torch.no_grad():
@@ -120,41 +122,43 @@ def test_bf16_autocast_is_finite_and_close(name):
         assert difference(have, want) < 1.0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", SMALLEST)
-def test_half_precision_holds_large_images(name, dtype):
-    """With fresh weights: random ones alone may make values that no half precision holds."""
+def test_half_precision_holds_large_images(name):
+    """With fresh weights: those of order one alone may exceed half precision."""
     torch.manual_seed(0)
     model, x = zoo.create_model(name), 30 * inputs(name)
-    with torch.no_grad(), torch.autocast("cpu", dtype):
-        assert all(out.isfinite().all() for out in tensors(model.train()(x)))
-        have = model.eval()(x).float()
-    with torch.no_grad():
-        want = model(x)
-    # Relative to the values, not to what tells images apart: fresh networks hardly do.
-    assert (have - want).abs().mean() < 0.1 * want.std()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.no_grad(), torch.autocast("cpu", dtype):
+            assert all(out.isfinite().all() for out in tensors(model.train()(x))), dtype
+            have = model.eval()(x).float()
+        with torch.no_grad():
+            want = model(x)
+        # Relative to the values: fresh networks hardly tell images apart.
+        assert (have - want).abs().mean() < 0.1 * want.std(), dtype
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_bf16_autocast_trains(name):
+    """All gradients are finite, and few vanish: those of a shift in front of a norm are small."""
     model = fresh(name).train()
     with torch.autocast("cpu", torch.bfloat16):
         loss = sum(out.float().square().mean() for out in tensors(model(inputs(name))))
     loss.backward()
     assert all(p.grad.isfinite().all() for p in trainable(model).values())
+    missing = [n for n, p in trainable(model).items() if not p.grad.any()]
+    assert len(missing) < 0.1 * len(trainable(model)), missing
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_compute_the_same_and_share_nothing(name, duplicate):
+def test_copies_compute_the_same_and_share_nothing(name):
     for kwargs in ({}, {"features_only": True}) if name in PYRAMIDS else ({},):
-        model, x = shaken(name, **kwargs), inputs(name)
-        twin = duplicate(model)
-        with torch.no_grad():
-            pairs = zip(tensors(model(x)), tensors(twin(x)), strict=True)
-            assert all(torch.equal(a, b) for a, b in pairs)
+        model, x = shaken(name, **kwargs, **quick(name)), inputs(name)
         ours = {p.data_ptr() for p in model.parameters()}
-        assert not ours & {p.data_ptr() for p in twin.parameters()}
+        with torch.no_grad():
+            want = tensors(model(x))
+            for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+                assert all(torch.equal(a, b) for a, b in zip(tensors(twin(x)), want, strict=True))
+                assert not ours & {p.data_ptr() for p in twin.parameters()}
 
 
 @pytest.mark.parametrize("name", SMALLEST)
@@ -170,6 +174,9 @@ def test_channels_last_computes_the_same(name):
 @pytest.mark.parametrize("name", SMALLEST)
 def test_other_dtypes_and_the_wrong_number_of_channels(name):
     with torch.no_grad():
-        assert shaken(name, torch.bfloat16)(inputs(name, dtype=torch.bfloat16)).isfinite().all()
-        with pytest.raises(RuntimeError):
+        x = inputs(name)
+        have = fresh(name, torch.bfloat16)(x.bfloat16())
+        assert have.dtype == torch.bfloat16
+        assert mean_difference(have.float(), shaken(name)(x)) < 1.0
+        with pytest.raises(RuntimeError, match="channels|size of tensor|shape|normalized_shape"):
             shaken(name)(inputs(name, channels=5))

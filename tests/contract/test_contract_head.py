@@ -1,8 +1,11 @@
-"""The classifier: what it sees, how it is exchanged, what it drops."""
+"""The classifier: what it reads, how it is replaced, and its dropout.
+
+All but the names are checked on models with few blocks: a head does not see how many there are.
+"""
 
 import pytest
 import torch
-from support import CLASSIFIERS, difference, fresh, inputs, shaken
+from support import CLASSIFIERS, difference, fresh, inputs, quick, shaken
 from torch import nn
 
 import zoo
@@ -18,13 +21,13 @@ def layers(model):
 
 
 def hidden(model):
-    """Say whether a layer stands between pooling and classifier."""
+    """Return whether there is a layer between pooling and classifier."""
     return model.head_hidden_size != model.num_features
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_forward_is_features_then_head(name):
-    model, x = shaken(name), inputs(name, which=1)
+    model, x = shaken(name, **quick(name)), inputs(name, which=1)
     with torch.no_grad():
         features = model.forward_features(x)
         pre_logits = model.forward_head(features, pre_logits=True)
@@ -48,8 +51,8 @@ def test_classifiers_and_first_convolution_are_where_the_names_say(name):
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_reset_gives_a_fresh_classifier_or_none(name):
-    model, x = fresh(name), inputs(name)
+def test_reset_installs_a_new_classifier_or_removes_it(name):
+    model, x = fresh(name, **quick(name)), inputs(name)
     with torch.no_grad():
         features = model.forward_features(x)
         pre_logits = model.forward_head(features, pre_logits=True)
@@ -62,7 +65,7 @@ def test_reset_gives_a_fresh_classifier_or_none(name):
         assert torch.equal(model(x), pre_logits)
         model.reset_classifier(0, "")
         assert torch.equal(model(x), features)
-        model.reset_classifier(5)  # which brings the pooling of the family back
+        model.reset_classifier(5)  # restores the default pooling
         assert (model.head.pool, model(x).shape) == (model.head.pools[0], (2, 5))
         model.reset_classifier(3, "max")
         assert model(x).shape == (2, 3)
@@ -74,7 +77,7 @@ def test_reset_gives_a_fresh_classifier_or_none(name):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_reset_keeps_mode_dtype_and_device(name):
-    model = fresh(name, torch.float64)
+    model = fresh(name, torch.float64, **quick(name))
     model.reset_classifier(7)
     assert not any(module.training for module in model.modules())
     assert model(inputs(name, 1, dtype=torch.float64)).dtype == torch.float64
@@ -89,27 +92,29 @@ def test_reset_keeps_mode_dtype_and_device(name):
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-@pytest.mark.parametrize("arguments", [(-1,), (2.5,), ("7",), (None,), (7, ""), (7, "mean")])
-def test_a_refused_reset_leaves_the_model_as_it_was(name, arguments):
-    model, x = fresh(name), inputs(name, 1)
+def test_a_refused_reset_leaves_the_model_as_it_was(name):
+    model = fresh(name, **quick(name))
     with torch.no_grad():
-        before = model(x)
-        with pytest.raises(zoo.BadInput, match="num_classes|global_pool"):
-            model.reset_classifier(*arguments)
-        assert torch.equal(model(x), before)
+        features = model.forward_features(inputs(name, 1))
+        before, classes = model.forward_head(features), model.num_classes
+        for arguments in [(-1,), (2.5,), ("7",), (None,), (7, ""), (7, "mean")]:
+            with pytest.raises(zoo.BadInput, match="num_classes|global_pool"):
+                model.reset_classifier(*arguments)
+            assert torch.equal(model.forward_head(features), before), arguments
+            assert model.num_classes == classes
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_built_without_a_classifier(name):
     x = inputs(name)
     with torch.no_grad():
-        whole = fresh(name)
+        whole = shaken(name, **quick(name))
         features = whole.forward_features(x)
         for pool in POOLS:
-            model = zoo.create_model(name, num_classes=0, global_pool=pool).eval()
+            model = zoo.create_model(name, num_classes=0, global_pool=pool, **quick(name)).eval()
             zoo.load_weights(model, whole.state_dict(), strict=False)
             want = {"avg": features.mean((2, 3)), "max": features.amax((2, 3)), "": features}[pool]
-            if hidden(model) and pool:  # its layer stays: it is what a new classifier would see
+            if hidden(model) and pool:  # the layer stays: a new classifier would read it
                 want = whole.head.hidden(want)
             else:
                 assert not [key for key in model.state_dict() if key.startswith("head.")]
@@ -120,7 +125,7 @@ def test_built_without_a_classifier(name):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_dropout_drops_while_training_only(name):
-    model = fresh(name, drop_rate=0.5)
+    model = fresh(name, drop_rate=0.5, **quick(name))
     if model.head.drop_rate == 0:
         return drops_inside_the_blocks(model, inputs(name))
     ones = torch.ones(4, model.num_features, 2, 2)
@@ -134,7 +139,7 @@ def test_dropout_drops_while_training_only(name):
 
 
 def drops_inside_the_blocks(model, x):
-    """Check a model whose `drop_rate` is that of its blocks."""
+    """Check a model that applies `drop_rate` inside its blocks."""
     inside = [module for module in model.stages.modules() if isinstance(module, nn.Dropout)]
     assert {module.p for module in inside} == {0.5}
     assert model.head.drop.p == 0
@@ -146,14 +151,14 @@ def drops_inside_the_blocks(model, x):
 
 
 @pytest.mark.parametrize("name", DISTILLED)
-def test_a_distilled_model_gives_the_pair_when_asked_in_training(name):
-    model, x = fresh(name), inputs(name)
+def test_a_distilled_model_returns_the_pair_only_while_training(name):
+    model, x = fresh(name, **quick(name)), inputs(name)
     heads = layers(model)
     assert len(heads) == 2
     with torch.no_grad():
         mean = model(x)
         model.set_distilled_training(True)
-        assert torch.equal(model(x), mean), "in evaluation the mean, whatever is set"
+        assert torch.equal(model(x), mean), "evaluation returns the mean"
         model.train()
         torch.manual_seed(0)
         pair = model(x)
@@ -168,4 +173,4 @@ def test_a_distilled_model_gives_the_pair_when_asked_in_training(name):
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_single_head_cannot_be_distilled_into(name):
     with pytest.raises(zoo.BadInput, match="one classifier"):
-        shaken(name).set_distilled_training(True)
+        shaken(name, **quick(name)).set_distilled_training(True)

@@ -1,45 +1,22 @@
-"""Names and shapes of parameters are a promise to whoever has saved weights.
+"""Saved checkpoints rely on the names and shapes of parameters.
 
-The lists in `keys/` say them for the smallest variant of each family; of each task and number of
-axes, if the family has several. A change breaks saved checkpoints: give the old names a key style,
-then write the lists anew with
-
-    pytest tests/contract/test_contract_keys.py --renew-keys
+The lists in `keys/` have them for the smallest variant of each family; of each task and number of
+axes, if a family has several. A change breaks saved checkpoints: give the old names a key style,
+then write the lists with `make family NAME=<family>`.
 """
 
 from pathlib import Path
 
 import pytest
-from support import FINISHED, SMALLEST, axes, shaken
+from support import FINISHED, SMALLEST, shaken
 
 import zoo
-
-KEYS = Path(__file__).parent / "keys"
-
-
-def list_of(name):
-    facts = zoo.model_info(name)
-    others = [n for n in SMALLEST if zoo.model_info(n)["family"] == facts["family"]]
-    words = [facts["family"]]
-    if len({zoo.model_info(n)["task"] for n in others}) > 1:
-        words.append(facts["task"])
-    if len({axes(n) for n in others}) > 1:
-        words.append(f"{axes(name)}d")
-    return KEYS / f"{'-'.join(words)}.txt"
-
-
-def listing(model) -> str:
-    rows = (f"{key} {list(value.shape)}" for key, value in model.state_dict().items())
-    return "\n".join(rows) + "\n"
+from tools import key_lists
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_names_and_shapes_are_those_of_the_list(name, request):
-    file = list_of(name)
-    text = f"# {name}\n{listing(shaken(name))}"
-    if request.config.getoption("--renew-keys"):
-        file.write_text(text)
-    assert text == file.read_text()
+def test_names_and_shapes_are_those_of_the_list(name):
+    assert key_lists.render(name, shaken(name)) == key_lists.file_of(name).read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", SMALLEST)
@@ -49,7 +26,8 @@ def test_names_are_uniform(name):
 
 
 def test_every_list_belongs_to_a_model():
-    assert set(KEYS.glob("*.txt")) == {list_of(name) for name in SMALLEST}
+    files = set(key_lists.FOLDER.glob("*.txt"))
+    assert files == {key_lists.file_of(name) for name in SMALLEST}
 
 
 def test_every_family_has_tests_of_its_own():

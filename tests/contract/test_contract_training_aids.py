@@ -1,4 +1,4 @@
-"""What training asks of a model: checkpointing, stochastic depth, layers, what not to decay."""
+"""What training needs of a model: checkpointing, stochastic depth, layer decay, weight decay."""
 
 import contextlib
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 import timm.optim
 import torch
-from support import PYRAMIDS, SMALLEST, fresh, inputs, shaken, takes, trainable
+from support import PYRAMIDS, SMALLEST, fresh, inputs, quick, shaken, takes, trainable
 from timm.layers import DropPath
 
 import zoo
@@ -51,27 +51,19 @@ def graphs_go():
 def test_checkpointing_changes_memory_only(name, features_only):
     kwargs = {"features_only": features_only}
     kwargs |= {"drop_path_rate": 0.3} if takes(name, "drop_path_rate") else {}
-    kwargs |= {"depth": 4} if takes(name, "dim") and takes(name, "depth") else {}  # WaveMix: 16
+    kwargs |= quick(name)
     model, x = fresh(name, torch.float64, **kwargs).train(), inputs(name, dtype=torch.float64)
-    want, plain = gradients(model, x)
+    with counting_saved() as kept:
+        want, plain = gradients(model, x)
     model.set_grad_checkpointing(True)
     with counting_saved() as saved:
         have, again = gradients(model, x)
     assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
     for key, grad in plain.items():
         torch.testing.assert_close(again[key], grad, rtol=1e-9, atol=1e-12)
-    assert sum(saved) < 0.7 * saved_without(model, x)  # the stem keeps all of its own
+    assert sum(saved) < 0.7 * sum(kept)  # the stem keeps all of its own
     model.set_grad_checkpointing(False)
     assert not any(getattr(module, "grad_checkpointing", False) for module in model.modules())
-
-
-def saved_without(model, x) -> int:
-    """Count the elements that a plain forward pass keeps for the backward pass."""
-    model.set_grad_checkpointing(False)
-    with counting_saved() as saved:
-        model(x)
-    model.set_grad_checkpointing(True)
-    return sum(saved)
 
 
 @pytest.mark.parametrize("name", [name for name in SMALLEST if takes(name, "drop_path_rate")])
@@ -140,27 +132,36 @@ def test_names_spared_from_decay_exist(name):
     assert model.no_weight_decay() <= dict(model.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"drop_rate": 1.0},
-        {"drop_rate": float("nan")},
-        {"drop_path_rate": -0.1},
-        {"drop_path_rate": "0.1"},
-        {"drop_path_rate": None},
-        {"in_chans": 0},
-        {"in_chans": "3"},
-        {"in_chans": True},
-        {"num_classes": -1},
-        {"num_classes": 2.0},
-        {"global_pool": "AVG"},
-        {"global_pool": 3},
-        {"no_such_argument": 0},
-        {"no_such_argument": None, "other": False},
-    ],
-)
-def test_values_that_cannot_work_name_the_argument(name, wrong):
-    with pytest.raises(zoo.BadInput, match=list(wrong)[-1]) as caught:
+WRONG = [
+    {"drop_rate": 1.0},
+    {"drop_rate": float("nan")},
+    {"drop_path_rate": -0.1},
+    {"drop_path_rate": "0.1"},
+    {"in_chans": 0},
+    {"in_chans": "3"},
+    {"in_chans": True},
+    {"num_classes": -1},
+    {"num_classes": 2.0},
+    {"global_pool": "AVG"},
+    {"global_pool": 3},
+    {"no_such_argument": 0},
+    {"no_such_argument": None, "other": False},
+]
+
+
+def check_refused(name, wrong):
+    with torch.device("meta"), pytest.raises(zoo.BadInput, match=list(wrong)[-1]) as caught:
         zoo.create_model(name, **wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_values_that_cannot_work_name_the_argument(wrong):
+    check_refused("mobilenetv2_035", wrong)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_family_refuses_other_poolings_and_unknown_arguments(name):
+    """All other arguments are checked before a family sees them."""
+    for wrong in WRONG[-4:]:
+        check_refused(name, wrong)

@@ -138,21 +138,19 @@ def test_the_default_path_of_an_artefact(tmp_path, monkeypatch, capsys):
     assert f"{MODEL} (unfused, random weights)" in capsys.readouterr().out
 
 
-def test_the_command(checkpoint, tmp_path):
-    def command(*overrides):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "export.py"), *overrides],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    done = command(f"weights={checkpoint[0]}", "format=onnx", "export.out=out")
+def test_the_command(checkpoint, tmp_path, monkeypatch):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "export.py"), f"weights={checkpoint[0]}", "export.out=out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{MODEL} (fused) -> out/model.onnx")
     assert len(done.stdout.splitlines()) == 4
-    again = command(f"weights={checkpoint[0]}", "export.out=out")
-    assert (again.returncode, again.stdout) == (1, "")
-    assert again.stderr == "error: out/model.onnx exists; export.overwrite=true replaces it\n"
+    monkeypatch.chdir(tmp_path)
+    message = r"^out/model\.onnx exists; export\.overwrite=true replaces it$"
+    with pytest.raises(zoo.BadInput, match=message):
+        run_command("export", [f"weights={checkpoint[0]}", "export.out=out"])
     assert os.listdir(tmp_path) == ["out"]

@@ -1,33 +1,44 @@
-"""Families with wavelets and scans in ONNX, and dynamic sizes, run without our code."""
+"""ONNX files of every family, run by ONNX Runtime only, and files for any size."""
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from support import fresh, images, quick
+from support import SMALLEST, fresh, images, quick
 
 import zoo
 from zoo.deploy.manifest import Origin
 
-# A shallow variant of each family with every kind of block, scan and head; two sizes.
-CASES = {
-    "mobilemamba_t2": ({"depths": (1, 1, 1)}, (64, 64), (113, 80)),
-    "efficientvmamba_tiny": ({"depths": (1, 1, 1, 1)}, (64, 64), (92, 124)),
-    "lightm_unet_2d": ({"blocks_down": (1, 1), "blocks_up": (1,)}, (24, 16), (6, 10)),
-    "lightm_unet_3d_8": ({"blocks_down": (1, 1), "blocks_up": (1,)}, (8, 8, 8), (6, 4, 8)),
-    "wavemix_144_7_l1_cifar10": ({"dim": 16, "depth": 2}, (64, 64), (18, 22)),
-    "wavemix_seg_192_16_l3_cityscapes": ({"dim": 16, "depth": 2}, (64, 64), (96, 160)),
-    "wavemix_sisr_144_4_l1": ({"dim": 16, "depth": 2}, (64, 64), (18, 22)),
+# Scans and wavelets at sizes that are odd on some level, other families at small ones.
+SIZES = {
+    "mobilemamba_t2": (113, 80),
+    "efficientvmamba_tiny": (92, 124),
+    "lightm_unet_2d": (6, 10),
+    "lightm_unet_3d_8": (6, 4, 8),
+    "wavemix_144_7_l1_cifar10": (18, 22),
+    "wavemix_seg_192_16_l3_cityscapes": (96, 160),
+    "wavemix_sisr_144_4_l1": (18, 22),
+    "kat_tiny_patch16_224": (224, 224),
+    "sret_t": (64, 96),
+}
+# Shallow forms: every kind of block, scan and head is in them.
+SHALLOW = {
+    "lightm_unet_2d": {"blocks_down": (1, 1), "blocks_up": (1,)},
+    "lightm_unet_3d_8": {"blocks_down": (1, 1), "blocks_up": (1,)},
+    "wavemix_144_7_l1_cifar10": {"dim": 16, "depth": 2},
+    "wavemix_seg_192_16_l3_cityscapes": {"dim": 16, "depth": 2},
+    "wavemix_sisr_144_4_l1": {"dim": 16, "depth": 2},
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("which", [0, 1])
-def test_static_sizes(name, which, tmp_path):
-    kwargs, *both = CASES[name]
-    size = both[which]
-    model = fresh(name, **kwargs)
+def shallow(name):
+    return fresh(name, **SHALLOW.get(name, quick(name, 1)))
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_family_exports_to_plain_onnx(name, tmp_path):
+    size, model = SIZES.get(name, (64, 96)), shallow(name)
     made = zoo.export(model, "onnx", tmp_path, input_size=(1, model.in_chans, *size))
     assert made.agreement.proven
     assert made.manifest["input"]["layout"] == ("NCHW" if len(size) == 2 else "NCDHW")
@@ -36,12 +47,11 @@ def test_static_sizes(name, which, tmp_path):
         "the file contains an operator that only this package defines"
     )
     session = onnxruntime.InferenceSession(made.path)
-    for batch in (1, 5):  # 5 was neither traced nor compared
-        x = images(batch, size, model.in_chans)
-        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        with torch.no_grad():
-            want = model(x).numpy()
-        np.testing.assert_allclose(found, want, rtol=0, atol=2e-3 * np.abs(want).max())
+    x = images(5, size, model.in_chans)  # a batch that was neither traced nor compared
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        want = model(x).numpy()
+    np.testing.assert_allclose(found, want, rtol=0, atol=2e-3 * np.abs(want).max())
 
 
 # Side to export for, and what sides must be a multiple of. The models have a position table, a last
@@ -66,7 +76,7 @@ def run_outside_the_package(path, x):
         return torch.export.load(path).module()(x).numpy()
 
 
-# Tracing a scan takes a minute; tests/ops/test_selective_scan_programs.py does it once.
+# Exporting a scan as pt2 takes a minute: tests/ops/test_selective_scan_programs.py has one.
 @pytest.mark.parametrize(
     ("name", "format", "batch"),
     [(name, "onnx", 5) for name in DYNAMIC]
@@ -74,8 +84,7 @@ def run_outside_the_package(path, x):
 )
 def test_dynamic_sizes(name, format, batch, tmp_path):
     side, multiple = DYNAMIC[name]
-    kwargs = CASES[name][0] if name in CASES else quick(name, 1)
-    model = fresh(name, **kwargs)
+    model = shallow(name)
     origin = Origin(name)
     options = {"input_size": (1, 3, side, side), "dynamic_batch": batch > 1, "dynamic_size": True}
     made = zoo.export(model, format, tmp_path, **options, origin=origin)
@@ -89,8 +98,8 @@ def test_dynamic_sizes(name, format, batch, tmp_path):
         np.testing.assert_allclose(found, want, rtol=0, atol=2e-3 * np.abs(want).max())
 
 
-def test_the_model_itself_keeps_its_scan_algorithm(tmp_path):
-    model = fresh("lightm_unet_2d", blocks_down=(1, 1), blocks_up=(1,))
+def test_the_model_keeps_its_scans(tmp_path):
+    model = shallow("lightm_unet_2d")
     zoo.export(model, "torchscript", tmp_path, input_size=(1, 3, 8, 8), fuse=False)
     used = {m.scan_backend for m in model.modules() if hasattr(m, "scan_backend")}
     assert used == {"auto"}

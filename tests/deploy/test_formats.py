@@ -4,9 +4,6 @@ import importlib.util
 import json
 import os
 import resource
-import signal
-import subprocess
-import sys
 import warnings
 from contextlib import contextmanager
 
@@ -301,28 +298,6 @@ def test_too_little_free_space_for_the_weights(tmp_path, monkeypatch):
     with pytest.raises(zoo.BadInput, match="the weights take .* MiB, only 0.0 MiB are free"):
         export(Net(), "torchscript", tmp_path / "a")
     assert os.listdir(tmp_path) == []
-
-
-def test_a_killed_export_leaves_nothing_under_the_final_name(tmp_path):
-    """Killed after the artefact was compared, just before it is moved to its target."""
-    code = (
-        "import sys, time, torch, zoo\n"
-        "from zoo.deploy import pipeline\n"
-        "def late(*a):\n    print('compared', flush=True)\n    time.sleep(60)\n"
-        "pipeline.manifest.write = late\n"
-        "net = torch.nn.Conv2d(3, 4, 3).eval()\n"
-        f"zoo.export(net, 'torchscript', {str(tmp_path / 'out')!r}, input_size=(1, 3, 8, 8))\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as it:
-        assert it.stdout is not None
-        assert it.stdout.readline() == "compared\n"
-        it.send_signal(signal.SIGKILL)
-    assert it.returncode == -signal.SIGKILL
-    left = os.listdir(tmp_path / "out")
-    assert left
-    assert all(name.startswith(".partial-") for name in left)
-    made = export(Net(), "torchscript", tmp_path / "out")
-    assert files.read(made.path)
 
 
 @pytest.mark.parametrize(

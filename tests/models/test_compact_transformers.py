@@ -11,6 +11,9 @@ import zoo
 from zoo.blocks.positions import sinusoid
 from zoo.models.compact_transformers import VARIANTS, RenormedBlock, SeqPoolHead
 
+# Published names that do not follow from the records: a second layer in the tokeniser.
+OWN_LAYOUTS = ("cct_14_7x2_*", "cct_7_7x2_224_sine")
+
 KINDS = ("vit_2_4_32", "cvt_2_4_32", "cct_2_3x2_32")
 
 
@@ -139,9 +142,10 @@ def test_the_other_kinds_are_programs_too(name):
                 assert difference(torch.export.export(model, (x,)).module()(x), want) < 1e-5
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_export(name, tmp_path):
-    zoo.export(shaken(name), "onnx", tmp_path / name, input_size=(1, 3, 32, 40))
+@pytest.mark.parametrize("name", ["vit_2_4_32", "cct_2_3x2_32"])
+def test_the_other_kinds_export_to_onnx(name, tmp_path):
+    made = zoo.export(shaken(name), "onnx", tmp_path, input_size=(1, 3, 32, 40))
+    assert made.agreement.proven
 
 
 @pytest.mark.parametrize("name", ["vit_2_4_32", "cvt_2_4_32"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from published import WRAPPERS, public_state, wrapped
-from support import difference, fresh, images, quick, shaken
+from support import difference, fresh, images, shaken
 
 import zoo
 from zoo.models.kat import GroupRational, KanMlp
@@ -97,10 +97,6 @@ def test_mimetic_initialisation():
 def test_unknown_initialisations(wrong):
     with pytest.raises(zoo.BadInput, match=f"unknown {next(iter(wrong))} .*; choices"):
         zoo.create_model(NAME, **wrong)
-
-
-def test_export(tmp_path):
-    zoo.export(shaken(NAME, **quick(NAME)), "onnx", tmp_path / NAME, input_size=(1, 3, 224, 224))
 
 
 def test_images_smaller_than_a_patch():

@@ -7,6 +7,9 @@ from support import difference, fresh, images, shaken
 import zoo
 from zoo.models.mobilemamba import MobileMambaBlock, WaveletScan
 
+# Published names that do not follow from the records: more blocks per stage.
+OWN_LAYOUTS = ("mobilemamba_b*",)
+
 # Channels that scan, are filtered, are left alone; stage by stage (arXiv 2411.15941, public code).
 SPLITS = {
     "mobilemamba_t2": ((112, 28, 4), (192, 54, 26), (224, 110, 34)),

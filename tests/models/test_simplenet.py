@@ -9,6 +9,9 @@ import zoo
 from zoo.blocks.conv import ConvNorm
 from zoo.models.simplenet import CHAINS, POINTWISE, STRIDE_MODES, SimpleNet
 
+# Published names that do not follow from the records: an extra pool.
+OWN_LAYOUTS = ("simplenet_cifar_5m_extra_pool",)
+
 # Where the public code counts its convolutions: four modules a layer (convolution, norm,
 # activation, dropout), three where the dropout is left out, two a pooling.
 NUMBERS = {

@@ -11,6 +11,9 @@ from zoo.models.sret import Recursion, Scalar, SharedBlock, order_of, sliced
 from zoo.ops import fixed_order
 from zoo.reparam import shake
 
+# Published names that do not follow from the records: transposed position tables.
+OWN_LAYOUTS = ("sret_*",)
+
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", ["sret_t", "sret_t_wo_slice"])
@@ -144,6 +147,7 @@ def test_fusing_leaves_the_numbers_of_the_residual_path():
     assert kept == {"keep1", "keep2", "keep"}
 
 
-@pytest.mark.parametrize("name", ["sret_t", "sret_t_wo_slice"])
-def test_export(name, tmp_path):
-    zoo.export(shaken(name, **quick(name)), "onnx", tmp_path / name, input_size=(1, 3, 64, 96))
+def test_a_model_without_slices_exports_to_onnx(tmp_path):
+    name = "sret_t_wo_slice"
+    model = shaken(name, **quick(name))
+    assert zoo.export(model, "onnx", tmp_path, input_size=(1, 3, 64, 96)).agreement.proven

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from published import WRAPPERS, public_state, wrapped
-from support import difference, fresh, images, quick, shaken
+from support import difference, fresh, images, shaken
 from torch import nn
 
 import zoo
@@ -166,8 +166,3 @@ def test_the_published_form_is_a_program_and_is_fused():
 def test_no_weights_are_published():
     with pytest.raises(zoo.BadWeights, match="no published weights"):
         zoo.create_model("svt_s", pretrained=True)
-
-
-def test_export(tmp_path):
-    model = shaken("svt_s", **quick("svt_s", 1))
-    zoo.export(model, "onnx", tmp_path / "svt_s", input_size=(1, 3, 96, 64))

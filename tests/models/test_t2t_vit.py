@@ -11,6 +11,9 @@ import zoo
 from zoo.models.t2t_vit import SoftSplitAttention, feature_attention
 from zoo.reparam import shake
 
+# Published names that do not follow from the records: more blocks.
+OWN_LAYOUTS = ("t2t_vit_19", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_t_24")
+
 PERFORMER, SOFTMAX = "t2t_vit_7", "t2t_vit_t_14"
 
 
@@ -153,9 +156,9 @@ def test_the_softmax_form_is_fused_and_a_program_too():
     assert fused.stem.scale == 1.0
 
 
-@pytest.mark.parametrize("name", [PERFORMER, SOFTMAX])
-def test_export(name, tmp_path):
-    zoo.export(shaken(name, **quick(name)), "onnx", tmp_path / name, input_size=(1, 3, 48, 64))
+def test_the_softmax_form_exports_to_onnx(tmp_path):
+    model = shaken(SOFTMAX, **quick(SOFTMAX))
+    assert zoo.export(model, "onnx", tmp_path, input_size=(1, 3, 48, 64)).agreement.proven
 
 
 def test_images_smaller_than_a_token():

@@ -21,6 +21,9 @@ from zoo.models.wavemix import (
 from zoo.ops import haar
 from zoo.profiling.fusing import report
 
+# Published names that do not follow from the records: other levels and layers.
+OWN_LAYOUTS = ("wavemix_*",)
+
 ALL = zoo.list_models(family="wavemix")
 RECORDS = Path(__file__).parents[1] / "reference" / "records"
 

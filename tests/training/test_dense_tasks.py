@@ -324,13 +324,13 @@ INVALID = [
     ([*SEGMENTATION, "data.image_size=33"], "multiple of 2"),
     (
         ["model=unet", "model.encoder=mobilemamba_t2", "data=digits_segmentation"],
-        "encoder=mobilemamba_t2 gives maps at strides 16, 32, 64; unet needs 4, 8, 16, 32",
+        "encoder=mobilemamba_t2 has feature strides 16, 32, 64; unet needs 4, 8, 16, 32",
     ),
     (
         ["model=unet", "model.encoder=wavemix_192_16_l3", "data=digits_segmentation"],
-        "encoder=wavemix_192_16_l3 gives maps at strides 4, 4, 4, 4; unet needs 4, 8, 16, 32",
+        "encoder=wavemix_192_16_l3 has feature strides 4, 4, 4, 4; unet needs 4, 8, 16, 32",
     ),
-    (["model=unet", "data=digits_segmentation"], "unet needs an encoder: name a backbone"),
+    (["model=unet", "data=digits_segmentation"], "unet needs a backbone: set encoder"),
     (
         ["model=linknet", "model.encoder=mobilenetv2_035", "data=digits_segmentation"],
         r"images of \[48, 48\] pixels: every side must be a multiple of 32",

@@ -142,7 +142,7 @@ def test_one_process_downloads_and_both_train(
 def test_a_failed_download_ends_all_processes_with_the_same_error(
     tmp_path: Path, server: tuple[str, list[str]]
 ) -> None:
-    """The test starts the processes itself: torchrun would kill one after the other has failed."""
+    """The test starts the processes itself, because torchrun ends all after one has failed."""
     url, requests = server  # no archive is served
     script = write_script(tmp_path, {"url": url})
     common = {

@@ -81,7 +81,7 @@ def test_an_artefact_in_another_runtime(plain: dict, onnx: Path, tmp_path: Path)
     ],
     ids=["static batch", "bytes and probabilities", "bytes in a static batch"],
 )
-def test_other_inputs_and_outputs(
+def test_artefacts_with_other_inputs_and_outputs(
     overrides: list[str], plain: dict, whole_run: Path, tmp_path: Path
 ) -> None:
     artefact = exported(whole_run, tmp_path, *overrides)

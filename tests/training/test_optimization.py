@@ -128,6 +128,14 @@ def test_freeze_by_glob_and_all_but_head() -> None:
         freeze(model, ["*"])
 
 
+def test_freeze_returns_synchronised_batch_norms() -> None:
+    model = zoo.create_model("mobilenetv2_035", num_classes=10)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    norms = freeze(model, ["stem*"])
+    assert norms
+    assert {type(norm) for norm in norms} == {nn.SyncBatchNorm}
+
+
 def test_frozen_parameters_and_statistics_do_not_change(tmp_path) -> None:
     short = ["train.epochs=1", "train.warmup_epochs=0", "train.limit_train_batches=2"]
     start = tiny_run(f"train.out={tmp_path}", *short, "train.lr=1e-30", "train.min_lr=0")

@@ -227,7 +227,7 @@ def test_it_is_no_longer_the_model(qat_run: Path, float_run: Path, tmp_path: Pat
         (["format=openvino"], "in int8 to onnx, executorch"),
         (["export.half=true"], "half=True has no effect"),
         (["export.fuse=false"], "fuse=False has no effect"),
-        (["export.image_size=64"], r"input_size=\[3, 64, 64\]: .* for \[3, 32, 32\] alone"),
+        (["export.image_size=64"], r"input_size=\[3, 64, 64\]: .* for \[3, 32, 32\] only"),
         (["export.dynamic_size=true"], "dynamic_size=True: "),
         (["quantize.int8=true"], r"leave quantize\.int8 out"),
         (["model.drop_rate=0.1"], r"model\.drop_rate differs"),

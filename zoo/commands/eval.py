@@ -54,7 +54,7 @@ def run(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
 
 def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
     _check_weights(settings)
-    saved = None if settings.weights is None else resolve.read_weights(settings.weights)
+    saved = resolve.read_command_weights(settings)
     settings, arguments = resolve.describe_model(settings, saved, explicit)
     name = arguments["name"]
     out = _output_folder(settings, saved, name)
@@ -82,7 +82,7 @@ def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str
 
 
 def _check_weights(settings: EvalRun) -> None:
-    """Raise `BadInput` if no weights are named, or only those of an encoder."""
+    """Raise `BadInput` unless the settings name weights of the whole model."""
     model = settings.model
     if settings.runtime is not None:
         raise BadInput(

@@ -87,7 +87,7 @@ def load_model(
         BadInput: Two settings name weights.
         BadWeights: The weights cannot be read, or do not fit the model.
     """
-    saved = None if settings.weights is None else resolve.read_weights(settings.weights)
+    saved = resolve.read_command_weights(settings)
     settings, arguments = resolve.describe_model(settings, saved, explicit)
     return settings, *_build(settings, saved, arguments)
 
@@ -112,7 +112,7 @@ def _batch(value: Any) -> int | str | None:
 
 
 def _check_format(name: str, batch: int | str | None, settings: ExportRun) -> None:
-    """Raise `BadInput` for settings that the format does not support."""
+    """Raise an error for settings that the format does not support."""
     if settings.quantize.int8:
         Int8Step.check_format(name, settings.export)
     formats.check_options(

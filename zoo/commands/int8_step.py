@@ -144,7 +144,7 @@ class Int8Step:
     def _sensitivity(
         self, data: ImageData, images: Sequence[calibration.Batch]
     ) -> list[sensitivity.Row]:
-        held = calibration.held(data, sensitivity.HELD)
+        held = calibration.held_out(data, sensitivity.HELD)
         start = time.perf_counter()
         model = reparameterize(self.model) if self.settings.export.fuse else self.model
         rows = sensitivity.measure(model, get_task(data.task), data, images, held)

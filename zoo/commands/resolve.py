@@ -142,6 +142,24 @@ def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
     return TrainingStart(settings, saved if train.resume is not None else None, mean, std)
 
 
+def read_command_weights(settings: Any) -> SavedWeights | None:
+    """Read the key `weights` of a command; None if it is not set.
+
+    Args:
+        settings: `EvalRun` or `ExportRun`.
+
+    Raises:
+        BadInput: Another setting names weights, too.
+        BadWeights: The weights cannot be read.
+    """
+    if settings.weights is None:
+        return None
+    for key in ("pretrained", "checkpoint_path"):
+        if getattr(settings.model, key):
+            raise BadInput(f"weights and model.{key} both name weights; give only one of them")
+    return read_weights(settings.weights)
+
+
 def merge(settings: Any, saved: Mapping[str, Any], explicit: Explicit, source: object) -> Any:
     """Return `settings` with the groups of `saved`, by the rule at the top of this module.
 
@@ -230,20 +248,14 @@ def describe_model(
 
     Args:
         settings: `EvalRun` or `ExportRun`.
-        saved: The content of `settings.weights`; None if that is not set.
+        saved: The result of `read_command_weights`.
         explicit: Dotted keys that the user set, with their values.
 
     Raises:
-        BadInput: Two settings name weights.
         BadWeights: The saved weights belong to another model.
     """
     arguments = model_arguments(settings.model)
-    if saved is None:
-        return settings, arguments
-    for key in ("pretrained", "checkpoint_path"):
-        if arguments.get(key):
-            raise BadInput(f"weights and model.{key} both name weights; give only one of them")
-    if not saved.is_run:
+    if saved is None or not saved.is_run:
         return settings, arguments
     check_same_model(settings.model, saved, explicit, "weights")
     groups = {

@@ -1,7 +1,7 @@
-"""The images that ranges of values are found on, and others to judge single layers by.
+"""Images to calibrate on, and others to evaluate single layers on.
 
-Both are training images, prepared as in evaluation, without augmentation: what is calibrated or
-chosen on them, such as the layers that stay in float, is judged on images that had no part in it.
+Both are training images, prepared as in evaluation, without augmentation. The artefact is evaluated
+on validation images, which neither calibration nor the choice of float layers has seen.
 """
 
 import itertools
@@ -16,26 +16,26 @@ from zoo.data.dataset import own_randomness, seed_sample
 from zoo.errors import BadInput
 from zoo.training.tasks import denormalized
 
-BATCH = 32  # images of a batch where an artefact takes any number
+BATCH = 32  # images per batch if the artefact takes any number
 Batch = tuple[Tensor, Tensor]
 
 
 def calibration(data: Any, images: int) -> list[Batch]:
-    """Return evenly spread training images in batches, with their targets; all if there are fewer.
+    """Return up to `images` evenly spread training images in batches, with their targets.
 
     Args:
         data: Any datamodule, after `setup`.
-        images: How many.
+        images: Number of images.
 
     Raises:
-        BadInput: `images` is less than 1, or there are no training images.
+        BadInput: `images` is less than 1, or the data set has no training images.
     """
-    return _drawn(data, images, 0.0)
+    return _evenly_spread(data, images, 0.0)
 
 
-def held(data: Any, images: int) -> list[Batch]:
-    """Return training images that lie between those of `calibration`, as far as there are more."""
-    return _drawn(data, images, 0.5)
+def held_out(data: Any, images: int) -> list[Batch]:
+    """Return training images other than those of `calibration`, if the data set has enough."""
+    return _evenly_spread(data, images, 0.5)
 
 
 def arrays(
@@ -44,11 +44,11 @@ def arrays(
     """Return the images of batches as an artefact takes them.
 
     Args:
-        batches: Images, and targets.
-        data: What they come from, and knows how they were normalised.
-        pixels: Whether it takes bytes.
-        batch: How many it takes at once; the last one's are filled up with the last image, which
-            widens no range. None: any number.
+        batches: Images and targets.
+        data: The datamodule that normalised them.
+        pixels: Whether the artefact takes bytes.
+        batch: Batch size of the artefact, or None for any. The last batch is filled up with the
+            last image, which widens no range.
     """
     parts = [images for images, _ in batches]
     if batch is not None:
@@ -62,16 +62,16 @@ def arrays(
     return [np.ascontiguousarray(images.numpy()) for images in parts]
 
 
-def _drawn(data: Any, images: int, offset: float) -> list[Batch]:
+def _evenly_spread(data: Any, images: int, offset: float) -> list[Batch]:
     if images < 1:
         raise BadInput(f"quantize.images={images} must be at least 1")
     loader = data.eval_dataloader("train")
-    if data.streaming:  # shards have no numbers to choose by: the first images, then the next
+    if data.streaming:  # shards are not indexed: take the first images, then the next
         total = _streamed(loader, images, skipped=images if offset else 0)
     else:
         count = min(images, len(loader.dataset))
         step = len(loader.dataset) / count
-        # Some sets draw their training images at random; a repeated calibration sees the same.
+        # Some data sets draw training images at random; calibration always sees the same.
         with own_randomness():
             seed_sample(int(2 * offset))
             total = loader.dataset.load([(0, int((i + offset) * step)) for i in range(count)])
@@ -82,7 +82,7 @@ def _streamed(loader: Any, images: int, skipped: int) -> Batch:
     size = loader.dataset.batch_size
     taken = list(itertools.islice(loader, -(-(skipped + images) // size)))
     if not taken:
-        raise BadInput("there are no training images to calibrate on")
+        raise BadInput("the data set has no training images to calibrate on")
     both = [torch.cat(part) for part in zip(*taken, strict=True)]
     start = skipped if len(both[0]) > skipped else 0
     return both[0][start : start + images], both[1][start : start + images]

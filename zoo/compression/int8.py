@@ -140,7 +140,8 @@ def check(format: str, *, half: bool = False) -> None:
     get_format(format)
     if format not in MODULES:
         raise NotExportable(
-            f"format {format!r} with quantize.int8: {UNSUPPORTED[format]}; choose {', '.join(MODULES)}"
+            f"format {format!r} with quantize.int8: {UNSUPPORTED[format]}; choose "
+            f"{', '.join(MODULES)}"
         )
     if half:
         raise BadInput(
@@ -174,7 +175,7 @@ def _check_outputs(
     batches: Sequence[np.ndarray],
     comparison: Comparison,
 ) -> None:
-    """Raise `NotExportable` unless the artefact runs at every size the float one was compared at."""
+    """Raise `NotExportable` unless the artefact runs at every size of the float artefact."""
     spec = job.spec
     counts = DYNAMIC_BATCHES if spec.dynamic_batch else (spec.input_size[0],)
     generator = np.random.default_rng(0)

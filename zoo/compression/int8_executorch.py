@@ -165,7 +165,7 @@ def quantized(
 
 
 def _quantizer(keep_float: Collection[str]) -> Any:
-    """Return XNNPACK's quantiser for layers only, each with the clamp that XNNPACK fuses into it."""
+    """Return XNNPACK's quantiser for layers, each with the clamp that XNNPACK fuses into it."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
 
     aten = torch.ops.aten

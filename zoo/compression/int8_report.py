@@ -1,4 +1,4 @@
-"""What int8 costs and brings: score, agreement, error, size and latency, before and after."""
+"""Float and int8 compared: score, agreement, error, size and latency."""
 
 import math
 from collections.abc import Sequence
@@ -17,25 +17,25 @@ from zoo.training.tasks import Forward, get_task
 
 Content = dict[str, Any]
 
-# What the score of a task is called, and what agreement is the agreement of.
+# The score of each task, and what agreement measures.
 SCORES = {
     "classification": ("top-1", "share of images with the same class"),
     "segmentation": ("mean IoU", "share of pixels with the same class"),
-    "super-resolution": ("PSNR, dB", "PSNR of one against the other, dB"),
+    "super-resolution": ("PSNR, dB", "PSNR between float and int8, dB"),
 }
 
 
 def sizes(plain: Path, quantized: Path) -> Content:
-    """Return the bytes of both artefacts, all their files counted, and their ratio."""
+    """Return the total bytes of both artefacts, and their ratio."""
     before, after = (files.describe(file)["bytes"] for file in (plain, quantized))
     return {"bytes": {"float": before, "int8": after, "ratio": after / before}}
 
 
 def latency(both: Sequence[LoadedArtefact], takes: Content) -> Content:
-    """Time both artefacts in turn, on one image where they take any number.
+    """Time both artefacts alternately, on one image if they take any number.
 
     Args:
-        both: The float one, and the one in int8.
+        both: The float artefact and the int8 one.
         takes: Entry `input` of the manifest.
     """
     batch = takes["shape"][0]
@@ -59,18 +59,18 @@ def latency(both: Sequence[LoadedArtefact], takes: Content) -> Content:
 
 
 def judged(both: Sequence[LoadedArtefact], content: Content, data: Any) -> Content:
-    """Judge both artefacts on the evaluation images, by the code that judges checkpoints.
+    """Evaluate both artefacts on the validation images, by the code that evaluates checkpoints.
 
     Args:
-        both: The float one, and the one in int8.
+        both: The float artefact and the int8 one.
         content: The manifest.
         data: A datamodule, after `setup`.
     """
     task, device = get_task(data.task), torch.device("cpu")
     first, second = (ArtefactModel(loaded, content, data) for loaded in both)
     before = task.validate(first, data.val_dataloader(), data, device)
-    beside = _Beside(second, first, task.name)
-    after = task.validate(beside, data.val_dataloader(), data, device)
+    compared = _Compared(second, first, task.name)
+    after = task.validate(compared, data.val_dataloader(), data, device)
     return {
         "task": task.name,
         "data": data.config.name,
@@ -82,8 +82,8 @@ def judged(both: Sequence[LoadedArtefact], content: Content, data: Any) -> Conte
             "lost": before.score - after.score,
             "at_chance": task.name == "classification" and _at_chance(before, data.num_classes),
         },
-        "agreement": {"what": SCORES[task.name][1], "value": beside.agreement},
-        "snr_db": beside.noise.snr_db,
+        "agreement": {"what": SCORES[task.name][1], "value": compared.agreement},
+        "snr_db": compared.noise.snr_db,
         "metrics": {"float": _metrics(before), "int8": _metrics(after)},
     }
 
@@ -93,13 +93,13 @@ def _metrics(found: Any) -> dict[str, float]:
 
 
 def _at_chance(found: Any, classes: int) -> bool:
-    """Say whether a score is what guessing gives, within three standard deviations."""
+    """Return whether a score is within three standard deviations of guessing."""
     share = 1 / classes
     return found.score <= share + 3 * math.sqrt(share * (1 - share) / max(found.images, 1))
 
 
-class _Beside:
-    """One artefact, compared with another on everything that it is called with."""
+class _Compared:
+    """An artefact that is compared with another on each call."""
 
     def __init__(self, model: Forward, other: Forward, task: str) -> None:
         self.model, self.other, self.task = model, other, task
@@ -120,14 +120,14 @@ class _Beside:
 
     @property
     def agreement(self) -> float:
-        """Share of predictions that are the same, or how near drawn images are, dB."""
+        """Share of equal predictions, or PSNR between images in dB."""
         if self.task == "super-resolution":
             return -10 * math.log10(max(self._squares / self._all, QUIET))
         return self._same / self._all
 
 
 def table(about: Content) -> str:
-    """Return a report as lines to print: what, before, after, and how they compare."""
+    """Return a report as a table to print."""
     size, time = about["bytes"], about["latency"]
     rows = [
         (

@@ -24,8 +24,10 @@ from zoo.errors import NotExportable
 
 PAIR_LIMIT = 128  # of two weights of the same sign: 255 * 128 < 2**15
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
+CANDIDATES = 17  # limits to choose from
+TINY = 1e-30  # for channels without weights
 IMAGES = 4  # that sums are checked on
-POSITIONS = 64  # of each feature map, evenly spread: every sum of a large model takes too long
+POSITIONS = 8  # of each feature map, evenly spread: all sums of a large model take too long
 RULE = (
     "int8; in an output channel, any two weights of the same sign add up to at most 128, so that "
     "two products with values of 0 to 255 fit into 16 bits"
@@ -36,14 +38,27 @@ HOLDS_FOR = "every processor: x86 with VNNI and without, Arm"
 def weight_limits(weight: np.ndarray, axis: int) -> np.ndarray:
     """Return what int8's 127 should stand for in each output channel.
 
-    This is the largest absolute weight, or the sum of the two largest weights of the same sign.
-    Rounding adds half a step to each of the two: 127 + 1 = `PAIR_LIMIT`.
+    This is at least the largest absolute weight, and at least the sum of the two largest weights of
+    the same sign. Rounding adds half a step to each of the two: 127 + 1 = `PAIR_LIMIT`. Of the
+    limits up to an eighth above that, the one with the least rounding error is taken.
 
     Args:
         weight: In float.
         axis: Of the output channels.
     """
-    return _largest_pairs(np.asarray(weight, np.float32), axis)
+    weight = np.asarray(weight, np.float64)
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    least = np.maximum(_largest_pairs(weight, axis), TINY)
+    candidates = least * np.linspace(1, 1.125, CANDIDATES)[:, None]
+    errors = [np.square(rounded(rows, limits, 0) - rows).sum(axis=1) for limits in candidates]
+    best = np.argmin(errors, axis=0)
+    return candidates[best, np.arange(len(least))].astype(np.float32)
+
+
+def rounded(weight: np.ndarray, limits: np.ndarray, axis: int) -> np.ndarray:
+    """Return the values that weights have in int8, given the limit of each output channel."""
+    scale = limits.reshape([-1 if i == axis else 1 for i in range(weight.ndim)]) / 127
+    return np.round(weight / scale) * scale
 
 
 def largest_pair(integers: np.ndarray, axis: int = 0) -> int:
@@ -191,15 +206,15 @@ def _products(graph: Any) -> list[_Product]:
     """Return the products of a graph whose values and weights are both integers."""
     from onnx import TensorProto, numpy_helper
 
-    made = {output: node for node in graph.graph.node for output in node.output}
+    made: dict[str, Any] = {o: node for node in graph.graph.node for o in node.output}
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     found = []
     for node in graph.graph.node:
         if node.op_type not in ("Conv", "MatMul", "Gemm"):
             continue
-        values, weight = (made.get(name) for name in node.input[:2])
-        if any(n is None or n.op_type != "DequantizeLinear" for n in (values, weight)):
+        if any(n not in made or made[n].op_type != "DequantizeLinear" for n in node.input[:2]):
             continue
+        values, weight = (made[name] for name in node.input[:2])
         if weight.input[0] not in constants or values.input[0] in constants:
             continue
         if constants[weight.input[0]].data_type != TensorProto.INT8:

@@ -1,7 +1,7 @@
-"""Which layer costs accuracy: each one alone in int8, everything else in float.
+"""Which layers cost accuracy: one layer at a time in int8, everything else in float.
 
-This runs in PyTorch, whatever the artefact's runtime: weights per output channel, the layer's input
-per tensor in the range that calibration found, as the runtimes do.
+This runs in PyTorch for every format: weights are rounded per output channel, the layer's input per
+tensor in its calibrated range, as the runtimes do.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from zoo.errors import BadInput
 from zoo.runtimes.pytorch import flatten_outputs
 from zoo.training.tasks import Task
 
-HELD = 128  # training images to judge layers on: every layer costs a run over them
+HELD = 128  # training images to evaluate layers on; each layer takes a pass over them
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one layer costs when it alone is in int8.
+    """What one layer costs when only this layer is in int8.
 
     Attributes:
         layer: Its name in the fused model.
         kind: Its class.
-        weights: Numbers in its weight.
-        lost: Score that is lost on held images, in the task's own unit (top-1 and IoU as shares,
-            PSNR in dB); below 0 where something is won.
+        weights: Elements of its weight.
+        lost: Score that is lost on held-out images, in the task's unit (top-1 and IoU as shares,
+            PSNR in dB); negative if the score rises.
         snr_db: Power of the outputs' differences between images over that of the error, dB.
     """
 
@@ -58,15 +58,15 @@ def measure(
 ) -> list[Row]:
     """Return what each layer costs, the costliest first.
 
-    By lost score first, then by the noise in the outputs: of a few hundred images most layers cost
-    not one, and what is won by chance is no merit.
+    Layers are sorted by lost score, then by the noise in the outputs: most layers cost not one of a
+    few hundred images, and gains by chance count as zero.
 
     Args:
-        model: Fused, in evaluation mode; it is left as it is.
-        task: What judges it.
-        data: Where the images come from.
-        batches: Images to find the ranges of values on.
-        judged_on: Others to judge on, with targets.
+        model: Fused, in evaluation mode; it is not changed.
+        task: Computes the score.
+        data: Datamodule of the images.
+        batches: Images to calibrate the ranges on.
+        judged_on: Other images to evaluate on, with targets.
     """
     model = with_exportable_scans(model)
     device = torch.device("cpu")
@@ -98,7 +98,7 @@ def worst(rows: Sequence[Row], count: int) -> list[str]:
     """Return the names of the `count` costliest layers.
 
     Raises:
-        BadInput: There are not so many, or it is below 0.
+        BadInput: `count` is negative, or not below the number of layers.
     """
     if not 0 <= count < len(rows):
         raise BadInput(
@@ -135,7 +135,7 @@ def table(rows: Sequence[Row], task: str) -> str:
 
 
 class _Outputs:
-    """A model that keeps what it returned."""
+    """A model that records its outputs."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -148,12 +148,12 @@ class _Outputs:
 
 
 def _ranges(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Range]:
-    """Return the least and the largest value that goes into each layer."""
+    """Return the smallest and the largest input of each layer."""
     found: dict[str, Range] = {}
 
     def note(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         low, high = (float(x) for x in inputs[0].aminmax())
-        before = found.get(name, (0.0, 0.0))  # zero is always in the range: padding needs it
+        before = found.get(name, (0.0, 0.0))  # padding needs zero in the range
         found[name] = min(low, before[0]), max(high, before[1])
 
     hooks = [
@@ -171,7 +171,7 @@ def _ranges(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Range]:
 
 @contextlib.contextmanager
 def _in_int8(layer: nn.Module, limits: Range) -> Iterator[None]:
-    """Let a layer compute with weights and inputs as int8 would have them."""
+    """Round the weights and inputs of a layer to int8 for a while."""
     parameter: Any = layer.weight
     before = parameter.detach().clone()
     hook = layer.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0], limits),))
@@ -184,7 +184,7 @@ def _in_int8(layer: nn.Module, limits: Range) -> Iterator[None]:
 
 
 def rounded(x: Tensor, limits: Range) -> Tensor:
-    """Return values as bytes in a range of 255 steps would have them."""
+    """Return values rounded to 255 steps of a range."""
     low, high = limits
     scale = (high - low) / 255 or 1.0
     zero = round(-low / scale)
@@ -192,7 +192,7 @@ def rounded(x: Tensor, limits: Range) -> Tensor:
 
 
 def rounded_weight(weight: Tensor, axis: int) -> Tensor:
-    """Return weights as int8 would have them, one scale an output channel."""
+    """Return weights rounded to int8, with one scale per output channel."""
     others = [i for i in range(weight.ndim) if i != axis]
     scale = weight.abs().amax(dim=others, keepdim=True) / 127
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))

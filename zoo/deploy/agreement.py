@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.errors import NotExportable
+from zoo.errors import NotExportable, OutputsDiffer
 from zoo.runtimes import Runtime
 
 # The largest allowed error is TOLERANCE * spread + ROUNDING * magnitude of the outputs.
@@ -200,7 +200,7 @@ def _judge_classes(
     spread = 1 - float(counts.max(initial=0)) / max(want.size, 1)
     allowed = CLASS_TOLERANCES[half]
     if wrong > allowed:
-        raise NotExportable(
+        raise OutputsDiffer(
             f"the artefact does not match the model: {wrong:.1%} of the pixels get another class; "
             f"at most {allowed:.1%} is allowed"
         )
@@ -234,7 +234,7 @@ def _judge_int8(
     spread, magnitude = float(want.std(axis=0).mean()), float(np.abs(want).max(initial=0))
     allowed = INT8_TOLERANCE * spread + ROUNDING * magnitude
     if not rms <= allowed:  # also if the error is NaN
-        raise NotExportable(
+        raise OutputsDiffer(
             f"the artefact does not match the model: the root mean square error is {rms:.1e} at a "
             f"spread of {spread:.1e}; at most {INT8_TOLERANCE:.0%} of the spread is allowed"
         )
@@ -285,13 +285,13 @@ def _judge_values(
     magnitude = float(np.abs(want).max()) if want.size else 0.0
     allowed = max(tolerance * spread + rounding * magnitude, LOSS_FACTOR * (own or 0.0))
     if half and not np.isfinite(have).all():
-        raise NotExportable(
+        raise OutputsDiffer(
             "the artefact's outputs are not finite: values exceed 65504, the largest float16; "
             "leave out export.half"
         )
     if not error <= allowed:  # also if the error is NaN
         share = f" ({error / spread:.1e} of their spread)" if spread else ""
-        raise NotExportable(
+        raise OutputsDiffer(
             f"the artefact does not match the model: outputs differ by up to {error:.1e}{share}; "
             f"at most {allowed:.1e} is allowed"
         )
@@ -319,7 +319,7 @@ def _relative_error(result: Agreement) -> float:
 def _check_shapes(want: list[np.ndarray], have: list[np.ndarray], batch: int) -> None:
     expected, actual = [y.shape for y in want], [y.shape for y in have]
     if expected != actual:
-        raise NotExportable(
+        raise OutputsDiffer(
             f"the artefact does not match the model: for a batch of {batch} it returns shapes "
             f"{actual}, the model {expected}"
         )

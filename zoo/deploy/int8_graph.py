@@ -1,14 +1,13 @@
-"""A model that computes in int8's steps: what quantisation-aware training trains and exports.
+"""The int8 graph that quantisation-aware training trains and exports.
 
-The model is fused and traced by `torch.export`, and PT2E of torchao puts fake quantisation into the
-graph where ExecuTorch's XNNPACK computes in int8: weights symmetric with one scale a channel,
-values with one scale a tensor. `Prepared` is trained; `Converted` is its form with real int8
-weights, which exporters write.
+The model is fused and traced by `torch.export`, and torchao's PT2E inserts fake quantisation where
+ExecuTorch's XNNPACK computes in int8: weights symmetric with one scale per channel, activations
+with one scale per tensor. `Prepared` is trained; `Converted` has real int8 weights and is exported.
 
-Fused before, and not with batch norms that PT2E folds while training: what is trained is then what
-runs, parallel branches included, and training and evaluation are one graph. PT2E's folding knows
-neither a momentum nor an epsilon but PyTorch's own, and nothing but a norm right after a
-convolution; it traces a dozen patterns for it besides, which takes longer than all the rest.
+The model is fused first, instead of letting PT2E fold batch norms during training. Training,
+evaluation and deployment then use one graph, parallel branches included. PT2E folds only a norm
+directly after a convolution, with PyTorch's default momentum and epsilon, and traces a dozen slow
+patterns to do so.
 """
 
 import copy
@@ -28,20 +27,20 @@ from zoo.reparam import reparameterize
 from zoo.weights import QAT_KEY
 
 PACKAGES = ("torchao", "executorch")
-FORMATS = ("onnx", "executorch")  # OpenVINO turns the weights of such a file into floats again
+FORMATS = ("onnx", "executorch")  # OpenVINO turns the int8 weights back into floats
 SCHEME = "xnnpack/3"
-# ONNX Runtime adds pairs of products in 16 bits on processors without VNNI: 255 * (64 + 64) < 2**15.
-# A fixed limit, because weights still change after their ranges are fixed.
+# Without VNNI, ONNX Runtime adds pairs of products in 16 bits: 255 * (64 + 64) < 2**15. The limit
+# is fixed, because weights still change after their ranges are fixed.
 WEIGHT_LIMIT = 64
-SMALLEST_SCALE = 2**-12  # what XNNPACK's quantiser states
+SMALLEST_SCALE = 2**-12  # the minimum of XNNPACK's quantiser
 
 
 class Prepared(GraphModule):
-    """A fused model with fake quantisation; names of its parameters are those of the fused model.
+    """A fused model with fake quantisation; its parameters keep the names of the fused model.
 
-    In train mode the ranges of weights and values follow what is seen, until `fix_ranges`. In eval
-    mode they stay. Dropout and stochastic depth are off in both, batch norms that could not be
-    folded keep their statistics: there is one graph.
+    In train mode the ranges of weights and activations are updated, until `fix_ranges`; in eval
+    mode they are fixed. Both modes run one graph: dropout and stochastic depth are off, and batch
+    norms that could not be folded keep their statistics.
     """
 
     def train(self, mode: bool = True) -> "Prepared":
@@ -50,16 +49,16 @@ class Prepared(GraphModule):
         for fake in self.fakes():
             fake.enable_observer(mode)
             if not mode:
-                _settle(fake)
+                _freeze_scales(fake)
         return self
 
     def fix_ranges(self) -> None:
-        """Keep the ranges from now on, until the next `train()`."""
+        """Fix the ranges until the next `train()`."""
         for fake in self.fakes():
             fake.disable_observer()
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Find ranges to start with: on images, N C H W, without rounding anything."""
+        """Initialise the ranges on images, N C H W, without rounding anything."""
         self.train()
         for fake in self.fakes():
             fake.disable_fake_quant()
@@ -70,26 +69,26 @@ class Prepared(GraphModule):
             fake.enable_fake_quant()
 
     def fakes(self) -> Iterator[Any]:
-        """Yield the modules that round."""
+        """Yield the fake-quantisation modules."""
         return (module for module in self.modules() if hasattr(module, "fake_quant_enabled"))
 
     def no_weight_decay(self) -> set[str]:
-        """Return what weight decay should leave alone."""
+        """Return the names of parameters without weight decay."""
         return self.meta["no_weight_decay"]
 
     def group_matcher(self, coarse: bool = False) -> Any:
-        """Return how parameters fall into layers."""
+        """Return how parameters are grouped into layers."""
         return self.meta["groups"][coarse]
 
 
 class Converted(GraphModule):
-    """What `Prepared` computes, by weights in int8 and operators that quantise and dequantise."""
+    """Computes the same as `Prepared`, with int8 weights and (de)quantisation operators."""
 
     reparameterized = True
 
     @property
     def input_size(self) -> list[int]:
-        """C H W of the only images that it takes."""
+        """C H W of the images; no other size is supported."""
         return self.meta["input_size"]
 
     @property
@@ -99,20 +98,20 @@ class Converted(GraphModule):
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that the model knows."""
+        """Number of classes."""
         return self.meta["num_classes"]
 
 
 def prepare(model: nn.Module, input_size: Iterable[int]) -> Prepared:
-    """Trace a fused model and put fake quantisation into it; its parameters are shared.
+    """Trace a fused model and insert fake quantisation; parameters are shared with `model`.
 
     Args:
-        model: Fused, in evaluation mode. What does not require gradients stays that way.
-        input_size: C H W of the images. The batch stays open.
+        model: Fused, in evaluation mode. Frozen parameters stay frozen.
+        input_size: C H W of the images. The batch size is dynamic.
 
     Raises:
         MissingExtra: A package is not installed.
-        NotExportable: The model cannot be traced, or has nothing that XNNPACK computes in int8.
+        NotExportable: The model cannot be traced, or has no layer that XNNPACK computes in int8.
     """
     need("train.qat", PACKAGES)
     size = list(input_size)
@@ -124,7 +123,7 @@ def prepare(model: nn.Module, input_size: Iterable[int]) -> Prepared:
         graph = prepare_qat_pt2e(graph, _quantizer())
     _put_biases_on_grids(graph)
     net = Prepared(graph, graph.graph, name)
-    net.meta.update(graph.meta)  # by which conversion knows it
+    net.meta.update(graph.meta)  # conversion reads it
     if not any(fake.is_per_channel for fake in net.fakes()):
         raise NotExportable(f"{name} has no layer that XNNPACK computes in int8")
     matcher, undecayed = (getattr(model, key, None) for key in ("group_matcher", "no_weight_decay"))
@@ -138,7 +137,7 @@ def prepare(model: nn.Module, input_size: Iterable[int]) -> Prepared:
 
 
 def converted(net: Prepared) -> Converted:
-    """Return what computes the same as `net`, in eval mode, with weights in int8."""
+    """Return `net` with int8 weights, in eval mode; the outputs are the same."""
     name, net = type(net).__name__, _with_biases_on_grids(net)
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
@@ -150,7 +149,7 @@ def converted(net: Prepared) -> Converted:
 
 
 def is_converted(model: nn.Module) -> bool:
-    """Say whether a model, packaged or not, is `Converted`."""
+    """Return whether a model, packaged or not, is `Converted`."""
     while isinstance(model, tracing.WithPrePostProcessing):
         model = model.model
     return isinstance(model, Converted)
@@ -161,29 +160,31 @@ def check_export(model: nn.Module, format: str, settings: ExportSpec, fuse: bool
     assert isinstance(model, Converted)
     if format not in FORMATS:
         raise NotExportable(
-            f"format {format!r}: what was trained with train.qat is written in int8 to "
+            f"format {format!r}: a model trained with train.qat can be exported in int8 to "
             f"{', '.join(FORMATS)}"
         )
     if settings.half or not fuse:
         key = "half=True" if settings.half else "fuse=False"
-        raise BadInput(f"{key} has no effect on what was trained with train.qat: int8, and fused")
+        raise BadInput(
+            f"{key} has no effect on a model trained with train.qat: it is in int8 and fused"
+        )
     size = list(settings.input_size[1:])
     if settings.dynamic_size or size != model.input_size:
         asked = "dynamic_size=True" if settings.dynamic_size else f"input_size={size}"
-        raise BadInput(f"{asked}: it was trained with train.qat for {model.input_size} alone")
+        raise BadInput(f"{asked}: it was trained with train.qat for {model.input_size} only")
 
 
 def facts(net: Prepared) -> dict[str, Any]:
-    """Return what a checkpoint has to say under `QAT_KEY`, so that `rebuild` can do its work."""
+    """Return what a checkpoint records under `QAT_KEY` for `rebuild`."""
     return {"scheme": SCHEME, "fused": True, "input_size": net.meta["input_size"]}
 
 
 def rebuild(content: Mapping[str, Any], named: str) -> Prepared:
-    """Build what was trained from nothing but its checkpoint, in eval mode.
+    """Rebuild the trained graph from its checkpoint, in eval mode.
 
     Args:
-        content: What the checkpoint holds; averaged weights are taken where there are both.
-        named: What to call it in messages.
+        content: The checkpoint; averaged weights are preferred.
+        named: Name of the checkpoint in messages.
 
     Raises:
         BadWeights: It was written by another version, or its weights do not fit.
@@ -222,12 +223,11 @@ def _traced(model: nn.Module, size: list[int]) -> GraphModule:
         ) from error
     if isinstance(tracing.input_shape(program)[0], int):
         raise NotExportable(
-            f"{name} cannot be traced for train.qat: what it computes depends on the number of"
-            " images"
+            f"{name} cannot be traced for train.qat: its computation depends on the batch size"
         )
     graph = program.module()
     make_padding_explicit(graph)
-    # Indices that the size of the map gives would be taken for values to round.
+    # Indices computed from the feature map's size would be taken for activations.
     constants.fold_in_place(graph, fold_parameters=False)
     return graph  # type: ignore[return-value]
 
@@ -244,9 +244,8 @@ def make_padding_explicit(graph: GraphModule) -> None:
         if node.op != "call_function" or overload != "padding" or name not in plain:
             continue
         defaults = (None, [1], "valid", [1], 1)
-        x, weight, bias, stride, padding, dilation, groups = (
-            *node.args, *defaults[len(node.args) - 2 :]
-        )  # fmt: skip
+        arguments: Any = (*node.args, *defaults[len(node.args) - 2 :])
+        x, weight, bias, stride, padding, dilation, groups = arguments
         sides = weight.meta["val"].shape[2:]
         dilation = list(dilation) * (len(sides) // len(dilation))
         same = padding == "same"
@@ -269,11 +268,11 @@ def make_padding_explicit(graph: GraphModule) -> None:
 
 
 def _quantizer() -> Any:
-    """Return XNNPACK's quantiser with the rounding that conversion will do.
+    """Return XNNPACK's quantiser with the same rounding as conversion.
 
-    Its own configuration for training computes scales in a fused kernel, which differ from those
-    that conversion computes of the same ranges (by a factor of 2 where a channel's weights have one
-    sign); and the range of a weight would lag a hundred updates behind the weight.
+    XNNPACK's own configuration for training computes scales in a fused kernel. They differ from
+    those of conversion (by a factor of 2 if a channel's weights have one sign), and the range of a
+    weight lags a hundred updates behind the weight.
     """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
     from torchao.quantization.pt2e import (
@@ -284,7 +283,7 @@ def _quantizer() -> Any:
     from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
 
     class Quantizer(XNNPACKQuantizer):
-        # A fused model has none of these, and looking for them means tracing each.
+        # A fused model has no batch norms, and each of these patterns has to be traced.
         SUPPORTED_PATTERNS = [
             pattern for pattern in XNNPACKQuantizer.SUPPORTED_PATTERNS if "_bn" not in pattern.name
         ]
@@ -314,10 +313,10 @@ def _quantizer() -> Any:
 
 
 def on_grid(bias: Tensor, values: Tensor, weights: Tensor) -> Tensor:
-    """Round a bias to the steps of an integer sum, which are those of values times weights.
+    """Round a bias to the step of an integer sum: activation step times weight step.
 
-    Runtimes hold it like that. A bias is added to every sum, so that leaving this out would move
-    whole channels: the artefact would not compute what was trained and judged.
+    Runtimes store biases like that. Without this rounding, whole channels of the artefact would
+    differ from what was trained and evaluated.
     """
     step = values * weights
     return bias + (torch.round(bias / step) * step - bias).detach()
@@ -341,7 +340,7 @@ def _put_biases_on_grids(graph: GraphModule) -> None:
 
 
 def _with_biases_on_grids(net: Prepared) -> Prepared:
-    """Return a copy whose biases have the values that `on_grid` gives them, without its calls."""
+    """Return a copy with rounded biases instead of calls of `on_grid`."""
     net = copy.deepcopy(net)
     for number, node in enumerate(list(net.graph.nodes)):
         if node.target is not on_grid:
@@ -349,7 +348,7 @@ def _with_biases_on_grids(net: Prepared) -> Prepared:
         bias, *scales = node.args
         values = [net.get_buffer(scale.target) for scale in scales]
         rounded = on_grid(net.get_parameter(bias.target), *values)
-        # A layer that is used twice has a bias for each of its grids.
+        # A layer that is used twice has one rounded bias per use.
         name = f"bias_on_grid_{number}"
         net.register_parameter(name, nn.Parameter(rounded.detach(), requires_grad=False))
         with net.graph.inserting_before(node):
@@ -363,14 +362,14 @@ def _with_biases_on_grids(net: Prepared) -> Prepared:
     return net
 
 
-def _settle(fake: Any) -> None:
-    """Compute the steps from the range that was observed, as conversion does.
+def _freeze_scales(fake: Any) -> None:
+    """Compute scale and zero point from the observed range, as conversion does.
 
-    They may be others: where weights are averaged so are the ranges, but a zero point cannot be.
+    Averaging weights also averages the ranges, but a zero point cannot be averaged.
     """
     seen = fake.activation_post_process.min_val
     if not seen.numel() or not seen.isfinite().all():
-        return  # nothing was observed yet: a checkpoint is about to be loaded
+        return  # nothing observed yet: a checkpoint is loaded next
     scale, zero = fake.calculate_qparams()
     with torch.no_grad():
         fake.scale.resize_(scale.shape).copy_(scale)

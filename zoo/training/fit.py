@@ -143,7 +143,9 @@ def _launch(train: TrainConfig) -> Fabric:
     if fabric.device.type == "cpu":
         disable_malloc_trim()
     if train.sync_bn and (fabric.world_size == 1 or fabric.device.type != "cuda"):
-        raise BadInput("train.sync_bn=True has no effect without several processes on GPUs")
+        raise BadInput(
+            "train.sync_bn=True has no effect without several processes on GPUs; leave it out"
+        )
     return fabric
 
 
@@ -162,9 +164,9 @@ def _build(
     net, arguments = builders.build_model(run, data, with_weights=resumed is None)
     net = method.transform(net)
     criterion = builders.build_criterion(train, net, data)
-    frozen_norms = freezing.freeze(net, train.freeze)
-    if train.sync_bn:
+    if train.sync_bn:  # replaces batch norms, so `freeze` must come afterwards
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    frozen_norms = freezing.freeze(net, train.freeze)
     net = fabric.to_device(net)
     updates = _updates_per_epoch(train, data)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
