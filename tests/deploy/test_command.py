@@ -98,16 +98,20 @@ def test_a_file_with_only_weights(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["model=efficientformer_l1", "weights={run}"], zoo.BadWeights, f"give model={MODEL}"),
+        (
+            ["model=efficientformer_l1", "weights={run}"],
+            zoo.BadWeights,
+            f"is a checkpoint of {MODEL}, not of",
+        ),
         ([f"model={MODEL}", "weights={run}", "model.num_classes=9"], zoo.BadWeights, "3"),
         ([f"model={MODEL}", "weights={run}/absent.pth"], zoo.BadWeights, "absent.pth"),
         (
             [f"model={MODEL}", "weights={run}", "model.pretrained=true"],
             zoo.BadInput,
-            "give one of them",
+            "give only one of them",
         ),
         ([f"model={MODEL}", "format=onxx"], zoo.BadInput, "did you mean 'onnx'"),
-        ([f"model={MODEL}", "export.batch=some"], zoo.BadInput, "export.batch='some'"),
+        ([f"model={MODEL}", "export.batch=some"], zoo.BadInput, "export.batch=some must be"),
         ([f"model={MODEL}", "export.batch=0"], zoo.BadInput, "export.batch=0"),
         ([f"model={MODEL}", "export.image_size=[3,4,5]"], zoo.BadInput, "export.image_size"),
         ([f"model={MODEL}", "export.image_size=wide"], zoo.BadInput, "export.image_size"),

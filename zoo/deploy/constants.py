@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 
 
 def fold(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return the program with everything computed from weights only replaced by its value."""
+    """Return the program with its constant expressions computed and stored as buffers."""
     module: Any = program.module(check_guards=False)
     fold_in_place(module)
     args, kwargs = program.example_inputs or ((), {})

@@ -86,7 +86,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:
-    """Read a manifest and check that it has the entries that every use of it needs."""
+    """Read a manifest and check its schema and required entries."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

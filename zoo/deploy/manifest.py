@@ -138,7 +138,7 @@ def task_of(model: nn.Module, origin: Origin) -> str:
 
 
 def check_class_names(model: nn.Module, origin: Origin) -> None:
-    """Raise `BadInput` if the number of class names is not the number of logits."""
+    """Raise `BadInput` unless the class names are as many as the model's classes."""
     count = getattr(model, "num_classes", None)
     if origin.class_names is not None and count is not None and len(origin.class_names) != count:
         raise BadInput(

@@ -325,7 +325,7 @@ def _wrapping(
 
 
 def _multiple(origin: Origin) -> int | None:
-    """Return what the sides of the model's input must be a multiple of, in pixels, if known."""
+    """Return what sides of the input must be a multiple of, in pixels; None if unknown."""
     if origin.name is None or registry.is_timm(origin.name):
         return None
     return registry.model_info(origin.name).get("input", {}).get("multiple")

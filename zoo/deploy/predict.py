@@ -165,7 +165,7 @@ def resize(
 
 
 def _padding_mean(config: dict[str, Any]) -> list[float]:
-    """Return the mean to pad with if the artefact normalises by itself, in 0..1 per channel."""
+    """Return the colour to pad with, 0..1 per channel, if the artefact normalises by itself."""
     inside = (config.get("normalised_inside") or {}).get("mean")
     return inside or [0.5] * config["size"][0]
 

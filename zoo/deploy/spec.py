@@ -39,7 +39,7 @@ class ExportSpec:
         return (batch, channels, *(self.larger_sides(1) if self.dynamic_size else sides))
 
     def larger_sides(self, steps: int) -> tuple[int, ...]:
-        """Return (H, W) or (D, H, W) larger than those of `input_size` by `steps` multiples.
+        """Return H W or D H W, larger than in `input_size` by `steps` multiples.
 
         Each further side grows by one multiple more, so that a square becomes a rectangle.
         """

@@ -193,9 +193,9 @@ def trace(model: nn.Module, spec: ExportSpec, target: str) -> torch.export.Expor
 
 @contextlib.contextmanager
 def without_size_one_assumptions(enabled: bool) -> Iterator[None]:
-    """Do not assume that sizes computed from a dynamic axis are 1, or differ from 1.
+    """Keep PyTorch from assuming that sizes computed from a dynamic axis are, or are not, 1.
 
-    By default PyTorch records such assumptions while tracing. A program traced with several windows
+    By default it records such assumptions while tracing. A program traced with several windows
     would then not run on an image with one window, and vice versa.
 
     Args:

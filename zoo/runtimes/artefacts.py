@@ -10,7 +10,7 @@ from zoo.errors import BadInput
 
 
 class LoadedArtefact:
-    """An artefact that takes any number of images, also if its own batch is static.
+    """An artefact that takes any number of images, even if its own batch is static.
 
     Args:
         file: The artefact.

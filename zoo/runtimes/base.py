@@ -52,12 +52,12 @@ class Runtime(Protocol):
         ...
 
     def process_settings(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context with the process-wide settings that calls of `bind`'s function need."""
+        """Return a context that sets what `bind`'s function needs in the whole process."""
         ...
 
 
 class FileRuntime(abc.ABC):
-    """A file loaded into a runtime, on the CPU unless a subclass says otherwise.
+    """A file loaded into a runtime; on the CPU unless a subclass overrides `device`.
 
     Args:
         file: Has one of the suffixes in `suffixes`.

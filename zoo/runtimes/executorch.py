@@ -1,4 +1,4 @@
-"""ExecuTorch with XNNPACK, the runtime for phones, on this machine's CPU."""
+"""ExecuTorch with XNNPACK on this machine's CPU; phones use the same runtime."""
 
 import functools
 import importlib.metadata

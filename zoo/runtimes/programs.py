@@ -16,7 +16,7 @@ from zoo.runtimes.pytorch import flatten_outputs, with_threads
 
 
 class Program(FileRuntime):
-    """Base of the three: a callable read from a file, and the type of its input."""
+    """Base of the runtimes below: a callable read from a file, and the type of its input."""
 
     def _start(self) -> str:
         return torch.__version__

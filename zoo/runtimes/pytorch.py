@@ -130,7 +130,7 @@ def _converted(model: nn.Module, dtype: str | None, channels_last: bool) -> nn.M
 
 
 def _synchronised(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """Return `call` with a wait for the GPU, which works on after the call itself returns."""
+    """Return `call` followed by a wait for the GPU, which computes asynchronously."""
 
     def run() -> Any:
         output = call()
