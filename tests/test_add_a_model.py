@@ -106,11 +106,11 @@ def row(page: bytes, start: str) -> str:
 
 def contents(copy: Path) -> dict[str, bytes]:
     """Return the content of each file, except for caches."""
-    files = (path for path in copy.rglob("*") if path.is_file())
+    files = (path.relative_to(copy) for path in copy.rglob("*") if path.is_file())
     return {
-        path.relative_to(copy).as_posix(): path.read_bytes()
-        for path in files
-        if not {"__pycache__", ".pytest_cache", ".ruff_cache", ".venv"} & set(path.parts)
+        file.as_posix(): (copy / file).read_bytes()
+        for file in files
+        if not any("cache" in folder or folder == ".venv" for folder in file.parts[:-1])
     }
 
 
