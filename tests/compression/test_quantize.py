@@ -179,7 +179,7 @@ def test_bytes_go_in_and_probabilities_come_out(run_folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith(f"{MODEL} (fused) -> {artefact.path}")
     assert "int8: 53 of 53 layers; calibrated on 16 training images of digits" in printed
-    assert "the float model itself guesses" in printed, "shaken weights know nothing of digits"
+    assert "no better than chance" in printed, "shaken weights know nothing of digits"
 
 
 def test_in_python_without_data(tmp_path):
