@@ -396,9 +396,9 @@ def test_a_model_on_the_meta_device_is_refused():
 
 def test_other_dtypes_and_outputs():
     model = zoo.create_model("mobilenetv2_035")
-    want = count(model, (1, 3, 32, 32)).macs
-    assert count(model.double(), (1, 3, 32, 32)).macs == want
-    assert count(model.bfloat16(), (1, 3, 32, 32)).macs == want
+    expected = count(model, (1, 3, 32, 32)).macs
+    assert count(model.double(), (1, 3, 32, 32)).macs == expected
+    assert count(model.bfloat16(), (1, 3, 32, 32)).macs == expected
     pyramid = zoo.create_model("mobilenetv2_035", features_only=True)
-    assert 0 < count(pyramid, (1, 3, 32, 32)).macs < want
+    assert 0 < count(pyramid, (1, 3, 32, 32)).macs < expected
     assert count(Call(lambda x: {"a": x @ x, "b": (x, x)}), (4, 4)).macs == 64
