@@ -94,10 +94,10 @@ def definition(inputs: dict[str, Tensor | None], softplus: bool = True) -> np.nd
     return y
 
 
-def relative_error(have: Tensor, want: np.ndarray | Tensor) -> float:
+def relative_error(actual: Tensor, expected: np.ndarray | Tensor) -> float:
     """Return the largest difference divided by the largest expected value."""
-    have = have.detach().double().numpy()
-    want = want.detach().double().numpy() if isinstance(want, Tensor) else want
-    assert have.shape == want.shape
-    assert np.isfinite(have).all()
-    return float(np.abs(have - want).max() / max(np.abs(want).max(), 1e-300))
+    actual = actual.detach().double().numpy()
+    expected = expected.detach().double().numpy() if isinstance(expected, Tensor) else expected
+    assert actual.shape == expected.shape
+    assert np.isfinite(actual).all()
+    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-300))

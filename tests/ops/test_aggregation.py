@@ -21,14 +21,14 @@ def test_values_match_the_formula(size):
     for c in range(6):
         for i in range(size[0]):
             for j in range(size[1]):
-                want = torch.zeros((), dtype=torch.float64)
+                expected = torch.zeros((), dtype=torch.float64)
                 for p in range(3):
                     for q in range(3):
                         row, column = i + p - 1, j + q - 1
                         if 0 <= row < size[0] and 0 <= column < size[1]:
                             kernel = kernels[0, c % 3, 3 * p + q, i, j]
-                            want += x[0, c, row, column] * kernel
-                torch.testing.assert_close(y[0, c, i, j], want)
+                            expected += x[0, c, row, column] * kernel
+                torch.testing.assert_close(y[0, c, i, j], expected)
 
 
 def test_values_match_an_implementation_with_unfold():
@@ -43,8 +43,8 @@ def test_equal_kernels_are_a_depthwise_convolution():
     x, _ = case(channels=4, groups=4)
     weight = torch.randn(4, 1, 3, 3, dtype=torch.float64)
     kernels = weight.view(1, 4, 9, 1, 1).expand(2, 4, 9, 5, 7)
-    want = F.conv2d(x, weight, padding=1, groups=4)
-    torch.testing.assert_close(aggregate(x, kernels), want)
+    expected = F.conv2d(x, weight, padding=1, groups=4)
+    torch.testing.assert_close(aggregate(x, kernels), expected)
 
 
 def test_gradients():
@@ -63,10 +63,10 @@ def test_half_precision_is_summed_in_single_precision():
 @pytest.mark.usefixtures("quiet_script")
 def test_it_can_be_scripted_compiled_and_exported():
     x, kernels = case()
-    want = aggregate(x, kernels)
-    torch.testing.assert_close(torch.jit.script(aggregate)(x, kernels), want)
+    expected = aggregate(x, kernels)
+    torch.testing.assert_close(torch.jit.script(aggregate)(x, kernels), expected)
     compiled = torch.compile(aggregate, fullgraph=True, dynamic=True, backend="eager")
-    torch.testing.assert_close(compiled(x, kernels), want)
+    torch.testing.assert_close(compiled(x, kernels), expected)
     other = case(height=9, width=4)
     torch.testing.assert_close(compiled(*other), aggregate(*other))
     torch.compiler.reset()
@@ -76,4 +76,4 @@ def test_it_can_be_scripted_compiled_and_exported():
             return aggregate(x, kernels)
 
     program = torch.export.export(Module(), (x, kernels))
-    torch.testing.assert_close(program.module()(x, kernels), want)
+    torch.testing.assert_close(program.module()(x, kernels), expected)

@@ -33,9 +33,9 @@ def test_filters():
     assert (high != 0).sum() == 17, "19 taps, of which two are 0"
     # Perfect reconstruction: analysis followed by synthesis is a single tap.
     whole = convolved(low, back_low) + convolved(high, back_high)
-    want = torch.zeros(37, dtype=torch.float64)
-    want[18] = 1
-    torch.testing.assert_close(whole, want, atol=1e-6, rtol=0)
+    expected = torch.zeros(37, dtype=torch.float64)
+    expected[18] = 1
+    torch.testing.assert_close(whole, expected, atol=1e-6, rtol=0)
 
 
 def convolved(a, b):
@@ -58,9 +58,9 @@ def test_single_precision():
 
 def test_edges_are_extended_with_the_edge_sample_repeated():
     x = torch.arange(3.0)[None, None, None]
-    want = [2, 1, 0, 0, 1, 2, 2, 1, 0]
-    assert extend(x, -1, 3)[0, 0, 0].tolist() == want
-    assert extend(x, -1, 9)[0, 0, 0, 6:15].tolist() == want
+    expected = [2, 1, 0, 0, 1, 2, 2, 1, 0]
+    assert extend(x, -1, 3)[0, 0, 0].tolist() == expected
+    assert extend(x, -1, 9)[0, 0, 0, 6:15].tolist() == expected
 
 
 def test_a_constant_is_only_in_the_low_band():
@@ -84,9 +84,9 @@ def test_values_match_the_formula():
     order = {"15": (lh, 1), "45": (hh, 1), "75": (hl, 1), "105": (hl, 2), "135": (hh, 2)}
     for i, (y, kind) in enumerate([*order.values(), (lh, 2)]):
         a, b, c, d = y[0::2, 0::2], y[0::2, 1::2], y[1::2, 0::2], y[1::2, 1::2]
-        want = (a - d, b + c) if kind == 1 else (a + d, b - c)
+        expected = (a - d, b + c) if kind == 1 else (a + d, b - c)
         for part in range(2):
-            torch.testing.assert_close(bands[0, 0, part, i], want[part] / math.sqrt(2))
+            torch.testing.assert_close(bands[0, 0, part, i], expected[part] / math.sqrt(2))
 
 
 @pytest.mark.parametrize("angle", range(6))

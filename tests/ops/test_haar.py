@@ -41,8 +41,8 @@ def pywavelets_bands(x):
 def test_bands_of_a_block_match_the_definition(backend):
     p, q, r, t = 1.0, 20.0, 300.0, 4000.0
     block = torch.tensor([[p, q], [r, t]], dtype=torch.float64)
-    want = [(p + q + r + t) / 2, (p + q - r - t) / 2, (p - q + r - t) / 2, (p - q - r + t) / 2]
-    assert haar(block, backend).flatten().tolist() == want
+    expected = [(p + q + r + t) / 2, (p + q - r - t) / 2, (p - q + r - t) / 2, (p - q - r + t) / 2]
+    assert haar(block, backend).flatten().tolist() == expected
     assert wavelet.BANDS == ("LL", "LH", "HL", "HH")
 
 
@@ -84,9 +84,9 @@ def test_the_inverse_restores_the_map(shape, backend):
 def test_the_inverse_matches_pywavelets(backend):
     bands = maps(2, 3, 4, 5, 7)  # arbitrary bands
     low, lh, hl, hh = (bands[..., k, :, :].numpy() for k in range(4))
-    want = pywt.idwt2((low, (lh, hl, hh)), "db1", mode="zero")
+    expected = pywt.idwt2((low, (lh, hl, hh)), "db1", mode="zero")
     found = inverse_haar(bands, backend=backend).numpy()
-    np.testing.assert_allclose(found, want, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -135,13 +135,13 @@ def test_results_do_not_depend_on_the_number_of_threads(threads, monkeypatch):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_memory_layout_does_not_change_the_result(backend):
     x = maps(2, 6, 8, 10)
-    want, back = haar(x, backend), haar(x, backend).contiguous()
+    expected, back = haar(x, backend), haar(x, backend).contiguous()
     for same in (
         x.contiguous(memory_format=torch.channels_last),
         x.transpose(2, 3).contiguous().transpose(2, 3),
         torch.stack([x, x], -1)[..., 0],
     ):
-        assert torch.equal(haar(same, backend), want)
+        assert torch.equal(haar(same, backend), expected)
     permuted = back.movedim(2, 0).contiguous().movedim(0, 2)
     assert torch.equal(inverse_haar(permuted, backend=backend), inverse_haar(back, backend=backend))
     assert haar(x[:0], backend).shape == (0, 6, 4, 4, 5)
@@ -271,8 +271,8 @@ def test_onnx(size, tmp_path):
     program = torch.onnx.export(Wavelets().eval(), (x,), dynamo=True, verbose=False)
     program.save(file)
     found = ort.InferenceSession(file).run(None, {"x": x.numpy()})
-    for have, want in zip(found, Wavelets()(x), strict=True):
-        torch.testing.assert_close(torch.from_numpy(have), want)
+    for actual, expected in zip(found, Wavelets()(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(actual), expected)
 
 
 def test_vmap():

@@ -19,10 +19,10 @@ def test_values_match_the_formula(rows):
     y = rational(x, a, b)
     for channel in range(12):
         group = channel // 3
-        for v, have in zip(x[..., channel].flatten(), y[..., channel].flatten(), strict=True):
+        for v, actual in zip(x[..., channel].flatten(), y[..., channel].flatten(), strict=True):
             p = sum(a[group if rows > 1 else 0, i] * v**i for i in range(6))
             q = 1 + sum(b[group, i].abs() * v.abs() ** (i + 1) for i in range(4))
-            torch.testing.assert_close(have, p / q)
+            torch.testing.assert_close(actual, p / q)
 
 
 def test_the_function_has_no_poles():
@@ -41,11 +41,11 @@ def test_gradients_of_first_and_second_order(rows):
 def test_the_backward_pass_agrees_with_autograd():
     tensors = [t.requires_grad_() for t in case()]
     outer = torch.randn(3, 5, 12, dtype=torch.float64)
-    have = torch.autograd.grad(rational(*tensors), tensors, outer)
+    actual = torch.autograd.grad(rational(*tensors), tensors, outer)
     compiled = torch.compile(rational, fullgraph=True, backend="aot_eager")
-    want = torch.autograd.grad(compiled(*tensors), tensors, outer)
+    expected = torch.autograd.grad(compiled(*tensors), tensors, outer)
     torch.compiler.reset()
-    for ours, theirs in zip(have, want, strict=True):
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -57,8 +57,10 @@ def test_coefficients_at_zero_have_a_gradient(compiled):
     function(x, a, b).sum().backward()
     torch.compiler.reset()
     p = sum(a[0, i] * x**i for i in range(6))
-    want = torch.stack([-(p * x.abs() ** i).unflatten(-1, (4, 3)).sum((0, 1, 3)) for i in (1, 2)])
-    torch.testing.assert_close(b.grad[:, :2].T, want)
+    expected = torch.stack(
+        [-(p * x.abs() ** i).unflatten(-1, (4, 3)).sum((0, 1, 3)) for i in (1, 2)]
+    )
+    torch.testing.assert_close(b.grad[:, :2].T, expected)
 
 
 def test_only_the_arguments_are_saved_for_the_backward_pass():
@@ -84,15 +86,15 @@ def test_half_precision_is_computed_in_single_precision():
 @pytest.mark.usefixtures("quiet_script")
 def test_it_can_be_scripted_and_exported():
     x, a, b = case()
-    want = rational(x, a, b)
-    torch.testing.assert_close(torch.jit.script(rational)(x, a, b), want)
+    expected = rational(x, a, b)
+    torch.testing.assert_close(torch.jit.script(rational)(x, a, b), expected)
 
     class Module(torch.nn.Module):
         def forward(self, x):
             return rational(x, a, b)
 
     program = torch.export.export(Module(), (x,))
-    torch.testing.assert_close(program.module()(x), want)
+    torch.testing.assert_close(program.module()(x), expected)
 
 
 def test_mismatched_coefficients_are_an_error():

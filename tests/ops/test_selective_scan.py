@@ -39,22 +39,22 @@ def gradients(inputs, backend, softplus=True):
 
 
 def test_list_of_backends():
-    have = zoo.ops.backends()
-    assert set(have) == {*plain.ALGORITHMS, "tiled", "numba", "triton"}
+    available = zoo.ops.backends()
+    assert set(available) == {*plain.ALGORITHMS, "tiled", "numba", "triton"}
     assert set(plain.ALGORITHMS) == {"sequential", "multi_level", "any_length", "scan"}
-    assert all(have[backend] for backend in (*plain.ALGORITHMS, "tiled"))
-    assert zoo.ops.scan.auto_backend("cpu") == ("numba" if have["numba"] else "tiled")
+    assert all(available[backend] for backend in (*plain.ALGORITHMS, "tiled"))
+    assert zoo.ops.scan.auto_backend("cpu") == ("numba" if available["numba"] else "tiled")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_forward_matches_the_definition(case, dtype):
     inputs = case.inputs(dtype)
-    want = definition(inputs, case.softplus)
+    expected = definition(inputs, case.softplus)
     for backend in QUICK:
         y = run(inputs, backend, case.softplus)
         assert y.dtype == dtype
-        assert relative_error(y, want) < TOLERANCE[dtype], backend
+        assert relative_error(y, expected) < TOLERANCE[dtype], backend
 
 
 @pytest.mark.parametrize("case", SMALL[2:4], ids=str)
@@ -66,34 +66,34 @@ def test_the_scan_operator_of_pytorch_matches_the_definition(case):
 @pytest.mark.parametrize("case", LONG, ids=str)
 def test_long_sequences(case):
     inputs = case.inputs()
-    want = definition(inputs)
+    expected = definition(inputs)
     single = {k: None if v is None else v.float() for k, v in inputs.items()}
     for backend in QUICK:
-        assert relative_error(run(inputs, backend), want) < 1e-12, backend
-        assert relative_error(run(single, backend), want) < 1e-5, backend
+        assert relative_error(run(inputs, backend), expected) < 1e-12, backend
+        assert relative_error(run(single, backend), expected) < 1e-5, backend
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_gradients_agree_between_backends(case):
     inputs = case.inputs()
-    want = gradients(inputs, "sequential", case.softplus)
-    assert set(want) == {k for k, v in inputs.items() if v is not None}
+    expected = gradients(inputs, "sequential", case.softplus)
+    assert set(expected) == {k for k, v in inputs.items() if v is not None}
     single = {k: None if v is None else v.float() for k, v in inputs.items()}
     for backend in QUICK:
         for dtype, given in ((torch.float64, inputs), (torch.float32, single)):
-            have = gradients(given, backend, case.softplus)
-            for name, grad in have.items():
+            actual = gradients(given, backend, case.softplus)
+            for name, grad in actual.items():
                 assert grad.dtype == dtype
                 limit = 4 * TOLERANCE[dtype]
-                assert relative_error(grad, want[name]) < limit, (backend, name)
+                assert relative_error(grad, expected[name]) < limit, (backend, name)
 
 
 def test_gradients_over_a_long_sequence():
     inputs = Case(1, 3, 1000, 4, z=True).inputs()
-    want = gradients(inputs, "sequential")
+    expected = gradients(inputs, "sequential")
     for backend in ("auto", "multi_level", "tiled"):
         for name, grad in gradients(inputs, backend).items():
-            assert relative_error(grad, want[name]) < 1e-11, (backend, name)
+            assert relative_error(grad, expected[name]) < 1e-11, (backend, name)
 
 
 GRADCHECKS = [
@@ -122,9 +122,9 @@ def test_gradients_match_finite_differences(backend, case):
 )  # raised by PyTorch itself
 def test_gradients_of_the_scan_operator_of_pytorch():
     case = Case(1, 4, 6, 2, groups=2, z=True)
-    want = gradients(case.inputs(), "sequential")
+    expected = gradients(case.inputs(), "sequential")
     for name, grad in gradients(case.inputs(), "scan").items():
-        assert relative_error(grad, want[name]) < 1e-12, name
+        assert relative_error(grad, expected[name]) < 1e-12, name
 
 
 def saturated(dtype):
@@ -147,11 +147,11 @@ def test_extreme_steps_and_decays(backend, dtype):
     # above 20, PyTorch replaces softplus by the identity, with an error of exp(-20)
     limit = max(TOLERANCE[dtype], 3e-9)
     assert relative_error(run(inputs, backend), definition(inputs)) < limit
-    want = gradients(
+    expected = gradients(
         {k: None if v is None else v.double() for k, v in inputs.items()}, "multi_level"
     )
     for name, grad in gradients(inputs, backend).items():
-        assert relative_error(grad, want[name]) < 10 * limit, name
+        assert relative_error(grad, expected[name]) < 10 * limit, name
 
 
 @pytest.mark.parametrize("backend", QUICK)
@@ -187,9 +187,9 @@ def test_strided_inputs(backend):
     assert sum(not v.is_contiguous() for v in strided.values()) >= 7
     assert relative_error(run(strided, backend), run(inputs, backend)) < 1e-14
     if backend != "scan":
-        want = gradients(inputs, backend)
+        expected = gradients(inputs, backend)
         for name, grad in gradients(strided, backend).items():
-            assert relative_error(grad, want[name]) < 1e-14, name
+            assert relative_error(grad, expected[name]) < 1e-14, name
 
 
 def test_expanded_inputs_and_gradients():
@@ -215,11 +215,11 @@ def test_16_bit_inputs_are_computed_in_single_precision(backend, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_does_not_change_the_result(backend, dtype):
     inputs = Case(1, 20, 50, 8, groups=2, z=True).inputs(torch.float32)
-    want = run(inputs, backend)
+    expected = run(inputs, backend)
     with torch.autocast("cpu", dtype):
-        have = run(inputs, backend)
-    assert have.dtype == torch.float32
-    assert torch.equal(have, want)
+        actual = run(inputs, backend)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -288,9 +288,9 @@ def test_the_exponential_of_the_numba_backend():
     x = x.astype(np.float32)
     y = np.empty_like(x)
     each(x, y)
-    want = np.exp(x.astype(np.float64))
-    normal = want > 1.2e-38
-    assert np.abs(y / np.where(normal, want, 1) - 1)[normal].max() < 2e-7
+    expected = np.exp(x.astype(np.float64))
+    normal = expected > 1.2e-38
+    assert np.abs(y / np.where(normal, expected, 1) - 1)[normal].max() < 2e-7
     assert (y[~normal] < 2e-38).all()
     assert y[np.flatnonzero(x == 0)[0]] == 1.0, "exp(0) must be exactly 1"
 

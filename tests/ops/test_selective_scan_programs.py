@@ -78,9 +78,9 @@ def test_compiles_in_one_graph_and_trains(backend):
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     for length in (37, 24) if backend == "auto" else (11,):
         cut = [x[..., :length].clone().requires_grad_() if x.ndim > 2 else x for x in given]
-        want = torch.autograd.grad(module(*cut).square().sum(), [module.log, *cut[:4]])
-        have = torch.autograd.grad(compiled(*cut).square().sum(), [module.log, *cut[:4]])
-        assert all(relative_error(a, b) < 1e-12 for a, b in zip(have, want, strict=True))
+        expected = torch.autograd.grad(module(*cut).square().sum(), [module.log, *cut[:4]])
+        actual = torch.autograd.grad(compiled(*cut).square().sum(), [module.log, *cut[:4]])
+        assert all(relative_error(a, b) < 1e-12 for a, b in zip(actual, expected, strict=True))
     torch.compiler.reset()
 
 
@@ -148,8 +148,8 @@ def test_a_program_of_any_length(traced):
     assert not any("zoo" in str(node.target) for node in program.graph.nodes)
     for length in (1, 2, 7, 8, 9, 64, 65, 512, 4096, 4097, 5000):
         _, more = module_and_inputs("auto", case=Case(1, 4, length, 2, groups=2, z=True))
-        want = selective_scan(*more[:2], -torch.exp(module.log), *more[2:5], *more[5:])
-        assert relative_error(program.module()(*more), want) < 1e-12, length
+        expected = selective_scan(*more[:2], -torch.exp(module.log), *more[2:5], *more[5:])
+        assert relative_error(program.module()(*more), expected) < 1e-12, length
 
 
 @pytest.mark.usefixtures("quiet_script")
@@ -199,9 +199,9 @@ import zoo, zoo.ops
 assert not zoo.ops.backends()["numba"]
 assert zoo.ops.scan.auto_backend("cpu") == "tiled"
 stored = np.load(sys.argv[1])
-inputs = {k: torch.from_numpy(v).requires_grad_() for k, v in stored.items() if k != "want"}
+inputs = {k: torch.from_numpy(v).requires_grad_() for k, v in stored.items() if k != "expected"}
 y = zoo.ops.selective_scan(**inputs)
-assert abs(y.detach().numpy() - stored["want"]).max() < 1e-12
+assert abs(y.detach().numpy() - stored["expected"]).max() < 1e-12
 grads = torch.autograd.grad(y.square().sum(), list(inputs.values()))
 plain = zoo.ops.selective_scan(**inputs, backend="multi_level")
 for a, b in zip(grads, torch.autograd.grad(plain.square().sum(), list(inputs.values()))):
@@ -218,6 +218,6 @@ assert all(p.grad.isfinite().all() for p in model.parameters())
 
 def test_everything_works_without_numba(python, tmp_path):
     inputs = CASE.inputs()
-    np.savez(tmp_path / "case.npz", want=definition(inputs), **inputs)
+    np.savez(tmp_path / "case.npz", expected=definition(inputs), **inputs)
     output = run(python, tmp_path, WITHOUT_NUMBA, tmp_path / "case.npz")
     assert "backend='numba' is not installed; run pip install 'zoo-vision[fast]'" in output

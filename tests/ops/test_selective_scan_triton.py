@@ -38,12 +38,12 @@ def compare(gpu, case, dtype, device, limit):
     assert y.dtype == dtype
     assert relative_error(y.cpu(), definition(inputs, case.softplus)) < limit
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    have = gpu.backward(dy.to(dtype).to(device), given, case.softplus)
-    want = tiled.backward(dy, tensors(case), case.softplus)
-    for name, a, b in zip(NAMES, have, want, strict=True):
+    actual = gpu.backward(dy.to(dtype).to(device), given, case.softplus)
+    expected = tiled.backward(dy, tensors(case), case.softplus)
+    for name, a, b in zip(NAMES, actual, expected, strict=True):
         assert relative_error(a.cpu(), b) < 4 * limit, name
     again = gpu.backward(dy.to(dtype).to(device), given, case.softplus)
-    assert all(torch.equal(a, b) for a, b in zip(have, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
 
 
 def interpreted():
@@ -91,19 +91,19 @@ def test_auto_runs_the_kernels_on_a_gpu(dtype):
     assert zoo.ops.scan.auto_backend("cuda") == "triton"
     inputs = {k: v.cuda() for k, v in Case(2, 70, 200, 16, groups=2, z=True).inputs(dtype).items()}
     with torch.autocast("cuda", torch.bfloat16):
-        have = zoo.ops.selective_scan(**inputs)
-    want = zoo.ops.selective_scan(**inputs, backend="multi_level")
-    assert have.dtype == dtype
-    assert relative_error(have.cpu(), want.cpu()) < {torch.float32: 1e-5}.get(dtype, 1e-2)
+        actual = zoo.ops.selective_scan(**inputs)
+    expected = zoo.ops.selective_scan(**inputs, backend="multi_level")
+    assert actual.dtype == dtype
+    assert relative_error(actual.cpu(), expected.cpu()) < {torch.float32: 1e-5}.get(dtype, 1e-2)
 
 
 @on_gpu
 def test_a_model_gives_the_same_output_on_a_gpu_and_has_gradients():
     model = zoo.create_model("lightm_unet_2d", init_filters=8).eval()
     x = torch.randn(2, 3, 32, 40)
-    want = model(x)
+    expected = model(x)
     model.cuda()
-    have = model(x.cuda())
-    assert relative_error(have.cpu(), want) < 1e-3
-    have.square().mean().backward()
+    actual = model(x.cuda())
+    assert relative_error(actual.cpu(), expected) < 1e-3
+    actual.square().mean().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())

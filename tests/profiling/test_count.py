@@ -36,6 +36,13 @@ CONVS = {
     "grouped": (nn.Conv2d(8, 4, 3, groups=2), (1, 8, 5, 5), 4 * 9 * 9 * 4),
     "depthwise": (nn.Conv2d(8, 8, 5, groups=8, padding=2), (1, 8, 6, 6), 8 * 36 * 25),
     "non-square kernel": (nn.Conv2d(2, 3, (1, 5)), (1, 2, 4, 9), 3 * 4 * 5 * 10),
+    "padding same": (nn.Conv2d(3, 8, 3, padding="same"), (1, 3, 16, 16), 8 * 256 * 27),
+    "padding valid": (nn.Conv2d(3, 8, 3, padding="valid"), (1, 3, 16, 16), 8 * 196 * 27),
+    "padding same, grouped": (
+        nn.Conv1d(4, 6, 3, groups=2, padding="same"),
+        (2, 4, 10),
+        2 * 6 * 10 * 6,
+    ),
     "reflection padding": (
         nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"),
         (1, 2, 4, 4),
@@ -137,6 +144,7 @@ ELEMENTWISE = {
     "nearest": (nn.Upsample(scale_factor=2, mode="nearest"), 0),
     "bilinear": (nn.Upsample(scale_factor=2, mode="bilinear"), 8 * 4 * N),
     "bicubic": (nn.Upsample(scale_factor=2, mode="bicubic"), 32 * 4 * N),
+    "reshape_as": (Call(lambda x: x.reshape_as(x.flatten())), 0),
     "a view": (Call(lambda x: x.flatten(2).transpose(1, 2).reshape(-1)), 0),
     "chunk and cat": (Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), 0),
     "dropout": (nn.Dropout(0.5), 0),
@@ -167,6 +175,21 @@ def test_fused_and_unfused_attention_have_equal_counts(masked):
     assert fused.activations == plain.activations == pairs + 2 * 4 * 5 * 16
     assert fused.flops == plain.flops
     assert fused.flops - 2 * fused.macs == pairs * (SOFTMAX + masked) + math.prod(shape)
+
+
+class SelfAttention(nn.MultiheadAttention):
+    def forward(self, x):
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
+def test_multi_head_attention_of_pytorch():
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    found = count(SelfAttention(8, 2, batch_first=True), (2, 5, 8))
+    projections, pairs = 4 * 8 * 8, 5 * 5 * 8
+    assert found.macs == 2 * (5 * projections + 2 * pairs)
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+    assert count(layer, (2, 5, 8)).macs == 2 * (5 * (projections + 2 * 8 * 16) + 2 * pairs)
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv2_035"])
@@ -396,9 +419,9 @@ def test_a_model_on_the_meta_device_is_refused():
 
 def test_other_dtypes_and_outputs():
     model = zoo.create_model("mobilenetv2_035")
-    want = count(model, (1, 3, 32, 32)).macs
-    assert count(model.double(), (1, 3, 32, 32)).macs == want
-    assert count(model.bfloat16(), (1, 3, 32, 32)).macs == want
+    expected = count(model, (1, 3, 32, 32)).macs
+    assert count(model.double(), (1, 3, 32, 32)).macs == expected
+    assert count(model.bfloat16(), (1, 3, 32, 32)).macs == expected
     pyramid = zoo.create_model("mobilenetv2_035", features_only=True)
-    assert 0 < count(pyramid, (1, 3, 32, 32)).macs < want
+    assert 0 < count(pyramid, (1, 3, 32, 32)).macs < expected
     assert count(Call(lambda x: {"a": x @ x, "b": (x, x)}), (4, 4)).macs == 64

@@ -136,7 +136,7 @@ def _count(model: nn.Module, shape: tuple[int, ...]) -> Counts:
         )
     dtype = first.dtype if first.is_floating_point() else torch.float32
     example = torch.zeros(shape, dtype=dtype, device=first.device)
-    with evaluation(model), torch.no_grad():
+    with evaluation(model), _mha_fast_path_disabled(), torch.no_grad():
         called, innermost = _count_operators(model, example)
         traffic = measure_traffic(model, example)
     modules = dict(model.named_modules())
@@ -233,6 +233,17 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def _mha_fast_path_disabled() -> Iterator[None]:
+    """Make `nn.MultiheadAttention` call separate operators instead of one without a rule."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextlib.contextmanager

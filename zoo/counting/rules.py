@@ -59,6 +59,12 @@ def _from_fvcore(handle: Callable, name: str) -> Rule:
     return rule
 
 
+def _convolution_mode(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """A convolution with `padding="same"` or `"valid"`: kernel size x input channels per output."""
+    per_output = math.prod(shape(inputs[1])[1:])
+    return macs(numel(outputs[0]) * per_output, outputs, "conv")
+
+
 def _matmul(inputs: list[Any], outputs: list[Any]) -> Counter:
     """(..., n, k) x (..., k, m) with broadcasting, or vectors: k MACs per output element."""
     return macs(numel(outputs[0]) * shape(inputs[0])[-1], outputs, "matmul")
@@ -137,6 +143,7 @@ SOFTMAX = 5  # maximum, difference, exponential, sum, quotient
 
 _MACS: dict[str, Rule] = {
     "aten::_convolution": _from_fvcore(fvcore.conv_flop_jit, "conv"),
+    "aten::_convolution_mode": _convolution_mode,
     "aten::linear": _from_fvcore(fvcore.linear_flop_jit, "linear"),
     "aten::addmm": _from_fvcore(fvcore.addmm_flop_jit, "linear"),
     "aten::bmm": _from_fvcore(fvcore.bmm_flop_jit, "matmul"),
@@ -167,6 +174,7 @@ _COMPOSITE: dict[str, Rule] = {
     "aten::max_pool3d": _window_pool,
     "aten::adaptive_avg_pool1d": _per_input(1, "pool"),
     "aten::adaptive_avg_pool2d": _per_input(1, "pool"),
+    "aten::adaptive_avg_pool3d": _per_input(1, "pool"),
     "aten::adaptive_max_pool2d": _per_input(1, "pool"),
     "aten::upsample_bilinear2d": _per_output(8, "resize"),  # 4 taps
     "aten::upsample_bicubic2d": _per_output(32, "resize"),  # 16 taps
@@ -217,7 +225,8 @@ FREE = frozenset(
         "take_along_dim embedding scatter masked_select nonzero one_hot diagonal diag_embed "
         "upsample_nearest1d upsample_nearest2d dropout feature_dropout dropout_ "
         "is_floating_point dim _shape_as_tensor broadcast_tensors broadcast_to real imag "
-        "view_as_real view_as_complex complex fill bernoulli rand randn rand_like randn_like"
+        "view_as_real view_as_complex complex fill bernoulli rand randn rand_like randn_like "
+        "reshape_as upsample_nearest3d"
     ).split()
 )
 
