@@ -4,7 +4,17 @@ import shutil
 
 import pytest
 
-from tools import capabilities, counts, generated, key_lists, latencies, models_page, project
+from tools import (
+    capabilities,
+    counts,
+    generated,
+    key_lists,
+    latencies,
+    models_page,
+    picture,
+    project,
+    readme_table,
+)
 from tools.__main__ import main
 from tools.generated import WRITE
 from zoo import registry
@@ -12,12 +22,13 @@ from zoo import registry
 FILES = {
     counts.FILE: (counts, "FILE"),
     models_page.FILE: (models_page, "FILE"),
-    generated.readme_table.FILE: (generated.readme_table, "FILE"),
+    readme_table.FILE: (readme_table, "FILE"),
     latencies.RECORDS: (latencies, "RECORDS"),
     latencies.TABLE: (latencies, "TABLE"),
     capabilities.RECORDS: (capabilities, "RECORDS"),
     capabilities.PAGE: (capabilities, "PAGE"),
     key_lists.FOLDER: (key_lists, "FOLDER"),
+    picture.FILE: (picture, "FILE"),
 }
 
 
@@ -58,6 +69,24 @@ def test_a_changed_page_is_found_and_written(path, checkout, capsys):
     assert main(["write"]) == 0
     assert capsys.readouterr().out == f"wrote {path}\n"
     assert (checkout / path).read_text("utf-8") == text
+
+
+def test_a_picture_of_other_records_is_found_and_drawn(checkout, capsys):
+    text = picture.FILE.read_text("utf-8")
+    picture.FILE.write_text(text.replace("data ", "old "), "utf-8")
+    assert generated.problems() == [f"docs/accuracy_latency.svg is out of date: {WRITE}"]
+    generated.write()
+    assert capsys.readouterr().out == "wrote docs/accuracy_latency.svg\n"
+    assert generated.problems() == []
+
+
+def test_numbers_in_the_readme_are_renewed(checkout):
+    text = readme_table.FILE.read_text("utf-8")
+    old = f"{len(project.finished())} models in {len(project.families())} families"
+    assert text.count(old) >= 2
+    readme_table.FILE.write_text(text.replace(old, "3 models in 2 families"), "utf-8")
+    generated.write()
+    assert readme_table.FILE.read_text("utf-8") == text
 
 
 def test_a_page_that_is_missing_is_written(checkout):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import capabilities, counts, key_lists, latencies, models_page, readme_table
+from tools import capabilities, counts, key_lists, latencies, models_page, picture, readme_table
 from tools.project import ROOT, checked_root, finished, members, smallest
 from zoo import registry
 from zoo.errors import BadInput
@@ -39,6 +39,8 @@ def write() -> None:
         _write(key_lists.file_of(name), key_lists.render_named(name))
     for file, text in pages().items():
         _write(file, text)
+    if not picture.is_current(latencies.read()):
+        _write(picture.FILE, picture.render(latencies.read()))
 
 
 def write_family(family: str, *, measure: bool = False) -> None:
@@ -84,6 +86,8 @@ def problems() -> list[str]:
         for file, text in pages().items()
         if not file.is_file() or file.read_text("utf-8") != text
     ]
+    if not picture.is_current(latencies.read()):
+        found.append(f"{_relative(picture.FILE)} is out of date: {WRITE}")
     return found
 
 

@@ -1,16 +1,16 @@
 """The picture of the README: published ImageNet-1k accuracy over measured CPU latency.
 
-`python -m tools.picture` draws `docs/accuracy_latency.svg` from `results/models.jsonl` and
-`zoo/facts`. The same records give the same file.
+`make generated` draws `docs/accuracy_latency.svg` from `results/models.jsonl` and `zoo/facts`, if
+the points have changed. The same records give the same file.
 """
 
 import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -20,12 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
+from tools.project import ROOT
 from zoo import registry
 from zoo.errors import BadInput
-from zoo.reports.records import Record, read
+from zoo.reports.records import Record
 
-ROOT = Path(__file__).resolve().parents[1]
-RECORDS = ROOT / "results" / "models.jsonl"
 FILE = ROOT / "docs" / "accuracy_latency.svg"
 
 # Seven colours of Okabe and Ito that are visible on white. Readers with a colour vision deficiency
@@ -57,14 +56,23 @@ class Point:
     top1: float
 
 
+def machine(records: Sequence[Record]) -> str:
+    """Return the processor with the most records: latencies of others are not comparable."""
+    processors = Counter(record["machine"].get("cpu", "unknown") for record in records)
+    return processors.most_common(1)[0][0] if processors else ""
+
+
 def points(records: Sequence[Record]) -> dict[str, list[Point]]:
     """Return the models of each family, from fast to slow.
 
-    These are the ImageNet-1k classifiers that have an accuracy and a latency at the same image
-    size, the model's own.
+    These are the ImageNet-1k classifiers that have an accuracy and a latency on the `machine` at
+    the same image size, the model's own.
     """
+    chosen = machine(records)
     fastest: dict[str, float] = {}
     for record in records:
+        if record["machine"].get("cpu", "unknown") != chosen:
+            continue
         name = record["model"]
         if registry.is_packaged(name) and tuple(record["input_size"][2:]) == _size(name):
             fastest[name] = min(record["p50_ms"], fastest.get(name, record["p50_ms"]))
@@ -113,7 +121,7 @@ def render(records: Sequence[Record]) -> str:
     """
     families = points(records)
     if not families:
-        raise BadInput(f"{RECORDS} has no latencies to draw; run `make results`")
+        raise BadInput("there are no latencies to draw; run `make results`")
     with matplotlib.rc_context(_STYLE):
         figure = draw(families)
         file = io.StringIO()
@@ -236,15 +244,8 @@ def _along(line, steps: int = 24) -> list[tuple[float, float]]:
     ]
 
 
-def write() -> None:
-    """Write the picture.
-
-    Raises:
-        BadInput: There are no records.
-    """
-    FILE.write_text(render(read(RECORDS) if RECORDS.exists() else []), encoding="utf-8")
-    print(f"wrote {FILE.relative_to(ROOT).as_posix()}")
-
-
-if __name__ == "__main__":
-    write()
+def is_current(records: Sequence[Record]) -> bool:
+    """Return whether the picture shows the records; without any there is nothing to show."""
+    families = points(records)
+    text = FILE.read_text("utf-8") if FILE.is_file() else ""
+    return not families or f"data {digest(families)}" in text

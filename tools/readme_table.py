@@ -1,5 +1,7 @@
-"""The model table of the README: a row for each family."""
+"""The model table of the README, a row for each family, and the numbers in its opening."""
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from zoo.reports.records import Record
 from zoo.reports.table import quantity
 
 FILE = ROOT / "README.md"
+REFERENCE = ROOT / "tests" / "reference" / "records"
 BEGIN = "<!-- models: written by `make generated`, do not edit -->"
 END = "<!-- end of models -->"
 
@@ -24,7 +27,7 @@ NOT_MEASURED = "not measured"
 
 
 def render(readme: str, counts: Counts, records: Sequence[Record]) -> str:
-    """Return the README with the table between its two comments.
+    """Return the README with the table between its two comments, and current numbers elsewhere.
 
     Raises:
         BadInput: One of the comments is missing or occurs twice.
@@ -36,7 +39,21 @@ def render(readme: str, counts: Counts, records: Sequence[Record]) -> str:
             f"README.md has no place for the model table: write {BEGIN} and {END} on lines of "
             "their own, once each"
         )
-    return f"{before}{BEGIN}\n\n{table(counts, records)}\n\n{END}{after}"
+    return f"{_renumbered(before)}{BEGIN}\n\n{table(counts, records)}\n\n{END}{_renumbered(after)}"
+
+
+def _renumbered(text: str) -> str:
+    """Return a text with the present numbers of models, families and reference records."""
+    models = [json.loads(file.read_text("utf-8"))["model"] for file in REFERENCE.glob("*.json")]
+    return re.sub(
+        r"\d+ records of \d+ models",
+        f"{len(models)} records of {len(set(models))} models",
+        re.sub(
+            r"\d+ models in \d+ families",
+            f"{len(finished())} models in {len(families())} families",
+            text,
+        ),
+    )
 
 
 def table(counts: Counts, records: Sequence[Record]) -> str:

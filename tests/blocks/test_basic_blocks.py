@@ -5,7 +5,6 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-import zoo
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.folding import (
@@ -233,13 +232,6 @@ def test_a_style_is_a_table_or_a_function_of_the_model():
     doubled = KeyStyle("x", "b", tensors=lambda state, model: {k: 2 * t for k, t in state.items()})
     assert doubled.to_own(state, None)["b"] == 2
     assert prefixed("old", "new.", [("a", "b"), ("c", None)]) == [("olda", "new.b"), ("oldc", None)]
-
-
-def test_checkpoints_of_the_previous_version_are_read():
-    model = zoo.create_model("skipblocknet_m")
-    state = {k.replace(".depthwise.", ".filter."): t for k, t in model.state_dict().items()}
-    assert any(".filter." in key for key in state)
-    assert zoo.load_weights(model, state) == []
 
 
 def test_a_style_is_known_by_its_marker():

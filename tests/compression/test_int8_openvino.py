@@ -150,7 +150,7 @@ def test_a_model_without_layers_is_refused(tmp_path):
 
 def test_nothing_is_printed_or_reported(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, 'tests/quantization')\n"
+        "import sys; sys.path.insert(0, 'tests/compression')\n"
         "from nets import SIZE, Mixed, pictures\n"
         "from pathlib import Path; from zoo.deploy.spec import ExportSpec\n"
         "from zoo.compression.int8_openvino import convert\n"
