@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.registry import get_spec
-from zoo.reparam import shake
+from zoo.reparam import randomize_parameters
 
 # Families whose facts say that they are in progress have their own tests and records; the checks
 # over all families take the others.
@@ -102,7 +102,7 @@ def shaken(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module
     """
     if dtype != torch.float32:
         return fresh(name, dtype, **kwargs)
-    return shake(zoo.create_model(name, **kwargs)).eval()
+    return randomize_parameters(zoo.create_model(name, **kwargs)).eval()
 
 
 def fresh(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:

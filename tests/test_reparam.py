@@ -26,7 +26,7 @@ from zoo.blocks.folding import is_fixed_batch_norm
 from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.scale import LayerScale
 from zoo.profiling.fusing import FuseReport, report
-from zoo.reparam import shake
+from zoo.reparam import randomize_parameters
 
 NAMES = [name for name in SMALLEST if name in zoo.list_models(reparam=True)]
 
@@ -191,7 +191,9 @@ def test_report_agrees_with_the_counts(name):
 
 
 def test_report_times_both_forms():
-    model = shake(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())).eval()
+    model = randomize_parameters(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    ).eval()
     found = report(model, zoo.reparameterize(model), (2, 3, 64, 64))
     assert found.latency.a.p50 > 0
     assert found.latency.b.p50 > 0
@@ -212,7 +214,7 @@ def test_report_refuses_to_compare_nothing():
 @pytest.mark.parametrize("name", ["efficientformer_l1", "mobilenetv2_035"])
 def test_inside_somebody_elses_model(name):
     model = smp.create_model("unet", f"tu-zoo_{name}", encoder_weights=None, classes=2).eval()
-    shake(model.double())
+    randomize_parameters(model.double())
     fused, x = zoo.reparameterize(model), images(2, dtype=torch.float64)
     with torch.no_grad():
         assert difference(fused(x), model(x)) < 1e-9
@@ -268,7 +270,7 @@ def noise(*shape):
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_pair_in_a_sequence_becomes_one_layer(kind):
     layer, norm, shape = PAIRS[kind]
-    model = shake(nn.Sequential(layer, norm, nn.ReLU()).double()).eval()
+    model = randomize_parameters(nn.Sequential(layer, norm, nn.ReLU()).double()).eval()
     fused, x = zoo.reparameterize(model), noise(*shape)
     assert [type(m) for m in fused] == [type(layer), nn.Identity, nn.ReLU]
     with torch.no_grad():
@@ -303,7 +305,7 @@ ALONE = {
 
 @pytest.mark.parametrize("kind", ALONE)
 def test_what_cannot_be_folded_is_left_alone(kind):
-    model = shake(copy.deepcopy(ALONE[kind]).double()).eval()
+    model = randomize_parameters(copy.deepcopy(ALONE[kind]).double()).eval()
     fused, x = zoo.reparameterize(model), noise(2, 4, 7, 7)
     assert str(fused) == str(model)
     if not isinstance(model, nn.ModuleList):
@@ -312,7 +314,7 @@ def test_what_cannot_be_folded_is_left_alone(kind):
 
 
 def test_a_linear_layer_on_tokens_keeps_the_norm_over_positions():
-    model = shake(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5)).double()).eval()
+    model = randomize_parameters(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5)).double()).eval()
     fused, x = zoo.reparameterize(model), noise(2, 5, 4)
     with torch.no_grad():
         torch.testing.assert_close(fused(x), model(x))
@@ -321,7 +323,7 @@ def test_a_linear_layer_on_tokens_keeps_the_norm_over_positions():
 def test_shared_layers_and_norms_are_folded_where_they_stand():
     conv, norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
     model = nn.Sequential(conv, norm, nn.ReLU(), conv, nn.BatchNorm2d(4), nn.ReLU(), norm)
-    shake(model.double()).eval()
+    randomize_parameters(model.double()).eval()
     fused, x = zoo.reparameterize(model), noise(2, 4, 5, 5)
     with torch.no_grad():
         torch.testing.assert_close(fused(x), model(x), rtol=1e-12, atol=1e-12)
@@ -329,7 +331,9 @@ def test_shared_layers_and_norms_are_folded_where_they_stand():
 
 def test_one_module_in_two_places_stays_one():
     block = ConvNorm(4, 4, kernel_size=3, act=nn.ReLU)
-    model = shake(nn.ModuleDict({"a": block, "b": nn.Sequential(block, block)}).double()).eval()
+    model = randomize_parameters(
+        nn.ModuleDict({"a": block, "b": nn.Sequential(block, block)}).double()
+    ).eval()
     fused = zoo.reparameterize(model)
     assert fused["a"] is fused["b"][0] is fused["b"][1]
     with torch.no_grad():
@@ -353,7 +357,7 @@ def test_a_block_whose_norm_has_no_statistics_stays_whole():
     for module in model.modules():
         if isinstance(module, ConvNorm):
             module.norm = nn.BatchNorm2d(module.conv.out_channels, track_running_stats=False)
-    shake(model.double()).eval()
+    randomize_parameters(model.double()).eval()
     fused, x = zoo.reparameterize(model), images(2, dtype=torch.float64)
     with torch.no_grad():
         assert difference(fused(x), model(x)) < 1e-9
@@ -376,7 +380,7 @@ def test_half_precision_stays_half():
     ],
 )
 def test_models_of_timm_are_fused(name, left):
-    model = shake(zoo.create_model(f"timm/{name}").double()).eval()
+    model = randomize_parameters(zoo.create_model(f"timm/{name}").double()).eval()
     before = copy.deepcopy(model.state_dict())
     fused, x = zoo.reparameterize(model), images(2, (224, 224), dtype=torch.float64)
     with torch.no_grad():
@@ -419,7 +423,7 @@ FLOWS = {
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_pair_folds_where_nothing_else_reads_it(flow):
     call, folds = FLOWS[flow]
-    model = shake(Written(call).double()).eval()
+    model = randomize_parameters(Written(call).double()).eval()
     fused, x = zoo.reparameterize(model), noise(2, 4, 7, 7)
     assert isinstance(fused.norm, nn.Identity) == folds
     with torch.no_grad():
@@ -434,7 +438,9 @@ def test_shaking_makes_what_a_fresh_model_hides_visible():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_var.std() > 0.1
     assert model.stages[3].blocks[3].attention.bias.table.std() > 0.05
-    again, other = (shake(zoo.create_model("efficientformer_l1"), seed) for seed in (0, 1))
+    again, other = (
+        randomize_parameters(zoo.create_model("efficientformer_l1"), seed) for seed in (0, 1)
+    )
     same = model.state_dict()
     assert all(torch.equal(same[key], value) for key, value in again.state_dict().items())
     assert not torch.equal(same["stem.0.conv.weight"], other.state_dict()["stem.0.conv.weight"])

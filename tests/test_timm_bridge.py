@@ -7,7 +7,7 @@ from support import CLASSIFIERS, FINISHED, difference, inputs, shaken, takes
 
 import zoo
 from zoo import timm_bridge
-from zoo.reparam import shake
+from zoo.reparam import randomize_parameters
 
 BRIDGED = [name for name in FINISHED if zoo.model_info(name)["task"] == "classification"]
 
@@ -79,7 +79,7 @@ def test_timm_prepares_the_data_for_it(name):
 def test_arguments_and_checkpoints_of_timm(name, tmp_path):
     rates = {rate: 0.1 for rate in ("drop_rate", "drop_path_rate") if takes(name, rate)}
     model = timm.create_model(f"zoo_{name}", num_classes=5, in_chans=1, **rates)
-    shake(model)  # fresh networks may give the same for any image
+    randomize_parameters(model)  # fresh networks may give the same for any image
     assert model.eval()(inputs(name, 1, channels=1)).shape == (1, 5)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "file.pth")
     again = timm.create_model(

@@ -99,9 +99,9 @@ def random_model(name: str, *, calibrated_norms: bool) -> Any:
 
     from zoo.deploy.agreement import random_batches
     from zoo.factory import create_model
-    from zoo.reparam import shake
+    from zoo.reparam import randomize_parameters
 
-    model = shake(create_model(name)).eval()
+    model = randomize_parameters(create_model(name)).eval()
     if calibrated_norms:
         for norm in (module for module in model.modules() if isinstance(module, _BatchNorm)):
             norm.reset_running_stats()

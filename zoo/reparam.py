@@ -180,7 +180,7 @@ def replace(module: nn.Module, name: str, part: Any) -> None:
     module.get_submodule(parent)._modules[child] = part
 
 
-def shake(model: Model, seed: int = 0) -> Model:
+def randomize_parameters(model: Model, seed: int = 0) -> Model:
     """Give all parameters and statistics of `model` random values of order one, in place.
 
     A model with initial weights hides mistakes: its norms do nothing and its layer scales are close

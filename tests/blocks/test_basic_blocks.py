@@ -22,7 +22,7 @@ from zoo.blocks.scale import LayerScale
 from zoo.blocks.sizes import grid_size, pair
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle, prefixed, recognise, rename
-from zoo.reparam import reparameterize, shake
+from zoo.reparam import randomize_parameters, reparameterize
 
 
 def noise(*shape):
@@ -60,7 +60,7 @@ def test_rates_grow_linearly_over_all_blocks():
 
 
 def test_layer_norm_of_a_map_is_that_of_its_positions():
-    norm = shake(LayerNorm2d(6).double())
+    norm = randomize_parameters(LayerNorm2d(6).double())
     x = noise(2, 6, 3, 5)
     want = nn.functional.layer_norm(x.permute(0, 2, 3, 1), (6,), norm.weight, norm.bias)
     torch.testing.assert_close(norm(x), want.permute(0, 3, 1, 2))
@@ -79,7 +79,7 @@ def test_layer_scale_scales_channels():
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("act", [None, nn.ReLU6])
 def test_conv_norm_fuses_and_scales(bias, act):
-    block = shake(
+    block = randomize_parameters(
         ConvNorm(4, 6, kernel_size=5, stride=2, groups=2, dilation=2, bias=bias, act=act).double()
     ).eval()
     fused, x = block.fused(), noise(2, 4, 11, 13)
@@ -126,7 +126,7 @@ def test_affine_maps_go_into_linear_layers(bias, shift):
 def test_the_mean_of_linear_layers_and_the_halves_of_a_norm():
     layers, x = [nn.Linear(4, 3).double() for _ in range(3)], noise(5, 4)
     torch.testing.assert_close(mean_of(layers)(x), sum(layer(x) for layer in layers) / 3)
-    norm = shake(nn.LayerNorm(4).double())
+    norm = randomize_parameters(nn.LayerNorm(4).double())
     plain, weight, bias = split_affine(norm)
     torch.testing.assert_close(plain(x) * weight + bias, norm(x))
     assert norm.elementwise_affine
@@ -135,7 +135,7 @@ def test_the_mean_of_linear_layers_and_the_halves_of_a_norm():
 
 @pytest.mark.parametrize("norm", ["", "batch"])
 def test_two_linear_classifiers_become_one(norm):
-    head = shake(DistilledHead(6, 3, norm=norm).double()).eval()
+    head = randomize_parameters(DistilledHead(6, 3, norm=norm).double()).eval()
     x = noise(2, 6, 4, 4)
     fused = reparameterize(head)
     assert type(fused.fc) is nn.Linear
@@ -168,7 +168,7 @@ class Branch(Absorbing):
 
 
 def test_layers_absorb_the_norm_before_and_the_scale_after_them():
-    block, x = shake(Branch().double()), noise(2, 4, 5, 7)
+    block, x = randomize_parameters(Branch().double()), noise(2, 4, 5, 7)
     fused = block.fused()
     assert fused.norm.weight is None
     assert isinstance(fused.scale, nn.Identity)
@@ -178,7 +178,7 @@ def test_layers_absorb_the_norm_before_and_the_scale_after_them():
 
 
 def test_a_padded_convolution_absorbs_no_norm_before_it():
-    block, x = shake(Branch(padding=1).double()), noise(2, 4, 5, 7)
+    block, x = randomize_parameters(Branch(padding=1).double()), noise(2, 4, 5, 7)
     fused = block.fused()
     assert fused.norm is block.norm
     assert isinstance(fused.scale, nn.Identity)

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from zoo.blocks.folding import fold_batch_norm, merge_pointwise, scale_outputs
-from zoo.reparam import shake
+from zoo.reparam import randomize_parameters
 
 KINDS = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 def filled(module):
-    return shake(module.double()).eval()
+    return randomize_parameters(module.double()).eval()
 
 
 def maps(channels, axes=2):

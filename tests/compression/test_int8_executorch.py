@@ -13,7 +13,7 @@ from zoo.deploy import executorch as exporter
 from zoo.deploy import tracing
 from zoo.deploy.spec import ExportSpec
 from zoo.environment import quiet
-from zoo.reparam import reparameterize, shake
+from zoo.reparam import randomize_parameters, reparameterize
 
 ONE = ExportSpec(SIZE)
 
@@ -136,7 +136,7 @@ def test_indices_stay_whole_numbers():
 
 
 def test_a_real_model_takes_less_than_a_third(tmp_path):
-    model = reparameterize(shake(zoo.create_model("simplenet_cifar_310k")).eval())
+    model = reparameterize(randomize_parameters(zoo.create_model("simplenet_cifar_310k")).eval())
     settings = ExportSpec((1, 3, 32, 32))
     images = list(pictures(12, settings.input_size)[:, None])
     exporter.convert(model, tmp_path / "float.pte", settings)

@@ -18,7 +18,7 @@ from zoo.compression.sanity import refuse_noise
 from zoo.deploy import openvino as exporter
 from zoo.deploy.spec import ExportSpec
 from zoo.deploy.tracing import WithPrePostProcessing
-from zoo.reparam import reparameterize, shake
+from zoo.reparam import randomize_parameters, reparameterize
 from zoo.runtimes.openvino import core
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def test_the_float_program_is_that_of_the_model(folder):
 
 def test_a_real_model_takes_less_than_a_third(tmp_path):
     """Weights that tell, of a real model, fused, that takes bytes in a fixed batch."""
-    model = shake(zoo.create_model("mobilenetv2_035")).eval()
+    model = randomize_parameters(zoo.create_model("mobilenetv2_035")).eval()
     size = (4, 3, 32, 32)
     packaged = WithPrePostProcessing(reparameterize(model), [0.5] * 3, [0.25] * 3).eval()
     batches = [

@@ -18,7 +18,7 @@ from zoo.compression.calibration import arrays, calibration
 from zoo.compression.int8 import quantize
 from zoo.compression.int8_report import table
 from zoo.data.create import create_datamodule
-from zoo.reparam import shake
+from zoo.reparam import randomize_parameters
 from zoo.settings import DataConfig
 from zoo.training.tasks import get_task
 
@@ -52,7 +52,7 @@ class Net(torch.nn.Module):
 def checkpoint(folder, classes: int = 10):
     """Write a run folder with the checkpoint that train.py would leave; its weights are shaken."""
     arguments = {"name": MODEL, "num_classes": classes, "in_chans": 3}
-    model = shake(zoo.create_model(**arguments))
+    model = randomize_parameters(zoo.create_model(**arguments))
     content = {
         "format": "zoo.checkpoint/1",
         "state_dict": model.state_dict(),

@@ -14,7 +14,7 @@ from zoo.compression.layers import layers, within
 from zoo.compression.signal_to_noise import SignalToNoise
 from zoo.deploy.onnx import convert as convert_float
 from zoo.deploy.spec import ExportSpec
-from zoo.reparam import reparameterize, shake
+from zoo.reparam import randomize_parameters, reparameterize
 
 SIZE = (1, 3, 16, 20)
 
@@ -217,7 +217,9 @@ def test_a_model_without_layers_is_refused(tmp_path):
 
 
 def test_mobilenet_takes_less_than_a_third(tmp_path):
-    model = reparameterize(shake(zoo.create_model("mobilenetv2_100", num_classes=10)).eval())
+    model = reparameterize(
+        randomize_parameters(zoo.create_model("mobilenetv2_100", num_classes=10)).eval()
+    )
     settings = ExportSpec((1, 3, 32, 32), dynamic_batch=True)
     images = pictures(16, settings.input_size)
     convert_float(model, tmp_path / "float.onnx", settings)

@@ -63,7 +63,7 @@ def test_padded_pixels_are_zeros_that_take_part(size, raw_values):
     mixer = WindowMixer(
         8, 12, side=3, head_dim=4, act=nn.GELU, block_windows=not raw_values, raw_values=raw_values
     ).double()
-    zoo.reparam.shake(mixer)
+    zoo.reparam.randomize_parameters(mixer)
     x = torch.randn(2, 8, *size, dtype=torch.float64)
     padded = torch.zeros(2, 8, *(-(-side // 3) * 3 for side in size), dtype=torch.float64)
     padded[:, :, : size[0], : size[1]] = x

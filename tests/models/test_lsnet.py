@@ -11,7 +11,7 @@ import zoo
 from zoo.blocks.attention import AttentionBias, attention_bias
 from zoo.models.lsnet import Attention, KernelPredictor, LSConv, MatrixBias, RepDepthwise
 from zoo.ops import aggregate
-from zoo.reparam import shake
+from zoo.reparam import randomize_parameters
 
 # Published names that do not follow from the records: a first stage with blocks.
 OWN_LAYOUTS = ("lsnet_s*", "lsnet_b*")
@@ -58,7 +58,7 @@ def test_parameters_before_and_after_fusing(size):
 
 
 def test_channels_share_kernels_in_strides():
-    module = shake(LSConv(16).double()).eval()
+    module = randomize_parameters(LSConv(16).double()).eval()
     x = torch.randn(2, 16, 5, 6, dtype=torch.float64)
     kernels = module.predict(x)
     assert kernels.shape == (2, 2, 9, 5, 6)
@@ -81,7 +81,7 @@ def test_nine_taps_of_a_kernel_are_normalised_together():
 
 
 def test_depthwise_branches_become_one_filter():
-    module = shake(nn.Sequential(RepDepthwise(6)).double()).eval()
+    module = randomize_parameters(nn.Sequential(RepDepthwise(6)).double()).eval()
     fused = zoo.reparameterize(module)
     assert isinstance(fused[0], nn.Conv2d)
     x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
@@ -89,7 +89,9 @@ def test_depthwise_branches_become_one_filter():
 
 
 def test_attention_is_the_written_out_formula():
-    module = shake(Attention(32, AttentionBias(4, (3, 4), align_corners=False)).double()).eval()
+    module = randomize_parameters(
+        Attention(32, AttentionBias(4, (3, 4), align_corners=False)).double()
+    ).eval()
     x = torch.randn(2, 32, 3, 4, dtype=torch.float64)
     qkv = module.qkv(x)
     q, k, v = module.local(qkv[:, :64]), qkv[:, 64:128], qkv[:, 128:]
@@ -158,7 +160,7 @@ def test_the_dense_form_resamples_the_matrix():
 
 def test_the_bias_follows_the_table_after_an_evaluation():
     module, x = Attention(32, AttentionBias(4, (3, 4))).eval(), torch.randn(2, 32, 3, 4)
-    shake(module)
+    randomize_parameters(module)
     with torch.no_grad():
         before = module(x)
         module.bias.table.mul_(-30)

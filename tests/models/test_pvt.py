@@ -10,7 +10,7 @@ from torch import nn
 import zoo
 from zoo.blocks.positions import LearnedPositionEmbedding, resampled_table
 from zoo.models.pvt import ReducedAttention
-from zoo.reparam import shake
+from zoo.reparam import randomize_parameters
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -75,7 +75,7 @@ def test_a_grid_of_as_many_tokens_but_another_shape_is_resampled():
 
 
 def test_reduced_attention_is_the_written_out_formula():
-    module = shake(ReducedAttention(12, 3, 2).double())
+    module = randomize_parameters(ReducedAttention(12, 3, 2).double())
     x = torch.randn(2, 5, 7, 12, dtype=torch.float64)
     smaller = F.conv2d(x.permute(0, 3, 1, 2), module.reduce.weight, module.reduce.bias, stride=2)
     assert smaller.shape == (2, 12, 2, 3), "what is left on the right and below is dropped"

@@ -107,7 +107,7 @@ def by_hand(chain, mode, layers, fc, x):
 @pytest.mark.parametrize("size", [(64, 64), (83, 101)])
 def test_the_chain_is_the_published_one(chain, mode, size):
     model = SimpleNet(chain=chain, stride_mode=mode, width=0.25, num_classes=5).eval()
-    zoo.reparam.shake(model.double())
+    zoo.reparam.randomize_parameters(model.double())
     x = images(2, size, dtype=torch.float64)
     with torch.no_grad():
         want = by_hand(chain, mode, units(model), model.head.fc, x)

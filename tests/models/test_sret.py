@@ -9,7 +9,7 @@ from support import difference, fresh, images, quick, shaken
 import zoo
 from zoo.models.sret import Recursion, Scalar, SharedBlock, order_of, sliced
 from zoo.ops import fixed_permutation
-from zoo.reparam import shake
+from zoo.reparam import randomize_parameters
 
 # Published names that do not follow from the records: transposed position tables.
 OWN_LAYOUTS = ("sret_*",)
@@ -69,7 +69,7 @@ def test_an_order_is_undone_and_drawn_anew_in_training_only():
 
 
 def test_slices_attend_for_themselves():
-    block = shake(SharedBlock(8, 16, num_heads=2, drop_path=0.0).double()).eval()
+    block = randomize_parameters(SharedBlock(8, 16, num_heads=2, drop_path=0.0).double()).eval()
     x = torch.randn(2, 24, 8, dtype=torch.float64)
     whole = block(x, 3, False)
     for i in range(3):
@@ -79,7 +79,7 @@ def test_slices_attend_for_themselves():
 
 
 def test_shuffled_slices_are_slices_of_the_permuted_tokens():
-    block = shake(SharedBlock(8, 16, num_heads=2, drop_path=0.0).double()).eval()
+    block = randomize_parameters(SharedBlock(8, 16, num_heads=2, drop_path=0.0).double()).eval()
     x = torch.randn(2, 24, 8, dtype=torch.float64)
     order = fixed_permutation(24)
     have = block(x, 2, True)
@@ -89,7 +89,7 @@ def test_shuffled_slices_are_slices_of_the_permuted_tokens():
 
 def test_every_block_is_applied_twice():
     unit = Recursion(8, 16, 8, num_heads=2, slices=(2, 1), drop_path=0.0)
-    unit = shake(unit.double()).eval()
+    unit = randomize_parameters(unit.double()).eval()
     x = torch.randn(2, 8, 4, 6, dtype=torch.float64)
     tokens = x.flatten(2).transpose(1, 2)
     want = unit.project1(unit.block(tokens, 2, False))

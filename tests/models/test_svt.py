@@ -15,7 +15,7 @@ from zoo.models.svt import (
     resized,
     resized_matrices,
 )
-from zoo.reparam import shake
+from zoo.reparam import randomize_parameters
 
 
 def noise(*shape):
@@ -100,7 +100,7 @@ def test_weights_for_maps_of_another_size():
 
 
 def test_the_ablation_interleaves_its_halves():
-    module = shake(HalfScattering(16, (6, 8)).double())
+    module = randomize_parameters(HalfScattering(16, (6, 8)).double())
     x = noise(2, 6, 8, 16)
     y = module(x)
     torch.testing.assert_close(y[..., 1::2], module.scattering(x[..., 8:]))
@@ -110,7 +110,7 @@ def test_the_ablation_interleaves_its_halves():
 
 @pytest.mark.parametrize("size", [(7, 9), (6, 5), (1, 2)])
 def test_odd_maps_are_continued_and_cut(size):
-    module = shake(Scattering(8, (6, 6)).double())
+    module = randomize_parameters(Scattering(8, (6, 6)).double())
     x = noise(2, *size, 8)
     below = torch.cat([x, x[:, -1:]], dim=1) if size[0] % 2 else x
     whole = torch.cat([below, below[:, :, -1:]], dim=2) if size[1] % 2 else below
@@ -118,7 +118,7 @@ def test_odd_maps_are_continued_and_cut(size):
 
 
 def test_autocast_leaves_the_scattering_in_single_precision():
-    module = shake(Scattering(8, (6, 6)))
+    module = randomize_parameters(Scattering(8, (6, 6)))
     x = noise(2, 6, 6, 8).float()
     want = module(x)
     with torch.autocast("cpu", torch.bfloat16):

@@ -9,7 +9,7 @@ from torch import nn
 
 import zoo
 from zoo.models.t2t_vit import SoftSplitAttention, feature_attention
-from zoo.reparam import shake
+from zoo.reparam import randomize_parameters
 
 # Published names that do not follow from the records: more blocks.
 OWN_LAYOUTS = ("t2t_vit_19", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_t_24")
@@ -101,7 +101,7 @@ def test_feature_attention_keeps_single_precision_under_autocast():
 
 def test_softmax_is_scaled_by_the_width_of_the_patches():
     module = SoftSplitAttention(3, 8, kernel_size=7, stride=4, performer=False)
-    module = shake(module.double()).eval()
+    module = randomize_parameters(module.double()).eval()
     x = torch.randn(1, 3, 16, 20, dtype=torch.float64)
     u = module.norm(F.unfold(x, 7, padding=2, stride=4).transpose(1, 2))
     q, k, v = F.linear(u, module.qkv.weight.flatten(1)).chunk(3, -1)

@@ -128,7 +128,7 @@ def test_windows_are_cut_row_by_row_and_put_back(size):
 
 def test_what_is_padded_takes_part_as_the_shift_of_the_norm():
     module = WindowAttention(8, 2, 3).double()
-    zoo.reparam.shake(module)
+    zoo.reparam.randomize_parameters(module)
     x = torch.randn(1, 8, 2, 4, dtype=torch.float64)
     padded = torch.zeros(1, 3, 6, 8, dtype=torch.float64)
     padded[:, :2, :4] = x.permute(0, 2, 3, 1)

@@ -9,7 +9,7 @@ from torch import nn
 from zoo.counting.count import count
 from zoo.errors import BadInput
 from zoo.profiling.latency import Comparison, compare
-from zoo.reparam import reparameterize, shake
+from zoo.reparam import randomize_parameters, reparameterize
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def report(
     Raises:
         BadInput: The outputs do not depend on the image, so comparing them proves nothing.
     """
-    randomized = shake(copy.deepcopy(before).double().cpu())
+    randomized = randomize_parameters(copy.deepcopy(before).double().cpu())
     images = torch.randn(input_size, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
         expected, fused = randomized(images), reparameterize(randomized)(images)
