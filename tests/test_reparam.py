@@ -21,6 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import zoo
 import zoo.timm_bridge  # noqa: F401 -- the names "tu-zoo_..." of segmentation_models_pytorch
+from zoo import reparam
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.folding import is_fixed_batch_norm
 from zoo.blocks.heads import ClassifierHead
@@ -271,7 +272,8 @@ def noise(*shape):
 def test_a_pair_in_a_sequence_becomes_one_layer(kind):
     layer, norm, shape = PAIRS[kind]
     model = randomize_parameters(nn.Sequential(layer, norm, nn.ReLU()).double()).eval()
-    fused, x = zoo.reparameterize(model), noise(*shape)
+    x = noise(*shape)
+    fused = zoo.reparameterize(model, x)
     assert [type(m) for m in fused] == [type(layer), nn.Identity, nn.ReLU]
     with torch.no_grad():
         torch.testing.assert_close(fused(x), model(x), rtol=1e-12, atol=1e-12)
@@ -428,6 +430,128 @@ def test_a_pair_folds_where_nothing_else_reads_it(flow):
     assert isinstance(fused.norm, nn.Identity) == folds
     with torch.no_grad():
         torch.testing.assert_close(fused(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+class ConvThenNorm(nn.Module):
+    """A block in the style of mmcv: flags of `forward` switch its parts on and off."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x, norm=True, activate=True):
+        x = self.conv(x)
+        x = self.norm(x) if norm else x
+        return x.relu() if activate else x
+
+
+class Reader(nn.Module):
+    """A parent that uses a block in its own way."""
+
+    def __init__(self, use, block=None):
+        super().__init__()
+        self.block, self.use = block or ConvThenNorm(), use
+
+    def forward(self, x):
+        return self.use(self.block, x)
+
+
+USES = {
+    "as it is": (lambda block, x: block(x), True),
+    "its convolution is read as well": (lambda block, x: block(x) + block.conv(x), False),
+    "its forward is never called": (
+        lambda block, x: (y := block.conv(x), block.norm(y)),
+        False,
+    ),
+    "without its norm": (lambda block, x: block(x, norm=False), False),
+    "its convolution is wrapped by a grandparent": (
+        lambda block, x: Reader(lambda inner, y: inner(y) * inner.conv(y).sum(), block)(x),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_norm_folds_unless_a_parent_uses_the_block_otherwise(use):
+    call, folds = USES[use]
+    model = randomize_parameters(Reader(call).double()).eval()
+    fused, x = zoo.reparameterize(model), noise(2, 4, 7, 7)
+    assert isinstance(fused.block.norm, nn.Identity) == folds
+    with torch.no_grad():
+        found, wanted = (net(x) for net in (fused, model))
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    outcome = reparam.report(fused)
+    assert outcome.verified
+    assert outcome.kept == ({} if folds else {"block.norm": "folding it changes the outputs"})
+
+
+def test_only_wrong_folds_are_undone():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x), self[1].conv(self[0](x))
+
+    model = randomize_parameters(Net(*(ConvThenNorm() for _ in range(4))).double()).eval()
+    fused, x = zoo.reparameterize(model), noise(2, 4, 7, 7)
+    assert list(reparam.report(fused).kept) == ["1.norm"]
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_subclass_with_another_forward_does_not_inherit_fused():
+    class TwoBranches(ConvNorm):
+        def __init__(self):
+            super().__init__(4, 4, kernel_size=3)
+            self.shortcut = nn.Conv2d(4, 4, 1, bias=False)
+
+        def forward(self, x):
+            return self.act(self.norm(self.conv(x) + self.shortcut(x)))
+
+    model = randomize_parameters(TwoBranches().double()).eval()
+    fused, x = zoo.reparameterize(model), noise(2, 4, 7, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["fuse", "fused", "reparameterize", "switch_to_deploy"])
+def test_a_layer_may_have_the_name_of_a_method_that_fuses(name):
+    class Neck(nn.Module):
+        def __init__(self):
+            super().__init__()
+            setattr(self, name, nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+
+        def forward(self, x):
+            return getattr(self, name)(x)
+
+    model = randomize_parameters(nn.Sequential(Neck(), nn.ReLU()).double()).eval()
+    fused, x = zoo.reparameterize(model), noise(2, 4, 7, 7)
+    assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_linear_layer_keeps_a_norm_over_tokens_even_if_the_sizes_are_equal():
+    model = randomize_parameters(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)).double()).eval()
+    tokens = noise(2, 6, 6)
+    for fused in (zoo.reparameterize(model), zoo.reparameterize(model, tokens)):
+        with torch.no_grad():
+            torch.testing.assert_close(fused(tokens), model(tokens), rtol=0, atol=0)
+        assert "may return B N C" in reparam.report(fused).kept["1"]
+
+
+def test_a_model_that_runs_on_no_random_image_needs_an_example():
+    model = randomize_parameters(Reader(lambda block, x: block(x["image"]))).eval()
+    assert reparam.report(zoo.reparameterize(model)).kept == {
+        "block.norm": "the model does not run on random images; give example_input"
+    }
+    example = ({"image": torch.randn(2, 4, 7, 7)},)
+    assert not reparam.report(zoo.reparameterize(model, example)).kept
+    with pytest.raises(zoo.BadInput, match="does not run on example_input: "):
+        zoo.reparameterize(model, torch.randn(2, 4, 7, 7))
+
+
+def test_only_fused_models_have_a_report():
+    with pytest.raises(zoo.BadInput, match=r"call that first$"):
+        reparam.report(nn.Conv2d(3, 4, 1))
 
 
 def test_shaking_makes_what_a_fresh_model_hides_visible():

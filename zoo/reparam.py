@@ -3,13 +3,22 @@
 A block that has a cheaper equivalent implements `fused(self)`, which returns the replacement and
 does not change the block. `reparameterize` replaces blocks in a deep copy, from the leaves up. In
 modules without that method, a batch norm is folded into the convolution or linear layer before it,
-if nothing else reads the output of that layer. timm's blocks are fused by their own methods first.
+if nothing else in the module reads the output of that layer. timm's blocks are fused by their own
+methods first.
+
+One module does not show who else reads its layers: a parent may call a convolution directly. So if
+a model contains modules of other packages, both forms run on random input, and every fold that
+changes an output is undone. `report` lists what was folded and what was not.
 """
 
+import contextlib
+import copy
+import inspect
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-import timm.utils
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, fx, nn
@@ -17,23 +26,47 @@ from torch import Tensor, fx, nn
 from zoo.blocks.folding import fold_batch_norm, is_fixed_batch_norm
 from zoo.blocks.scale import LayerScale
 from zoo.errors import BadInput
+from zoo.fold_check import ReferenceRun
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# A linear layer before a batch norm is assumed to map B C; for B N C the norm would be over N.
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FOLDABLE = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
+# Modules of these packages only use their own layers as written in their `forward`.
+_TRUSTED = ("zoo.", "torch.nn.", "timm.layers.")
 
 
-def reparameterize(model: Model) -> Model:
+@dataclass
+class FoldReport:
+    """What `reparameterize` did with a model.
+
+    Attributes:
+        folded: Names of the blocks and norms that were replaced.
+        kept: Name of each remaining batch norm, and the reason.
+        verified: Whether both forms were compared on random input.
+    """
+
+    folded: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    verified: bool = False
+
+    def __str__(self) -> str:
+        lines = [f"folded: {len(self.folded)}; kept: {len(self.kept)} batch norms"]
+        return "\n".join([*lines, *(f"{name}: {reason}" for name, reason in self.kept.items())])
+
+
+def reparameterize(model: Model, example_input: Any = None) -> Model:
     """Return a copy of `model` that computes the same function with fewer operations.
 
     Args:
-        model: In evaluation mode; it is not changed. A fused model is copied.
+        model: The model, in evaluation mode; it is not changed. A fused model is copied.
+        example_input: A tensor, or a tuple of arguments, to compare both forms of a model on that
+            contains modules of other packages. None: random images of a size that works.
 
     Raises:
-        BadInput: The model is in training mode, in which batch norms have no fixed statistics.
+        BadInput: The model is in training mode, in which batch norms have no fixed statistics, or
+            it does not run on `example_input`.
     """
     training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
     if training is not None:
@@ -41,56 +74,180 @@ def reparameterize(model: Model) -> Model:
             f"{training} is in training mode; call model.eval() first, so that batch norms use"
             " their running statistics"
         )
-    fused = cast(
-        Model, _fused(_fused_by_timm(model), {}).eval()
-    )  # new modules start in training mode
+    reference = ReferenceRun(model, example_input)
+    found = FoldReport()
+    fused = _Fuser(model, reference, found).run()
+    if found.folded and _is_foreign(model):
+        undone, found.verified = reference.wrong_folds(
+            found.folded,
+            lambda model, undone: _Fuser(
+                model, reference, FoldReport(), dict.fromkeys(undone, "")
+            ).run(),
+        )
+        if undone:
+            found = FoldReport(verified=found.verified)
+            fused = _Fuser(model, reference, found, undone).run()
     fused.__dict__["reparameterized"] = True  # read by `count` and the exporters
-    return fused
+    fused.__dict__["fold_report"] = found
+    return cast(Model, fused)
 
 
-def _fused_by_timm(model: nn.Module) -> nn.Module:
-    """Return a copy in which timm's blocks are fused by their own methods."""
-    sample = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(sample.dtype)  # timm creates layers in the default type
-    try:
-        with torch.device(sample.device):
-            return timm.utils.reparameterize_model(model)
-    finally:
-        torch.set_default_dtype(before)
+def report(model: nn.Module) -> FoldReport:
+    """Return what `reparameterize` did to make `model`.
+
+    Raises:
+        BadInput: The model was not returned by `reparameterize`.
+    """
+    if "fold_report" not in model.__dict__:
+        raise BadInput("the model was not returned by zoo.reparameterize; call that first")
+    return model.__dict__["fold_report"]
 
 
-def _fused(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
-    """Return the replacement of `module`, after replacing its children in place.
+class _Fuser:
+    """One pass over a copy of a model.
 
     Args:
-        module: Part of the copy.
-        done: Replacements so far, by the `id` of the original: shared modules stay shared.
+        model: The original.
+        reference: Knows how its layers are called.
+        found: Filled in by `run`.
+        undone: Names of folds to leave out, with the reason.
     """
-    if id(module) in done:
-        return done[id(module)]
-    parts: dict[str, Any] = module._modules
-    for name, child in parts.items():
-        if child is not None:
-            parts[name] = _fused(child, done)
-    fuse: Any = getattr(module, "fused", None)
-    if not callable(fuse):
-        _fold_pairs(module)
-    replacement: Any = fuse() if callable(fuse) else module
-    done[id(module)] = replacement
-    return replacement
 
+    def __init__(
+        self,
+        model: nn.Module,
+        reference: ReferenceRun,
+        found: FoldReport,
+        undone: dict[str, str] | None = None,
+    ) -> None:
+        self.model, self.reference, self.found = model, reference, found
+        self.reasons = dict(undone or {})
+        self.undone = frozenset(self.reasons)
+        self.done: dict[int, nn.Module] = {}  # replacements by the id of the original
 
-def _fold_pairs(module: nn.Module) -> None:
-    layers = [m for _, m in _called(module)]
-    if not any(type(m) in _FOLDABLE for m in layers) or not any(map(_plain_norm, layers)):
-        return
-    for before, after in pairs(module):
-        layer: Any = module.get_submodule(before)
-        norm: Any = module.get_submodule(after)
-        if _foldable(layer, norm):
-            replace(module, before, fold_batch_norm(layer, _plain_norm(norm)))
+    def run(self) -> nn.Module:
+        """Return the fused copy."""
+        fused = copy.deepcopy(self.model)
+        with _default_type_of(fused):
+            self._fuse_by_timm(fused, "")
+        fused = self._fuse(fused, "").eval()  # new modules start in training mode
+        self.found.kept = {
+            name: self.reasons.get(name, "no layer before it can absorb it")
+            for name, module in fused.named_modules()
+            if _plain_norm(module) is not None
+        }
+        return fused
+
+    def _fuse_by_timm(self, module: nn.Module, path: str) -> None:
+        """Fuse blocks inside `module` by the methods that timm's models have for it."""
+        for name, child in module.named_children():
+            inner = f"{path}.{name}".lstrip(".")
+            methods = ("fuse", "reparameterize", "switch_to_deploy")
+            known = next(
+                (m for m in methods if inspect.isfunction(getattr(type(child), m, None))), ""
+            )
+            if known and inner not in self.undone and not child.__module__.startswith("zoo."):
+                original = copy.deepcopy(child)
+                try:
+                    result = getattr(child, known)()
+                    setattr(module, name, result if known == "fuse" else child)
+                    self.found.folded.append(inner)
+                except Exception as error:  # a method of that name may do anything
+                    setattr(module, name, original)
+                    self.reasons[inner] = f"its method {known} failed: {error}"
+            self._fuse_by_timm(module.get_submodule(name), inner)
+
+    def _fuse(self, module: nn.Module, path: str) -> nn.Module:
+        """Return the replacement of `module`, after replacing its children in place."""
+        if id(module) in self.done:  # shared modules stay shared
+            return self.done[id(module)]
+        parts: dict[str, Any] = module._modules
+        for name, child in parts.items():
+            if child is not None:
+                parts[name] = self._fuse(child, f"{path}.{name}".lstrip("."))
+        replacement: Any = module
+        if not _has_fused(module):
+            self._fold_pairs(module, path)
+        elif path not in self.undone:
+            block: Any = module
+            replacement = block.fused()
+            self.found.folded.append(path)
+        self.done[id(module)] = replacement
+        return replacement
+
+    def _fold_pairs(self, module: nn.Module, path: str) -> None:
+        """Fold norms into the layers that `module` itself calls right before them."""
+        layers = [m for _, m in _called(module)]
+        if not any(type(m) in _FOLDABLE for m in layers) or not any(map(_plain_norm, layers)):
+            return
+        for before, after in pairs(module):
+            layer: Any = module.get_submodule(before)
+            norm: Any = module.get_submodule(after)
+            plain: Any = _plain_norm(norm)
+            if plain is None:
+                continue
+            name = f"{path}.{after}".lstrip(".")
+            reason = self._objection(layer, norm, plain, f"{path}.{before}".lstrip("."))
+            if name in self.undone:
+                continue
+            if reason is not None:
+                self.reasons[name] = reason
+                continue
+            replace(module, before, fold_batch_norm(layer, plain))
             replace(module, after, _rest(norm))
+            self.found.folded.append(name)
+
+    def _objection(self, layer: Any, norm: Any, plain: Any, name: str) -> str | None:
+        """Return why a norm cannot be folded into `layer`, called `name`; None if it can."""
+        if type(layer) not in _FOLDABLE:
+            return f"a {type(layer).__name__} cannot absorb it"
+        if any(m._forward_hooks or m._forward_pre_hooks for m in (layer, norm)):
+            return "it or the layer before it has a hook"
+        is_linear = isinstance(layer, nn.Linear)
+        if plain.running_mean.numel() != (layer.out_features if is_linear else layer.out_channels):
+            return "it normalises another axis than the channels of the layer before it"
+        if is_linear and self.reference.rank_of(name) != 2:
+            # After a linear layer on B N C, a batch norm reads N as channels.
+            return "the linear layer before it may return B N C; give example_input"
+        return None
+
+
+def _is_foreign(model: nn.Module) -> bool:
+    """Return whether a model contains modules whose code is not known to be safe to fold."""
+    return any(not f"{type(m).__module__}.".startswith(_TRUSTED) for m in model.modules())
+
+
+def _has_fused(module: nn.Module) -> bool:
+    """Return whether a module implements `fused` for its own `forward`.
+
+    A subclass with another `forward` does not inherit the method. Classes of this package may: what
+    they fuse is declared by attributes, and tested.
+    """
+    if not inspect.isfunction(getattr(type(module), "fused", None)):
+        return False
+    defines = [
+        cls for cls in type(module).__mro__ if "forward" in vars(cls) or "fused" in vars(cls)
+    ]
+    return type(module).__module__.startswith("zoo.") or "fused" in vars(defines[0])
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """Return the default values of `forward`, which stay constant while it is traced."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+@contextlib.contextmanager
+def _default_type_of(model: nn.Module) -> Iterator[None]:
+    """Make new layers in the type and on the device of a model."""
+    sample = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(sample.dtype)
+    try:
+        with torch.device(sample.device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _called(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -102,16 +259,6 @@ def _called(module: nn.Module) -> list[tuple[str, nn.Module]]:
         else:
             found.append((name, child))
     return found
-
-
-def _foldable(layer: Any, norm: Any) -> bool:
-    """Return whether `norm` can be folded into `layer`, whose output it reads."""
-    plain = _plain_norm(norm)
-    if type(layer) not in _FOLDABLE or plain is None:
-        return False
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (layer, norm))
-    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    return not hooked and plain.running_mean.numel() == channels
 
 
 def _plain_norm(module: Any) -> Any:
@@ -151,7 +298,7 @@ def pairs(module: nn.Module) -> list[tuple[str, str]]:
     `module` itself. A module whose control flow depends on values cannot be traced: no pairs.
     """
     try:
-        graph = _Leaves().trace(module)
+        graph = _Leaves().trace(module, concrete_args=_defaults(module))
     except Exception:  # a forward that is given a proxy may raise anything
         return []
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")

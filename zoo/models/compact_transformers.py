@@ -67,7 +67,7 @@ class SeqPoolHead(ClassifierHead):
             self.attention_pool = nn.Linear(self.num_features, 1).train(self.training)
 
     def pooled(self, x: Tensor) -> Tensor:
-        """B C H W -> B C, or the map itself without pooling."""
+        """Pool B C H W to B C; without pooling, return the feature map unchanged."""
         if self.pool != "attention":
             return self.drop(pool_map(x, self.pool))
         x_BNC = x.flatten(2).transpose(1, 2)
@@ -95,9 +95,9 @@ class CompactTransformer(Backbone):
     """Tokens, positions, blocks of one size; every block is a level, and so are the tokens.
 
     Args:
-        depth: Blocks.
-        num_heads: Heads of the attention.
-        mlp_ratio: Width inside the MLPs over `dim`.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+        mlp_ratio: Hidden width of the MLPs divided by `dim`.
         dim: Width of the tokens.
         kernel_size: Of the tokeniser's convolutions; without `conv_layers` the side of a patch.
         conv_layers: Layers of the convolutional tokeniser; 0 cuts patches.

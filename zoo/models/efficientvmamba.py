@@ -31,7 +31,7 @@ class AtrousScan(nn.Module):
 
     Args:
         channels: Channels of input and output; twice as many inside.
-        d_state: States of a channel.
+        d_state: States per channel.
     """
 
     def __init__(self, channels: int, *, d_state: int = 16):
@@ -147,7 +147,7 @@ class EfficientVMamba(Backbone):
     """Two stages of scans, two of inverted residuals (fig. 2).
 
     Args:
-        depths: Blocks of each stage.
+        depths: Number of blocks in each stage.
         dims: Channels of each stage.
     """
 

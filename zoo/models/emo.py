@@ -177,7 +177,7 @@ class WindowMixer(nn.Module):
         return self.act(self.value(y)) if self.raw_values else y
 
     def fused(self) -> "WindowMixer":
-        """The scale of the products in the queries."""
+        """Fold the scale of the products into the queries."""
         return scale_queries(self, "qk", self.qk.out_channels // 2)
 
 

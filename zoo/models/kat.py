@@ -70,7 +70,7 @@ class KanMlp(nn.Module):
 
     Args:
         channels: Width of input and output.
-        hidden: Width between.
+        hidden: Hidden width.
         like: Initial second function; the first starts as the identity.
     """
 
@@ -95,10 +95,10 @@ class KAT(Backbone):
     """Patches of 16 pixels, a class token, blocks of one size; every block is a level.
 
     Args:
-        depth: Blocks.
+        depth: Number of blocks.
         dim: Width of the tokens, a multiple of 8.
-        num_heads: Heads of the attention.
-        mlp_ratio: Width inside the MLPs over `dim`.
+        num_heads: Number of attention heads.
+        mlp_ratio: Hidden width of the MLPs divided by `dim`.
         rational_init: Initial second function of each block: `"swish"` or `"gelu"`.
         weight_init: `"mimetic"` (section 4.4), or `""` for truncated normal values throughout.
     """

@@ -43,7 +43,7 @@ class Stem(nn.Module):
         in_channels: Channels of the image.
         out_channels: Channels of the map, which has the size of the image.
         drop_rate: Probability of dropping a channel.
-        axes: Spatial axes of the image.
+        axes: Number of spatial axes of the image.
         multiple: Every side of an image must be a multiple of it.
     """
 
@@ -145,7 +145,7 @@ class DecoderBlock(nn.Module):
 
     Args:
         channels: Channels of input and output.
-        axes: Spatial axes of the maps.
+        axes: Number of spatial axes.
     """
 
     def __init__(self, channels: int, *, axes: int):
@@ -165,8 +165,8 @@ class DecoderStage(nn.Module):
 
     Args:
         in_channels: Channels of the smaller map.
-        depth: Blocks.
-        axes: Spatial axes of the maps.
+        depth: Number of blocks.
+        axes: Number of spatial axes.
     """
 
     def __init__(self, in_channels: int, depth: int, *, axes: int):
@@ -184,9 +184,9 @@ class MapHead(DenseHead):
     """Logits for each position: norm, activation, separable 1x1 convolution with biases.
 
     Args:
-        num_features: Channels of the map.
-        num_classes: Logits of a position; 0 leaves the convolution out.
-        axes: Spatial axes of the maps.
+        num_features: Channels of the feature map.
+        num_classes: Logits per position; 0 leaves the convolution out.
+        axes: Number of spatial axes.
     """
 
     def __init__(self, num_features: int, num_classes: int, *, axes: int):
@@ -201,7 +201,7 @@ class MapHead(DenseHead):
         )
 
     def classifiers(self) -> list[str]:
-        """Names of the classifying layers."""
+        """Return the names of the classifier layers."""
         return ["fc.pointwise" if isinstance(self.fc, SeparableConv) else "fc"]
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -221,7 +221,7 @@ class LightMUNet(Backbone):
         init_filters: Channels of the first level, a multiple of 8; each level has twice as many.
         blocks_down: Encoder blocks of each level.
         blocks_up: Decoder blocks of each level but the deepest, from the deepest up.
-        num_classes: Logits of a position; 0 leaves the last convolution out.
+        num_classes: Logits per position; 0 leaves the last convolution out.
         drop_rate: Dropout of whole channels after the stem.
         drop_path_rate: Stochastic depth of the last encoder block; it grows linearly from 0.
     """

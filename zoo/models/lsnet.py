@@ -174,7 +174,7 @@ class Attention(nn.Module):
 
     Args:
         channels: Channels of input and output, a multiple of 4.
-        bias: Gives the bias for the height and width of a feature map.
+        bias: Returns the bias for the height and width of a feature map.
     """
 
     branch_ends = ("proj.norm",)
@@ -206,7 +206,7 @@ class Attention(nn.Module):
         return self.proj(self.act(y))
 
     def fused(self) -> "Attention":
-        """The scale of the products in the queries."""
+        """Fold the scale of the products into the queries."""
         return scale_queries(self, "local", HEADS * KEY_DIM)
 
 
@@ -239,7 +239,7 @@ class LSNet(Backbone):
     """Four stages at strides 8 to 64; every second block is an LSConv, or attention in stage 4.
 
     Args:
-        depths: Blocks of each stage.
+        depths: Number of blocks in each stage.
         dims: Channels of each stage.
         distillation: Have a second classifier for a teacher's labels; logits are their mean.
         dense: As in the public code for dense prediction, which resamples the attention bias

@@ -153,7 +153,7 @@ class PatchMerging(nn.Module):
     """An inverted residual of stride 2 with squeeze and excitation, without a skip.
 
     Args:
-        in_channels: Channels of the input; four times as many between.
+        in_channels: Channels of the input; four times as many inside.
         out_channels: Channels of the output.
     """
 
@@ -186,7 +186,7 @@ class MobileMamba(Backbone):
 
     Args:
         dims: Channels of each stage.
-        depths: Blocks of each stage.
+        depths: Number of blocks in each stage.
         distillation: A second classifier, for a teacher's labels.
     """
 

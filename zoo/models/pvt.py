@@ -91,9 +91,9 @@ class PVT(Backbone):
     """Four stages at strides 4, 8, 16 and 32; the last one has a class token (fig. 3).
 
     Args:
-        depths: Blocks of each stage.
+        depths: Number of blocks in each stage.
         dims: Channels of each stage.
-        heads: Heads of each stage.
+        heads: Number of attention heads in each stage.
     """
 
     def __init__(

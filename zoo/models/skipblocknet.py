@@ -115,7 +115,7 @@ class HiddenHead(ClassifierHead):
     Without pooling there is no hidden layer.
 
     Args:
-        num_features: Channels of the map.
+        num_features: Channels of the feature map.
         num_classes: Number of logits; 0 leaves the classifier out.
         hidden_size: Width of the hidden layer.
         **settings: As for `ClassifierHead`; the dropout follows the hidden layer.

@@ -68,7 +68,7 @@ class Scalar(nn.Module):
         return x * self.weight  # as x
 
     def factors(self) -> Tensor:
-        """Return what a layer before this one absorbs (zoo/blocks/folding.py)."""
+        """Return the factors, which the layer before may absorb (zoo/blocks/folding.py)."""
         return self.weight
 
 
@@ -77,8 +77,8 @@ class SharedBlock(Absorbing):
 
     Args:
         channels: Width of the tokens.
-        hidden: Width inside the MLP.
-        num_heads: Heads of the attention.
+        hidden: Hidden width of the MLP.
+        num_heads: Number of attention heads.
         drop_path: Probability of dropping a branch in training.
     """
 
@@ -112,7 +112,7 @@ class Projection(Absorbing):
 
     Args:
         channels: Width of the tokens.
-        hidden: Width inside.
+        hidden: Hidden width.
     """
 
     absorbs_before = {"mlp": "norm"}
@@ -133,9 +133,9 @@ class Recursion(nn.Module):
 
     Args:
         channels: Channels of input and output.
-        hidden: Width inside the block's MLP.
-        np_hidden: Width inside the projections.
-        num_heads: Heads of the attention.
+        hidden: Hidden width of the block's MLP.
+        np_hidden: Hidden width of the projections.
+        num_heads: Number of attention heads.
         slices: Slices of the first and the second pass; the second pass shuffles the tokens.
         drop_path: Probability of dropping a branch in training.
     """
@@ -167,7 +167,7 @@ class Stem(nn.Module):
     """Three convolutions of stride 2, then a vector for each position.
 
     Args:
-        channels: Channels of the map.
+        channels: Channels of the feature map.
         grid: Size of the feature map that the position table is made for.
         multiple: Every side of an image must be a multiple of it.
     """
@@ -190,10 +190,10 @@ class SReT(Backbone):
     """Three stages at strides 8, 16 and 32 (fig. 4, table 2).
 
     Args:
-        heads: Heads of each stage.
+        heads: Number of attention heads in each stage.
         head_dim: Width of a head.
-        mlp_ratio: Width inside the MLPs over that of the tokens.
-        np_ratio: Width inside the projections over that of the tokens.
+        mlp_ratio: Hidden width of the MLPs divided by that of the tokens.
+        np_ratio: Hidden width of the projections divided by that of the tokens.
         slices1: Slices of each stage in the first pass of a block.
         slices2: Slices in the second pass, of shuffled tokens.
         multiple: Every side of an image must be a multiple of it, for slices of equal length.

@@ -249,8 +249,8 @@ class ClassAttention(Absorbing):
     Class attention (CaiT, arXiv 2103.17239, section 2.2) as in VOLO; other tokens are not changed.
 
     Args:
-        channels: Channels of the map.
-        num_heads: Heads of the attention.
+        channels: Channels of the feature map.
+        num_heads: Number of attention heads.
     """
 
     absorbs_before = {"attention": "norm1", "mlp": "norm2"}
@@ -277,7 +277,7 @@ class SVT(Backbone):
     """Four stages at strides 4 to 32: the first one scatters, the others attend (fig. 1).
 
     Args:
-        depths: Blocks of each stage.
+        depths: Number of blocks in each stage.
         dims: Channels of each stage.
         heads: Heads of each stage; the first number has no effect.
         stem: Channels inside the stem.

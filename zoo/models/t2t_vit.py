@@ -153,10 +153,10 @@ class T2TViT(Backbone):
     """Two steps of tokens to tokens (strides 4 and 8), a third without attention, and blocks.
 
     Args:
-        depth: Blocks.
+        depth: Number of blocks.
         dim: Width of the tokens.
-        num_heads: Heads of the attention.
-        mlp_ratio: Width inside the MLPs over `dim`.
+        num_heads: Number of attention heads.
+        mlp_ratio: Hidden width of the MLPs divided by `dim`.
         performer: Attention by random features in the first steps; otherwise softmax ("_t").
         token_dim: Width of the tokens in the first steps.
     """

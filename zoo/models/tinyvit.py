@@ -72,7 +72,7 @@ class WindowBias(AttentionBias):
     """An attention bias that is resampled for other windows as in timm: pixels are areas."""
 
     def resampled(self, image: Tensor) -> Tensor:
-        """1 heads side side -> 1 heads and the grid."""
+        """Resample a square table: 1 heads side side -> 1 heads grid height grid width."""
         resized = F.interpolate(image.float(), self.grid, mode="bicubic", antialias=True)
         return resized.to(image.dtype)
 
@@ -115,7 +115,7 @@ class ActivatedResidual(InvertedResidual):
     """An inverted residual whose sum is activated (section 3.2, "MBConv").
 
     Args:
-        channels: Channels of input and output; four times as many between.
+        channels: Channels of input and output; four times as many inside.
         drop_path: Probability of dropping the branch in training.
     """
 
@@ -171,7 +171,7 @@ class TinyViT(Backbone):
 
     Args:
         dims: Channels of each stage.
-        depths: Blocks of each stage.
+        depths: Number of blocks in each stage.
         window_sizes: Sides of the windows of stages 2 to 4.
 
     Raises:

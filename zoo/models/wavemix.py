@@ -96,7 +96,7 @@ class UpsamplingMlp(Absorbing):
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         channels: Channels that are upsampled.
-        hidden: Channels inside.
+        hidden: Hidden channels.
         drop_rate: Dropout after the activation.
     """
 
