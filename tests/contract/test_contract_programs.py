@@ -82,8 +82,18 @@ def test_symbolic_trace_trains(name):
     assert all(p.grad is not None for p in trainable(traced).values())
 
 
+# One model of each kind of block: the others have the same operators, in other numbers.
+COMPILED = [
+    name
+    for name in SMALLEST
+    if not name.startswith(
+        ("efficientvmamba", "emo1_1m", "lightm_unet_3d", "spnasnet", "wavemix_s")
+    )
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compile_in_one_graph_for_any_size(name):
     torch.compiler.reset()
     model = shaken(name, **quick(name, 1))  # symbolic sizes make every operator expensive

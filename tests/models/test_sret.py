@@ -149,5 +149,5 @@ def test_fusing_leaves_the_numbers_of_the_residual_path():
 
 def test_a_model_without_slices_exports_to_onnx(tmp_path):
     name = "sret_t_wo_slice"
-    model = shaken(name, **quick(name))
+    model = shaken(name, **quick(name, 1))
     assert zoo.export(model, "onnx", tmp_path, input_size=(1, 3, 64, 96)).agreement.proven

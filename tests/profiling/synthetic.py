@@ -49,7 +49,7 @@ class Synthetic:
         return [batch]
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def process_settings(self) -> Iterator[None]:
         yield
 
 

@@ -19,6 +19,9 @@ PEERS = [
 ]
 
 
+LARGE = 1_000_000_000  # MACs: models above are counted by `make generated`, not here
+
+
 @functools.cache
 def counts(name) -> Counts:
     """Count a registered model at its default image size."""
@@ -59,9 +62,11 @@ def test_published_macs_agree_unless_the_facts_explain_why_not(name):
         reasons = [row.get("why", {}).get("macs_g") for row in facts["published"]]
         assert any(reasons), "no published MACs, and no reason in the facts"
         return
-    macs = counts(name).macs
-    # tests/test_catalogue.py checks that every model has stored counts.
-    assert macs == COUNTS.get(name, {"macs": macs})["macs"]
+    stored = COUNTS.get(name, {}).get("macs")  # tests/test_catalogue.py checks that it exists
+    macs = stored
+    if stored is None or stored < LARGE or name in SMALLEST:
+        macs = counts(name).macs
+        assert macs == stored or stored is None
     found = macs / 1e9
     for row in rows:
         if row.get("why", {}).get("macs_g"):

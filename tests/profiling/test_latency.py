@@ -161,7 +161,7 @@ def test_a_sleeping_model_takes_its_sleeping_time():
     [
         ({"input_size": (3, 8, 8)}, "B C H W"),
         ({"input_size": (0, 3, 8, 8)}, "positive integers"),
-        ({"runtime": "egaer"}, "'egaer'; try eager"),
+        ({"runtime": "egaer"}, "unknown runtime 'egaer'; did you mean 'eager'"),
         ({"threads": 0}, "threads=0"),
         ({"dtype": "int8"}, "dtype='int8'"),
         ({"runtime": "onnxruntime", "channels_last": True}, "NCHW only"),
