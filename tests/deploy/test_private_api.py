@@ -11,6 +11,7 @@ from torch import nn
 
 from zoo.deploy import onnx
 from zoo.deploy.tracing import without_size_one_assumptions
+from zoo.environment import quiet
 
 
 class Pooled(nn.Module):
@@ -88,3 +89,27 @@ def test_the_thread_pool_of_executorch_is_resized():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, ["2", "3"]), done.stderr
+
+
+def test_the_patterns_of_xnnpack_with_batch_norms_are_known_by_name():
+    """Quantisation-aware training drops them by `_bn` in the name: fused models have no norms."""
+    with quiet():  # ExecuTorch warns while it is imported
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+
+    names = [pattern.name for pattern in XNNPACKQuantizer.SUPPORTED_PATTERNS]
+    with_norms = [name for name in names if "_bn" in name]
+    assert with_norms, "the quantiser has no such patterns any more; stop filtering"
+    assert {"conv", "conv_relu", "linear", "linear_relu"} <= set(names) - set(with_norms)
+
+
+def test_annotated_nodes_are_left_to_the_one_who_annotated_them():
+    """The quantiser for ExecuTorch annotates a convolution and its clamp with `_annotated=True`."""
+    with quiet():
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import _is_annotated
+        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+
+    graph = torch.fx.symbolic_trace(nn.ReLU())
+    node = next(n for n in graph.graph.nodes if n.op == "call_module" or n.op == "call_function")
+    assert not _is_annotated([node])
+    node.meta["quantization_annotation"] = QuantizationAnnotation(_annotated=True)
+    assert _is_annotated([node])
