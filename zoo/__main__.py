@@ -1,6 +1,6 @@
-"""A quick look without Hydra: `python -m zoo <command>`; `--help` names them.
+"""Commands that do not need Hydra: `python -m zoo <command>`; `--help` lists them.
 
-`list` and `info` build no model and import no torch.
+`list` and `info` neither build a model nor import torch.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="list | info | count | report | compare | predict",
     )
 
-    command = commands.add_parser("list", help="names of models, a line each")
+    command = commands.add_parser("list", help="names of models, one per line")
     command.add_argument("filter", nargs="*", help="globs, such as 'mobilenet*'")
     command.add_argument("--family")
     command.add_argument("--task")
@@ -44,29 +44,33 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("count", help="params, MACs, FLOPs and activations of a model")
     command.add_argument("model", help="a registered name, or timm/<name>")
-    command.add_argument("--size", type=int, nargs="+", help="image size: one number, or two")
-    command.add_argument("--depth", type=int, default=1, help="how deep to list modules")
+    command.add_argument(
+        "--size", type=int, nargs="+", help="image size: one number, or height and width"
+    )
+    command.add_argument("--depth", type=int, default=1, help="depth to which modules are listed")
     command.add_argument("--fused", action="store_true", help="count the re-parameterised model")
     command.set_defaults(run=_count)
 
     command = commands.add_parser("report", help="Markdown, CSV and one HTML page of records")
-    command.add_argument("records", help="a file of benchmark.py, or the folder that it is in")
-    command.add_argument("--out", help="the folder to write to; by default beside the records")
+    command.add_argument("records", help="a file written by benchmark.py, or its folder")
+    command.add_argument("--out", help="the folder to write to; default: next to the records")
     command.set_defaults(run=_report)
 
-    command = commands.add_parser("compare", help="what is faster or slower in B, beyond the noise")
+    command = commands.add_parser("compare", help="which measurements are faster or slower in B")
     command.add_argument("a", metavar="A", help="records of one machine or version")
-    command.add_argument("b", metavar="B", help="records of another one")
+    command.add_argument("b", metavar="B", help="records of another machine or version")
     command.set_defaults(run=_compare)
 
     command = commands.add_parser("predict", help="classify or segment pictures with an artefact")
-    command.add_argument("artefact", help="a file of export.py, or its folder")
+    command.add_argument("artefact", help="a file written by export.py, or its folder")
     command.add_argument("images", nargs="+", help="pictures, or folders of them")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--top", type=int, default=5, help="classes to name of a picture")
-    command.add_argument("--batch", type=int, default=8, help="pictures a call")
-    command.add_argument("--out", help="folder for the masks of a segmentation; default: masks")
-    command.add_argument("--threads", type=int, help="by default all there are")
+    command.add_argument(
+        "--top", type=int, default=5, help="number of classes to print per picture"
+    )
+    command.add_argument("--batch", type=int, default=8, help="pictures per call")
+    command.add_argument("--out", help="folder for segmentation masks; default: masks")
+    command.add_argument("--threads", type=int, help="default: all cores")
     command.set_defaults(run=_predict)
     return parser
 
@@ -79,7 +83,7 @@ def _list(args: argparse.Namespace) -> None:
         pretrained=True if args.pretrained else None,
     )
     if not names:
-        raise ZooError(f"no model fits {' '.join(args.filter) or 'these options'}")
+        raise ZooError(f"no model matches {' '.join(args.filter) or 'these options'}")
     for name in names:
         print(_row(name) if args.long else name)
 

@@ -5,8 +5,8 @@ stage. `Backbone` derives what timm's users expect: `forward_features`, `forward
 `forward_intermediates`, `reset_classifier`, `feature_info`, `group_matcher` and so on.
 
 Feature maps are B C H W throughout. In models with a class token, stages pass tokens B N C to each
-other; feature levels are maps without the class token, and the last feature map is a row of all
-tokens, B C 1 N.
+other; feature levels are feature maps without the class token, and the last feature map has one
+row that contains all tokens, B C 1 N.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +60,8 @@ class LinkedStage(Stage):
     Args:
         blocks: As in `Stage`.
         source: Index of the earlier stage.
-        link: Maps the output of that stage and the input of this one to a summand of the latter.
+        link: Called with the output of that stage and the input of this one; its result is added
+            to the input.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], *, source: int, link: nn.Module):
@@ -96,13 +97,13 @@ class Backbone(nn.Module):
 
     Constructors of families take the arguments that timm's models take, under these names:
     `num_classes` (logits; 0 leaves the classifier out), `in_chans` (channels of the image),
-    `img_size` (pixels, one number or height and width, that position tables and attention biases
-    are made for; they are resampled for other sizes), `drop_rate` (dropout before the classifier),
+    `img_size` (pixels, one number or height and width: the image size for which position tables
+    and attention biases are made; for other sizes they are resampled), `drop_rate` (dropout before the classifier),
     `drop_path_rate` (stochastic depth of the last block; it grows linearly from 0) and
     `global_pool` (`"avg"`, `"max"` or `""`; `"token"` where there is a class token).
 
     Args:
-        stem: From B in_chans H W to the input of the first stage.
+        stem: Maps images B in_chans H W to the input of the first stage.
         stages: Applied in order.
         norm: The last layer before the head: a norm, or a convolution.
         head: Pooling and classifier: a `ClassifierHead`, or a module with the same methods. It has
@@ -113,7 +114,8 @@ class Backbone(nn.Module):
         output_stride: Largest stride of a dilated model; the feature levels stay those of
             `strides`, but their reductions do not exceed it.
         num_prefix_tokens: Number of class tokens. With class tokens, the last stage returns tokens
-            and earlier stages tokens or maps; or all stages return maps and `norm` adds the token.
+            and earlier stages return tokens or feature maps; or all stages return feature maps and
+            `norm` adds the token.
         grid_margin: Pixels added to each side before it is divided by the stride: a side of s
             pixels has (s + margin) // stride tokens.
     """
@@ -166,8 +168,8 @@ class Backbone(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images B in_chans H W to the normalised last feature map B num_features H/s W/s.
 
-        With a class token: a row of all tokens, B num_features 1 N, the class token first. For a
-        pruned model: the feature map of its last level.
+        With a class token, the result is one row of all tokens, B num_features 1 N, the class token
+        first. A pruned model returns the feature map of its last level.
         """
         y = self.stages(self.stem(x))
         if self.pruned:
@@ -204,7 +206,7 @@ class Backbone(nn.Module):
             intermediates_only: Return only the list.
 
         Raises:
-            BadInput: A level that does not exist, or another format.
+            BadInput: A level does not exist, or the format is not supported.
         """
         if output_fmt != "NCHW":
             raise BadInput(f"output_fmt={output_fmt!r} is not supported; only 'NCHW' is")
@@ -253,7 +255,7 @@ class Backbone(nn.Module):
             The requested levels, counted from 0.
 
         Raises:
-            BadInput: A level that does not exist.
+            BadInput: A level does not exist.
         """
         levels = take_levels(len(self.feature_info), indices, "indices")
         last = self.feature_info[max(levels)]
@@ -275,7 +277,7 @@ class Backbone(nn.Module):
         return layers[0] if len(layers) == 1 else layers
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, and optionally the pooling; 0 classes: none."""
+        """Replace the classifier, and optionally the pooling; 0 classes remove the classifier."""
         self.head.reset(num_classes, global_pool)
         first = next(self.stem.parameters())
         self.head.to(first.device, first.dtype)
@@ -288,7 +290,10 @@ class Backbone(nn.Module):
             BadInput: The model has only one classifier.
         """
         if not hasattr(self.head, "distilled_training"):
-            raise BadInput(f"{type(self).__name__} has one classifier; distillation needs two")
+            raise BadInput(
+                f"{type(self).__name__} has one classifier, but distillation needs two; "
+                "choose a model with the argument distillation"
+            )
         self.head.__dict__["distilled_training"] = enable
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -358,7 +363,7 @@ def take_levels(
         name: Name of the argument, for messages.
 
     Raises:
-        BadInput: A level that does not exist, or no level at all.
+        BadInput: A level does not exist, or no level is given.
     """
     if indices is None:
         return list(range(count))

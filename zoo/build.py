@@ -29,8 +29,8 @@ def build_backbone(
     """Build a registered model; arguments and errors are those of `zoo.create_model`.
 
     Args:
-        spec: Of the model.
-        **arguments: Of the model; those that are None keep its default.
+        spec: Specification of the model.
+        **arguments: Arguments of the model; None keeps the default.
     """
     given = {key: value for key, value in arguments.items() if value is not None}
     given.setdefault("in_chans", spec.in_chans)
@@ -74,7 +74,7 @@ def check_values(arguments: dict[str, Any]) -> None:
 
 
 def _load_published(model: Backbone, spec: ModelSpec) -> None:
-    """Load the first published checkpoint that has an address, fitted to classes and channels."""
+    """Load the first published checkpoint that has an address, adapted to classes and channels."""
     entry = next((entry for entry in spec.weights if "url" in entry), None)
     if entry is None:
         pages = " or ".join(entry["page"] for entry in spec.weights if "page" in entry)

@@ -108,7 +108,7 @@ def explicit_values(command: str, cfg: DictConfig, overrides: Iterable[str]) -> 
     """Return the dotted keys that the user set, with the values they have in `cfg`.
 
     Args:
-        command: Its dataclass has the defaults.
+        command: The command whose dataclass has the defaults.
         cfg: The composed settings.
         overrides: As on the command line. `model=<name>` sets `model.name`; any other group sets
             the keys that it changed.
@@ -131,7 +131,7 @@ def explicit_values(command: str, cfg: DictConfig, overrides: Iterable[str]) -> 
 
 
 def _plain(command: str, cfg: DictConfig, overrides: Iterable[str]) -> tuple[Any, dict[str, Any]]:
-    """Turn what Hydra composed into a dataclass, and the keys that the user set."""
+    """Convert composed settings to a dataclass; also return the keys that the user set."""
     check_names(cfg)
     try:
         return OmegaConf.to_object(cfg), explicit_values(command, cfg, overrides)
@@ -226,6 +226,6 @@ def _known_keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) == 1 and error.__cause__ is not None:  # Hydra says where, OmegaConf what
+    if len(lines) == 1 and error.__cause__ is not None:  # Hydra names the key, OmegaConf the fault
         lines.append(_one_line(error.__cause__))
     return " ".join(lines[:2]) if lines else type(error).__name__

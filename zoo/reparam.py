@@ -30,7 +30,7 @@ def reparameterize(model: Model) -> Model:
     """Return a copy of `model` that computes the same function with fewer operations.
 
     Args:
-        model: In evaluation mode; it is not changed. A fused model is copied.
+        model: The model, in evaluation mode; it is not changed. A fused model is copied.
 
     Raises:
         BadInput: The model is in training mode, in which batch norms have no fixed statistics.

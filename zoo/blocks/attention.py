@@ -66,7 +66,7 @@ class AttentionBias(nn.Module):
     Args:
         num_heads: Rows of the table.
         grid: Size of the feature map that the table is made for.
-        align_corners: How it is resampled.
+        align_corners: As for `attention_bias`.
     """
 
     no_decay = ("table",)
@@ -89,11 +89,11 @@ class AttentionBias(nn.Module):
         return self.resampled(table.reshape(1, -1, side, side)).flatten(2)[0]
 
     def resampled(self, image: Tensor) -> Tensor:
-        """1 heads side side -> 1 heads and the grid."""
+        """Resample a square table: 1 heads side side -> 1 heads grid height grid width."""
         return F.interpolate(image, self.grid, mode="bicubic", align_corners=self.align_corners)
 
     def fused(self) -> nn.Module:
-        """The bias of the usual size as a constant."""
+        """Return a module that stores the bias of the usual size as a constant."""
         return ConstantAttentionBias(self.table.detach(), self.grid, self.align_corners)
 
 
@@ -103,7 +103,7 @@ class ConstantAttentionBias(nn.Module):
     Args:
         table: heads x (grid height * grid width).
         grid: Size of the feature map that the table was made for.
-        align_corners: How it is resampled.
+        align_corners: As for `attention_bias`.
     """
 
     def __init__(self, table: Tensor, grid: tuple[int, int], align_corners: bool = True):
@@ -127,10 +127,10 @@ class BiasedAttention(nn.Module):
 
     Args:
         channels: Width of the tokens.
-        bias: Gives the bias for the height and width of a feature map.
+        bias: Returns the bias for the height and width of a feature map.
         num_heads: Number of heads.
         key_dim: Width of a head's queries and keys.
-        value_ratio: Width of a head's values over `key_dim`.
+        value_ratio: Width of a head's values divided by `key_dim`.
     """
 
     input_layers, output_parts = ("qkv",), ("proj",)
@@ -165,5 +165,5 @@ class BiasedAttention(nn.Module):
         return self.proj(y_BHND.transpose(1, 2).flatten(2))
 
     def fused(self) -> "BiasedAttention":
-        """The scale of the products in the queries."""
+        """Fold the scale of the products into the queries."""
         return scale_queries(self, "qkv", self.key_dim, groups=self.num_heads)

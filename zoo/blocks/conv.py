@@ -12,7 +12,7 @@ class ConvNorm(Absorbing):
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel_size: Odd; the padding keeps the size (before the stride).
-        stride: Step of the convolution.
+        stride: Stride of the convolution.
         groups: Groups of the convolution.
         dilation: Spacing of the taps.
         bias: Whether the convolution has a bias in addition to that of the norm.

@@ -2,8 +2,8 @@
 
 A block derives from `Absorbing` and names its pairs: `absorbs_before = {"mlp": "norm2"}` where the
 norm comes before the layer, `absorbs_after = {"conv": "norm"}` where it comes after. A part that is
-not itself a linear layer says where it can take an affine map: `input_layers` are the linear layers
-that read its input, `output_parts` the parts that give its output, in the order of the calls.
+not itself a linear layer states which layers can absorb an affine map: `input_layers` are the linear
+layers that read its input, `output_parts` the parts that compute its output, in calling order.
 
 Every function returns new modules and leaves its arguments as they were. Products are formed in
 float64 and rounded once, so a chain of folds loses no precision.
@@ -70,13 +70,13 @@ def _split(part: Any) -> tuple[nn.Module, Tensor | None, Tensor | None]:
 
 
 def scale_queries(attention: Module, layer: str, width: int, groups: int = 1) -> Module:
-    """Fold `attention.scale` into the layer that gives the queries, once that layer is fused.
+    """Fold `attention.scale` into the layer that computes the queries, once that layer is fused.
 
     Args:
-        attention: Multiplies products of queries and keys by its `scale`.
-        layer: Name of the part.
-        width: The first outputs of each group are queries; how many.
-        groups: Groups of equal size that the outputs fall into.
+        attention: Module that multiplies the products of queries and keys by its `scale`.
+        layer: Name of the part that computes the queries.
+        width: Number of queries, which are the first outputs of each group.
+        groups: Number of groups of equal size in the outputs.
     """
     part: Any = getattr(attention, layer)
     scale: Any = attention.scale
@@ -92,7 +92,7 @@ def scale_queries(attention: Module, layer: str, width: int, groups: int = 1) ->
 
 
 def _output_layer(module: Any) -> str | None:
-    """Return the path of the linear layer that gives the output; `""` is the module itself."""
+    """Return the path of the linear layer that computes the output; `""` is the module itself."""
     if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)):
         return ""
     parts = [name for name in getattr(module, "output_parts", ()) if not _is_identity(module, name)]
@@ -105,7 +105,7 @@ def _is_identity(module: nn.Module, name: str) -> bool:
 
 
 def _input_layers(module: Any) -> list[str] | None:
-    """Return the paths of the linear layers that read the input; padding would read zeros, too."""
+    """Return the paths of the linear layers that read the input; None if a layer pads with zeros."""
     if isinstance(module, nn.Linear):
         return [""]
     if isinstance(module, _CONVOLUTIONS):
@@ -140,9 +140,9 @@ def rebuilt(module: Module, **changes: nn.Module | Tensor | None) -> Module:
 
 
 def is_fixed_batch_norm(module: nn.Module | None) -> bool:
-    """Say whether `module` is a batch norm with running statistics and nothing else.
+    """Return whether `module` is a batch norm with running statistics and nothing else.
 
-    Synchronised and frozen ones count; subclasses that add an activation do not.
+    Synchronised and frozen batch norms count; subclasses that add an activation do not.
     """
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
     return type(module) in kinds and getattr(module, "running_mean", None) is not None
@@ -164,9 +164,9 @@ def scale_outputs(module: Module, scale: Tensor, shift: Tensor | None = None) ->
     """Return a module that computes `scale * module(x) + shift`.
 
     Args:
-        module: A linear layer, a convolution, or what names its `output_parts`.
+        module: A linear layer, a convolution, or a module with `output_parts`.
         scale: One factor per output channel, or one for all.
-        shift: One summand per output channel, or none.
+        shift: One summand per output channel, or None.
     """
     path = _output_layer(module)
     assert path is not None, f"no layer of {type(module).__name__} can be scaled"
@@ -186,7 +186,7 @@ def scale_outputs(module: Module, scale: Tensor, shift: Tensor | None = None) ->
 
 
 def _along_outputs(layer: nn.Module, values: Tensor) -> Tensor:
-    """Shape values, one per output channel, to multiply the weight of `layer`."""
+    """Reshape values, one per output channel, to multiply the weight of `layer`."""
     weight: Any = layer.weight
     if not isinstance(layer, _TRANSPOSED):
         return values.reshape(-1, *[1] * (weight.ndim - 1))
@@ -199,13 +199,13 @@ def affine_inputs(module: Module, scale: Tensor, shift: Tensor | None = None) ->
     """Return a module that computes `module(scale * x + shift)`.
 
     Args:
-        module: A linear layer, a convolution of one group without padding, or what names its
+        module: A linear layer, a convolution of one group without padding, or a module with
             `input_layers`.
-        scale: One factor per input channel, or one per value that an output is made of.
-        shift: As many summands, or none.
+        scale: One factor per input channel, or one per value that an output reads.
+        shift: The same number of summands, or None.
     """
     paths = _input_layers(module)
-    assert paths is not None, f"no layer of {type(module).__name__} can take an affine map"
+    assert paths is not None, f"no layer of {type(module).__name__} can absorb an affine map"
     for path in paths:
         layer: Any = module.get_submodule(path)
         weight: Any = layer.weight.detach().double()
@@ -225,7 +225,7 @@ def affine_inputs(module: Module, scale: Tensor, shift: Tensor | None = None) ->
 
 
 def _along_inputs(weight: Tensor, values: Tensor) -> Tensor:
-    """Shape values, one per input channel or one per column, to multiply `weight`."""
+    """Reshape values, one per input channel or one per column, to multiply `weight`."""
     values = values.detach().double()
     if values.numel() == weight[0].numel():
         return values.view(weight.shape[1:])
@@ -236,7 +236,7 @@ def merge_pointwise(layer: nn.ConvTranspose2d, pointwise: nn.Conv2d) -> nn.ConvT
     """Return the transposed convolution that computes `pointwise(layer(x))`.
 
     Args:
-        layer: Of one group.
+        layer: A transposed convolution of one group.
         pointwise: A 1x1 convolution of one group.
     """
     assert layer.groups == pointwise.groups == 1

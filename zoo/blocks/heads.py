@@ -1,4 +1,4 @@
-"""From the last feature map to logits."""
+"""Heads: from the last feature map to logits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def check_pool(pool: str, pools: tuple[str, ...] = POOLS) -> str:
 
 
 def pool_map(x: Tensor, pool: str) -> Tensor:
-    """B C H W -> B C by `"avg"`, `"max"` or `"token"` (the first position), or the map itself."""
+    """Pool B C H W to B C by `"avg"`, `"max"` or `"token"` (the first position), or not at all."""
     if pool == "avg":
         x = x.mean((2, 3))
     elif pool == "max":
@@ -34,7 +34,7 @@ def pool_map(x: Tensor, pool: str) -> Tensor:
     return x
 
 
-# Norms of the features, between pooling and classifier, by name.
+# Norms between pooling and classifier, by name.
 NORMS: dict[str, Any] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
@@ -45,7 +45,7 @@ class NormLinear(Absorbing):
         in_features: Width of the input.
         out_features: Width of the output.
         norm: `"batch"` (LeViT, arXiv 2104.01136, section 4) or `"layer"`.
-        eps: Of the norm.
+        eps: Epsilon of the norm.
     """
 
     absorbs_before = {"linear": "norm"}
@@ -59,7 +59,7 @@ class NormLinear(Absorbing):
         return self.linear(self.norm(x))  # ... out_features
 
     def fused(self) -> nn.Module:
-        """The norm in the linear layer; of a layer norm, its affine part."""
+        """Fold the norm into the linear layer; of a layer norm, only the affine part."""
         fused = absorb(self)
         return fused.linear if isinstance(fused.norm, nn.Identity) else fused
 
@@ -68,12 +68,12 @@ class ClassifierHead(nn.Module):
     """Global pooling, dropout, one linear classifier.
 
     Args:
-        num_features: Channels of the map.
+        num_features: Channels of the feature map.
         num_classes: Number of logits; 0 leaves the classifier out.
         pool: `"avg"`, `"max"`, or `""` for no pooling (only without a classifier).
         drop_rate: Probability of the dropout before the classifier.
         norm: `"batch"` or `"layer"`: a norm before the linear layer; `""`: no norm.
-        norm_eps: Of that norm.
+        norm_eps: Epsilon of that norm.
     """
 
     pools = POOLS  # the first is the default of a classifier
@@ -119,11 +119,11 @@ class ClassifierHead(nn.Module):
         return nn.Linear(self.num_features, self.num_classes).train(self.training)
 
     def classifiers(self) -> list[str]:
-        """Names of the classifying layers."""
+        """Return the names of the classifier layers."""
         return ["fc.linear" if isinstance(self.fc, NormLinear) else "fc"]
 
     def pooled(self, x: Tensor) -> Tensor:
-        """B C H W -> B C, or the map itself without pooling."""
+        """Pool B C H W to B C; without pooling, return the feature map unchanged."""
         return self.drop(pool_map(x, self.pool))
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -132,16 +132,16 @@ class ClassifierHead(nn.Module):
 
 
 class TokenHead(ClassifierHead):
-    """A classifier on the class token, for models whose last map is a row of tokens, B C 1 N.
+    """A classifier on the class token, for models whose last feature map is a row of tokens.
 
-    `"token"` reads the first of them, the other poolings read all.
+    The feature map is B C 1 N. The pooling `"token"` reads the first token, others read all tokens.
     """
 
     pools = ("token", *POOLS)
 
 
 class TokenLabelHead(TokenHead):
-    """Adds half of the largest logits of a classifier on every token (LV-ViT, VOLO)."""
+    """A token head that adds half of the largest logits over all tokens (LV-ViT, VOLO)."""
 
     def _make_classifiers(self) -> None:
         super()._make_classifiers()
@@ -176,12 +176,12 @@ class DenseHead(nn.Module):
         self.fc = fc.train(self.training)
 
     def classifiers(self) -> list[str]:
-        """Names of the classifying layers."""
+        """Return the names of the classifier layers."""
         return ["fc"]
 
 
 class UpsamplingHead(DenseHead):
-    """Transposed convolutions, each to twice the size, and a 1x1 convolution; none is activated.
+    """Transposed convolutions that each double the size, then a 1x1 convolution; no activations.
 
     Args:
         num_features: Channels of the feature map.
@@ -192,7 +192,9 @@ class UpsamplingHead(DenseHead):
     def __init__(self, num_features: int, widths: Sequence[int], num_classes: int):
         super().__init__()
         if not isinstance(widths, Sequence) or isinstance(widths, str) or not widths:
-            raise BadInput(f"widths={widths!r}: give a list, the channels of each upsampling")
+            raise BadInput(
+                f"widths={widths!r}: give a list with the channels after each upsampling"
+            )
         outs = [whole_number(width, "widths", 1) for width in widths]
         self.num_features, self.hidden_size = num_features, outs[-1]
         ups = [
@@ -210,10 +212,10 @@ class UpsamplingHead(DenseHead):
         return x if pre_logits else self.fc(x)
 
     def fused(self) -> "UpsamplingHead":
-        """The last two layers in one, if that takes fewer operations.
+        """Merge the last two layers if that takes fewer operations.
 
-        The merged layer has 16 taps per output channel, the transposed convolution 16 per channel
-        of `hidden_size`.
+        The merged layer has 16 taps per output channel; the transposed convolution has 16 taps per
+        channel of `hidden_size`.
         """
         if not isinstance(self.fc, nn.Conv2d):
             return self
@@ -229,9 +231,9 @@ class UpsamplingHead(DenseHead):
 
 
 class DistilledHead(ClassifierHead):
-    """Two classifiers on one vector: for the labels and for a teacher's (DeiT, arXiv 2012.12877).
+    """Two classifiers on one vector: one for labels, one for a teacher (DeiT, arXiv 2012.12877).
 
-    The output is their mean; while training with `distilled_training` it is the pair.
+    The output is the mean of both; during training with `distilled_training`, it is the pair.
     """
 
     def __init__(self, num_features: int, num_classes: int, **settings):
@@ -256,10 +258,10 @@ class DistilledHead(ClassifierHead):
         return (y + y_dist) / 2
 
     def fused(self) -> ClassifierHead:
-        """One classifier with the mean weights.
+        """Return one classifier with the mean weights.
 
         Raises:
-            BadInput: The classifiers are not linear: no single one computes their mean.
+            BadInput: The classifiers are not linear, so no single one computes their mean.
         """
         single = ClassifierHead(self.num_features, 0, pool=self.pool, drop_rate=self.drop_rate)
         single.num_classes = self.num_classes

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialise a linear layer as transformers do, normal of std 0.02; for `Module.apply`.
+    """Initialise a linear layer as in transformers (normal, std 0.02); for `Module.apply`.
 
     Source: the public code of ViT (arXiv 2010.11929) in timm; biases start at 0. Other modules are
     left as they are.
@@ -21,7 +21,7 @@ def init_linear(module: nn.Module) -> None:
 
 
 def init_conv(module: nn.Module) -> None:
-    """Initialise a 2-D convolution as torchvision's MobileNetV2 does; for `Module.apply`.
+    """Initialise a 2-D convolution as in torchvision's MobileNetV2; for `Module.apply`.
 
     Args:
         module: Any module.

@@ -16,11 +16,11 @@ class InvertedResidual(nn.Module):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        stride: Step of the depthwise convolution.
-        expansion: Channels between over `in_channels`.
-        hidden: Channels between; overrides `expansion`.
-        kernel_size: Of the depthwise convolution.
-        dilation: Of the depthwise convolution.
+        stride: Stride of the depthwise convolution.
+        expansion: Hidden channels divided by `in_channels`.
+        hidden: Hidden channels; overrides `expansion`.
+        kernel_size: Kernel size of the depthwise convolution.
+        dilation: Dilation of the depthwise convolution.
         act: Class of the activation.
         gate: Applied after the depthwise convolution, such as squeeze and excitation.
         drop_path: Probability of dropping the branch in training.
@@ -64,10 +64,10 @@ class InvertedResidual(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise a convolution or linear layer as torchvision's MobileNetV2 does."""
+    """Initialise a convolution or linear layer as in torchvision's MobileNetV2."""
     init_conv(module)
     if isinstance(module, nn.Linear):
-        # timm's bound of 1 / sqrt(classes) makes large logits of few classes.
+        # timm's bound of 1 / sqrt(classes) gives large logits if there are few classes.
         nn.init.normal_(module.weight, std=0.01)
         nn.init.zeros_(module.bias)
 

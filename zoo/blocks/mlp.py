@@ -10,7 +10,7 @@ class Mlp(nn.Module):
 
     Args:
         channels: Width of input and output.
-        hidden: Width between.
+        hidden: Hidden width.
     """
 
     input_layers, output_parts = ("fc1",), ("fc2",)
@@ -30,7 +30,7 @@ class MixFFN(nn.Module):
 
     Args:
         channels: Width of input and output.
-        hidden: Width between.
+        hidden: Hidden width.
     """
 
     input_layers, output_parts = ("fc1",), ("fc2",)
@@ -52,7 +52,7 @@ class ConvMlp(nn.Module):
 
     Args:
         channels: Width of input and output.
-        hidden: Width between.
+        hidden: Hidden width.
         act: Class of the activation.
         bias: Whether the convolutions have biases.
     """

@@ -22,7 +22,7 @@ def whole_patches(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
     """Return height and width of `img_size`, at least one patch.
 
     Raises:
-        BadInput: It is smaller, or not a size.
+        BadInput: `img_size` is smaller, or is not a size.
     """
     height, width = pair(img_size)
     if height < patch or width < patch:
@@ -35,9 +35,9 @@ class PatchEmbed(nn.Module):
 
     Args:
         in_channels: Channels of the image.
-        out_channels: Channels of the map.
+        out_channels: Channels of the feature map.
         patch: Side of a patch.
-        least: Smallest side of an image that the layers after it can process.
+        least: Smallest side of an image that the following layers support.
     """
 
     def __init__(self, in_channels: int, out_channels: int, patch: int, *, least: int = 1):

@@ -1,4 +1,4 @@
-"""Max-pooling that halves a map, odd sizes rounded down."""
+"""Max pooling that halves a feature map; odd sizes are rounded down."""
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,14 @@ torch.fx.wrap("check_halving")
 
 
 class HalvingPool(nn.Module):
-    """The maximum of windows two apart: B C H W -> B C H // 2 W // 2.
+    """Max pooling with stride 2: B C H W -> B C H//2 W//2.
 
     Args:
         kernel_size: Side of a window: 2, or 3 (then the last window of an even side is cut off).
         least: Smallest side of an image that the whole network supports, for error messages.
 
     Raises:
-        BadInput: In `forward`, if a side of the map is less than 2.
+        BadInput: In `forward`, if a side of the feature map is less than 2.
     """
 
     def __init__(self, kernel_size: int, least: int):
@@ -45,6 +45,6 @@ def least_side(stride: int, halvings: int) -> int:
 
     Args:
         stride: Stride of the first feature map that is halved.
-        halvings: Number of times that it is halved, rounding down.
+        halvings: Number of times that the feature map is halved, rounding down.
     """
     return stride * (2**halvings - 1) + 1

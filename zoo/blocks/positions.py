@@ -20,7 +20,7 @@ def resampled_table(
     mode: str = "bilinear",
     antialias: bool = False,
 ) -> Tensor:
-    """Return a table of positions for a grid of another size, read as an image.
+    """Resample a position table, as an image, for a grid of another size.
 
     Entries before those of the grid (of a class token) keep their values.
 
@@ -39,7 +39,7 @@ def resampled_table(
         return table
     before = table.shape[1] - grid[0] * grid[1]
     image = table[:, before:].transpose(1, 2).unflatten(2, (grid[0], grid[1]))
-    image = image.to(torch.promote_types(table.dtype, torch.float32))  # half has no resampling
+    image = image.to(torch.promote_types(table.dtype, torch.float32))  # float16 cannot be resampled
     image = _resized(image, height, width, mode, antialias)
     places = image.flatten(2).transpose(1, 2).to(table.dtype)
     return torch.cat([table[:, :before], places], dim=1)
@@ -60,7 +60,7 @@ def _resized(image: Tensor, height: int, width: int, mode: str, antialias: bool)
 
 
 def blur(image: Tensor, count: int, mode: str, axis: int) -> Tensor:
-    """The matrix, count x side, that resamples an axis of `image` with antialiasing.
+    """Return the matrix, count x side, that resamples an axis of `image` with antialiasing.
 
     It does what `F.interpolate` does (Pillow's filters: a triangle, or Keys' cubic with a = -0.5,
     stretched by the shrinking factor), for programs of dynamic size: some runtimes lack the blur.
@@ -82,7 +82,7 @@ torch.fx.wrap("resampled_table")
 
 
 def sinusoid(positions: int, channels: int) -> Tensor:
-    """Sines and cosines of geometric wavelengths (arXiv 1706.03762, section 3.5).
+    """Return sines and cosines of geometrically spaced wavelengths (arXiv 1706.03762, section 3.5).
 
     Returns:
         1 x positions x channels; channel 2i is sin(p / 10000^(2i/C)), channel 2i+1 its cosine.
@@ -95,7 +95,7 @@ def sinusoid(positions: int, channels: int) -> Tensor:
 
 
 class PositionEmbedding(nn.Module):
-    """A table of positions for a grid, resampled for grids of other sizes.
+    """A position table for a grid, resampled for grids of other sizes.
 
     Args:
         table: 1 x (prefix + grid height * grid width) x C.
@@ -129,7 +129,7 @@ class PositionEmbedding(nn.Module):
 
 
 class LearnedPositionEmbedding(PositionEmbedding):
-    """A learnt table of positions.
+    """A learnt position table.
 
     Args:
         channels: Width of the tokens.
@@ -156,7 +156,7 @@ class LearnedPositionEmbedding(PositionEmbedding):
 
 
 class SinusoidalPositionEmbedding(PositionEmbedding):
-    """Sines and cosines that are not trained.
+    """A fixed position table of sines and cosines.
 
     Args:
         channels: Width of the tokens.
@@ -176,8 +176,8 @@ class AddPositions(nn.Module):
     """Add a position embedding to a feature map, after a class token if there is one.
 
     Args:
-        embedding: The table; with a class token it has an entry for it (`prefix=1`).
-        class_token: Precedes the tokens; the output is then B 1+N C, otherwise B C H W.
+        embedding: The position embedding; with a class token, it has an entry for it (`prefix=1`).
+        class_token: Put in front of the tokens; the output is then B 1+N C, otherwise B C H W.
     """
 
     def __init__(self, embedding: PositionEmbedding, class_token: nn.Module | None = None):

@@ -7,10 +7,10 @@ from zoo.blocks.folding import add_identity, rebuilt
 
 
 class Residual(nn.Module):
-    """x + m(x).
+    """Add the output of a branch to its input: x + m(x).
 
     Args:
-        inner: The branch m; it keeps the shape.
+        inner: The branch m, which keeps the shape.
     """
 
     def __init__(self, inner: nn.Module):
@@ -21,7 +21,7 @@ class Residual(nn.Module):
         return x + self.inner(x)  # as x
 
     def fused(self) -> nn.Module:
-        """The sum in the centre of the kernel, if the branch is one linear convolution."""
+        """Fold the sum into the centre of the kernel if the branch is one linear convolution."""
         branch = self.inner
         if not isinstance(branch, ConvNorm) or branch.conv.stride != (1, 1):
             return self

@@ -9,8 +9,8 @@ class LayerScale(nn.Module):
 
     Args:
         channels: Number of channels.
-        init: Value that every factor starts with.
-        spatial: Channels are axis 1 of B C H W; otherwise the last axis.
+        init: Initial value of every factor.
+        spatial: Whether channels are axis 1, as in B C H W; otherwise they are the last axis.
     """
 
     def __init__(self, channels: int, *, init: float = 1e-5, spatial: bool = False):
@@ -22,12 +22,12 @@ class LayerScale(nn.Module):
         return x * (self.gamma[:, None, None] if self.spatial else self.gamma)  # as x
 
     def factors(self) -> Tensor:
-        """Return what a layer before this one absorbs (zoo/blocks/folding.py)."""
+        """Return the factors, which the layer before may absorb (zoo/blocks/folding.py)."""
         return self.gamma
 
 
 class ChannelAffine(nn.Module):
-    """scale * x + shift for each channel of B C H W: a batch norm with fixed statistics.
+    """Compute scale * x + shift for each channel of B C H W (a fixed batch norm).
 
     Args:
         scale: One factor per channel.

@@ -19,9 +19,9 @@ class Decay(nn.Module):
     """A = -exp(log): the decay rates of a state space, kept as logarithms.
 
     Args:
-        channels: Channels.
-        d_state: States of a channel.
-        ramp: Start at the rates 1, 2 ... `d_state`; otherwise all at 1.
+        channels: Number of channels.
+        d_state: States per channel.
+        ramp: Initialise the rates to 1, 2 ... `d_state`; otherwise all to 1.
     """
 
     no_decay = ("log",)
@@ -35,7 +35,7 @@ class Decay(nn.Module):
         return -torch.exp(self.log)  # C N
 
     def fused(self) -> nn.Module:
-        """The rates as a constant."""
+        """Return the rates as a constant."""
         return ConstantDecay(self.forward().detach())
 
 
@@ -57,14 +57,14 @@ class ConstantDecay(nn.Module):
 
 
 class DirectionalScan(nn.Module):
-    """K sequences of the same channels, each with its own step, input and output projections.
+    """Selective scans of K sequences, each with its own step, input and output projections.
 
-    The result is in single precision at least: it is unbounded before the norm that follows.
+    The result has at least single precision, because its values are unbounded before the next norm.
 
     Args:
         channels: Channels of every sequence.
         directions: K, the number of sequences.
-        d_state: N, states of a channel.
+        d_state: N, states per channel.
         dt_rank: Width of the low-rank projection of the step sizes.
         init: `"mamba"`: decays 1..N, steps of 1e-3 to 1e-1, as Mamba-1. `"uniform"`: decays 1,
             step weights and biases uniform in [0, 0.1), as VMamba's "v2".
@@ -113,7 +113,7 @@ class DirectionalScan(nn.Module):
 def init_step_bias(
     bias: Tensor, low: float = 1e-3, high: float = 1e-1, least: float = 1e-4
 ) -> None:
-    """Fill `bias` so that softplus of it is log-uniform between `low` and `high` (Mamba-1)."""
+    """Fill `bias` so that its softplus is log-uniform between `low` and `high` (Mamba-1)."""
     with torch.no_grad():
         step = torch.exp(torch.rand_like(bias) * math.log(high / low) + math.log(low))
         step = step.clamp(min=least)
@@ -121,18 +121,18 @@ def init_step_bias(
 
 
 def both_ways(x: Tensor) -> Tensor:
-    """B D H W -> B 2 D L: row by row, and the same backwards."""
+    """Convert B D H W to B 2 D L: row by row, forwards and backwards."""
     rows = x.flatten(2)
     return torch.stack([rows, rows.flip(-1)], dim=1)
 
 
 def merge_both_ways(y: Tensor, height: int, width: int) -> Tensor:
-    """B 2 D L -> B D H W: the sum of both directions."""
+    """Add both directions and convert B 2 D L to B D H W."""
     return (y[:, 0] + y[:, 1].flip(-1)).unflatten(-1, (height, width))
 
 
 def atrous(x: Tensor) -> Tensor:
-    """B D H W -> B 4 D L: every second pixel of every second row, four ways (EfficientVMamba).
+    """Convert B D H W to B 4 D L: the pixels in 2x2 interleaved grids (EfficientVMamba).
 
     Sequences over odd rows run column by column, those over even rows row by row (arXiv 2403.09977,
     section 3.2, and the public code). An odd side is padded with zeros on the right or below.
@@ -151,7 +151,7 @@ def atrous(x: Tensor) -> Tensor:
 
 
 def merge_atrous(y: Tensor, height: int, width: int) -> Tensor:
-    """B 4 D L -> B D H W: the inverse of `atrous`."""
+    """Convert B 4 D L to B D H W, as the inverse of `atrous`."""
     h, w = (height + 1) // 2, (width + 1) // 2
     rows = [y[:, 0].unflatten(-1, (h, w)), y[:, 2].unflatten(-1, (h, w))]
     columns = [y[:, k].unflatten(-1, (w, h)).transpose(2, 3) for k in (1, 3)]

@@ -9,15 +9,15 @@ from zoo.blocks.folding import Absorbing, affine_inputs
 
 
 class SeparableConv(nn.Module):
-    """A depthwise and a 1x1 convolution, nothing between (arXiv 1704.04861, fig. 2).
+    """A depthwise convolution followed directly by a 1x1 convolution (arXiv 1704.04861, fig. 2).
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Of the filters; odd.
-        stride: Step of the filters.
+        kernel_size: Kernel size of the depthwise convolution; odd.
+        stride: Stride of the depthwise convolution.
         bias: Whether both convolutions have a bias.
-        axes: Spatial axes of the maps.
+        axes: Number of spatial axes.
     """
 
     output_parts = ("pointwise",)
@@ -48,7 +48,7 @@ class SeparableConv(nn.Module):
         return self.pointwise(self.depthwise(x))  # B C and the spatial axes
 
     def fused(self) -> nn.Module:
-        """A 1x1 depthwise convolution is an affine map: the pointwise one absorbs it."""
+        """Fold a 1x1 depthwise convolution, which is an affine map, into the pointwise one."""
         filters: Any = self.depthwise
         pointwise: Any = self.pointwise
         if any(side != 1 for side in (*filters.kernel_size, *filters.stride)):
@@ -57,13 +57,13 @@ class SeparableConv(nn.Module):
 
 
 class SeparableConvNorm(Absorbing):
-    """A separable convolution of maps, a batch norm after both its parts, an activation.
+    """A separable convolution, one batch norm, and an optional activation.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: Of the filters; odd.
-        stride: Step of the filters.
+        kernel_size: Kernel size of the depthwise convolution; odd.
+        stride: Stride of the depthwise convolution.
         act: Class of the activation; None leaves the block linear.
     """
 

@@ -10,9 +10,9 @@ from zoo.errors import BadInput
 
 
 def whole_number(value: Any, name: str, least: int) -> int:
-    """Return `value`, or raise `BadInput` if it is not a whole number from `least`."""
+    """Return `value`, or raise `BadInput` unless it is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BadInput(f"{name}={value!r}: must be a whole number from {least}")
+        raise BadInput(f"{name}={value!r}: must be a whole number of at least {least}")
     return value
 
 
@@ -20,7 +20,7 @@ def pair(size: int | Sequence[int], name: str = "img_size") -> tuple[int, int]:
     """Return a size as (height, width), both at least 1.
 
     Raises:
-        BadInput: Not a positive whole number, nor two of them.
+        BadInput: The size is neither a positive whole number nor a pair of them.
     """
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
@@ -29,10 +29,10 @@ def pair(size: int | Sequence[int], name: str = "img_size") -> tuple[int, int]:
 
 
 def is_size(height: int, width: int, own: tuple[int, int]) -> bool:
-    """Say whether a feature map has the size `own`, for which a table was made.
+    """Return whether a feature map has the size `own`, for which a table was made.
 
-    In a program of dynamic size the answer is no, even for the size that it is traced with: the
-    program must be right for any size.
+    While a program of dynamic size is traced, the result is always False, because the program must
+    be right for any size.
     """
     if torch.jit.is_scripting():
         return height == own[0] and width == own[1]
@@ -43,7 +43,7 @@ def is_size(height: int, width: int, own: tuple[int, int]) -> bool:
 
 
 def is_open(side: int) -> bool:
-    """Say whether a program with a dynamic `side` is being exported."""
+    """Return whether a program with a dynamic `side` is being exported."""
     return torch.compiler.is_exporting() and isinstance(side, torch.SymInt)
 
 
@@ -72,7 +72,7 @@ def check_sides(x: Tensor, axes: int, multiple: int) -> None:
     """
     if x.ndim != axes + 2:
         raise BadInput(
-            f"images of {x.ndim} axes: this model requires {axes + 2}, B C and the sides"
+            f"input with {x.ndim} axes: this model requires {axes + 2} axes, B C and {axes} sides"
         )
     if torch.jit.is_tracing():  # sizes are tensors then
         return

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class SqueezeExcite(nn.Module):
-    """Weight each channel by a gate computed from the mean of all (arXiv 1709.01507, eq. 2 to 4).
+    """Weight each channel by a gate computed from the means of all (arXiv 1709.01507, eq. 2 to 4).
 
     Args:
         channels: Channels of input and output.

@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """B C H W -> B N C, positions row by row; a view."""
+    """Return a view of B C H W as tokens B N C, row by row."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_map(x: Tensor, height: int, width: int) -> Tensor:
-    """B N C -> B C H W, a view of the last H * W tokens; a map is returned unchanged.
+    """Return a view of the last H * W tokens of B N C as B C H W; keep a feature map unchanged.
 
     Tokens before the positions, such as a class token, are dropped.
     """
@@ -19,11 +19,11 @@ def to_map(x: Tensor, height: int, width: int) -> Tensor:
     return x[:, x.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
 
 
-torch.fx.wrap("to_map")  # a leaf for symbolic tracing: it looks at the number of axes
+torch.fx.wrap("to_map")  # a leaf for symbolic tracing, because it reads the number of axes
 
 
 def to_row(x: Tensor) -> Tensor:
-    """B N C -> B C 1 N: tokens as a map of one row, a view; a map is returned unchanged."""
+    """Return a view of tokens B N C as one row, B C 1 N; keep a feature map unchanged."""
     return x if x.ndim == 4 else x.transpose(1, 2).unsqueeze(2)
 
 
@@ -35,7 +35,7 @@ class ClassToken(nn.Module):
 
     Args:
         channels: Width of the tokens.
-        std: Spread of the initial values.
+        std: Standard deviation of the initial values.
     """
 
     no_decay = ("token",)
@@ -47,5 +47,5 @@ class ClassToken(nn.Module):
             nn.init.trunc_normal_(self.token, std=std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B N C -> B 1+N C."""
+        """Convert B N C to B 1+N C."""
         return torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)

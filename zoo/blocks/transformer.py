@@ -22,7 +22,7 @@ def attend(
         v_BMC: Values; their width may differ.
         num_heads: Number of heads.
         scale: Factor of the products.
-        drop: Probability of dropping a weight.
+        drop: Probability of dropping an attention weight.
     """
     q_BHND = q_BNC.unflatten(-1, (num_heads, -1)).transpose(1, 2)
     k_BHMD = k_BMC.unflatten(-1, (num_heads, -1)).transpose(1, 2)
@@ -34,7 +34,7 @@ def attend(
 class SelfAttention(nn.Module):
     """Multi-head self-attention (arXiv 1706.03762, section 3.2.2) over B N C or B H W C.
 
-    Outputs of `qkv` are all queries, all keys, all values; each head by head.
+    The outputs of `qkv` are all queries, then all keys, then all values, each ordered by head.
 
     Args:
         channels: Width of the tokens, a multiple of `num_heads`.
@@ -61,14 +61,14 @@ class SelfAttention(nn.Module):
         return self.proj(y_BNC).view(x.shape)  # as x
 
     def fused(self) -> "SelfAttention":
-        """The scale of the products in the queries."""
+        """Fold the scale of the products into the queries."""
         return scale_queries(self, "qkv", self.qkv.out_features // 3)
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention whose queries come from one row of tokens, keys and values from another.
+    """Multi-head attention: queries from one sequence of tokens, keys and values from another.
 
-    Outputs of `kv` are all keys, all values; each head by head.
+    The outputs of `kv` are all keys, then all values, each ordered by head.
 
     Args:
         channels: Width of the tokens, a multiple of `num_heads`.
@@ -86,12 +86,12 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Queries from B N C, keys and values from B M C -> B N C."""
+        """Attend with queries from `x`, B N C, to keys and values from `context`, B M C."""
         k_BMC, v_BMC = self.kv(context).chunk(2, dim=-1)
         return self.proj(attend(self.q(x), k_BMC, v_BMC, self.num_heads, self.scale))
 
     def fused(self) -> "CrossAttention":
-        """The scale of the products in the queries."""
+        """Fold the scale of the products into the queries."""
         return scale_queries(self, "q", self.q.out_features)
 
 
@@ -113,8 +113,8 @@ class TransformerBlock(Absorbing):
         mixer: Attention or another module that mixes tokens.
         mlp: Applied to each token.
         drop_path: Probability of dropping a branch in training.
-        eps: Of the norms.
-        maps: The input is B C H W, and the parts read views of it, B H W C; otherwise B N C.
+        eps: Epsilon of the norms.
+        maps: Whether the input is B C H W, which the parts read as B H W C; otherwise it is B N C.
     """
 
     absorbs_before = {"mixer": "norm1", "mlp": "norm2"}

@@ -97,7 +97,7 @@ class TrainingStart:
         settings: The resolved settings.
         resumed: The checkpoint to continue from, if any.
         mean: Mean of each channel that the run of the initial weights used; None if unknown.
-        std: The standard deviation likewise.
+        std: Standard deviation of each channel, likewise.
     """
 
     settings: TrainRun

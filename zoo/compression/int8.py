@@ -53,7 +53,7 @@ def quantize(
     artefact is then compared with it: outputs, size, latency and, with `data`, the score.
 
     Args:
-        model: In evaluation mode; it is not changed.
+        model: The model, in evaluation mode; it is not changed.
         format: `"onnx"`, `"openvino"` or `"executorch"`.
         path: As for `zoo.export`.
         batches: Images to calibrate the ranges of activations on, B C H W as the artefact takes

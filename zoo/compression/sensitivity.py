@@ -62,7 +62,7 @@ def measure(
     few hundred images, and gains by chance count as zero.
 
     Args:
-        model: Fused, in evaluation mode; it is not changed.
+        model: The fused model, in evaluation mode; it is not changed.
         task: Computes the score.
         data: Datamodule of the images.
         batches: Images to calibrate the ranges on.

@@ -106,7 +106,7 @@ def prepare(model: nn.Module, input_size: Iterable[int]) -> Prepared:
     """Trace a fused model and insert fake quantisation; parameters are shared with `model`.
 
     Args:
-        model: Fused, in evaluation mode. Frozen parameters stay frozen.
+        model: The fused model, in evaluation mode. Frozen parameters stay frozen.
         input_size: C H W of the images. The batch size is dynamic.
 
     Raises:

@@ -39,7 +39,7 @@ def read(model: nn.Module, onnx_file: Path, spec: ExportSpec) -> Any:
     """Return `model` as an `openvino.Model` in float32.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         onnx_file: Where to write the intermediate ONNX file.
         spec: Size, dynamic axes and opset; `half` is ignored.
 

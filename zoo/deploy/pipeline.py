@@ -99,8 +99,8 @@ def export(model: nn.Module, format: str, path: str | os.PathLike[str], **option
     fails, no file is written there.
 
     Args:
-        model: In evaluation mode; it is not changed. If it is on a GPU, a copy on the CPU is
-            exported.
+        model: The model, in evaluation mode; it is not changed. If it is on a GPU, a copy on the
+            CPU is exported.
         format: `"onnx"`, `"pt2"`, `"torchscript"`, `"openvino"`, `"executorch"`, `"aoti"` or
             `"coreml"`.
         path: A file with the suffix of the format, or a folder for `model.onnx` or the like.
@@ -271,7 +271,7 @@ def convert(
     """Write a model to `file` in the format of its suffix; do not verify or describe it.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         file: Ends with the suffix of a format.
         input_size: B C H W, or B C D H W for volumes.
         dynamic_batch: The file accepts any B.

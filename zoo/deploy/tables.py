@@ -20,7 +20,7 @@ def resample_tables(model: nn.Module, x: Tensor) -> nn.Module:
     itself.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         x: B C H W; only its shape matters.
     """
     if not any(isinstance(module, PositionEmbedding) for module in model.modules()):

@@ -115,7 +115,7 @@ def prepare_for_tracing(
     """Return the variant of a model to trace: exportable scans, resampled tables, precision.
 
     Args:
-        model: In evaluation mode; it is not changed.
+        model: The model, in evaluation mode; it is not changed.
         spec: The requested size and precision.
         dynamic_scan: Algorithm of selective scans for a dynamic size.
     """
@@ -165,7 +165,7 @@ def trace(model: nn.Module, spec: ExportSpec, target: str) -> torch.export.Expor
     """Trace a model with `torch.export`.
 
     Args:
-        model: In evaluation mode; it is not changed.
+        model: The model, in evaluation mode; it is not changed.
         spec: The requested sizes and precision.
         target: What the model is exported to, for messages.
 

@@ -1,4 +1,4 @@
-"""EfficientFormer: pooling blocks on maps, attention blocks at the end, at MobileNet speed.
+"""EfficientFormer: pooling blocks on feature maps, then attention blocks, at MobileNet speed.
 
 Paper: Li et al., "EfficientFormer: Vision Transformers at MobileNet Speed" (arXiv 2206.01191),
        sizes of table 5 (appendix), blocks of fig. 2 and eq. 3 to 6.
@@ -38,7 +38,7 @@ class PoolBlock(Absorbing):
 
     Args:
         channels: Channels of input and output.
-        hidden: Channels inside the MLP.
+        hidden: Hidden channels of the MLP.
         drop_path: Probability of dropping a branch in training.
         layer_scale: Initial layer scale.
     """
@@ -63,7 +63,7 @@ class AttentionBlock(Absorbing):
 
     Args:
         channels: Channels of input and output.
-        hidden: Width inside the MLP.
+        hidden: Hidden width of the MLP.
         grid: Size of the feature map that the attention bias is made for.
         drop_path: Probability of dropping a branch in training.
         layer_scale: Initial layer scale.
@@ -102,7 +102,7 @@ class EfficientFormer(Backbone):
     """Four stages of pooling blocks; the last blocks of stage 4 attend (fig. 2).
 
     Args:
-        depths: Blocks of each stage.
+        depths: Number of blocks in each stage.
         dims: Channels of each stage.
         num_attention: Number of attention blocks at the end of the last stage.
         layer_scale: Initial layer scale.
@@ -183,7 +183,7 @@ ATTENTION_BLOCK = (
 
 
 def _rows(model: EfficientFormer) -> list[Any]:
-    """Both styles count the flattening before the first attention block as a block."""
+    """Return the rows of a key style; both count the flattening before attention as a block."""
     rows: list[Any] = list(STEM_AND_HEAD)
     for s, j, block in numbered_blocks(model):
         attends = isinstance(block, AttentionBlock)

@@ -6,7 +6,7 @@ Code:  github.com/microsoft/Cream, folder TinyViT, @ 4a13c4091e78 (MIT), and tim
        (Apache-2.0), which compute the same function; both key styles are read.
 Here:  the attention bias is looked up in every forward pass, not cached. Feature maps that are not
        multiples of the window are padded as in timm; the authors' code requires multiples of 32.
-       Tables learnt in other windows are resampled on loading.
+       Tables learnt for other windows are resampled on loading.
 """
 
 import torch
@@ -31,7 +31,7 @@ HEAD_DIM = 32
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
-    """B H W C -> B*n side*side C: the windows of each image row by row, as their pixels.
+    """Split B H W C into windows B*n side*side C; windows and pixels are ordered row by row.
 
     Args:
         x: The feature map.
@@ -48,7 +48,7 @@ def to_windows(x: Tensor, side: int) -> Tensor:
 
 
 def from_windows(windows: Tensor, side: int, batch: int, height: int, width: int) -> Tensor:
-    """B*n side*side C -> B H W C: put windows back and crop the padding.
+    """Merge windows B*n side*side C to B H W C, and crop the padding.
 
     Args:
         windows: Windows in the order of `to_windows`.
@@ -69,10 +69,10 @@ torch.fx.wrap("from_windows")
 
 
 class WindowBias(AttentionBias):
-    """An attention bias that is resampled for other windows as in timm: pixels are areas."""
+    """An attention bias that is resampled for other windows as in timm (pixels as areas)."""
 
     def resampled(self, image: Tensor) -> Tensor:
-        """1 heads side side -> 1 heads and the grid."""
+        """Resample a square table: 1 heads side side -> 1 heads grid height grid width."""
         resized = F.interpolate(image.float(), self.grid, mode="bicubic", antialias=True)
         return resized.to(image.dtype)
 
@@ -81,7 +81,7 @@ class WindowAttention(Absorbing):
     """A norm, then self-attention in windows with an attention bias.
 
     A feature map is padded to multiples of the window, before the norm: a padded pixel equals the
-    shift of the norm. Padding is not masked, it takes part in the attention.
+    shift of the norm. Padding is not masked: it takes part in the attention.
 
     Args:
         channels: Channels of input and output, a multiple of `num_heads`.
@@ -115,7 +115,7 @@ class ActivatedResidual(InvertedResidual):
     """An inverted residual whose sum is activated (section 3.2, "MBConv").
 
     Args:
-        channels: Channels of input and output; four times as many between.
+        channels: Channels of input and output; four times as many inside.
         drop_path: Probability of dropping the branch in training.
     """
 
@@ -156,7 +156,7 @@ class WindowBlock(Absorbing):
 
 
 def _merging(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Halve a map and change its channels: two 1x1 convolutions around a depthwise one."""
+    """Return layers that halve a feature map: two 1x1 convolutions around a depthwise one."""
     return nn.Sequential(
         ConvNorm(in_channels, out_channels, act=nn.GELU),
         ConvNorm(
@@ -171,7 +171,7 @@ class TinyViT(Backbone):
 
     Args:
         dims: Channels of each stage.
-        depths: Blocks of each stage.
+        depths: Number of blocks in each stage.
         window_sizes: Sides of the windows of stages 2 to 4.
 
     Raises:

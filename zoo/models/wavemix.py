@@ -29,11 +29,11 @@ from zoo.ops import haar, haar_pyramid
 
 torch.fx.wrap("check_sides")
 
-STAGES = 4  # levels of the feature pyramid; all have one size
+STAGES = 4  # levels of the feature pyramid, all of one size
 
 
 def coefficients(bands: Tensor) -> Tensor:
-    """B C 4 h w -> B 4C h w: LL of all channels, then LH, HL, HH of the first, of the second ..."""
+    """Reorder B C 4 h w to B 4C h w: LL of all channels, then LH, HL, HH channel by channel."""
     return torch.cat([bands[:, :, 0], bands[:, :, 1:].flatten(1, 2)], dim=1)
 
 
@@ -96,7 +96,7 @@ class UpsamplingMlp(Absorbing):
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         channels: Channels that are upsampled.
-        hidden: Channels inside.
+        hidden: Hidden channels.
         drop_rate: Dropout after the activation.
     """
 
@@ -237,7 +237,7 @@ class WaveMix(Backbone):
     """A stem, wavelet blocks, and a head for classification or dense prediction.
 
     Sides of images must be multiples of the stem's reduction times 2 to the power of `levels`. The
-    older versions (the public WaveMix_Version1, WaveMix_Version2 and WaveMixV3) are `block=
+    older versions (the public WaveMix_Version1, WaveMix_Version2 and WaveMixV3) have `block=
     "parallel"`, `last_width=1024` and `block="shuffled"`. The convolution of `last_width` is not
     merged with the classifier, as it is part of `forward_features`.
 
@@ -246,11 +246,11 @@ class WaveMix(Backbone):
         depth: Number of blocks, cut into stages of equal length for the feature pyramid.
         levels: Number of times that a block halves its feature map.
         patch_size: Side of the patches that the stem reads; None for two convolutions.
-        stride: Stride of each of those two.
+        stride: Stride of each of these two convolutions.
         block: `"stacked"`, `"parallel"` or `"shuffled"`.
         last_width: Channels of a 1x1 convolution before the head; None leaves it out.
         widths: For dense prediction, the channels after each upsampling of the head. The output is
-            `2 ** len(widths)` times as large as the feature map; `num_classes` values per position.
+            `2 ** len(widths)` times as large as the feature map, with `num_classes` channels.
         global_pool: `"avg"` (the default), `"max"` or `""`; not for dense prediction.
     """
 
@@ -330,7 +330,7 @@ STEM = ((r"conv\.", "stem.layers."), (r"final\.", "norm."))
 
 
 def _rows(model: WaveMix) -> list[Any]:
-    """Blocks are counted through all stages, perceptrons from the top level down."""
+    """Return the rows; blocks are counted through all stages, perceptrons from the top level."""
     rows: list[Any] = [*STEM, (r"pool\.2\.", "head.fc.")]
     head = getattr(model, "head", None)  # missing in feature extractors
     if isinstance(head, UpsamplingHead):  # three public names of one head

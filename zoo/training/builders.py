@@ -34,7 +34,7 @@ def build_data(
         run: The resolved settings.
         fabric: Devices and processes of the run.
         mean: Mean of each channel that the run of the initial weights used; None if unknown.
-        std: The standard deviation likewise.
+        std: Standard deviation of each channel, likewise.
 
     Raises:
         BadInput: The data cannot be opened, or does not fit `run.model`.

@@ -41,7 +41,7 @@ def train(
         resumed: The content of the checkpoint to continue from, and its `path`.
         method: The training method; None for ordinary training.
         mean: Mean of each channel that the run of the initial weights used; None if unknown.
-        std: The standard deviation likewise.
+        std: Standard deviation of each channel, likewise.
 
     Returns:
         The run folder.
