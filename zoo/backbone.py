@@ -98,9 +98,9 @@ class Backbone(nn.Module):
     Constructors of families take the arguments that timm's models take, under these names:
     `num_classes` (logits; 0 leaves the classifier out), `in_chans` (channels of the image),
     `img_size` (pixels, one number or height and width: the image size for which position tables
-    and attention biases are made; for other sizes they are resampled), `drop_rate` (dropout before the classifier),
-    `drop_path_rate` (stochastic depth of the last block; it grows linearly from 0) and
-    `global_pool` (`"avg"`, `"max"` or `""`; `"token"` where there is a class token).
+    and attention biases are made; for other sizes they are resampled), `drop_rate` (dropout before
+    the classifier), `drop_path_rate` (stochastic depth of the last block; it grows linearly from 0)
+    and `global_pool` (`"avg"`, `"max"` or `""`; `"token"` where there is a class token).
 
     Args:
         stem: Maps images B in_chans H W to the input of the first stage.

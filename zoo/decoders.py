@@ -124,7 +124,7 @@ def create(
         )
     for key in ("img_size", "global_pool", "drop_rate"):
         if key in kwargs:
-            raise BadInput(f"{name} has no argument {key!r}")
+            raise BadInput(f"{key}={kwargs[key]!r} has no effect on {name}; leave it out")
     _check_strides(name, encoder)
     _check_dilation(name, encoder)
     import segmentation_models_pytorch as smp

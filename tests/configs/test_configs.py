@@ -157,7 +157,7 @@ def test_mistakes_are_one_line(run: str, override: str, message: str) -> None:
 
 
 def test_unknown_model_names_the_nearest() -> None:
-    with pytest.raises(UnknownModel, match="did you mean efficientformer_l1"):
+    with pytest.raises(UnknownModel, match="did you mean 'efficientformer_l1'"):
         compose("train", ["model=efficientformer_11"])
 
 

@@ -418,7 +418,7 @@ def test_exported_to_onnx_for_any_size_that_works(tmp_path):
         (
             "wavemix_192_16_l3",
             {"block": "V1"},
-            "unknown block 'V1'; choices: stacked",
+            "unknown block 'V1'. Choices: stacked",
         ),
         ("wavemix_192_16_l3", {"last_width": 0}, "last_width=0"),
         ("wavemix_192_16_l3", {"img_size": 256}, "img_size"),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.folding import Absorbing, absorb, mean_of, merge_pointwise, rebuilt
 from zoo.blocks.sizes import whole_number
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 
 POOLS = ("avg", "max", "")
 
@@ -16,10 +16,7 @@ POOLS = ("avg", "max", "")
 def check_pool(pool: str, pools: tuple[str, ...] = POOLS) -> str:
     """Return `pool`, or raise `BadInput` if it is not one of `pools`."""
     if pool not in pools:
-        *names, last = map(repr, pools)
-        raise BadInput(
-            f"global_pool must be {', '.join(names)} or {last} (no pooling), not {pool!r}"
-        )
+        raise BadInput(unknown_value("global_pool", pool, pools))
     return pool
 
 

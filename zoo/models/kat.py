@@ -19,7 +19,7 @@ from zoo.blocks.patches import PatchEmbed, whole_patches
 from zoo.blocks.positions import AddPositions, LearnedPositionEmbedding
 from zoo.blocks.tokens import ClassToken
 from zoo.blocks.transformer import SelfAttention, TransformerBlock
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.keys import KeyStyle
 from zoo.ops import rational
 
@@ -120,10 +120,9 @@ class KAT(Backbone):
         global_pool: str = "token",
     ):
         if rational_init not in COEFFICIENTS:
-            choices = ", ".join(COEFFICIENTS)
-            raise BadInput(f"unknown rational_init {rational_init!r}; choices: {choices}")
+            raise BadInput(unknown_value("rational_init", rational_init, COEFFICIENTS))
         if weight_init not in ("", "mimetic"):
-            raise BadInput(f"unknown weight_init {weight_init!r}; choices: '', 'mimetic'")
+            raise BadInput(unknown_value("weight_init", weight_init, ("", "mimetic")))
         height, width = whole_patches(img_size, PATCH)
         grid = height // PATCH, width // PATCH
         table = LearnedPositionEmbedding(dim, grid, prefix=1, mode="bicubic", antialias=True)

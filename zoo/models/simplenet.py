@@ -19,7 +19,7 @@ from zoo.backbone import Backbone, Stage
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.pools import HalvingPool, least_side
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.keys import KeyStyle, State
 
 # Channels of each convolution, "P" for a pooling layer. Two of the thirteen convolutions are 1x1.
@@ -70,7 +70,7 @@ class SimpleNet(Backbone):
         global_pool: str = "max",
     ):
         if stride_mode not in STRIDE_MODES:
-            raise BadInput(f"unknown stride_mode {stride_mode!r}; choices: {sorted(STRIDE_MODES)}")
+            raise BadInput(unknown_value("stride_mode", stride_mode, STRIDE_MODES))
         layers = CHAINS[chain]
         twice = STRIDE_MODES[stride_mode]
         least = least_side(2 ** len(twice), layers.count("P"))

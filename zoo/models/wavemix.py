@@ -23,7 +23,7 @@ from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.folding import Absorbing
 from zoo.blocks.heads import ClassifierHead, UpsamplingHead
 from zoo.blocks.sizes import check_sides, whole_number
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.keys import KeyStyle, numbered_blocks, prefixed
 from zoo.ops import haar, haar_pyramid
 
@@ -281,7 +281,7 @@ class WaveMix(Backbone):
         if whole_number(dim, "dim", 4) % 4:
             raise BadInput(f"dim={dim}: must be a multiple of 4, the bands of a wavelet level")
         if block not in BLOCKS:
-            raise BadInput(f"unknown block {block!r}; choices: {', '.join(BLOCKS)}")
+            raise BadInput(unknown_value("block", block, BLOCKS))
         count = min(STAGES, depth)
         depths = [depth * (i + 1) // count - depth * i // count for i in range(count)]
         stem = Stem(in_chans, dim, patch_size=patch_size, stride=stride, levels=levels)
