@@ -1,4 +1,4 @@
-"""Weights by path or address: found on disk, or downloaded into the cache and checked."""
+"""Find weights on disk, or download them into the cache and check their hash."""
 
 import hashlib
 import http.client
@@ -32,7 +32,7 @@ def local_file(source: str, sha256: str | None = None, which: str = "best") -> P
         return _run_checkpoint(path, which) if path.is_dir() else path
     address = urllib.parse.urlsplit(source)
     if address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise BadWeights(f"{source}: weights are only fetched over https; give a https address")
+        raise BadWeights(f"{source}: weights are only fetched over https; give an https address")
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     # The hash of the address keeps files of the same name from two servers apart.

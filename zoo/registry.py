@@ -123,7 +123,7 @@ def register(
     """Register a model, so that `create_model` can build it.
 
     Args:
-        name: The name; registering one twice is an error.
+        name: The name; a name cannot be registered twice.
         build: Called with the keyword arguments of `create_model`; returns the model.
         family: With `facts`: the family to list the model under.
         facts: Facts of a model from another package; those of our own models are in `zoo/facts`.

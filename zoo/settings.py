@@ -48,13 +48,13 @@ class DataConfig:
 
     image_size: Any = None  # one number for a square, or [height, width], in pixels
     in_chans: int = 3  # 3 (colour) or 1 (grey)
-    mean: list[float] | None = None  # of each channel, for values in 0..1
-    std: list[float] | None = None  # of each channel, for values in 0..1
+    mean: list[float] | None = None  # mean of each channel, for values in 0..1
+    std: list[float] | None = None  # standard deviation of each channel, for values in 0..1
     interpolation: str | None = None  # nearest, bilinear, bicubic, box, hamming, lanczos
     crop_pct: float | None = None  # evaluation: side of the crop over side of the resized image
 
     # training only, with timm's names and meanings
-    train_interpolation: str | None = None  # interpolation or random; null: as interpolation
+    train_interpolation: str | None = None  # interpolation or random; null: same as interpolation
     scale: list[float] | None = None  # random resized crop: range of the area
     ratio: list[float] | None = None  # random resized crop: range of the aspect ratio
     hflip: float | None = None  # probability of a horizontal flip
@@ -82,7 +82,7 @@ class TrainConfig:
     resume: str | None = None  # run folder or checkpoint of the run to continue
 
     # an update uses batch_size x accumulate x processes images
-    batch_size: int = 16  # of each process
+    batch_size: int = 16  # images per process
     accumulate: int = 1  # batches per update
 
     # optimizer and schedule, with the names and arguments of timm's factories
@@ -127,7 +127,7 @@ class TrainConfig:
     # machine
     accelerator: str = "auto"
     devices: Any = "auto"  # processes on this machine; torchrun sets the number itself
-    num_nodes: int = 1  # machines
+    num_nodes: int = 1  # number of machines
     strategy: str = "auto"  # auto, ddp
     precision: str = "32"  # 32, bf16, fp16
     sync_bn: bool = False  # synchronise batch norms between GPUs

@@ -165,7 +165,7 @@ def test_unknown_model_names_the_nearest() -> None:
     ("script", "override", "message"),
     [
         ("train.py", "train.lr=-1", "error: train.lr=-1.0 must be greater than 0"),
-        ("eval.py", "weights=absent.pth", "error: no file absent.pth"),
+        ("eval.py", "weights=absent.pth", "error: absent.pth does not exist"),
     ],
 )
 def test_the_command_prints_one_line_and_fails(

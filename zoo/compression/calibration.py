@@ -41,14 +41,14 @@ def held_out(data: Any, images: int) -> list[Batch]:
 def arrays(
     batches: Sequence[Batch], data: Any, *, pixels: bool = False, batch: int | None = None
 ) -> list[np.ndarray]:
-    """Return the images of batches as an artefact takes them.
+    """Return the images of batches in the form that an artefact takes.
 
     Args:
         batches: Images and targets.
         data: The datamodule that normalised them.
         pixels: Whether the artefact takes bytes.
         batch: Batch size of the artefact, or None for any. The last batch is filled up with the
-            last image, which widens no range.
+            last image, which does not widen any range.
     """
     parts = [images for images, _ in batches]
     if batch is not None:

@@ -54,13 +54,13 @@ def convert(
 
     Args:
         model: The model.
-        file: For the exact sizes of `spec`.
+        file: The file to write; it supports only the sizes in `spec`.
         spec: Input size of the file.
         batches: Inputs to calibrate the ranges of activations on.
         keep_float: Names of modules that stay in float.
 
     Returns:
-        Which layers the file has in int8.
+        The layers with and without int8 weights in the file.
 
     Raises:
         BadInput: The model does not run on this input.
@@ -89,7 +89,7 @@ def convert(
 
 
 def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return what the manifest says about integer sums."""
+    """Return the manifest's entry about integer sums."""
     return {
         "weights": "int8, -127 to 127; XNNPACK adds products in 32 bits",
         "holds_for": HOLDS_FOR,
@@ -134,7 +134,7 @@ def _is_layer(node: torch.fx.Node) -> bool:
 
 
 def _compare(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> None:
-    """Raise `NotExportable` if XNNPACK refuses the file, or computes something else."""
+    """Raise `NotExportable` if XNNPACK refuses the file, or computes wrong outputs."""
     try:
         runtime = runtimes.load(file, "executorch")
         found = [runtime(batch)[0] for batch in batches]

@@ -51,13 +51,13 @@ def convert(
 
     Args:
         model: The model.
-        file: A single ONNX file.
+        file: The ONNX file to write.
         spec: Input size, batch and opset of the file.
         batches: Inputs to calibrate the ranges of activations on.
         keep_float: Names of modules that stay in float.
 
     Returns:
-        Which layers the file has in int8.
+        The layers with and without int8 weights in the file.
 
     Raises:
         BadInput: The model does not run on this input, or an opset that cannot be written.
@@ -108,7 +108,7 @@ def convert(
 
 
 def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return what the manifest says about integer sums, after checking them.
+    """Return the manifest's entry about integer sums, after checking them.
 
     Raises:
         NotExportable: Sums would overflow on some processors.
@@ -221,7 +221,7 @@ def _channel_axis(node: Any, ndim: int) -> int:
 
 
 def _precisions(file: Path, owners: dict[str, str]) -> Precisions:
-    """Return which layers a file has in int8.
+    """Return which layers of a file are in int8.
 
     Args:
         file: The artefact.

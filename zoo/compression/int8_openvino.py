@@ -66,7 +66,7 @@ def convert(
         keep_float: Names of modules that stay in float.
 
     Returns:
-        Which layers the file has in int8.
+        The layers with and without int8 weights in the file.
 
     Raises:
         BadInput: The model does not run on this input, or an opset that cannot be written.
@@ -117,7 +117,7 @@ def convert(
 
 
 def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return what the manifest says about integer sums, after checking the weights.
+    """Return the manifest's entry about integer sums, after checking the weights.
 
     Raises:
         NotExportable: Sums would overflow on some processors.
@@ -137,7 +137,7 @@ def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[s
 
 
 def _precisions(file: Path, owners: dict[str, str]) -> Precisions:
-    """Return which layers a file has in int8.
+    """Return which layers of a file are in int8.
 
     Args:
         file: The artefact.

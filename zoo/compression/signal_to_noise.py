@@ -31,7 +31,7 @@ class SignalToNoise:
 
     @property
     def snr_db(self) -> float:
-        """Power of the differences between images over the power of the error, in dB."""
+        """Return the power of differences between images over the power of the error, in dB."""
         count = max(self.images, 1)
         signal = float((self._squares / count - np.square(self._sum / count)).mean())
         noise = float((self._noise / count).mean())

@@ -238,7 +238,7 @@ def size_of(image_size: Any) -> tuple[int, int]:
         image_size: One number for a square, or a pair (height, width).
 
     Raises:
-        BadInput: It is neither.
+        BadInput: The size is neither.
     """
     pair = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
     whole = all(isinstance(edge, int) and not isinstance(edge, bool) for edge in pair)

@@ -37,7 +37,7 @@ class Source:
         """Return a decoded image.
 
         Raises:
-            BadInput: It cannot be read.
+            BadInput: The image cannot be read.
         """
         return self.images[index]
 

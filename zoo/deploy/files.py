@@ -38,7 +38,7 @@ def describe(artefact: Path) -> dict[str, Any]:
 
 
 def members(artefact: Path) -> list[Path]:
-    """Return the paths that belong to an artefact: its own and, for OpenVINO, its weights."""
+    """Return the files of an artefact: the artefact itself and, for OpenVINO, its weights."""
     weights = artefact.with_suffix(".bin")
     return [artefact, weights] if artefact.suffix == ".xml" else [artefact]
 

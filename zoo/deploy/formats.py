@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Exporter(Protocol):
-    """What the module of a format contains.
+    """The contents of a format's exporter module.
 
     Attributes:
         PACKAGES: Packages that the format needs besides PyTorch.

@@ -129,7 +129,7 @@ class BiasLoss(nn.Module):
         """Read the last feature map of every training batch from the input of the model's head.
 
         Raises:
-            BadInput: The model is not one of this package.
+            BadInput: The model does not belong to this package.
         """
         if not isinstance(model, Backbone):
             raise BadInput(

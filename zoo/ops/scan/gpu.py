@@ -16,8 +16,8 @@ from torch import Tensor
 
 from zoo.ops.scan.inputs import ScanInputs
 
-STEPS = 16  # of a tile
-ELEMENTS = 2048  # of a tile, T x D x N: a few of them fit into the registers of four warps
+STEPS = 16  # steps of a tile
+ELEMENTS = 2048  # elements of a tile, T x D x N: a few of them fit into the registers of four warps
 PROGRAMS = 512  # enough for a large GPU; more would only enlarge the partial sums
 
 
