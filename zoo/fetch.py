@@ -59,14 +59,16 @@ def _run_checkpoint(folder: Path, which: str) -> Path:
         for place in (folder, folder / "checkpoints"):
             if (place / name).is_file():
                 return place / name
-    raise BadWeights(f"{folder} contains no checkpoint (best.ckpt or last.ckpt)")
+    raise BadWeights(
+        f"{folder} contains no checkpoint (best.ckpt or last.ckpt); give a run folder or a file"
+    )
 
 
 def _from_hub(name: str, sha256: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     if name.count("/") < 2 or not all(name.split("/", 2)):
-        raise BadWeights(f"hf:{name}: give hf:owner/name/file")
+        raise BadWeights(f"hf:{name} is incomplete; give hf:owner/name/file")
     owner, repository, file = name.split("/", 2)
     try:
         path = Path(hf_hub_download(f"{owner}/{repository}", file))

@@ -100,7 +100,9 @@ def _packaged() -> dict[str, ModelSpec]:
         shared = {key: sheet[key] for key in _SHARED if key in sheet}
         for name, own in sheet["variants"].items():
             if name in specs:
-                raise ValueError(f"facts name {name!r} twice: {specs[name].family} and {family}")
+                raise ValueError(
+                    f"model {name!r} is listed twice, in {specs[name].family} and in {family}"
+                )
             specs[name] = ModelSpec(name, family, _completed(own or {}, shared))
     return specs
 

@@ -88,7 +88,7 @@ class TrainConfig:
     # optimizer and schedule, with the names and arguments of timm's factories
     optimizer: str = "adamw"
     optimizer_args: dict[str, Any] = field(default_factory=dict)
-    lr: float = 2e-3  # for updates of `lr_base_batch` images
+    lr: float = 2e-3  # learning rate for updates of `lr_base_batch` images
     lr_base_batch: int = 16
     lr_scale: str = "sqrt"  # scaling with the images per update: linear, sqrt (for Adam), none
     weight_decay: float = 0.05  # except vectors and parameters in model.no_weight_decay()
@@ -225,7 +225,7 @@ class ExportRun:
     """The settings of `zoo export`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)  # to calibrate and evaluate int8
+    data: DataConfig = field(default_factory=DataConfig)  # data to calibrate and evaluate int8
     weights: str | None = None  # run folder, checkpoint, or file or URL of published weights
     format: Any = "onnx"  # one format or a list; see docs/export.md
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -117,8 +117,8 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
 
 def _arguments(name: str) -> set[str]:
     """Return the arguments of `build_backbone` and of the model."""
-    takers = (build_backbone, registry.get_spec(name).builder())
-    return {argument for taker in takers for argument in inspect.signature(taker).parameters}
+    builders = (build_backbone, registry.get_spec(name).builder())
+    return {argument for builder in builders for argument in inspect.signature(builder).parameters}
 
 
 def _keep_as_buffers(model: nn.Module) -> None:

@@ -133,7 +133,10 @@ def read_file(path: Path) -> dict[str, Any]:
     read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
     content = read(path)
     if not isinstance(content, dict):
-        raise BadWeights(f"{path} contains a {type(content).__name__}, not a dictionary of weights")
+        raise BadWeights(
+            f"{path} contains a {type(content).__name__}, not a dictionary of weights; "
+            "save the model's state_dict()"
+        )
     return content
 
 

@@ -109,7 +109,7 @@ def test_sides_are_multiples(name):
         found = rf"\[\d+, \d+\] .* a multiple of {multiple}, such as \["
         with pytest.raises(zoo.BadInput, match=found):
             model(torch.empty(2, 3, *wrong, device="meta"))
-    with pytest.raises(zoo.BadInput, match="images of 3 axes"):
+    with pytest.raises(zoo.BadInput, match="input with 3 axes"):
         model(torch.empty(3, multiple, multiple, device="meta"))
     assert all(side % multiple == 0 for side in zoo.model_info(name)["input"]["size"][1:])
 

@@ -92,9 +92,9 @@ class ClassifierHead(nn.Module):
         self.reset(num_classes, pool)
 
     def reset(self, num_classes: int, pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one for `num_classes`, and the pooling if given.
+        """Replace the classifier by a new one for `num_classes`, and the pooling if it is given.
 
-        A head without pooling that gets a classifier pools by the first of `pools`.
+        A head without pooling uses the first of `pools` if it gets a classifier.
         """
         if pool is None:
             pool = self.pool or (self.pools[0] if num_classes else "")
@@ -165,9 +165,9 @@ class DenseHead(nn.Module):
         raise NotImplementedError
 
     def reset(self, num_classes: int, pool: str | None = None) -> None:
-        """Replace the last layer by a fresh one for `num_classes`."""
+        """Replace the last layer by a new one for `num_classes`."""
         if pool:
-            raise BadInput(f"global_pool={pool!r}: dense prediction has no pooling")
+            raise BadInput(f"global_pool={pool!r}: dense prediction has no pooling; leave it out")
         self.num_classes = whole_number(num_classes, "num_classes", 0)
         fc = self.make_classifier() if num_classes else nn.Identity()
         self.fc = fc.train(self.training)

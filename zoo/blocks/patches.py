@@ -12,7 +12,9 @@ from zoo.errors import BadInput
 def check_patch(height: int, width: int, patch: int) -> None:
     """Raise `BadInput` if the image is smaller than a patch."""
     if height < patch or width < patch:
-        raise BadInput(f"an image of {height} x {width}: at least {patch} x {patch} is required")
+        raise BadInput(
+            f"an image of {height} x {width} is too small: at least {patch} x {patch} is required"
+        )
 
 
 torch.fx.wrap("check_patch")

@@ -242,8 +242,8 @@ def _check_artefact_settings(settings: EvalRun, explicit: resolve.Explicit) -> N
     given += [f"device={settings.device}"] if settings.device != "auto" else []
     if given:
         raise BadInput(
-            f"{given[0]} has no effect on an artefact, which cannot be changed; leave one of"
-            " the two out"
+            f"{given[0]} has no effect on an artefact, which cannot be changed; leave it out, or"
+            " leave artefact out"
         )
 
 

@@ -82,7 +82,9 @@ def _streamed(loader: Any, images: int, skipped: int) -> Batch:
     size = loader.dataset.batch_size
     taken = list(itertools.islice(loader, -(-(skipped + images) // size)))
     if not taken:
-        raise BadInput("the data set has no training images to calibrate on")
+        raise BadInput(
+            "the data set has no training images to calibrate on; choose another data set"
+        )
     both = [torch.cat(part) for part in zip(*taken, strict=True)]
     start = skipped if len(both[0]) > skipped else 0
     return both[0][start : start + images], both[1][start : start + images]

@@ -119,7 +119,7 @@ def quantize(
             **int8_report.latency(both, content["input"]),
         }
         if data is not None:
-            about |= int8_report.judged(both, content, data)
+            about |= int8_report.evaluate_both(both, content, data)
         content["quantization"] = about
         reports = ["quantization.json"]
         (folder / reports[0]).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from torch import nn
 
 from zoo import runtimes
 from zoo.compression import sanity
-from zoo.compression.int8_onnx import nothing_left
+from zoo.compression.int8_onnx import nothing_to_quantize
 from zoo.compression.layers import Precisions, within
 from zoo.compression.saturation import HOLDS_FOR
 from zoo.deploy import executorch as exporter
@@ -71,7 +71,7 @@ def convert(
     program = tracing.trace(model, spec, "ExecuTorch")
     layers = [owner_of(node) for node in program.graph.nodes if node.target in QUANTIZABLE]
     if all(within(name, keep_float) for name in layers):
-        raise NotExportable(nothing_left(model, keep_float))
+        raise NotExportable(nothing_to_quantize(model, keep_float))
     try:
         with quiet():
             traced = quantized(program, batches, keep_float)

@@ -21,7 +21,7 @@ import numpy as np
 from torch import nn
 
 from zoo.compression import sanity, saturation
-from zoo.compression.int8_onnx import OPERATORS, nodes_of, nothing_left, owner_of
+from zoo.compression.int8_onnx import OPERATORS, nodes_of, nothing_to_quantize, owner_of
 from zoo.compression.layers import Precisions, layers
 from zoo.deploy import openvino as exporter
 from zoo.deploy import tracing
@@ -82,7 +82,7 @@ def convert(
         graph = onnx.load(middle)
         chosen = set(nodes_of(graph, layers(model), keep_float))
         if not chosen:
-            raise NotExportable(nothing_left(model, keep_float))
+            raise NotExportable(nothing_to_quantize(model, keep_float))
         # OpenVINO names a layer after its node, its output or its weight.
         owners = {
             name: owner_of(node)
@@ -96,8 +96,8 @@ def convert(
             if node.name in chosen
             for name in (node.name, node.input[1], *node.output)
         }
-        seen = sanity.comparison_batches(batches)
-        expected = _outputs(program, seen)
+        compared = sanity.comparison_batches(batches)
+        expected = _outputs(program, compared)
         # NNCF renames weights, so operations are identified before it runs.
         owners = {
             op.get_friendly_name(): owners[name]
@@ -112,7 +112,7 @@ def convert(
                 f"{tracing.model_name(model)} cannot be quantised for OpenVINO: {first_line(error)}"
             ) from error
         exporter.write(model, program, file)
-    sanity.refuse_noise(model, expected, _outputs(file, seen), "OpenVINO")
+    sanity.refuse_noise(model, expected, _outputs(file, compared), "OpenVINO")
     return _precisions(file, owners)
 
 

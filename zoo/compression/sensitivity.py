@@ -70,26 +70,26 @@ def measure(
     """
     model = with_exportable_scans(model)
     device = torch.device("cpu")
-    seen = _Outputs(model)
+    recorder = _Outputs(model)
 
-    def judge() -> tuple[float, list[Tensor]]:
-        seen.kept = []
-        return task.validate(seen, judged_on, data, device).score, seen.kept
+    def evaluate() -> tuple[float, list[Tensor]]:
+        recorder.kept = []
+        return task.validate(recorder, judged_on, data, device).score, recorder.kept
 
     with torch.inference_mode():
         ranges = _ranges(model, batches)
-        score, wanted = judge()
+        score, expected = evaluate()
         rows = []
         for name, layer in layers(model).items():
             if name not in ranges:  # a layer that this model never calls
                 continue
             with _in_int8(layer, ranges[name]):
-                worse, found = judge()
+                reduced, actual = evaluate()
             weight: Any = layer.weight
             noise = SignalToNoise()
-            for mine, its in zip(wanted, found, strict=True):
-                noise.add(mine.numpy(), its.numpy())
-            lost = score - worse
+            for before, after in zip(expected, actual, strict=True):
+                noise.add(before.numpy(), after.numpy())
+            lost = score - reduced
             rows.append(Row(name, type(layer).__name__, weight.numel(), lost, noise.snr_db))
     return sorted(rows, key=lambda row: (-max(row.lost, 0.0), row.snr_db))
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 TINY = 1e-30
-QUIET = 1e-12  # of the signal's power: less noise than this counts as none
+QUIET = 1e-12  # noise below this share of the signal's power counts as none
 
 
 class SignalToNoise:

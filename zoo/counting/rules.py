@@ -102,7 +102,7 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
 
 
 def _scan(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """FLOPs by the usual convention and no MACs; zoo/ops/scan/cost.py gives the reason."""
+    """FLOPs by the usual convention and no MACs; the reason is in zoo/ops/scan/cost.py."""
     return elementwise(cost.flops(shape(inputs[0]), shape(inputs[2])), "scan")
 
 
@@ -115,7 +115,7 @@ def _per_input(flops: float, name: str) -> Rule:
 
 
 def _norm(flops: float, affine: int, name: str) -> Rule:
-    """`flops` per element, plus 2 if input number `affine` is a weight."""
+    """Return the rule `flops` per element, plus 2 if input number `affine` is a weight."""
 
     def rule(inputs: list[Any], outputs: list[Any]) -> Counter:
         has_affine = get_shape(inputs[affine]) is not None

@@ -171,9 +171,9 @@ def check_export(model: nn.Module, format: str, settings: ExportSpec, fuse: bool
         )
     size = list(settings.input_size[1:])
     if settings.dynamic_size or size != model.input_size:
-        asked = "dynamic_size=True" if settings.dynamic_size else f"input_size={size}"
+        setting = "dynamic_size=True" if settings.dynamic_size else f"input_size={size}"
         raise BadInput(
-            f"{asked}: the model was trained with train.qat for {model.input_size} only; "
+            f"{setting}: the model was trained with train.qat for {model.input_size} only; "
             "leave it out"
         )
 
@@ -206,8 +206,8 @@ def rebuild(content: Mapping[str, Any], named: str) -> Prepared:
         net.load_state_dict(content.get("state_dict_ema") or content["state_dict"])
     except RuntimeError as error:
         wrong = [line.strip() for line in str(error).splitlines()]
-        said = wrong[min(1, len(wrong) - 1)]
-        raise BadWeights(f"{named} does not fit {type(model).__name__}: {said[:200]}") from error
+        detail = wrong[min(1, len(wrong) - 1)]
+        raise BadWeights(f"{named} does not fit {type(model).__name__}: {detail[:200]}") from error
     return net.eval()
 
 
@@ -372,8 +372,8 @@ def _freeze_scales(fake: Any) -> None:
 
     Averaging weights also averages the ranges, but a zero point cannot be averaged.
     """
-    seen = fake.activation_post_process.min_val
-    if not seen.numel() or not seen.isfinite().all():
+    observed = fake.activation_post_process.min_val
+    if not observed.numel() or not observed.isfinite().all():
         return  # nothing observed yet: a checkpoint will be loaded
     scale, zero = fake.calculate_qparams()
     with torch.no_grad():

@@ -26,7 +26,7 @@ from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.init import init_linear
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.scale import LayerScale
-from zoo.blocks.sizes import in_order, is_size, whole_number
+from zoo.blocks.sizes import contiguous_if_dynamic, is_size, whole_number
 from zoo.blocks.squeeze import SqueezeExcite
 from zoo.keys import KeyStyle
 
@@ -54,7 +54,7 @@ def _heads_of_windows(
     else:
         grid = x.reshape(batch * channels, side, rows, side, columns).permute(2, 4, 0, 1, 3)
     windows = rows * columns * batch
-    grid = in_order(grid, columns)
+    grid = contiguous_if_dynamic(grid, columns)
     return grid.reshape(windows, num_heads, channels // num_heads, side * side).transpose(2, 3)
 
 
@@ -63,10 +63,12 @@ def _map_of_windows(
 ) -> Tensor:
     """Undo `_heads_of_windows`: n*B heads side*side D -> B heads*D H W."""
     channels = y.shape[1] * y.shape[3]
-    y = in_order(y.transpose(2, 3), columns)
+    y = contiguous_if_dynamic(y.transpose(2, 3), columns)
     grid = y.reshape(rows, columns, batch * channels, side, side)
     grid = grid.permute(2, 0, 3, 1, 4) if partition == "block" else grid.permute(2, 3, 0, 4, 1)
-    return in_order(grid, columns).reshape(batch, channels, side * rows, side * columns)
+    return contiguous_if_dynamic(grid, columns).reshape(
+        batch, channels, side * rows, side * columns
+    )
 
 
 def attend_in_windows(

@@ -310,7 +310,7 @@ class LightMUNet(Backbone):
             BadInput: Always; `features_only=True` builds only the encoder.
         """
         raise BadInput(
-            "levels cannot be pruned: the decoder reads all; features_only=True builds the encoder"
+            "the decoder reads every level, so none can be pruned; build with features_only=True"
         )
 
     def group_matcher(self, coarse: bool = False) -> dict:
@@ -332,8 +332,8 @@ def _check_depths(
             whole_number(depth, name, 1)
     if len(blocks_up) != len(blocks_down) - 1:
         raise BadInput(
-            f"blocks_up={list(blocks_up)!r}: {len(blocks_down)} levels in blocks_down need "
-            f"{len(blocks_down) - 1} on the way up"
+            f"blocks_up={list(blocks_up)!r}: give {len(blocks_down) - 1} numbers, one fewer than "
+            "blocks_down has"
         )
     return list(blocks_down), list(blocks_up)
 

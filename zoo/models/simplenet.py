@@ -4,7 +4,7 @@ Paper: Hasanpour et al., "Lets keep it simple, Using simple architectures to out
        more complex architectures" (arXiv 1608.06037).
 Code:  github.com/Coderx7/SimpleNet_Pytorch @ 4334c57535bc (MIT).
 Here:  layers of public checkpoints are matched by order, not by number, because the numbers depend
-       on which layers had a dropout module when the file was saved (see `_in_order`).
+       on which layers had a dropout module when the file was saved (see `_match_by_order`).
        Dropout is only applied before the classifier; the authors' dropout inside the network, 0 in
        every published model, is left out.
 """
@@ -128,7 +128,7 @@ def _init(module: nn.Module) -> None:
         module.momentum = 0.05
 
 
-def _in_order(state: State, model: SimpleNet) -> State:
+def _match_by_order(state: State, model: SimpleNet) -> State:
     """Rename the n-th convolution and the n-th norm of the file to our n-th.
 
     Public numbers count every module of the chain: four per layer with dropout, three without.
@@ -152,7 +152,7 @@ def _in_order(state: State, model: SimpleNet) -> State:
     return {name(key): tensor for key, tensor in state.items()}
 
 
-KEY_STYLES = (KeyStyle("Coderx7/SimpleNet_Pytorch", "features.0.weight", convert=_in_order),)
+KEY_STYLES = (KeyStyle("Coderx7/SimpleNet_Pytorch", "features.0.weight", convert=_match_by_order),)
 
 # fmt: off
 VARIANTS = {

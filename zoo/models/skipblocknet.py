@@ -18,7 +18,7 @@ from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.heads import ClassifierHead, pool_map
 from zoo.blocks.inverted_residual import InvertedResidual, init_weights
-from zoo.blocks.sizes import is_open, is_size
+from zoo.blocks.sizes import is_dynamic, is_size
 from zoo.blocks.squeeze import SqueezeExcite
 from zoo.keys import KeyStyle, prefixed
 
@@ -42,7 +42,7 @@ STEM, LAST, HIDDEN = 16, 960, 1280
 
 
 def pool_like(x: Tensor, like: Tensor, ratio: int) -> Tensor:
-    """Average `x` over a grid of cells, as many as `like` has positions.
+    """Average `x` over a grid of cells, one for each position of `like`.
 
     Args:
         x: The feature map to pool.
@@ -55,7 +55,7 @@ def pool_like(x: Tensor, like: Tensor, ratio: int) -> Tensor:
     if torch.jit.is_scripting():
         return F.adaptive_avg_pool2d(x, (height, width))
     else:
-        if is_open(height):
+        if is_dynamic(height):
             return cells(x, height, 2) @ x @ cells(x, width, 3).transpose(0, 1)
         return F.adaptive_avg_pool2d(x, (height, width))
 

@@ -1,4 +1,4 @@
-"""SReT: a small pyramid of transformer blocks, each applied twice, attending inside slices.
+"""SReT: a small pyramid of transformer blocks that run twice and attend inside slices.
 
 Paper: Shen et al., "Sliced Recursive Transformer" (arXiv 2111.05297), fig. 2 to 4, table 3.
 Code:  github.com/szq0214/SReT @ af6db0ae4138 (MIT; parts from PiT, Apache-2.0).
@@ -129,7 +129,7 @@ class Projection(Absorbing):
 
 
 class Recursion(nn.Module):
-    """A block, a projection, the same block, another projection (eq. 3), on a map B C H W.
+    """A block, a projection, the same block, another projection (eq. 3): B C H W -> B C H W.
 
     Args:
         channels: Channels of input and output.

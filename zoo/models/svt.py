@@ -161,8 +161,8 @@ class NoLayers(nn.Module):
     """A placeholder for `ComplexLayers` that has no weights."""
 
     def forward(self) -> list[Tensor]:
-        nothing: list[Tensor] = []
-        return nothing  # no tensors
+        tensors: list[Tensor] = []  # TorchScript needs the type
+        return tensors
 
 
 class Scattering(nn.Module):
@@ -267,8 +267,8 @@ class ClassAttention(Absorbing):
         """Convert B C H W to tokens B C 1 1+N, the class token first."""
         x_BNC = to_tokens(x)
         token_B1C = x_BNC.mean(1, keepdim=True)
-        seen = self.norm1(torch.cat([token_B1C, x_BNC], dim=1))
-        token_B1C = token_B1C + self.attention(seen[:, :1], seen)
+        context = self.norm1(torch.cat([token_B1C, x_BNC], dim=1))
+        token_B1C = token_B1C + self.attention(context[:, :1], context)
         token_B1C = token_B1C + self.mlp(self.norm2(token_B1C))
         return to_row(self.norm(torch.cat([token_B1C, x_BNC], dim=1)))
 

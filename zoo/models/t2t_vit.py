@@ -96,7 +96,7 @@ class SoftSplitAttention(Absorbing):
         self.stride, self.padding, self.least = stride, kernel_size // 2 - (stride == 4), least
         self.performer = performer
         self.side, inputs = kernel_size, in_channels * kernel_size**2
-        self.scale = inputs**-0.5  # of the input's width, not of the heads' (public code)
+        self.scale = inputs**-0.5  # from the input's width, not the heads' width (public code)
         self.norm = nn.LayerNorm(inputs)
         # The weight of a convolution, but its patches are normalised first.
         self.qkv = nn.Conv2d(in_channels, 3 * channels, kernel_size, bias=performer)
@@ -258,7 +258,7 @@ KEY_STYLES = (
             (r"blocks\.(\d+)\.attn\.", r"stages.2.blocks.\1.mixer."),
             (r"blocks\.(\d+)\.", r"stages.2.blocks.\1."),
             (r"head\.", "head.fc."),
-            (r"aux_head\.", None),  # of training with token labels
+            (r"aux_head\.", None),  # of token-label training
         ),
         tensors=_as_filters,
     ),

@@ -23,7 +23,7 @@ from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.init import init_linear
 from zoo.blocks.inverted_residual import InvertedResidual
 from zoo.blocks.mlp import Mlp
-from zoo.blocks.sizes import in_order, is_size
+from zoo.blocks.sizes import contiguous_if_dynamic, is_size
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle, prefixed
 
@@ -43,7 +43,7 @@ def to_windows(x: Tensor, side: int) -> Tensor:
     if not is_size(below, right, (0, 0)):
         x = F.pad(x, (0, 0, 0, right, 0, below))
     strips = x.reshape(batch * rows, side, columns, side * channels)  # a row of windows each
-    strips = in_order(strips.transpose(1, 2), columns)
+    strips = contiguous_if_dynamic(strips.transpose(1, 2), columns)
     return strips.reshape(batch * rows * columns, side * side, channels)
 
 
@@ -60,7 +60,7 @@ def from_windows(windows: Tensor, side: int, batch: int, height: int, width: int
     rows, columns = (height + side - 1) // side, (width + side - 1) // side
     channels = windows.shape[2]
     strips = windows.reshape(batch * rows, columns, side, side * channels).transpose(1, 2)
-    x = in_order(strips, columns).reshape(batch, rows * side, columns * side, channels)
+    x = contiguous_if_dynamic(strips, columns).reshape(batch, rows * side, columns * side, channels)
     return x[:, :height, :width]
 
 

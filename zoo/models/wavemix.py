@@ -299,7 +299,9 @@ class WaveMix(Backbone):
         elif global_pool is None:
             head = UpsamplingHead(features, widths, num_classes)
         else:
-            raise BadInput(f"global_pool={global_pool!r}: dense prediction has no pooling")
+            raise BadInput(
+                f"global_pool={global_pool!r}: dense prediction has no pooling; leave it out"
+            )
         super().__init__(
             stem=stem,
             stages=stages,
