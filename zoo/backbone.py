@@ -1,4 +1,4 @@
-"""The contract of every model: timm's methods, derived from four parts.
+"""The base class of all models: timm's methods, derived from four parts.
 
 A family builds `stem`, `stages`, `norm` and `head`, and states the channels and the stride of each
 stage. `Backbone` derives what timm's users expect: `forward_features`, `forward_head`,

@@ -43,9 +43,7 @@ def build_backbone(
         }
         others = [key for key in given if key not in known]
         if "img_size" in others:
-            raise BadInput(
-                f"{spec.name} has no parameters that depend on img_size; feed images of any size"
-            )
+            raise BadInput(f"{spec.name} has no parameters that depend on img_size; leave it out")
         if others:
             where = f" of {spec.name}"
             raise BadInput(unknown_value("argument", others[0], sorted(known), where=where))
@@ -78,11 +76,9 @@ def _load_published(model: Backbone, spec: ModelSpec) -> None:
     if entry is None:
         pages = " or ".join(entry["page"] for entry in spec.weights if "page" in entry)
         way_out = (
-            f"download them from {pages} and give checkpoint_path" if pages else "pretrained=False"
+            f"get them from {pages} and give checkpoint_path" if pages else "set pretrained=False"
         )
-        raise BadWeights(
-            f"{spec.name} has no published weights that a program can fetch; {way_out}"
-        )
+        raise BadWeights(f"{spec.name} has no published weights that can be downloaded; {way_out}")
     state = convert_keys(read_state_dict(entry["url"], entry.get("sha256")), model)
     own = model.state_dict()
     for classifier in model.classifier_names():

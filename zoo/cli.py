@@ -146,7 +146,7 @@ def _start(command: str, settings: Any, explicit: dict[str, Any]) -> Any:
 class RegistrySource(ConfigSource):
     """Serves `model/<name>` for every name, so that a model needs no YAML file.
 
-    An unknown name is served too: `check_names` reports it with the nearest ones.
+    An unknown name is served too: `check_names` reports it with the nearest one.
     """
 
     @staticmethod

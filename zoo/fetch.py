@@ -47,7 +47,7 @@ def local_file(source: str, sha256: str | None = None, which: str = "best") -> P
 
 
 def _run_checkpoint(folder: Path, which: str) -> Path:
-    """Return the best checkpoint of a run folder, or the last one if there is no best.
+    """Return the requested checkpoint of a run folder; `"last"` replaces a missing `"best"`.
 
     Args:
         which: `"best"` or `"last"`.
@@ -88,7 +88,7 @@ def _download(address: str, path: Path, sha256: str | None) -> None:
     try:
         with urllib.request.urlopen(request, timeout=30) as reply:
             if "text/html" in reply.headers.get("Content-Type", ""):
-                raise BadWeights(f"{address} is a web page, not a file of weights")
+                raise BadWeights(f"{address} is a web page; give the address of the file")
             resumed = reply.status == 206
             total = int(reply.headers.get("Content-Length") or 0) + (done if resumed else 0)
             with part.open("ab" if resumed else "wb") as file:

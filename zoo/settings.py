@@ -189,7 +189,7 @@ class QuantizeConfig:
 
 @dataclass
 class TrainRun:
-    """The settings of `zoo train`."""
+    """The settings of `train.py`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -198,7 +198,7 @@ class TrainRun:
 
 @dataclass
 class EvalRun:
-    """The settings of `zoo eval`."""
+    """The settings of `eval.py`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -213,7 +213,7 @@ class EvalRun:
 
 @dataclass
 class BenchmarkRun:
-    """The settings of `zoo benchmark`."""
+    """The settings of `benchmark.py`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     models: list[str] = field(default_factory=list)  # names or globs, instead of `model`
@@ -222,7 +222,7 @@ class BenchmarkRun:
 
 @dataclass
 class ExportRun:
-    """The settings of `zoo export`."""
+    """The settings of `export.py`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)  # data to calibrate and evaluate int8

@@ -100,7 +100,9 @@ class ClassifierHead(nn.Module):
             pool = self.pool or (self.pools[0] if num_classes else "")
         pool = check_pool(pool, self.pools)
         if whole_number(num_classes, "num_classes", 0) and not pool:
-            raise BadInput(f"num_classes={num_classes} needs a global_pool; '' is for 0 classes")
+            raise BadInput(
+                f"num_classes={num_classes} needs pooling; set global_pool to another value than ''"
+            )
         self.num_classes, self.pool = num_classes, pool
         self._make_classifiers()
 
@@ -267,8 +269,8 @@ class DistilledHead(ClassifierHead):
             if not all(isinstance(layer, nn.Linear) for layer in layers):
                 kinds = " and ".join(type(layer).__name__ for layer in layers)
                 raise BadInput(
-                    f"cannot fuse the classifiers {kinds} into one: only linear layers have a mean,"
-                    " after batch norms with running statistics are folded; use the model unfused"
+                    f"cannot fuse the classifiers {kinds} into one, because they are not"
+                    " plain linear layers; use the model unfused"
                 )
             single.fc = mean_of(layers)
         return single.train(self.training)

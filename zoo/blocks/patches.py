@@ -21,7 +21,7 @@ torch.fx.wrap("check_patch")
 
 
 def whole_patches(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
-    """Return height and width of `img_size`, at least one patch.
+    """Return `img_size` as (height, width), each at least one patch.
 
     Raises:
         BadInput: `img_size` is smaller, or is not a size.

@@ -73,7 +73,7 @@ class ChannelGate(Absorbing):
 
 
 class ScanBlock(nn.Module):
-    """A scan and a convolution of the same normalised feature map, one gate for both.
+    """A scan and a convolution of the same normalised feature map, with one gate for both.
 
     Args:
         channels: Channels of input and output.

@@ -1,4 +1,4 @@
-"""EMO and EMOv2: one inverted residual block whose expansion may be attention in windows.
+"""EMO and EMOv2: one inverted residual block whose expansion may be windowed attention.
 
 Paper: Zhang et al., "Rethinking Mobile Block for Efficient Attention-based Models"
        (arXiv 2301.01146), fig. 3, table 1; Zhang et al., "EMOv2: Pushing 5M Vision Model Frontier"

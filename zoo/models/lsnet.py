@@ -71,7 +71,7 @@ class RepDepthwise(nn.Module):
 
 
 class KernelPredictor(nn.Module):
-    """Large-kernel perception: the kernels of each pixel, from a 7x7 neighbourhood (eq. 5).
+    """Large-kernel perception: predict the kernels of each pixel from a 7x7 neighbourhood (eq. 5).
 
     Args:
         channels: Channels of the input.

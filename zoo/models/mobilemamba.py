@@ -32,7 +32,7 @@ from zoo.ops import haar, inverse_haar
 
 
 class BidirectionalScan(nn.Module):
-    """Gated SS2D row by row, forwards and backwards; convolutions with norms project.
+    """Gated SS2D row by row, forwards and backwards, with norms after the projections.
 
     Args:
         channels: Channels of input and output; twice as many inside.

@@ -47,9 +47,9 @@ def resized(table: Tensor, height: int, width: int) -> Tensor:
 
 
 def resized_matrices(table: Tensor, rows: int, side: int) -> Tensor:
-    """Resample 2 x rows x side x side, a matrix for each row, as the kernel of an integral.
+    """Resample a matrix for each row, 2 x rows x side x side, as the kernel of an integral.
 
-    Values shrink as the side grows, which keeps sums at their size.
+    Values are divided by the growth of the side, which keeps sums over a row unchanged.
     """
     if is_size(rows, side, (table.shape[1], table.shape[2])):
         return table
@@ -227,7 +227,7 @@ class Downsample(nn.Module):
 
 
 class StageNorm(nn.Module):
-    """The norm at the end of a stage; its output is the level of the feature pyramid."""
+    """The norm at the end of a stage; its output is a level of the feature pyramid."""
 
     def __init__(self, channels: int):
         super().__init__()
