@@ -106,19 +106,19 @@ REFUSED = [
     ({"encoder": None}, r"unet needs a backbone: set encoder"),
     ({"encoder": "lightm_unet_2d"}, "encoder=lightm_unet_2d is for segmentation"),
     ({"encoder": "wavemix_192_16_l3"}, "l3 has feature strides 4, 4, 4, 4; unet nee"),
-    ({"encoder": "mobilenetv2_03"}, "unknown model 'mobilenetv2_03'; did you mean mobilenetv2_0"),
-    ({"encoder": "timm/resnet10x"}, "timm has no model 'resnet10x'"),
+    ({"encoder": "mobilenetv2_03"}, "unknown model 'mobilenetv2_03'; did you mean 'mobilenetv2_0"),
+    ({"encoder": "timm/resnet10x"}, "unknown model 'timm/resnet10x'; did you mean 'timm/resnet10"),
     (
         {"name": "deeplabv3", "encoder": "efficientformer_l1"},
         "deeplabv3 needs an encoder with output_stride, .* does not support; choose one of mobilen",
     ),
     ({"features_only": True}, "features_only=True has no effect on unet"),
-    ({"drop_rate": 0.1}, "unet has no argument 'drop_rate'"),
-    ({"global_pool": "avg"}, "unet has no argument 'global_pool'"),
-    ({"img_size": 64}, "unet has no argument 'img_size'"),
+    ({"drop_rate": 0.1}, "drop_rate=0.1 has no effect on unet"),
+    ({"global_pool": "avg"}, "global_pool='avg' has no effect on unet"),
+    ({"img_size": 64}, "img_size=64 has no effect on unet"),
     ({"name": "mobilenetv2_035"}, "encoder=mobilenetv2_035 has no effect on mobilenetv2_035"),
     ({"name": "timm/resnet10t"}, "encoder=mobilenetv2_035 has no effect on timm/resnet10t"),
-    ({"name": "unett"}, "unknown model 'unett'; did you mean unet"),
+    ({"name": "unett"}, "unknown model 'unett'; did you mean 'unet'"),
 ]
 
 
@@ -138,7 +138,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 def test_the_command_line_names_the_encoder():
     settings, _ = parse("train", ["model=unet", "model.encoder=mobilenetv2_035"])
     assert model_arguments(settings.model) == {"name": "unet", "encoder": "mobilenetv2_035"}
-    with pytest.raises(zoo.UnknownModel, match="did you mean mobilenetv2_035"):
+    with pytest.raises(zoo.UnknownModel, match="did you mean 'mobilenetv2_035'"):
         compose("train", ["model=unet", "model.encoder=mobilenetv2_0355"])
     compose("train", ["model=unet", "model.encoder=timm/resnet10t"])
 

@@ -70,7 +70,7 @@ def test_the_smallest_of_each_family():
 @pytest.mark.parametrize(
     ("wrong", "near"),
     [
-        ("efficientformer_l2", "efficientformer_l1"),
+        ("efficientformer_l2", "efficientformer_l"),
         ("mobilnetv2_100", "mobilenetv2_100"),
         ("EfficientFormer_L1", "efficientformer_l1"),
         ("timm/mobilnetv2_100", "mobilenetv2_100"),
@@ -84,7 +84,7 @@ def test_a_spelling_mistake_gets_a_suggestion(wrong, near):
 
 @pytest.mark.parametrize("wrong", ["", "qqqqqq", "timm/", "timm/qqqqqq"])
 def test_a_name_like_no_other(wrong):
-    with pytest.raises(zoo.UnknownModel, match="no model"):
+    with pytest.raises(zoo.UnknownModel, match="unknown model"):
         zoo.create_model(wrong)
 
 

@@ -293,7 +293,7 @@ def test_a_published_pyramid(published):
 
 def test_a_model_without_published_weights_says_where_there_are_some(monkeypatch):
     spec = registry.get_spec(NAME)
-    with pytest.raises(zoo.BadWeights, match="no published weights that a program can fetch"):
+    with pytest.raises(zoo.BadWeights, match="no published weights that can be downloaded"):
         zoo.create_model(NAME, pretrained=True)
     page = [{"tag": "a", "keys": "timm", "page": "https://example.org/a"}]
     monkeypatch.setitem(spec.facts, "weights", page)

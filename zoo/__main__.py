@@ -44,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("count", help="params, MACs, FLOPs and activations of a model")
     command.add_argument("model", help="a registered name, or timm/<name>")
-    command.add_argument("--size", type=int, nargs="+", help="image size: one number, or height and width")
+    command.add_argument(
+        "--size", type=int, nargs="+", help="image size: one number, or height and width"
+    )
     command.add_argument("--depth", type=int, default=1, help="depth to which modules are listed")
     command.add_argument("--fused", action="store_true", help="count the re-parameterised model")
     command.set_defaults(run=_count)
@@ -63,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("artefact", help="a file written by export.py, or its folder")
     command.add_argument("images", nargs="+", help="pictures, or folders of them")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--top", type=int, default=5, help="number of classes to print per picture")
+    command.add_argument(
+        "--top", type=int, default=5, help="number of classes to print per picture"
+    )
     command.add_argument("--batch", type=int, default=8, help="pictures per call")
     command.add_argument("--out", help="folder for segmentation masks; default: masks")
     command.add_argument("--threads", type=int, help="default: all cores")

@@ -1,4 +1,4 @@
-"""The contract of every model: timm's methods, derived from four parts.
+"""The base class of all models: timm's methods, derived from four parts.
 
 A family builds `stem`, `stages`, `norm` and `head`, and states the channels and the stride of each
 stage. `Backbone` derives what timm's users expect: `forward_features`, `forward_head`,
@@ -98,9 +98,9 @@ class Backbone(nn.Module):
     Constructors of families take the arguments that timm's models take, under these names:
     `num_classes` (logits; 0 leaves the classifier out), `in_chans` (channels of the image),
     `img_size` (pixels, one number or height and width: the image size for which position tables
-    and attention biases are made; for other sizes they are resampled), `drop_rate` (dropout before the classifier),
-    `drop_path_rate` (stochastic depth of the last block; it grows linearly from 0) and
-    `global_pool` (`"avg"`, `"max"` or `""`; `"token"` where there is a class token).
+    and attention biases are made; for other sizes they are resampled), `drop_rate` (dropout before
+    the classifier), `drop_path_rate` (stochastic depth of the last block; it grows linearly from 0)
+    and `global_pool` (`"avg"`, `"max"` or `""`; `"token"` where there is a class token).
 
     Args:
         stem: Maps images B in_chans H W to the input of the first stage.
@@ -290,8 +290,10 @@ class Backbone(nn.Module):
             BadInput: The model has only one classifier.
         """
         if not hasattr(self.head, "distilled_training"):
-            raise BadInput(f"{type(self).__name__} has one classifier, but distillation needs two; "
-                "choose a model with the argument distillation")
+            raise BadInput(
+                f"{type(self).__name__} has one classifier, but distillation needs two; "
+                "choose a model with the argument distillation"
+            )
         self.head.__dict__["distilled_training"] = enable
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from zoo.backbone import Backbone, FeatureExtractor
 from zoo.blocks.sizes import whole_number
-from zoo.errors import BadInput, BadWeights
+from zoo.errors import BadInput, BadWeights, unknown_value
 from zoo.keys import convert_keys
 from zoo.registry import ModelSpec
 from zoo.weights import fill, load_weights, read_state_dict
@@ -41,15 +41,12 @@ def build_backbone(
         given = {
             key: value for key, value in given.items() if key in known or key not in RATES or value
         }
-        unknown = [key for key in given if key not in known]
-        if "img_size" in unknown:
-            raise BadInput(
-                f"{spec.name} has no parameters that depend on img_size; feed images of any size"
-            )
-        if unknown:
-            raise BadInput(
-                f"{spec.name} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}"
-            )
+        others = [key for key in given if key not in known]
+        if "img_size" in others:
+            raise BadInput(f"{spec.name} has no parameters that depend on img_size; leave it out")
+        if others:
+            where = f" of {spec.name}"
+            raise BadInput(unknown_value("argument", others[0], sorted(known), where=where))
     if features_only and "dense" in known:
         given.setdefault("dense", True)  # the family's public dense code computes differently
     model = build(**given)
@@ -79,11 +76,9 @@ def _load_published(model: Backbone, spec: ModelSpec) -> None:
     if entry is None:
         pages = " or ".join(entry["page"] for entry in spec.weights if "page" in entry)
         way_out = (
-            f"download them from {pages} and give checkpoint_path" if pages else "pretrained=False"
+            f"get them from {pages} and give checkpoint_path" if pages else "set pretrained=False"
         )
-        raise BadWeights(
-            f"{spec.name} has no published weights that a program can fetch; {way_out}"
-        )
+        raise BadWeights(f"{spec.name} has no published weights that can be downloaded; {way_out}")
     state = convert_keys(read_state_dict(entry["url"], entry.get("sha256")), model)
     own = model.state_dict()
     for classifier in model.classifier_names():

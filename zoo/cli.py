@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from zoo import registry
-from zoo.errors import BadInput, ZooError
+from zoo.errors import BadInput, ZooError, unknown_value
 from zoo.settings import RUNS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -131,7 +131,7 @@ def explicit_values(command: str, cfg: DictConfig, overrides: Iterable[str]) -> 
 
 
 def _plain(command: str, cfg: DictConfig, overrides: Iterable[str]) -> tuple[Any, dict[str, Any]]:
-    """Convert the settings that Hydra composed to a dataclass; also return the keys that were set."""
+    """Convert composed settings to a dataclass; also return the keys that the user set."""
     check_names(cfg)
     try:
         return OmegaConf.to_object(cfg), explicit_values(command, cfg, overrides)
@@ -146,7 +146,7 @@ def _start(command: str, settings: Any, explicit: dict[str, Any]) -> Any:
 class RegistrySource(ConfigSource):
     """Serves `model/<name>` for every name, so that a model needs no YAML file.
 
-    An unknown name is served too: `check_names` reports it with the nearest ones.
+    An unknown name is served too: `check_names` reports it with the nearest one.
     """
 
     @staticmethod
@@ -211,8 +211,13 @@ def _check_keys(command: str, overrides: Sequence[str]) -> None:
             continue
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
         leaf = [name for name in sorted(names) if name.split(".")[-1] == key.split(".")[-1]]
-        hint = f"; did you mean {(leaf or near)[0]!r}?" if leaf or near else ""
-        raise BadInput(f"unknown key {key!r} for {command}.py{hint}")
+        nearest = next(iter(leaf or near), None)
+        script = f"{command}.py"
+        raise BadInput(
+            unknown_value(
+                "key", key, (), where=f" of {script}", near=nearest, listed_by=f"{script} --help"
+            )
+        )
 
 
 def _known_keys(schema: type, prefix: str = "") -> Iterator[str]:

@@ -20,7 +20,7 @@ from zoo.weights import load_weights
 
 # Decoders that need larger last feature maps: the encoder dilates instead of downsampling.
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
-# Strides of feature pyramids that decoders support: each level has half the size of the last.
+# Strides of feature pyramids that decoders support: each level has half the size of the previous.
 LADDERS = ([2, 4, 8, 16, 32], [4, 8, 16, 32])
 
 
@@ -46,7 +46,7 @@ class EncoderDecoder(nn.Module):
         """Map images B in_chans H W to the feature map of the decoder.
 
         Raises:
-            BadInput: A size that the decoder does not support.
+            BadInput: The decoder does not support the image size.
         """
         if not self.any_size:
             check_sides(x, self.size_multiple)
@@ -111,7 +111,7 @@ def create(
     Raises:
         BadInput: The package is missing, an argument is wrong or missing, or the decoder does not
             support the strides of the backbone.
-        UnknownModel: No such backbone.
+        UnknownModel: The backbone does not exist.
     """
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
         raise BadInput(
@@ -124,7 +124,7 @@ def create(
         )
     for key in ("img_size", "global_pool", "drop_rate"):
         if key in kwargs:
-            raise BadInput(f"{name} has no argument {key!r}")
+            raise BadInput(f"{key}={kwargs[key]!r} has no effect on {name}; leave it out")
     _check_strides(name, encoder)
     _check_dilation(name, encoder)
     import segmentation_models_pytorch as smp
@@ -191,8 +191,8 @@ def strides_of(encoder: str) -> list[int]:
     """Return the feature strides of a backbone, which is built on the meta device.
 
     Raises:
-        BadInput: It is not a classification backbone, or has no feature pyramid.
-        UnknownModel: No such model.
+        BadInput: The model is not a classification backbone, or has no feature pyramid.
+        UnknownModel: The backbone does not exist.
     """
     if not registry.is_timm(encoder):
         task = registry.get_spec(encoder).task

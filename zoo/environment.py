@@ -1,4 +1,4 @@
-"""The machine, the installed packages, and what they print."""
+"""Describe the machine and the installed packages, and suppress what packages print."""
 
 import contextlib
 import functools
@@ -104,7 +104,7 @@ def need(what: str, packages: Sequence[str]) -> None:
     """Raise `MissingExtra`, with the command that installs them, unless `packages` are installed.
 
     Args:
-        what: What needs them, for the message.
+        what: The feature that needs them, for the message.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:

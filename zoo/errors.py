@@ -1,12 +1,17 @@
 """The errors that a user can cause: each message is one line, names the value and the way out."""
 
+import difflib
+from collections.abc import Iterable
+
+MAX_CHOICES = 40  # in one message
+
 
 class ZooError(ValueError):
     """Base of all errors that a user can cause; the entry points print it as one line."""
 
 
 class UnknownModel(ZooError):
-    """No model of that name is registered."""
+    """No model with this name is registered."""
 
 
 class BadWeights(ZooError):
@@ -18,11 +23,11 @@ class BadInput(ZooError):
 
 
 class UncountedOperator(ZooError):
-    """The counter met an operator that has no rule."""
+    """A model runs an operator that has no counting rule."""
 
 
 class MissingExtra(ZooError):
-    """A package of an optional extra is not installed; the message gives the line that does it."""
+    """A package of an optional extra is not installed; the message has the pip command."""
 
 
 class NotExportable(ZooError):
@@ -30,10 +35,37 @@ class NotExportable(ZooError):
 
 
 class OutputsDiffer(NotExportable):
-    """The artefact was made, but its outputs differ from the model's."""
+    """The artefact was exported, but its outputs differ from the model's."""
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
+
+
+def unknown_value(
+    what: str,
+    value: object,
+    choices: Iterable[object],
+    *,
+    where: str = "",
+    near: str | None = None,
+    listed_by: str | None = None,
+) -> str:
+    """Return the message for a value that is not one of `choices`, with the nearest choice.
+
+    Args:
+        what: Kind of the value, such as "model".
+        value: The unknown value.
+        choices: The valid values.
+        where: Where the choices apply, such as " of data set digits".
+        near: The choice to suggest; None finds the nearest.
+        listed_by: Command that lists the choices, to print instead of them.
+    """
+    names = [str(choice) or "''" for choice in choices]
+    matches = [near] if near else difflib.get_close_matches(str(value).lower(), names, n=1)
+    hint = f"; did you mean {matches[0]!r}?" if matches else "."
+    shown = ", ".join([*names[:MAX_CHOICES], *(["..."] if len(names) > MAX_CHOICES else [])])
+    listed = f"see {listed_by}" if listed_by else shown or "none"
+    return f"unknown {what} {value!r}{where}{hint} Choices: {listed}"

@@ -35,27 +35,27 @@ def create_model(
         pretrained: Load the first published checkpoint that has an address. A classifier for
             another number of classes starts with random weights; the filters of the first layer
             are summed or repeated for another number of image channels.
-        num_classes: Number of logits, 0 for none; by default as published.
-        in_chans: Channels of the image; by default as published.
-        img_size: Pixels, one number or height and width; only for models with parameters that
-            depend on the size (any size can be fed without it).
+        num_classes: Number of logits, 0 for none; None keeps that of the published model.
+        in_chans: Channels of the image; None keeps that of the published model.
+        img_size: Image size in pixels, one number or (height, width); only for models with
+            parameters that depend on it. Models support other sizes without it.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block.
         features_only: Return a `FeatureExtractor`: a list of feature maps instead of logits.
         out_indices: Levels of the feature pyramid; only with `features_only`.
-        global_pool: `"avg"`, `"max"`, or `""` for none; by default as published.
+        global_pool: `"avg"`, `"max"`, or `""` for none; None keeps the default of the model.
         checkpoint_path: Weights to load at the end, in any published key style.
         encoder: Backbone of a decoder (`"timm/..."` or a zoo model); `pretrained` then applies to
             the encoder.
         **kwargs: Arguments of one family only.
 
     Raises:
-        UnknownModel: No such model; the message names the nearest.
-        BadInput: An argument that the model does not have, or a value that cannot work.
-        BadWeights: Weights that cannot be fetched or do not fit.
+        UnknownModel: No such model; the message suggests the nearest name.
+        BadInput: The model does not have an argument, or a value is invalid.
+        BadWeights: The weights cannot be fetched, or do not fit.
     """
     if out_indices is not None and not features_only:
-        raise BadInput("out_indices has an effect only with features_only=True")
+        raise BadInput("out_indices has no effect without features_only=True; leave it out")
     arguments = {
         "num_classes": num_classes,
         "in_chans": in_chans,

@@ -1,4 +1,4 @@
-"""Weights by path or address: found on disk, or downloaded into the cache and checked."""
+"""Find weights on disk, or download them into the cache and check their hash."""
 
 import hashlib
 import http.client
@@ -32,7 +32,7 @@ def local_file(source: str, sha256: str | None = None, which: str = "best") -> P
         return _run_checkpoint(path, which) if path.is_dir() else path
     address = urllib.parse.urlsplit(source)
     if address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise BadWeights(f"{source}: weights are only fetched over https; give a https address")
+        raise BadWeights(f"{source}: weights are only fetched over https; give an https address")
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     # The hash of the address keeps files of the same name from two servers apart.
@@ -47,7 +47,7 @@ def local_file(source: str, sha256: str | None = None, which: str = "best") -> P
 
 
 def _run_checkpoint(folder: Path, which: str) -> Path:
-    """Return the best checkpoint of a run folder, or the last one if there is no best.
+    """Return the requested checkpoint of a run folder; `"last"` replaces a missing `"best"`.
 
     Args:
         which: `"best"` or `"last"`.
@@ -59,14 +59,16 @@ def _run_checkpoint(folder: Path, which: str) -> Path:
         for place in (folder, folder / "checkpoints"):
             if (place / name).is_file():
                 return place / name
-    raise BadWeights(f"{folder} contains no checkpoint (best.ckpt or last.ckpt)")
+    raise BadWeights(
+        f"{folder} contains no checkpoint (best.ckpt or last.ckpt); give a run folder or a file"
+    )
 
 
 def _from_hub(name: str, sha256: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     if name.count("/") < 2 or not all(name.split("/", 2)):
-        raise BadWeights(f"hf:{name}: give hf:owner/name/file")
+        raise BadWeights(f"hf:{name} is incomplete; give hf:owner/name/file")
     owner, repository, file = name.split("/", 2)
     try:
         path = Path(hf_hub_download(f"{owner}/{repository}", file))
@@ -86,7 +88,7 @@ def _download(address: str, path: Path, sha256: str | None) -> None:
     try:
         with urllib.request.urlopen(request, timeout=30) as reply:
             if "text/html" in reply.headers.get("Content-Type", ""):
-                raise BadWeights(f"{address} is a web page, not a file of weights")
+                raise BadWeights(f"{address} is a web page; give the address of the file")
             resumed = reply.status == 206
             total = int(reply.headers.get("Content-Length") or 0) + (done if resumed else 0)
             with part.open("ab" if resumed else "wb") as file:

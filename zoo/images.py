@@ -71,7 +71,9 @@ def convert(image: Image.Image, in_chans: int) -> Image.Image:
         deep = np.asarray(image).astype(np.int64)
         image = Image.fromarray((deep.clip(0, 65535) // 257).astype(np.uint8))
     elif image.mode == "F":
-        raise ValueError("floating-point pixels are not supported; save it with 8 or 16 bits")
+        raise ValueError(
+            "floating-point pixels are not supported; save the image with 8 or 16 bits"
+        )
     elif image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert(MODES[in_chans])

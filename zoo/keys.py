@@ -27,11 +27,11 @@ class KeyStyle:
     """One published way to name the parameters of a family.
 
     Attributes:
-        name: Who uses these names: `"timm"`, `"torchvision"`, an author's repository.
+        name: Library or repository that uses these names, such as `"timm"` or `"torchvision"`.
         marker: A key that only this style has.
-        convert: `(state, model) -> state` in our own names, if `rows` cannot express it.
+        convert: `(state, model) -> state` with our own names, if `rows` cannot express it.
         rows: The table, or `model -> table` where the names depend on the variant.
-        inside: More rows, all of which are applied to every key after `rows`, anywhere in it.
+        inside: Further rows that match anywhere in a key; all are applied, after `rows`.
         tensors: `(state, model) -> state`, applied at the end: for tensors that must be computed.
     """
 
@@ -43,7 +43,7 @@ class KeyStyle:
     tensors: Callable[[State, Any], State] | None = None
 
     def to_own(self, state: State, model: Any) -> State:
-        """Return `state` in our own names, for `model`."""
+        """Return `state` with our own names, for `model`."""
         if self.convert is not None:
             return self.convert(dict(state), model)
         state = rename(state, self.rows(model) if callable(self.rows) else self.rows)
@@ -58,7 +58,7 @@ def recognise(state: State, styles: Iterable[KeyStyle]) -> KeyStyle | None:
 
 
 def convert_keys(state: State, model: nn.Module) -> State:
-    """Return `state` in the model's own names and for its size.
+    """Return `state` with the model's own names, and with tensors of its sizes.
 
     Tables that were learnt at another image size are resampled. Parts that a features-only model
     lacks are dropped.
@@ -86,9 +86,9 @@ def _shaped_like(own: Tensor | None, tensor: Tensor) -> Tensor:
 
 
 def misfits(state: State, model: nn.Module) -> list[str]:
-    """Return a line for each kind of key that is missing, unexpected or of another shape."""
+    """Return a line each for missing keys, unexpected keys and tensors of another shape."""
     own = model.state_dict()
-    counters = "num_batches_tracked"  # of no effect on what a model computes; old files lack them
+    counters = "num_batches_tracked"  # no effect on outputs; missing in old files
     missing = [key for key in own if key not in state and not key.endswith(counters)]
     unexpected = [key for key in state if key not in own and not key.endswith(counters)]
     shapes = [
@@ -115,11 +115,11 @@ def _shape(tensor: Tensor) -> str:
 
 
 def rename(state: State, rows: Rows) -> State:
-    """Rename each key by the first row that fits it; keys that no row fits stay as they are.
+    """Rename each key by the first row that matches; a key without a match stays as it is.
 
     Args:
         state: The tensors by their old names.
-        rows: Patterns for the beginning of a key, and what replaces the match; None drops the key.
+        rows: Pattern for the beginning of a key, and its replacement; None drops the key.
     """
     compiled = [(re.compile(pattern), new) for pattern, new in rows]
     renamed: State = {}
@@ -145,7 +145,7 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 
 
 def _filled(fit: re.Match, new: str) -> str:
-    """Fill the groups of a match into a replacement, and the numbers computed from them."""
+    """Insert the groups of a match, and numbers computed from them, into a replacement."""
 
     def number(slot: re.Match) -> str:
         value = int(fit[int(slot[1]) if slot[1].isdigit() else slot[1]])
@@ -157,7 +157,7 @@ def _filled(fit: re.Match, new: str) -> str:
 
 
 def numbered_blocks(model: Any) -> list[tuple[int, int, Any]]:
-    """Return every block of a model: the number of its stage, its own number there, the block."""
+    """Return (stage number, number in the stage, block) for every block of a model."""
     return [
         (s, j, block)
         for s, stage in enumerate(model.stages)
@@ -166,5 +166,5 @@ def numbered_blocks(model: Any) -> list[tuple[int, int, Any]]:
 
 
 def prefixed(old: str, new: str, parts: Rows) -> list[tuple[str, Any]]:
-    """Return the rows of the parts of a block: a pattern and a replacement precede each of them."""
+    """Return rows with a pattern and a replacement prepended to each of them."""
     return [(old + part, None if name is None else f"{new}{name}") for part, name in parts]

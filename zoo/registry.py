@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from zoo.errors import UnknownModel
+from zoo.errors import UnknownModel, unknown_value
 
 _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -100,7 +100,9 @@ def _packaged() -> dict[str, ModelSpec]:
         shared = {key: sheet[key] for key in _SHARED if key in sheet}
         for name, own in sheet["variants"].items():
             if name in specs:
-                raise ValueError(f"facts name {name!r} twice: {specs[name].family} and {family}")
+                raise ValueError(
+                    f"model {name!r} is listed twice, in {specs[name].family} and in {family}"
+                )
             specs[name] = ModelSpec(name, family, _completed(own or {}, shared))
     return specs
 
@@ -123,7 +125,7 @@ def register(
     """Register a model, so that `create_model` can build it.
 
     Args:
-        name: The name; registering one twice is an error.
+        name: The name; a name cannot be registered twice.
         build: Called with the keyword arguments of `create_model`; returns the model.
         family: With `facts`: the family to list the model under.
         facts: Facts of a model from another package; those of our own models are in `zoo/facts`.
@@ -147,7 +149,7 @@ def get_spec(name: str) -> ModelSpec:
     """Return the specification of a model; decoders and timm's models only have a task.
 
     Raises:
-        UnknownModel: No such model; the message suggests the nearest names.
+        UnknownModel: No such model; the message suggests the nearest name.
     """
     specs = _specs()
     if name in specs:
@@ -156,13 +158,8 @@ def get_spec(name: str) -> ModelSpec:
         return ModelSpec(name, "decoders", {"task": "segmentation"})
     if is_timm(name):
         return ModelSpec(TIMM + timm_name(name), "timm", {"task": "classification"})
-    near = difflib.get_close_matches(name, [*specs, *DECODERS], n=3)
-    hint = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else f"zoo.list_models() lists all {len(specs)} models"
-    )
-    raise UnknownModel(f"unknown model {name!r}; {hint}")
+    choices = [*specs, *DECODERS]
+    raise UnknownModel(unknown_value("model", name, choices, listed_by="zoo.list_models()"))
 
 
 def is_timm(name: str) -> bool:
@@ -174,15 +171,22 @@ def timm_name(name: str) -> str:
     """Return timm's own name of `"timm/<name>"`.
 
     Raises:
-        UnknownModel: timm has no such model; the message suggests the nearest names.
+        UnknownModel: timm has no such model; the message suggests the nearest name.
     """
     import timm  # takes seconds; listing our own models does without it
 
     bare = name.removeprefix(TIMM)
     if not timm.is_model(bare):
-        near = difflib.get_close_matches(bare.split(".")[0], timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(TIMM + name for name in near)}?" if near else ""
-        raise UnknownModel(f"timm has no model {bare!r}{hint}")
+        near = difflib.get_close_matches(bare.split(".")[0], timm.list_models(), n=1)
+        raise UnknownModel(
+            unknown_value(
+                "model",
+                name,
+                (),
+                near=TIMM + near[0] if near else None,
+                listed_by="timm.list_models()",
+            )
+        )
     return bare
 
 

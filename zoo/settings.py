@@ -48,13 +48,13 @@ class DataConfig:
 
     image_size: Any = None  # one number for a square, or [height, width], in pixels
     in_chans: int = 3  # 3 (colour) or 1 (grey)
-    mean: list[float] | None = None  # of each channel, for values in 0..1
-    std: list[float] | None = None  # of each channel, for values in 0..1
+    mean: list[float] | None = None  # mean of each channel, for values in 0..1
+    std: list[float] | None = None  # standard deviation of each channel, for values in 0..1
     interpolation: str | None = None  # nearest, bilinear, bicubic, box, hamming, lanczos
     crop_pct: float | None = None  # evaluation: side of the crop over side of the resized image
 
     # training only, with timm's names and meanings
-    train_interpolation: str | None = None  # interpolation or random; null: as interpolation
+    train_interpolation: str | None = None  # interpolation or random; null: same as interpolation
     scale: list[float] | None = None  # random resized crop: range of the area
     ratio: list[float] | None = None  # random resized crop: range of the aspect ratio
     hflip: float | None = None  # probability of a horizontal flip
@@ -82,13 +82,13 @@ class TrainConfig:
     resume: str | None = None  # run folder or checkpoint of the run to continue
 
     # an update uses batch_size x accumulate x processes images
-    batch_size: int = 16  # of each process
+    batch_size: int = 16  # images per process
     accumulate: int = 1  # batches per update
 
     # optimizer and schedule, with the names and arguments of timm's factories
     optimizer: str = "adamw"
     optimizer_args: dict[str, Any] = field(default_factory=dict)
-    lr: float = 2e-3  # for updates of `lr_base_batch` images
+    lr: float = 2e-3  # learning rate for updates of `lr_base_batch` images
     lr_base_batch: int = 16
     lr_scale: str = "sqrt"  # scaling with the images per update: linear, sqrt (for Adam), none
     weight_decay: float = 0.05  # except vectors and parameters in model.no_weight_decay()
@@ -127,7 +127,7 @@ class TrainConfig:
     # machine
     accelerator: str = "auto"
     devices: Any = "auto"  # processes on this machine; torchrun sets the number itself
-    num_nodes: int = 1  # machines
+    num_nodes: int = 1  # number of machines
     strategy: str = "auto"  # auto, ddp
     precision: str = "32"  # 32, bf16, fp16
     sync_bn: bool = False  # synchronise batch norms between GPUs
@@ -189,7 +189,7 @@ class QuantizeConfig:
 
 @dataclass
 class TrainRun:
-    """The settings of `zoo train`."""
+    """The settings of `train.py`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -198,7 +198,7 @@ class TrainRun:
 
 @dataclass
 class EvalRun:
-    """The settings of `zoo eval`."""
+    """The settings of `eval.py`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -213,7 +213,7 @@ class EvalRun:
 
 @dataclass
 class BenchmarkRun:
-    """The settings of `zoo benchmark`."""
+    """The settings of `benchmark.py`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     models: list[str] = field(default_factory=list)  # names or globs, instead of `model`
@@ -222,10 +222,10 @@ class BenchmarkRun:
 
 @dataclass
 class ExportRun:
-    """The settings of `zoo export`."""
+    """The settings of `export.py`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)  # to calibrate and evaluate int8
+    data: DataConfig = field(default_factory=DataConfig)  # data to calibrate and evaluate int8
     weights: str | None = None  # run folder, checkpoint, or file or URL of published weights
     format: Any = "onnx"  # one format or a list; see docs/export.md
     export: ExportConfig = field(default_factory=ExportConfig)

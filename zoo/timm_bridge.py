@@ -78,7 +78,7 @@ def _default_cfg(spec: registry.ModelSpec) -> dict[str, Any]:
 
 
 def _pool_size(height: int, width: int, stride: int, spec: registry.ModelSpec) -> tuple[int, int]:
-    """Return the size of the last feature map; with a class token, of the row of all tokens."""
+    """Return the size of the last feature map; with a class token, that of the row of tokens."""
     if spec.capabilities.get("class_token", False):
         return 1, 1 + (height // stride) * (width // stride)
     return -(-height // stride), -(-width // stride)
@@ -117,8 +117,8 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
 
 def _arguments(name: str) -> set[str]:
     """Return the arguments of `build_backbone` and of the model."""
-    takers = (build_backbone, registry.get_spec(name).builder())
-    return {argument for taker in takers for argument in inspect.signature(taker).parameters}
+    builders = (build_backbone, registry.get_spec(name).builder())
+    return {argument for builder in builders for argument in inspect.signature(builder).parameters}
 
 
 def _keep_as_buffers(model: nn.Module) -> None:
@@ -137,7 +137,7 @@ def _keep_as_buffers(model: nn.Module) -> None:
 def _register_all() -> None:
     for name in filter(registry.is_packaged, registry.list_models(task="classification")):
         spec = registry.get_spec(name)
-        if "status" in spec.facts:  # a family that is not finished
+        if "status" in spec.facts:  # a family in progress
             continue
         known_as = bridged_name(name)
         if timm.is_model(known_as):

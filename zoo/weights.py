@@ -1,4 +1,4 @@
-"""Checkpoints: read them safely, find the weights in them, load these strictly into a model.
+"""Checkpoints: read them safely, find the weights in them, load them strictly into a model.
 
 A file is read as tensors or not at all: safetensors, or torch's format with `weights_only=True`.
 Downloads are in `zoo/fetch.py`, the conversion of parameter names in `zoo/keys.py`.
@@ -30,7 +30,7 @@ _BRANCHES = (
     "module",
     "network_weights",  # nnU-Net
 )
-# A checkpoint of quantisation-aware training has this key: it holds a graph, not the plain model.
+# Key of checkpoints of quantisation-aware training, which contain a graph, not the plain model.
 QAT_KEY = "qat"
 # Prefixes that wrappers add to every key.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
@@ -104,7 +104,7 @@ def read_state_dict(source: str | os.PathLike, sha256: str | None = None) -> Sta
     """Read the tensors of a file or an address; averaged weights are preferred.
 
     Raises:
-        BadWeights: No such file, truncated, not weights, or another hash than stated.
+        BadWeights: The file is missing, is truncated, has no weights, or has another hash.
     """
     return unwrap(read_checkpoint(source, sha256), str(source))
 
@@ -117,7 +117,7 @@ def read_checkpoint(source: str | os.PathLike, sha256: str | None = None) -> dic
         sha256: Expected hash of a downloaded file; its first digits are enough.
 
     Raises:
-        BadWeights: No such file, truncated, not weights, or another hash than stated.
+        BadWeights: The file is missing, is truncated, has no weights, or has another hash.
     """
     return read_file(local_file(str(source), sha256))
 
@@ -125,13 +125,18 @@ def read_checkpoint(source: str | os.PathLike, sha256: str | None = None) -> dic
 def read_file(path: Path) -> dict[str, Any]:
     """Read a local checkpoint; see `read_checkpoint`."""
     if not path.is_file():
-        raise BadWeights(f"no file {path}")
+        raise BadWeights(
+            f"{path} does not exist; give a file, a run folder, or an address (https or hf:)"
+        )
     if path.stat().st_size == 0:
-        raise BadWeights(f"{path} is empty")
+        raise BadWeights(f"{path} is empty; download or save it again")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
     content = read(path)
     if not isinstance(content, dict):
-        raise BadWeights(f"{path} contains a {type(content).__name__}, not a dictionary of weights")
+        raise BadWeights(
+            f"{path} contains a {type(content).__name__}, not a dictionary of weights; "
+            "save the model's state_dict()"
+        )
     return content
 
 
@@ -204,7 +209,7 @@ def unwrap(
 
 
 def _tensors(content: Mapping[str, Any]) -> State:
-    """Return the named tensors of `content`, or those of the first branch that holds any."""
+    """Return the named tensors of `content`, or those of the first branch that has any."""
     branches = [content[key] for key in _BRANCHES if isinstance(content.get(key), Mapping)]
     inside = next((found for branch in branches if (found := _tensors(branch))), None)
     return inside or {

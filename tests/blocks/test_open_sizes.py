@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.blocks.positions import LearnedPositionEmbedding, blur
-from zoo.blocks.sizes import in_order, is_open, is_size
+from zoo.blocks.sizes import contiguous_if_dynamic, is_dynamic, is_size
 from zoo.models.skipblocknet import cells, pool_like
 from zoo.models.tinyvit import from_windows, to_windows
 
@@ -38,8 +38,8 @@ class Answers(nn.Module):
     def forward(self, x):
         height, width = x.shape[2], x.shape[3]
         turned = x.transpose(2, 3)
-        kept = in_order(turned, height) is turned
-        SAID[:] = [is_open(height), is_size(height, width, (8, 8)), kept]
+        kept = contiguous_if_dynamic(turned, height) is turned
+        SAID[:] = [is_dynamic(height), is_size(height, width, (8, 8)), kept]
         return x + 1
 
 

@@ -157,7 +157,7 @@ def test_mistakes_are_one_line(run: str, override: str, message: str) -> None:
 
 
 def test_unknown_model_names_the_nearest() -> None:
-    with pytest.raises(UnknownModel, match="did you mean efficientformer_l1"):
+    with pytest.raises(UnknownModel, match="did you mean 'efficientformer_l1'"):
         compose("train", ["model=efficientformer_11"])
 
 
@@ -165,7 +165,7 @@ def test_unknown_model_names_the_nearest() -> None:
     ("script", "override", "message"),
     [
         ("train.py", "train.lr=-1", "error: train.lr=-1.0 must be greater than 0"),
-        ("eval.py", "weights=absent.pth", "error: no file absent.pth"),
+        ("eval.py", "weights=absent.pth", "error: absent.pth does not exist"),
     ],
 )
 def test_the_command_prints_one_line_and_fails(

@@ -256,7 +256,7 @@ def test_several_outputs(tmp_path):
     ("change", "message"),
     [
         ({"format": "onxx"}, "unknown format 'onxx'; did you mean 'onnx'"),
-        ({"format": "tflite"}, "unknown format 'tflite'; choices: onnx"),
+        ({"format": "tflite"}, "unknown format 'tflite'. Choices: onnx"),
         ({"input_size": (3, 16, 16)}, "B C H W"),
         ({"input_size": None}, "has no default input size"),
         ({"input_size": (1, 4, 16, 16)}, r"does not run on input_size=\(2, 4, 16, 16\)"),

@@ -95,7 +95,7 @@ def test_mimetic_initialisation():
 
 @pytest.mark.parametrize("wrong", [{"weight_init": "jax"}, {"rational_init": "relu"}])
 def test_unknown_initialisations(wrong):
-    with pytest.raises(zoo.BadInput, match=f"unknown {next(iter(wrong))} .*; choices"):
+    with pytest.raises(zoo.BadInput, match=f"unknown {next(iter(wrong))} .* Choices: "):
         zoo.create_model(NAME, **wrong)
 
 

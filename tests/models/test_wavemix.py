@@ -109,7 +109,7 @@ def test_sides_are_multiples(name):
         found = rf"\[\d+, \d+\] .* a multiple of {multiple}, such as \["
         with pytest.raises(zoo.BadInput, match=found):
             model(torch.empty(2, 3, *wrong, device="meta"))
-    with pytest.raises(zoo.BadInput, match="images of 3 axes"):
+    with pytest.raises(zoo.BadInput, match="input with 3 axes"):
         model(torch.empty(3, multiple, multiple, device="meta"))
     assert all(side % multiple == 0 for side in zoo.model_info(name)["input"]["size"][1:])
 
@@ -418,7 +418,7 @@ def test_exported_to_onnx_for_any_size_that_works(tmp_path):
         (
             "wavemix_192_16_l3",
             {"block": "V1"},
-            "unknown block 'V1'; choices: stacked",
+            "unknown block 'V1'. Choices: stacked",
         ),
         ("wavemix_192_16_l3", {"last_width": 0}, "last_width=0"),
         ("wavemix_192_16_l3", {"img_size": 256}, "img_size"),

@@ -192,7 +192,7 @@ def test_invalid_backends():
     x = torch.ones(1, 1, 4, 4)
     for call in (haar, lambda x, backend: inverse_haar(haar(x), backend=backend)):
         with pytest.raises(
-            zoo.BadInput, match="unknown backend 'conv'; choices: auto, plain, numba"
+            zoo.BadInput, match="unknown backend 'conv'. Choices: auto, plain, numba"
         ):
             call(x, "conv")
         with pytest.raises(zoo.BadInput, match="float32 and float64 on the CPU, not torch.float16"):

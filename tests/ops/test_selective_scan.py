@@ -322,7 +322,7 @@ def test_a_wrong_shape_is_an_error_that_names_the_input(name, value):
 
 def test_other_invalid_arguments():
     inputs = Case(2, 6, 5, 3).inputs(torch.float32)
-    with pytest.raises(BadInput, match="unknown backend 'cuda'; choices: .*sequential.*numba"):
+    with pytest.raises(BadInput, match=r"unknown backend 'cuda'\. Choices: .*sequential.*numba"):
         run(inputs, "cuda")
     with pytest.raises(BadInput, match="u has no steps"):
         run(

@@ -150,7 +150,7 @@ def test_a_missing_file_is_an_error(missing, tmp_path, capsys):
     files = [write(tmp_path / "a.jsonl", [record()]), write(tmp_path / "b.jsonl", [record()])]
     files[missing] = str(tmp_path / "none.jsonl")
     assert main(["compare", *files]) == 1
-    assert capsys.readouterr().err.startswith(f"error: no file {tmp_path}/none.jsonl")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/none.jsonl does not exist")
 
 
 def test_files_without_a_common_model_are_an_error(tmp_path):

@@ -228,7 +228,7 @@ def test_an_incomplete_last_line_is_a_warning(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no file {path}"),
+        (None, "{path} does not exist"),
         ("", "{path} contains no records"),
         ('{"model": "cut', "{path} contains no records"),
         ("nonsense\n", "{path}, line 1 is not a valid record (not JSON)"),

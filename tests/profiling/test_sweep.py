@@ -85,7 +85,7 @@ def test_fused_and_unfused_models_are_both_measured(swept):
         (["profile.batch_sizes=[1,0]"], zoo.BadInput, "0 is not a batch size"),
         (["profile.image_sizes=[wide]"], zoo.BadInput, "profile.image_sizes='wide'"),
         (["profile.image_sizes=[[1,2,3]]"], zoo.BadInput, "height, width"),
-        (["profile.dtype=int8"], zoo.BadInput, "choices: float32, bfloat16"),
+        (["profile.dtype=int8"], zoo.BadInput, "Choices: float32, bfloat16"),
         (["profile.threads=0"], zoo.BadInput, "threads=0"),
         (["profile.min_runs=0"], zoo.BadInput, "min_runs=0"),
         (["profile.min_time=3", "profile.max_time=2"], zoo.BadInput, "max_time=2"),

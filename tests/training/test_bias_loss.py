@@ -127,7 +127,7 @@ def test_watch_reads_the_last_feature_map_in_training_mode():
         ({"mode": "both"}, "unknown train.loss_args.mode 'both'. Choices: global, local"),
         ({"alpha": "x"}, "train.loss_args.alpha='x' must be a finite number"),
         ({"beta": float("nan")}, "train.loss_args.beta=nan must be a finite number"),
-        ({"gamma": 1}, "unknown argument train.loss_args.gamma of train.loss=bias"),
+        ({"gamma": 1}, "unknown train.loss_args 'gamma' of train.loss=bias"),
     ],
 )
 def test_invalid_arguments_are_rejected(args, message):

@@ -128,7 +128,7 @@ def test_half_precision_logits_give_a_float32_loss():
             "segmentation",
             "dice",
             {"smoth": 1},
-            "unknown argument train.loss_args.smoth of train.loss=dice. Choices: smooth",
+            "unknown train.loss_args 'smoth' of train.loss=dice; did you mean 'smooth'.*: smooth",
         ),
         ("super-resolution", "l1", {"reduction": "none"}, "train.loss=l1. Choices: none"),
         ("segmentation", "dice", {"smooth": -1}, "train.loss_args.smooth=-1 must be at least 0"),

@@ -43,7 +43,9 @@ def test_bce_accepts_classes_and_thresholded_distributions(batch) -> None:
 def test_errors_list_the_registered_losses_and_arguments() -> None:
     with pytest.raises(BadInput, match="did you mean 'cross-entropy'.*bce, bias, cross-entropy"):
         create_loss("cross-entropi")
-    with pytest.raises(BadInput, match=r"train\.loss_args\.gamma.*Choices:.*target_threshold"):
+    with pytest.raises(
+        BadInput, match=r"unknown train\.loss_args 'gamma' of .*Choices:.*target_threshold"
+    ):
         create_loss("bce", gamma=1)
     with pytest.raises(ValueError, match="registered twice"):
         register_loss("bce", nn.BCELoss)

@@ -2,8 +2,9 @@
 
 A block derives from `Absorbing` and names its pairs: `absorbs_before = {"mlp": "norm2"}` where the
 norm comes before the layer, `absorbs_after = {"conv": "norm"}` where it comes after. A part that is
-not itself a linear layer states which layers can absorb an affine map: `input_layers` are the linear
-layers that read its input, `output_parts` the parts that compute its output, in calling order.
+not itself a linear layer states which layers can absorb an affine map: `input_layers` are the
+linear layers that read its input, `output_parts` the parts that compute its output, in the order of
+the calls.
 
 Every function returns new modules and leaves its arguments as they were. Products are formed in
 float64 and rounded once, so a chain of folds loses no precision.
@@ -105,7 +106,7 @@ def _is_identity(module: nn.Module, name: str) -> bool:
 
 
 def _input_layers(module: Any) -> list[str] | None:
-    """Return the paths of the linear layers that read the input; None if a layer pads with zeros."""
+    """Return the paths of the linear layers that read the input; None if a layer pads it."""
     if isinstance(module, nn.Linear):
         return [""]
     if isinstance(module, _CONVOLUTIONS):

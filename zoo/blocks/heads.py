@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.folding import Absorbing, absorb, mean_of, merge_pointwise, rebuilt
 from zoo.blocks.sizes import whole_number
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 
 POOLS = ("avg", "max", "")
 
@@ -16,10 +16,7 @@ POOLS = ("avg", "max", "")
 def check_pool(pool: str, pools: tuple[str, ...] = POOLS) -> str:
     """Return `pool`, or raise `BadInput` if it is not one of `pools`."""
     if pool not in pools:
-        *names, last = map(repr, pools)
-        raise BadInput(
-            f"global_pool must be {', '.join(names)} or {last} (no pooling), not {pool!r}"
-        )
+        raise BadInput(unknown_value("global_pool", pool, pools))
     return pool
 
 
@@ -95,15 +92,17 @@ class ClassifierHead(nn.Module):
         self.reset(num_classes, pool)
 
     def reset(self, num_classes: int, pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one for `num_classes`, and the pooling if given.
+        """Replace the classifier by a new one for `num_classes`, and the pooling if it is given.
 
-        A head without pooling that gets a classifier pools by the first of `pools`.
+        A head without pooling uses the first of `pools` if it gets a classifier.
         """
         if pool is None:
             pool = self.pool or (self.pools[0] if num_classes else "")
         pool = check_pool(pool, self.pools)
         if whole_number(num_classes, "num_classes", 0) and not pool:
-            raise BadInput(f"num_classes={num_classes} needs a global_pool; '' is for 0 classes")
+            raise BadInput(
+                f"num_classes={num_classes} needs pooling; set global_pool to another value than ''"
+            )
         self.num_classes, self.pool = num_classes, pool
         self._make_classifiers()
 
@@ -168,9 +167,9 @@ class DenseHead(nn.Module):
         raise NotImplementedError
 
     def reset(self, num_classes: int, pool: str | None = None) -> None:
-        """Replace the last layer by a fresh one for `num_classes`."""
+        """Replace the last layer by a new one for `num_classes`."""
         if pool:
-            raise BadInput(f"global_pool={pool!r}: dense prediction has no pooling")
+            raise BadInput(f"global_pool={pool!r}: dense prediction has no pooling; leave it out")
         self.num_classes = whole_number(num_classes, "num_classes", 0)
         fc = self.make_classifier() if num_classes else nn.Identity()
         self.fc = fc.train(self.training)
@@ -192,7 +191,9 @@ class UpsamplingHead(DenseHead):
     def __init__(self, num_features: int, widths: Sequence[int], num_classes: int):
         super().__init__()
         if not isinstance(widths, Sequence) or isinstance(widths, str) or not widths:
-            raise BadInput(f"widths={widths!r}: give a list with the channels after each upsampling")
+            raise BadInput(
+                f"widths={widths!r}: give a list with the channels after each upsampling"
+            )
         outs = [whole_number(width, "widths", 1) for width in widths]
         self.num_features, self.hidden_size = num_features, outs[-1]
         ups = [
@@ -268,8 +269,8 @@ class DistilledHead(ClassifierHead):
             if not all(isinstance(layer, nn.Linear) for layer in layers):
                 kinds = " and ".join(type(layer).__name__ for layer in layers)
                 raise BadInput(
-                    f"cannot fuse the classifiers {kinds} into one: only linear layers have a mean,"
-                    " after batch norms with running statistics are folded; use the model unfused"
+                    f"cannot fuse the classifiers {kinds} into one, because they are not"
+                    " plain linear layers; use the model unfused"
                 )
             single.fc = mean_of(layers)
         return single.train(self.training)

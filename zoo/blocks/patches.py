@@ -12,14 +12,16 @@ from zoo.errors import BadInput
 def check_patch(height: int, width: int, patch: int) -> None:
     """Raise `BadInput` if the image is smaller than a patch."""
     if height < patch or width < patch:
-        raise BadInput(f"an image of {height} x {width}: at least {patch} x {patch} is required")
+        raise BadInput(
+            f"an image of {height} x {width} is too small: at least {patch} x {patch} is required"
+        )
 
 
 torch.fx.wrap("check_patch")
 
 
 def whole_patches(img_size: int | Sequence[int], patch: int) -> tuple[int, int]:
-    """Return height and width of `img_size`, at least one patch.
+    """Return `img_size` as (height, width), each at least one patch.
 
     Raises:
         BadInput: `img_size` is smaller, or is not a size.

@@ -10,8 +10,8 @@ def check_halving(height: int, width: int, least: int) -> None:
     """Raise `BadInput` if a side is too small to be halved; `least` is for the message."""
     if height < 2 or width < 2:
         raise BadInput(
-            f"a map of {height} x {width} cannot be halved: images of at least {least} x {least} "
-            "are required"
+            f"a feature map of {height} x {width} cannot be halved: "
+            f"images of at least {least} x {least} are required"
         )
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.blocks.sizes import is_open, is_size
+from zoo.blocks.sizes import is_dynamic, is_size
 from zoo.blocks.tokens import to_map, to_tokens
 
 torch.fx.wrap("to_map")
@@ -51,7 +51,7 @@ def _resized(image: Tensor, height: int, width: int, mode: str, antialias: bool)
             image, [height, width], mode=mode, align_corners=False, antialias=antialias
         )
     else:
-        if antialias and is_open(height):
+        if antialias and is_dynamic(height):
             rows, columns = (blur(image, n, mode, axis) for n, axis in ((height, 2), (width, 3)))
             return rows @ image @ columns.transpose(0, 1)
         return F.interpolate(

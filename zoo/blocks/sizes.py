@@ -37,17 +37,17 @@ def is_size(height: int, width: int, own: tuple[int, int]) -> bool:
     if torch.jit.is_scripting():
         return height == own[0] and width == own[1]
     else:
-        if is_open(height) or is_open(width):
+        if is_dynamic(height) or is_dynamic(width):
             return False
         return height == own[0] and width == own[1]
 
 
-def is_open(side: int) -> bool:
+def is_dynamic(side: int) -> bool:
     """Return whether a program with a dynamic `side` is being exported."""
     return torch.compiler.is_exporting() and isinstance(side, torch.SymInt)
 
 
-def in_order(x: Tensor, side: int) -> Tensor:
+def contiguous_if_dynamic(x: Tensor, side: int) -> Tensor:
     """Return `x`; in a program with a dynamic `side`, a contiguous copy.
 
     Otherwise the traced program depends on whether `reshape` has to copy, which it does for sides
@@ -56,7 +56,7 @@ def in_order(x: Tensor, side: int) -> Tensor:
     if torch.jit.is_scripting():
         return x
     else:
-        return x.clone(memory_format=torch.contiguous_format) if is_open(side) else x
+        return x.clone(memory_format=torch.contiguous_format) if is_dynamic(side) else x
 
 
 def grid_size(size: int | Sequence[int], stride: int) -> tuple[int, int]:

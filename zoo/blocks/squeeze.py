@@ -4,12 +4,12 @@ from torch import Tensor, nn
 
 
 class SqueezeExcite(nn.Module):
-    """Weight each channel by a gate computed from the means of all (arXiv 1709.01507, eq. 2 to 4).
+    """Weight each channel by a gate on the means of all channels (arXiv 1709.01507, eq. 2 to 4).
 
     Args:
         channels: Channels of input and output.
-        hidden: Width between the two layers of the gate.
-        act: Class of the activation between them.
+        hidden: Hidden width of the gate.
+        act: Class of the activation between the two layers of the gate.
         gate: Class of the activation after the last layer.
     """
 

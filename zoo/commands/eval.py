@@ -166,13 +166,13 @@ def _build_qat(settings: EvalRun, saved: resolve.SavedWeights, data: ImageData) 
     if settings.fused:
         raise BadInput(
             f"fused=true has no effect: {saved.source} was trained with train.qat, which fuses the"
-            " model; leave it out"
+            " model; leave fused out"
         )
     size, trained = [data.in_chans, *data.image_size], saved.content["qat"]["input_size"]
     if size != trained:
         raise BadInput(
             f"data.image_size={size[1:]}: {saved.source} was trained with train.qat for"
-            f" {trained[1:]} only; leave it out"
+            f" {trained[1:]} only; leave data.image_size out"
         )
     return int8_graph.rebuild(saved.content, saved.source)
 
@@ -242,8 +242,8 @@ def _check_artefact_settings(settings: EvalRun, explicit: resolve.Explicit) -> N
     given += [f"device={settings.device}"] if settings.device != "auto" else []
     if given:
         raise BadInput(
-            f"{given[0]} has no effect on an artefact, which cannot be changed; leave out one of"
-            " them"
+            f"{given[0]} has no effect on an artefact, which cannot be changed; leave it out, or"
+            " leave artefact out"
         )
 
 
@@ -261,7 +261,8 @@ def _resolve_data(
     multiple = expected.get("multiple") or 1
     if any(side % multiple for side in data.image_size):
         raise BadInput(
-            f"data.image_size={data.image_size} must be multiples of {multiple} for {file.name}"
+            f"data.image_size={data.image_size} is not supported by {file.name}: every side must be"
+            f" a multiple of {multiple}"
         )
     for key in ("mean", "std"):
         if expected.get("dtype") == "uint8" and f"data.{key}" in explicit:

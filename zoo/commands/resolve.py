@@ -113,7 +113,7 @@ def read_weights(source: str, which: str = "best") -> SavedWeights:
         which: Checkpoint of a run folder: `"best"` or `"last"`.
 
     Raises:
-        BadWeights: It cannot be read.
+        BadWeights: The file cannot be read.
     """
     path = local_file(source, which=which)
     return SavedWeights(source, path, read_file(path))

@@ -41,14 +41,14 @@ def held_out(data: Any, images: int) -> list[Batch]:
 def arrays(
     batches: Sequence[Batch], data: Any, *, pixels: bool = False, batch: int | None = None
 ) -> list[np.ndarray]:
-    """Return the images of batches as an artefact takes them.
+    """Return the images of batches in the form that an artefact takes.
 
     Args:
         batches: Images and targets.
         data: The datamodule that normalised them.
         pixels: Whether the artefact takes bytes.
         batch: Batch size of the artefact, or None for any. The last batch is filled up with the
-            last image, which widens no range.
+            last image, which does not widen any range.
     """
     parts = [images for images, _ in batches]
     if batch is not None:
@@ -82,7 +82,9 @@ def _streamed(loader: Any, images: int, skipped: int) -> Batch:
     size = loader.dataset.batch_size
     taken = list(itertools.islice(loader, -(-(skipped + images) // size)))
     if not taken:
-        raise BadInput("the data set has no training images to calibrate on")
+        raise BadInput(
+            "the data set has no training images to calibrate on; choose another data set"
+        )
     both = [torch.cat(part) for part in zip(*taken, strict=True)]
     start = skipped if len(both[0]) > skipped else 0
     return both[0][start : start + images], both[1][start : start + images]

@@ -1,4 +1,4 @@
-"""Model -> int8 artefact: exported next to a float one, reloaded, and compared with it."""
+"""Export a model in int8 next to a float artefact, reload both, and compare them."""
 
 import importlib
 import json
@@ -47,7 +47,7 @@ def quantize(
     rows: Sequence[sensitivity.Row] | None = None,
     **options: Any,
 ) -> Artefact:
-    """Export a model in int8 and measure the loss.
+    """Export a model in int8 and measure how much the quality drops.
 
     The float artefact is exported first and compared with the model, as `zoo.export` does. The int8
     artefact is then compared with it: outputs, size, latency and, with `data`, the score.
@@ -55,14 +55,14 @@ def quantize(
     Args:
         model: The model, in evaluation mode; it is not changed.
         format: `"onnx"`, `"openvino"` or `"executorch"`.
-        path: As for `zoo.export`.
+        path: A file or a folder, as for `zoo.export`.
         batches: Images to calibrate the ranges of activations on, B C H W as the artefact takes
             them: float32 and normalised, or bytes with `preprocess`. A fixed batch needs batches of
             exactly that many images.
         keep_float: Names of modules of the fused model that stay in float.
         data: A datamodule, after `setup`; both artefacts are evaluated on its validation images.
         rows: Result of `zoo.compression.sensitivity.measure`, written next to the artefact.
-        **options: As for `zoo.export`.
+        **options: Options of `zoo.export`.
 
     Returns:
         The artefact; `manifest["quantization"]` contains the measurements.
@@ -119,7 +119,7 @@ def quantize(
             **int8_report.latency(both, content["input"]),
         }
         if data is not None:
-            about |= int8_report.judged(both, content, data)
+            about |= int8_report.evaluate_both(both, content, data)
         content["quantization"] = about
         reports = ["quantization.json"]
         (folder / reports[0]).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -130,7 +130,7 @@ def quantize(
 
 
 def check(format: str, *, half: bool = False) -> None:
-    """Refuse a format that does not support int8, before a model is built.
+    """Raise an error for a format that does not support int8, before a model is built.
 
     Raises:
         BadInput: The format is unknown, or float16 is requested as well.
@@ -152,7 +152,7 @@ def check(format: str, *, half: bool = False) -> None:
 
 
 def _check_batches(job: Job, batches: Sequence[np.ndarray]) -> None:
-    """Refuse calibration images that the artefact will not take."""
+    """Raise `BadInput` for calibration images that the artefact does not accept."""
     spec = job.spec
     if not batches:
         raise BadInput("batches=[]: int8 needs at least one batch of images to calibrate on")
@@ -205,7 +205,7 @@ def _check_outputs(
 def _comparison_entry(
     both: Sequence[LoadedArtefact], batches: Sequence[np.ndarray], comparison: Comparison
 ) -> dict[str, Any]:
-    """Return how far the outputs are from those of the float artefact."""
+    """Return how much the outputs differ from those of the float artefact."""
     error = SignalToNoise()
     for batch in batches:
         error.add(*(loaded(batch) for loaded in both))

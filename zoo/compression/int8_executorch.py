@@ -17,7 +17,7 @@ from torch import nn
 
 from zoo import runtimes
 from zoo.compression import sanity
-from zoo.compression.int8_onnx import nothing_left
+from zoo.compression.int8_onnx import nothing_to_quantize
 from zoo.compression.layers import Precisions, within
 from zoo.compression.saturation import HOLDS_FOR
 from zoo.deploy import executorch as exporter
@@ -54,13 +54,13 @@ def convert(
 
     Args:
         model: The model.
-        file: For the exact sizes of `spec`.
+        file: The file to write; it supports only the sizes in `spec`.
         spec: Input size of the file.
         batches: Inputs to calibrate the ranges of activations on.
         keep_float: Names of modules that stay in float.
 
     Returns:
-        Which layers the file has in int8.
+        The layers with and without int8 weights in the file.
 
     Raises:
         BadInput: The model does not run on this input.
@@ -71,7 +71,7 @@ def convert(
     program = tracing.trace(model, spec, "ExecuTorch")
     layers = [owner_of(node) for node in program.graph.nodes if node.target in QUANTIZABLE]
     if all(within(name, keep_float) for name in layers):
-        raise NotExportable(nothing_left(model, keep_float))
+        raise NotExportable(nothing_to_quantize(model, keep_float))
     try:
         with quiet():
             traced = quantized(program, batches, keep_float)
@@ -89,7 +89,7 @@ def convert(
 
 
 def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return what the manifest says about integer sums."""
+    """Return the manifest's entry about integer sums."""
     return {
         "weights": "int8, -127 to 127; XNNPACK adds products in 32 bits",
         "holds_for": HOLDS_FOR,
@@ -134,7 +134,7 @@ def _is_layer(node: torch.fx.Node) -> bool:
 
 
 def _compare(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> None:
-    """Raise `NotExportable` if XNNPACK refuses the file, or computes something else."""
+    """Raise `NotExportable` if XNNPACK refuses the file, or computes wrong outputs."""
     try:
         runtime = runtimes.load(file, "executorch")
         found = [runtime(batch)[0] for batch in batches]

@@ -5,7 +5,7 @@ Convolutions and linear layers are quantised, their weights per output channel. 
 activations. torch's exporter notes the modules that each node comes from; they tell which node
 computes which layer.
 
-Weights are signed and follow the rule of `saturation`, so the file gives the same answers on every
+Weights are signed and follow the rule of `saturation`, so the file gives the same results on every
 processor. Measured with ImageNet weights of mobilenetv2_100, 936 photographs (float: 87.7 % top-1)
 and one core with VNNI, time relative to float:
 
@@ -36,7 +36,7 @@ from zoo.errors import NotExportable, first_line
 
 PACKAGES = exporter.PACKAGES
 OPERATORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-FOLDED = ("Relu", "Clip")  # become the range of the layer before them, which costs nothing
+FOLDED = ("Relu", "Clip")  # fused into the range of the layer before them, at no cost
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -51,13 +51,13 @@ def convert(
 
     Args:
         model: The model.
-        file: A single ONNX file.
+        file: The ONNX file to write.
         spec: Input size, batch and opset of the file.
         batches: Inputs to calibrate the ranges of activations on.
         keep_float: Names of modules that stay in float.
 
     Returns:
-        Which layers the file has in int8.
+        The layers with and without int8 weights in the file.
 
     Raises:
         BadInput: The model does not run on this input, or an opset that cannot be written.
@@ -73,7 +73,7 @@ def convert(
         graph = onnx.load(plain)
         chosen = nodes_of(graph, layers(model), keep_float)
         if not chosen:
-            raise NotExportable(nothing_left(model, keep_float))
+            raise NotExportable(nothing_to_quantize(model, keep_float))
         _transpose(graph)
         owners = {node.name: owner_of(node) for node in graph.graph.node
                   if node.op_type in OPERATORS and owner_of(node) in layers(model)}  # fmt: skip
@@ -108,7 +108,7 @@ def convert(
 
 
 def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return what the manifest says about integer sums, after checking them.
+    """Return the manifest's entry about integer sums, after checking them.
 
     Raises:
         NotExportable: Sums would overflow on some processors.
@@ -118,7 +118,7 @@ def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[s
     return {"weights": saturation.RULE, "holds_for": saturation.HOLDS_FOR, "check": found}
 
 
-def nothing_left(model: nn.Module, keep_float: Collection[str]) -> str:
+def nothing_to_quantize(model: nn.Module, keep_float: Collection[str]) -> str:
     """Return the message for a model without a layer to quantise."""
     why = "keep_float covers every layer" if keep_float else (
         "it has no convolution or linear layer that the format computes in int8")  # fmt: skip
@@ -221,7 +221,7 @@ def _channel_axis(node: Any, ndim: int) -> int:
 
 
 def _precisions(file: Path, owners: dict[str, str]) -> Precisions:
-    """Return which layers a file has in int8.
+    """Return which layers of a file are in int8.
 
     Args:
         file: The artefact.

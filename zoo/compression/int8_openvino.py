@@ -21,7 +21,7 @@ import numpy as np
 from torch import nn
 
 from zoo.compression import sanity, saturation
-from zoo.compression.int8_onnx import OPERATORS, nodes_of, nothing_left, owner_of
+from zoo.compression.int8_onnx import OPERATORS, nodes_of, nothing_to_quantize, owner_of
 from zoo.compression.layers import Precisions, layers
 from zoo.deploy import openvino as exporter
 from zoo.deploy import tracing
@@ -66,7 +66,7 @@ def convert(
         keep_float: Names of modules that stay in float.
 
     Returns:
-        Which layers the file has in int8.
+        The layers with and without int8 weights in the file.
 
     Raises:
         BadInput: The model does not run on this input, or an opset that cannot be written.
@@ -82,7 +82,7 @@ def convert(
         graph = onnx.load(middle)
         chosen = set(nodes_of(graph, layers(model), keep_float))
         if not chosen:
-            raise NotExportable(nothing_left(model, keep_float))
+            raise NotExportable(nothing_to_quantize(model, keep_float))
         # OpenVINO names a layer after its node, its output or its weight.
         owners = {
             name: owner_of(node)
@@ -96,8 +96,8 @@ def convert(
             if node.name in chosen
             for name in (node.name, node.input[1], *node.output)
         }
-        seen = sanity.comparison_batches(batches)
-        expected = _outputs(program, seen)
+        compared = sanity.comparison_batches(batches)
+        expected = _outputs(program, compared)
         # NNCF renames weights, so operations are identified before it runs.
         owners = {
             op.get_friendly_name(): owners[name]
@@ -112,12 +112,12 @@ def convert(
                 f"{tracing.model_name(model)} cannot be quantised for OpenVINO: {first_line(error)}"
             ) from error
         exporter.write(model, program, file)
-    sanity.refuse_noise(model, expected, _outputs(file, seen), "OpenVINO")
+    sanity.refuse_noise(model, expected, _outputs(file, compared), "OpenVINO")
     return _precisions(file, owners)
 
 
 def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return what the manifest says about integer sums, after checking the weights.
+    """Return the manifest's entry about integer sums, after checking the weights.
 
     Raises:
         NotExportable: Sums would overflow on some processors.
@@ -137,7 +137,7 @@ def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[s
 
 
 def _precisions(file: Path, owners: dict[str, str]) -> Precisions:
-    """Return which layers a file has in int8.
+    """Return which layers of a file are in int8.
 
     Args:
         file: The artefact.

@@ -17,7 +17,7 @@ from zoo.training.tasks import Forward, get_task
 
 Content = dict[str, Any]
 
-# The score of each task, and what agreement measures.
+# For each task: its score, and its measure of agreement.
 SCORES = {
     "classification": ("top-1", "share of images with the same class"),
     "segmentation": ("mean IoU", "share of pixels with the same class"),
@@ -58,7 +58,7 @@ def latency(both: Sequence[LoadedArtefact], takes: Content) -> Content:
     }
 
 
-def judged(both: Sequence[LoadedArtefact], content: Content, data: Any) -> Content:
+def evaluate_both(both: Sequence[LoadedArtefact], content: Content, data: Any) -> Content:
     """Evaluate both artefacts on the validation images, by the code that evaluates checkpoints.
 
     Args:
@@ -107,16 +107,16 @@ class _Compared:
         self._same = self._all = self._squares = 0.0
 
     def __call__(self, images: Tensor) -> Tensor:
-        mine, its = self.model(images), self.other(images)
-        self.noise.add(its.numpy(), mine.numpy())
+        own, other = self.model(images), self.other(images)
+        self.noise.add(other.numpy(), own.numpy())
         if self.task == "super-resolution":
-            self._squares += float((mine.clamp(0, 1) - its.clamp(0, 1)).square().sum())
-            self._all += mine.numel()
+            self._squares += float((own.clamp(0, 1) - other.clamp(0, 1)).square().sum())
+            self._all += own.numel()
         else:
-            same = mine.argmax(dim=1) == its.argmax(dim=1)
+            same = own.argmax(dim=1) == other.argmax(dim=1)
             self._same += int(same.sum())
             self._all += same.numel()
-        return mine
+        return own
 
     @property
     def agreement(self) -> float:

@@ -1,4 +1,4 @@
-"""Refuses an int8 artefact whose error exceeds its signal: runtimes get some graphs wrong."""
+"""Refuse int8 artefacts whose error exceeds the signal: runtimes compute some graphs wrongly."""
 
 from collections.abc import Sequence
 
@@ -24,10 +24,10 @@ def refuse_noise(
     """Raise `NotExportable` if the int8 error exceeds the differences between images.
 
     Args:
-        model: For the message.
+        model: The model, for the message.
         expected: Outputs of the float program, one array per batch.
         actual: Outputs of the artefact.
-        runtime: Name of what ran the artefact, for the message.
+        runtime: Name of the runtime, for the message.
     """
     noise = SignalToNoise()
     for want, have in zip(expected, actual, strict=True):

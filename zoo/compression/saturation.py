@@ -1,7 +1,7 @@
 """Int8 weights whose sums cannot overflow, and the check that finds sums that could.
 
 x86 processors without VNNI multiply unsigned bytes by signed ones and add two products in 16 bits
-(`vpmaddubsw`). A sum beyond 32767 saturates without a sign of it: a real MobileNetV2 lost eight
+(`vpmaddubsw`). A sum beyond 32767 saturates without a warning: a trained MobileNetV2 lost eight
 points of accuracy there, and none on the machine that wrote the file.
 
 Two weights of the same sign that add up to at most 128 are safe: 255 * 128 = 32640. Which weights
@@ -22,12 +22,12 @@ from torch import Tensor
 from zoo.compression.signal_to_noise import SignalToNoise
 from zoo.errors import NotExportable
 
-PAIR_LIMIT = 128  # of two weights of the same sign: 255 * 128 < 2**15
+PAIR_LIMIT = 128  # largest sum of two weights of the same sign: 255 * 128 < 2**15
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
 CANDIDATES = 17  # limits to choose from
-TINY = 1e-30  # for channels without weights
-IMAGES = 4  # that sums are checked on
-POSITIONS = 8  # of each feature map, evenly spread: all sums of a large model take too long
+TINY = 1e-30  # limit of channels without weights
+IMAGES = 4  # number of images that sums are checked on
+POSITIONS = 8  # per feature map, evenly spread: checking all positions takes too long
 RULE = (
     "int8; in an output channel, any two weights of the same sign add up to at most 128, so that "
     "two products with values of 0 to 255 fit into 16 bits"
@@ -36,15 +36,15 @@ HOLDS_FOR = "every processor: x86 with VNNI and without, Arm"
 
 
 def weight_limits(weight: np.ndarray, axis: int) -> np.ndarray:
-    """Return what int8's 127 should stand for in each output channel.
+    """Return the float value that int8's 127 represents, for each output channel.
 
     This is at least the largest absolute weight, and at least the sum of the two largest weights of
     the same sign. Rounding adds half a step to each of the two: 127 + 1 = `PAIR_LIMIT`. Of the
     limits up to an eighth above that, the one with the least rounding error is taken.
 
     Args:
-        weight: In float.
-        axis: Of the output channels.
+        weight: The weight in float.
+        axis: Axis of the output channels.
     """
     weight = np.asarray(weight, np.float64)
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
@@ -82,13 +82,13 @@ def check_file(file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
     kernel takes them.
 
     Args:
-        file: With QuantizeLinear and DequantizeLinear.
-        batches: What it takes; the first `IMAGES` images are used.
+        file: An ONNX file with QuantizeLinear and DequantizeLinear.
+        batches: Inputs of the file; the first `IMAGES` images are used.
 
     Returns:
-        `largest_pair` of the weights; `images`, `sums` and `could_saturate`: how many were
-        computed, and how many of them could saturate; `runtime_snr_db`: how close ONNX Runtime on
-        this machine is to the evaluation without integer kernels.
+        `largest_pair` of the weights; `images`, `sums` and `could_saturate`: the numbers
+        of images, of sums and of sums that could saturate; `runtime_snr_db`: SNR of ONNX Runtime
+        on this machine relative to the evaluation without integer kernels.
     """
     import onnx
     import onnxruntime
@@ -146,8 +146,8 @@ class _Product:
     """A convolution or matrix product of integers in a file.
 
     Attributes:
-        values: Name of the quantised values that go in.
-        largest_pair: Of its weights.
+        values: Name of the quantised input.
+        largest_pair: Result of `largest_pair` for its weights.
     """
 
     def __init__(self, node: Any, values: str, zero: int, weight: np.ndarray) -> None:
@@ -171,7 +171,7 @@ class _Product:
 
     def count(self, values: np.ndarray) -> tuple[int, int]:
         """Return how many sums were computed, and how many could saturate."""
-        # Kernels see signed bytes as unsigned ones: 128 more, and so is their zero.
+        # Kernels read signed bytes as unsigned: values and their zero point are 128 greater.
         shift = 128 if values.dtype == np.int8 else 0
         x = torch.from_numpy(values.astype(np.int32) + shift)
         columns = self._patches(x) if self.kernel else x.reshape(-1, 1, x.shape[-1])
@@ -188,7 +188,7 @@ class _Product:
         return sums, unsafe
 
     def _patches(self, x: Tensor) -> Tensor:
-        """Return what each output position sees: positions, groups, K."""
+        """Return the inputs that each output position reads: positions, groups, K."""
         sides = len(self.kernel)
         before, after = self.axes["pads"][:sides], self.axes["pads"][sides:]
         padding = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]

@@ -25,21 +25,21 @@ from zoo.errors import BadInput
 from zoo.runtimes.pytorch import flatten_outputs
 from zoo.training.tasks import Task
 
-HELD = 128  # training images to evaluate layers on; each layer takes a pass over them
+HELD = 128  # training images to evaluate layers on; each layer requires a pass over them
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one layer costs when only this layer is in int8.
+    """The accuracy that one layer costs when only this layer is in int8.
 
     Attributes:
-        layer: Its name in the fused model.
-        kind: Its class.
-        weights: Elements of its weight.
-        lost: Score that is lost on held-out images, in the task's unit (top-1 and IoU as shares,
+        layer: Name of the layer in the fused model.
+        kind: Class of the layer.
+        weights: Number of elements in its weight.
+        lost: Drop of the score on held-out images, in the task's unit (top-1 and IoU as shares,
             PSNR in dB); negative if the score rises.
-        snr_db: Power of the outputs' differences between images over that of the error, dB.
+        snr_db: Signal-to-noise ratio of the outputs in dB, see `SignalToNoise`.
     """
 
     layer: str
@@ -56,10 +56,10 @@ def measure(
     batches: Sequence[Batch],
     judged_on: Sequence[Batch],
 ) -> list[Row]:
-    """Return what each layer costs, the costliest first.
+    """Return the accuracy that each layer costs, the costliest layer first.
 
-    Layers are sorted by lost score, then by the noise in the outputs: most layers cost not one of a
-    few hundred images, and gains by chance count as zero.
+    Layers are sorted by lost score, then by the noise in the outputs: most layers do not
+    change the score on a few hundred images, and random gains count as zero.
 
     Args:
         model: The fused model, in evaluation mode; it is not changed.
@@ -70,26 +70,26 @@ def measure(
     """
     model = with_exportable_scans(model)
     device = torch.device("cpu")
-    seen = _Outputs(model)
+    recorder = _Outputs(model)
 
-    def judge() -> tuple[float, list[Tensor]]:
-        seen.kept = []
-        return task.validate(seen, judged_on, data, device).score, seen.kept
+    def evaluate() -> tuple[float, list[Tensor]]:
+        recorder.kept = []
+        return task.validate(recorder, judged_on, data, device).score, recorder.kept
 
     with torch.inference_mode():
         ranges = _ranges(model, batches)
-        score, wanted = judge()
+        score, expected = evaluate()
         rows = []
         for name, layer in layers(model).items():
             if name not in ranges:  # a layer that this model never calls
                 continue
             with _in_int8(layer, ranges[name]):
-                worse, found = judge()
+                reduced, actual = evaluate()
             weight: Any = layer.weight
             noise = SignalToNoise()
-            for mine, its in zip(wanted, found, strict=True):
-                noise.add(mine.numpy(), its.numpy())
-            lost = score - worse
+            for before, after in zip(expected, actual, strict=True):
+                noise.add(before.numpy(), after.numpy())
+            lost = score - reduced
             rows.append(Row(name, type(layer).__name__, weight.numel(), lost, noise.snr_db))
     return sorted(rows, key=lambda row: (-max(row.lost, 0.0), row.snr_db))
 
@@ -171,7 +171,7 @@ def _ranges(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Range]:
 
 @contextlib.contextmanager
 def _in_int8(layer: nn.Module, limits: Range) -> Iterator[None]:
-    """Round the weights and inputs of a layer to int8 for a while."""
+    """Round the weights and inputs of a layer to int8 within the context."""
     parameter: Any = layer.weight
     before = parameter.detach().clone()
     hook = layer.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0], limits),))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 TINY = 1e-30
-QUIET = 1e-12  # of the signal's power: less noise than this counts as none
+QUIET = 1e-12  # noise below this share of the signal's power counts as none
 
 
 class SignalToNoise:
@@ -31,7 +31,7 @@ class SignalToNoise:
 
     @property
     def snr_db(self) -> float:
-        """Power of the differences between images over the power of the error, in dB."""
+        """Return the power of differences between images over the power of the error, in dB."""
         count = max(self.images, 1)
         signal = float((self._squares / count - np.square(self._sum / count)).mean())
         noise = float((self._noise / count).mean())

@@ -1,6 +1,6 @@
 """The rules of `zoo.count`: the cost of one call of each operator.
 
-A rule gives three quantities for an operator as PyTorch's tracer names it (`aten::...`):
+A rule returns three quantities for an operator as PyTorch's tracer names it (`aten::...`):
 
 * MACs: multiply-accumulates, only of convolutions, matrix products and attention;
 * elementwise FLOPs: elementwise arithmetic, norms, softmax, pooling and resizing;
@@ -29,7 +29,7 @@ Rule = Callable[[list[Any], list[Any]], Counter]
 
 
 def macs(count: int, outputs: list[Any], name: str) -> Counter:
-    """Return the cost of an operator with `count` MACs: these, and its output as activations."""
+    """Return the cost of an operator with `count` MACs, whose output counts as activations."""
     return Counter({f"macs:{name}": int(count), f"activations:{name}": numel(outputs[0])})
 
 
@@ -60,7 +60,7 @@ def _from_fvcore(handle: Callable, name: str) -> Rule:
 
 
 def _convolution_mode(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """A convolution with `padding="same"` or `"valid"`: kernel size x input channels per output."""
+    """Convolution with `padding="same"` or `"valid"`: kernel size x input channels per output."""
     per_output = math.prod(shape(inputs[1])[1:])
     return macs(numel(outputs[0]) * per_output, outputs, "conv")
 
@@ -102,7 +102,7 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
 
 
 def _scan(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """FLOPs by the usual convention and no MACs; zoo/ops/scan/cost.py gives the reason."""
+    """FLOPs by the usual convention and no MACs; the reason is in zoo/ops/scan/cost.py."""
     return elementwise(cost.flops(shape(inputs[0]), shape(inputs[2])), "scan")
 
 
@@ -115,7 +115,7 @@ def _per_input(flops: float, name: str) -> Rule:
 
 
 def _norm(flops: float, affine: int, name: str) -> Rule:
-    """`flops` per element, plus 2 if input number `affine` is a weight."""
+    """Return the rule `flops` per element, plus 2 if input number `affine` is a weight."""
 
     def rule(inputs: list[Any], outputs: list[Any]) -> Counter:
         has_affine = get_shape(inputs[affine]) is not None
@@ -178,7 +178,9 @@ _COMPOSITE: dict[str, Rule] = {
     "aten::adaptive_max_pool2d": _per_input(1, "pool"),
     "aten::upsample_bilinear2d": _per_output(8, "resize"),  # 4 taps
     "aten::upsample_bicubic2d": _per_output(32, "resize"),  # 16 taps
-    "aten::_upsample_bilinear2d_aa": _per_output(8, "resize"),  # at least: more when shrinking
+    "aten::_upsample_bilinear2d_aa": _per_output(
+        8, "resize"
+    ),  # a lower bound: shrinking reads more taps
     "aten::_upsample_bicubic2d_aa": _per_output(32, "resize"),
     "aten::upsample_linear1d": _per_output(4, "resize"),  # 2 taps
     "aten::upsample_trilinear3d": _per_output(16, "resize"),  # 8 taps

@@ -31,7 +31,7 @@ def existing_root(cfg: DataConfig) -> Path:
     """Return `data.root` as a path.
 
     Raises:
-        BadInput: It is not given or is not a folder.
+        BadInput: `data.root` is not given, or is not a folder.
     """
     if not cfg.root:
         raise BadInput(f"data.name={cfg.name} needs data.root, the folder of the images")

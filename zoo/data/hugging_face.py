@@ -101,7 +101,7 @@ def _labels(reader: Any, key: str, title: str) -> tuple[list[int], list[str] | N
         )
     column = np.asarray(reader.dataset.select_columns([key]).with_format("numpy")[:][key])
     if column.size == 0:
-        raise BadInput(f"{title} has no rows")
+        raise BadInput(f"{title} has no rows; choose another split")
     if column.min() < 0:
         raise BadInput(
             f"{title} has rows without a label ({key}={column.min()}); choose another split"

@@ -47,7 +47,10 @@ def without_corrupt(source: Source, split: str, workers: int) -> Source:
     emptied = sorted(set(source.labels) - set(part.labels))
     if emptied:
         name = source.class_names[emptied[0]] if source.class_names else emptied[0]
-        raise BadInput(f"no image of class {name!r} in split {split} can be read")
+        raise BadInput(
+            f"no image of class {name!r} in split {split} can be read; "
+            "repair one, or remove the class"
+        )
     return part
 
 

@@ -1,7 +1,6 @@
 """Defaults of each data set, the keys that it supports, and the validation of their values."""
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zoo.errors import BadInput, first_line
+from zoo.errors import BadInput, first_line, unknown_value
 from zoo.settings import DataConfig
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -131,7 +130,7 @@ def family(name: str) -> str:
     if name in SETS:
         return name
     choices = [f"{key}/<name>" if key in _PREFIXES else key for key in SETS]
-    raise BadInput(_unknown("data set", name, choices))
+    raise BadInput(unknown_value("data set", name, choices))
 
 
 def task(name: str) -> str:
@@ -239,7 +238,7 @@ def size_of(image_size: Any) -> tuple[int, int]:
         image_size: One number for a square, or a pair (height, width).
 
     Raises:
-        BadInput: It is neither.
+        BadInput: The size is neither.
     """
     pair = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
     whole = all(isinstance(edge, int) and not isinstance(edge, bool) for edge in pair)
@@ -304,11 +303,4 @@ def _check_choices(cfg: DataConfig) -> None:
 
 def _one_of(key: str, value: Any, choices: list[str]) -> None:
     if value is not None and value not in choices:
-        raise BadInput(_unknown(f"data.{key}", value, choices))
-
-
-def _unknown(what: str, value: Any, choices: list[str]) -> str:
-    """Return an error message with the nearest choice, if any, and all choices."""
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown {what} {value!r}{hint} Choices: {', '.join(choices)}"
+        raise BadInput(unknown_value(f"data.{key}", value, choices))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.images import read_image
 
 DIGITS_VAL = 0.2  # share of the digits in the validation split
@@ -37,7 +37,7 @@ class Source:
         """Return a decoded image.
 
         Raises:
-            BadInput: It cannot be read.
+            BadInput: The image cannot be read.
         """
         return self.images[index]
 
@@ -149,4 +149,5 @@ def split_digits(size: tuple[int, int], in_chans: int) -> tuple[Part, Part]:
 def check_train_or_val(name: str, split: str) -> None:
     """Raise `BadInput` unless `split` is `"train"` or `"val"`, the only splits of `name`."""
     if split not in ("train", "val"):
-        raise BadInput(f"unknown split {split!r} of data set {name}. Choices: train, val")
+        where = f" of data set {name}"
+        raise BadInput(unknown_value("split", split, ("train", "val"), where=where))

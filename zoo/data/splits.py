@@ -1,4 +1,4 @@
-"""Splits of the labelled data sets: which function opens each of them, and what follows."""
+"""Open the splits of labelled data sets, skip corrupt images and compare class names."""
 
 from zoo.data import folders, hugging_face, integrity, presets, sources, torchvision_sets
 from zoo.data.sources import Source

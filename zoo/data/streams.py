@@ -75,7 +75,10 @@ def open_reader(cfg: DataConfig, split: str, *, training: bool, batch_size: int,
 def _check_shards(root: Path, reader: Any, name: str) -> None:
     for shard in reader.split_info.filenames:
         if not (root / shard).is_file():
-            raise BadInput(f"shard {root / shard} of split {name!r} does not exist")
+            raise BadInput(
+                f"shard {root / shard} of split {name!r} does not exist; "
+                "correct data.root or the split"
+            )
     if not reader.num_samples:
         raise BadInput(
             f"the number of samples in split {name!r} is unknown; append it after a bar, like "

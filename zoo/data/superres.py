@@ -83,8 +83,8 @@ class CropPreparation:
     """Turns a crop into an input and a target.
 
     Args:
-        mean: Of the input; one number per channel, for pixel values in 0..1.
-        std: Likewise.
+        mean: Mean of the input; one number per channel, for pixel values in 0..1.
+        std: Standard deviation of the input, likewise.
         flips: Probabilities of a horizontal and of a vertical flip.
     """
 

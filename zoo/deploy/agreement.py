@@ -18,12 +18,12 @@ from zoo.errors import NotExportable, OutputsDiffer
 from zoo.runtimes import Runtime
 
 # The largest allowed error is TOLERANCE * spread + ROUNDING * magnitude of the outputs.
-TOLERANCE, ROUNDING = 1e-3, 1e-5  # float32; a deep model may lose that much by rounding
-HALF_TOLERANCES = (5e-2, 5e-3)  # the same two for float16
+TOLERANCE, ROUNDING = 1e-3, 1e-5  # for float32; a deep model may lose that much by rounding
+HALF_TOLERANCES = (5e-2, 5e-3)  # both for float16
 CLASS_TOLERANCES = (1e-3, 1e-2)  # share of pixels with another class: float32, float16
-INT8_TOLERANCE = 0.25  # of the spread, for the root mean square error of an int8 graph
-MIN_SPREAD = 1e-3  # of the magnitude; with less, nothing is proven
-INPUT_SCALES = (0.3, 1.0, 3.0)  # of the random images
+INT8_TOLERANCE = 0.25  # allowed root mean square error of an int8 graph, as a share of the spread
+MIN_SPREAD = 1e-3  # as a share of the magnitude; with less, nothing is proven
+INPUT_SCALES = (0.3, 1.0, 3.0)  # standard deviations of the random images
 # A deep model may lose more than the tolerance in float32. Then LOSS_FACTOR times its loss is
 # allowed; if the loss exceeds LOSS_LIMIT of the spread, nothing is proven.
 LOSS_FACTOR, LOSS_LIMIT = 3.0, 0.05
@@ -169,7 +169,7 @@ def random_batches(input_size: Sequence[int], batch_sizes: Sequence[int]) -> Ite
 
     Args:
         input_size: C H W, or C D H W for volumes.
-        batch_sizes: Yields a batch of each scale for each of them.
+        batch_sizes: Batch sizes; each is yielded once for each scale.
 
     Yields:
         B C H W (B C D H W), float32.
@@ -268,10 +268,10 @@ def _judge_values(
 
     Args:
         want: The model's output for all images, N ...
-        have: The artefact's.
+        have: The artefact's output for the same images.
         half: Whether the artefact is in float16.
-        batch_sizes: For the result.
-        images: For the result.
+        batch_sizes: Batch sizes, for the result.
+        images: Number of images, for the result.
         own: The largest difference between the model in float32 and in float64, if measured.
     """
     tolerance, rounding = HALF_TOLERANCES if half else (TOLERANCE, ROUNDING)

@@ -49,10 +49,10 @@ def compare_artefact(
     `spec.multiple` is known, at one pixel more.
 
     Args:
-        model: What the artefact must compute, in evaluation mode.
+        model: The model that the artefact must match, in evaluation mode.
         file: The artefact.
         runtime: The runtime to load it in; None compares nothing.
-        spec: What the artefact was exported for.
+        spec: Sizes that the artefact was exported for.
 
     Raises:
         NotExportable: The artefact does not run, or does not match the model.
@@ -76,7 +76,7 @@ def compare_artefact(
                 results.append(_compare_at(odd, model, reference, artefact, spec))
                 sizes.append(odd)
                 step = 1
-            except Exception:  # not supported by the model or the artefact: `multiple` says so
+            except Exception:  # not supported by the model or the artefact, as `multiple` states
                 step = DEFAULT_MULTIPLE
     except NotExportable:
         raise
@@ -141,7 +141,7 @@ def _describe_outputs(
 
     Args:
         reference: The model.
-        spec: What it is exported for.
+        spec: Sizes that it is exported for.
         other: A second image size, to find the axes that vary; None for a static size.
     """
 

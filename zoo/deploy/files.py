@@ -38,7 +38,7 @@ def describe(artefact: Path) -> dict[str, Any]:
 
 
 def members(artefact: Path) -> list[Path]:
-    """Return the paths that belong to an artefact: its own and, for OpenVINO, its weights."""
+    """Return the files of an artefact: the artefact itself and, for OpenVINO, its weights."""
     weights = artefact.with_suffix(".bin")
     return [artefact, weights] if artefact.suffix == ".xml" else [artefact]
 
@@ -68,7 +68,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     stated = content["artefact"]
     artefact = folder / stated["file"]
     if not is_folder and given.name not in (MANIFEST, artefact.name):
-        raise BadInput(f"{file} describes {artefact.name}, not {given.name}")
+        raise BadInput(f"{file} describes {artefact.name}, not {given.name}; export again")
     if not artefact.exists():
         raise BadInput(f"{file} describes {artefact.name}, which does not exist; export again")
     found = describe(artefact)
@@ -90,7 +90,9 @@ def _read_manifest(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"the artefact has no manifest: {file} does not exist") from None
+        raise BadInput(
+            f"the artefact has no manifest: {file} does not exist; export again"
+        ) from None
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read {file} as a manifest: {error}") from error
     schema = content.get("schema") if isinstance(content, dict) else None

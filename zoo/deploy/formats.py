@@ -1,12 +1,11 @@
 """The export formats: exporter, file suffix, runtime, and options that are not supported."""
 
-import difflib
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from zoo.errors import BadInput, NotExportable
+from zoo.errors import BadInput, NotExportable, unknown_value
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Exporter(Protocol):
-    """What the module of a format contains.
+    """The contents of a format's exporter module.
 
     Attributes:
         PACKAGES: Packages that the format needs besides PyTorch.
@@ -100,9 +99,7 @@ def get_format(name: str) -> Format:
         BadInput: The format is unknown; the message suggests the nearest name.
     """
     if name not in FORMATS:
-        near = difflib.get_close_matches(str(name).lower(), FORMATS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choices: {', '.join(FORMATS)}"
-        raise BadInput(f"unknown format {name!r}; {hint}")
+        raise BadInput(unknown_value("format", name, FORMATS))
     return FORMATS[name]
 
 

@@ -27,7 +27,7 @@ from zoo.reparam import reparameterize
 from zoo.weights import QAT_KEY
 
 PACKAGES = ("torchao", "executorch")
-FORMATS = ("onnx", "executorch")  # OpenVINO turns the int8 weights back into floats
+FORMATS = ("onnx", "executorch")  # OpenVINO would convert the int8 weights back to float
 SCHEME = "xnnpack/3"
 # Without VNNI, ONNX Runtime adds pairs of products in 16 bits: 255 * (64 + 64) < 2**15. The limit
 # is fixed, because weights still change after their ranges are fixed.
@@ -77,7 +77,7 @@ class Prepared(GraphModule):
         return self.meta["no_weight_decay"]
 
     def group_matcher(self, coarse: bool = False) -> Any:
-        """Return how parameters are grouped into layers."""
+        """Return patterns that assign parameters to layers."""
         return self.meta["groups"][coarse]
 
 
@@ -156,7 +156,7 @@ def is_converted(model: nn.Module) -> bool:
 
 
 def check_export(model: nn.Module, format: str, settings: ExportSpec, fuse: bool) -> None:
-    """Raise `BadInput` or `NotExportable` for what a `Converted` model cannot be exported to."""
+    """Raise `BadInput` or `NotExportable` unless a `Converted` model supports this export."""
     assert isinstance(model, Converted)
     if format not in FORMATS:
         raise NotExportable(
@@ -166,16 +166,20 @@ def check_export(model: nn.Module, format: str, settings: ExportSpec, fuse: bool
     if settings.half or not fuse:
         key = "half=True" if settings.half else "fuse=False"
         raise BadInput(
-            f"{key} has no effect on a model trained with train.qat: it is in int8 and fused"
+            f"{key} has no effect on a model trained with train.qat: it is in int8 and fused; "
+            "leave it out"
         )
     size = list(settings.input_size[1:])
     if settings.dynamic_size or size != model.input_size:
-        asked = "dynamic_size=True" if settings.dynamic_size else f"input_size={size}"
-        raise BadInput(f"{asked}: it was trained with train.qat for {model.input_size} only")
+        setting = "dynamic_size=True" if settings.dynamic_size else f"input_size={size}"
+        raise BadInput(
+            f"{setting}: the model was trained with train.qat for {model.input_size} only; "
+            "leave it out"
+        )
 
 
 def facts(net: Prepared) -> dict[str, Any]:
-    """Return what a checkpoint records under `QAT_KEY` for `rebuild`."""
+    """Return the entries that a checkpoint has under `QAT_KEY`, which `rebuild` needs."""
     return {"scheme": SCHEME, "fused": True, "input_size": net.meta["input_size"]}
 
 
@@ -184,16 +188,17 @@ def rebuild(content: Mapping[str, Any], named: str) -> Prepared:
 
     Args:
         content: The checkpoint; averaged weights are preferred.
-        named: Name of the checkpoint in messages.
+        named: Name of the checkpoint, for messages.
 
     Raises:
-        BadWeights: It was written by another version, or its weights do not fit.
+        BadWeights: The checkpoint is from another version, or its weights do not fit.
         MissingExtra: A package is not installed.
     """
     about = content[QAT_KEY]
     if about.get("scheme") != SCHEME:
         raise BadWeights(
-            f"{named} was prepared for int8 as {about.get('scheme')!r}, this version knows {SCHEME}"
+            f"{named} has the int8 scheme {about.get('scheme')!r}, but this version supports only "
+            f"{SCHEME!r}; use the version that wrote it"
         )
     model = create_model(**content["model"]).eval()
     net = prepare(reparameterize(model), about["input_size"])
@@ -201,8 +206,8 @@ def rebuild(content: Mapping[str, Any], named: str) -> Prepared:
         net.load_state_dict(content.get("state_dict_ema") or content["state_dict"])
     except RuntimeError as error:
         wrong = [line.strip() for line in str(error).splitlines()]
-        said = wrong[min(1, len(wrong) - 1)]
-        raise BadWeights(f"{named} does not fit {type(model).__name__}: {said[:200]}") from error
+        detail = wrong[min(1, len(wrong) - 1)]
+        raise BadWeights(f"{named} does not fit {type(model).__name__}: {detail[:200]}") from error
     return net.eval()
 
 
@@ -217,7 +222,7 @@ def _traced(model: nn.Module, size: list[int]) -> GraphModule:
                 (x,),
                 dynamic_shapes=({0: torch.export.Dim.AUTO},),
             )
-    except Exception as error:  # whatever tracing the model raises
+    except Exception as error:  # tracing may raise any error
         raise NotExportable(
             f"{name} cannot be traced for train.qat: {tracing.root_cause(error)}"
         ) from error
@@ -227,7 +232,7 @@ def _traced(model: nn.Module, size: list[int]) -> GraphModule:
         )
     graph = program.module()
     make_padding_explicit(graph)
-    # Indices computed from the feature map's size would be taken for activations.
+    # Indices computed from the feature map's size would be mistaken for activations.
     constants.fold_in_place(graph, fold_parameters=False)
     return graph  # type: ignore[return-value]
 
@@ -251,7 +256,7 @@ def make_padding_explicit(graph: GraphModule) -> None:
         same = padding == "same"
         totals = [d * (k - 1) if same else 0 for d, k in zip(dilation, sides, strict=True)]
         with graph.graph.inserting_before(node):
-            if any(total % 2 for total in totals):  # the odd one goes to the end, as in PyTorch
+            if any(total % 2 for total in totals):  # PyTorch adds an odd pixel at the end
                 pads = [n for total in reversed(totals) for n in (0, total % 2)]
                 padded = graph.graph.call_function(torch.ops.aten.pad.default, (x, pads))
                 padded.meta = dict(node.meta)
@@ -301,7 +306,7 @@ def _quantizer() -> Any:
         dtype=torch.int8,
         observer_or_fake_quant_ctr=FakeQuantize.with_args(
             observer=MovingAveragePerChannelMinMaxObserver,
-            averaging_constant=1.0,  # the weight's own range, now
+            averaging_constant=1.0,  # the current range of the weight
             eps=SMALLEST_SCALE,
         ),
         quant_min=-WEIGHT_LIMIT,
@@ -315,7 +320,7 @@ def _quantizer() -> Any:
 def on_grid(bias: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     """Round a bias to the step of an integer sum: activation step times weight step.
 
-    Runtimes store biases like that. Without this rounding, whole channels of the artefact would
+    Runtimes store biases in this form. Without this rounding, whole channels of the artefact would
     differ from what was trained and evaluated.
     """
     step = values * weights
@@ -367,9 +372,9 @@ def _freeze_scales(fake: Any) -> None:
 
     Averaging weights also averages the ranges, but a zero point cannot be averaged.
     """
-    seen = fake.activation_post_process.min_val
-    if not seen.numel() or not seen.isfinite().all():
-        return  # nothing observed yet: a checkpoint is loaded next
+    observed = fake.activation_post_process.min_val
+    if not observed.numel() or not observed.isfinite().all():
+        return  # nothing observed yet: a checkpoint will be loaded
     scale, zero = fake.calculate_qparams()
     with torch.no_grad():
         fake.scale.resize_(scale.shape).copy_(scale)

@@ -23,7 +23,7 @@ class Origin:
     """Where a model comes from; unknown parts are None or empty.
 
     Attributes:
-        name: Its name for `zoo.create_model`.
+        name: Name of the model for `zoo.create_model`.
         args: The other arguments of `zoo.create_model`.
         weights: The file that its weights were read from.
         class_names: The name of each class, in the order of the logits.
@@ -52,7 +52,7 @@ def describe_model(model: nn.Module, origin: Origin, fused: bool) -> dict[str, A
 
     Args:
         model: The exported model, before fusing.
-        origin: Where it comes from.
+        origin: Where the model comes from.
         fused: Whether the artefact contains the fused model.
     """
     file = origin.weights
@@ -93,7 +93,7 @@ def describe_input(
 
     Args:
         model: The exported model.
-        origin: Where it comes from.
+        origin: Where the model comes from.
         name: Name of the input.
         spec: Shape and dynamic axes of the input.
         pixels: Whether the artefact takes uint8 and normalises it; `mean` and `std` are then None.
@@ -109,7 +109,9 @@ def describe_input(
         "layout": "NCHW" if len(shape) == 4 else "NCDHW",
         "dtype": "uint8" if pixels else "float32",
         "channels": {1: "grey", 3: "RGB"}.get(spec.input_size[1]),
-        "range": [0, 255] if pixels else [0.0, 1.0],  # of the values that mean and std are for
+        "range": [0, 255]
+        if pixels
+        else [0.0, 1.0],  # range of the values that mean and std apply to
         "mean": None if pixels else known["mean"],
         "std": None if pixels else known["std"],
         "normalised_inside": {"mean": known["mean"], "std": known["std"]} if pixels else None,
@@ -138,7 +140,7 @@ def task_of(model: nn.Module, origin: Origin) -> str:
 
 
 def check_class_names(model: nn.Module, origin: Origin) -> None:
-    """Raise `BadInput` unless the class names are as many as the model's classes."""
+    """Raise `BadInput` unless there is one class name per class of the model."""
     count = getattr(model, "num_classes", None)
     if origin.class_names is not None and count is not None and len(origin.class_names) != count:
         raise BadInput(

@@ -16,7 +16,7 @@ from zoo.errors import BadInput, NotExportable
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT = "input"
 OPSETS = (18, 23)  # first and last that torch's exporter writes and ONNX Runtime is tested with
-FOLD_LIMIT = 1 << 28  # values of a constant; no model has a larger one
+FOLD_LIMIT = 1 << 28  # largest number of values in a constant; no model has more
 # Becomes ONNX's operator Scan: as fast as ordinary operators, with a tenth of the nodes.
 DYNAMIC_SCAN = "scan"
 SLOW_RULE = "SlicesSplit"  # name of a rule of onnxscript's optimiser

@@ -36,7 +36,7 @@ def convert(model: nn.Module, file: Path, spec: ExportSpec) -> None:
 
 
 def read(model: nn.Module, onnx_file: Path, spec: ExportSpec) -> Any:
-    """Return `model` as an `openvino.Model` in float32.
+    """Convert `model` to an `openvino.Model` in float32.
 
     Args:
         model: The model, in evaluation mode.

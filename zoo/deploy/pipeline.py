@@ -24,7 +24,7 @@ from zoo.errors import BadInput
 from zoo.inputs import input_of
 from zoo.reparam import reparameterize
 
-PACKAGES = ("zoo", "torch", "timm")  # whose versions every manifest states
+PACKAGES = ("zoo", "torch", "timm")  # packages whose versions every manifest states
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def export(model: nn.Module, format: str, path: str | os.PathLike[str], **option
     fails, no file is written there.
 
     Args:
-        model: The model, in evaluation mode; it is not changed. If it is on a GPU, a copy on the CPU is
-            exported.
+        model: The model, in evaluation mode; it is not changed. If it is on a GPU, a copy on the
+            CPU is exported.
         format: `"onnx"`, `"pt2"`, `"torchscript"`, `"openvino"`, `"executorch"`, `"aoti"` or
             `"coreml"`.
         path: A file with the suffix of the format, or a folder for `model.onnx` or the like.
@@ -142,7 +142,7 @@ class Job:
         origin: Where the model comes from.
         spec: The requested sizes and precision.
         wrap: Adds the requested pre- and postprocessing to a model.
-        target: Where the artefact goes.
+        target: Path of the finished artefact.
     """
 
     model: nn.Module
@@ -180,7 +180,7 @@ class Job:
         Args:
             folder: The folder that it was written to.
             precision: `"float32"`, `"float16"` or `"int8"`.
-            comparison: How it compares with the model.
+            comparison: Comparison of the artefact with the model.
             entry: The entry `comparison` of the manifest.
             packages: Packages that took part besides those of the exporter.
         """
@@ -217,7 +217,7 @@ class Job:
         Args:
             folder: The folder that it was written to.
             content: The manifest.
-            agreement: For the result.
+            agreement: How close the outputs are to the model's, for the result.
             extra: Names of further files in `folder` to move next to the artefact.
         """
         manifest.write(content, folder / files.MANIFEST)
@@ -325,7 +325,7 @@ def _wrapping(
 
 
 def _multiple(origin: Origin) -> int | None:
-    """Return what sides of the input must be a multiple of, in pixels; None if unknown."""
+    """Return the number of pixels that sides must be multiples of; None if unknown."""
     if origin.name is None or registry.is_timm(origin.name):
         return None
     return registry.model_info(origin.name).get("input", {}).get("multiple")
@@ -334,7 +334,9 @@ def _multiple(origin: Origin) -> int | None:
 def _input_size(model: nn.Module, name: str | None, given: Sequence[int] | None) -> tuple[int, ...]:
     """Return B C H W or B C D H W: the given size, or one image of the published size."""
     published = input_of(model, name)["size"]
-    lengths = (len(published) + 1,) if published else (4, 5)  # of images, of volumes
+    lengths = (
+        (len(published) + 1,) if published else (4, 5)
+    )  # lengths of the shapes of images and volumes
     if given is None:
         if published is None:
             raise BadInput("the model has no default input size; pass input_size=(1, 3, H, W)")

@@ -20,7 +20,7 @@ from zoo.errors import BadInput
 from zoo.images import convert, reason
 from zoo.runtimes.artefacts import LoadedArtefact
 
-OPACITY = 0.5  # of a mask drawn over its image
+OPACITY = 0.5  # opacity of a mask drawn over its image
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
-"""What an exporter must write: sizes, dynamic axes, precision."""
+"""The requested properties of an artefact: sizes, dynamic axes, precision."""
 
 from dataclasses import dataclass
 
-DEFAULT_MULTIPLE = 32  # pixels; sides of a dynamic size are tried at multiples of it
+DEFAULT_MULTIPLE = 32  # pixels; dynamic sizes are tested at multiples of this
 
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """The requested properties of an artefact, which every exporter reads.
+    """The properties that every exporter must give an artefact.
 
     Attributes:
         input_size: B C H W, or B C D H W for volumes.
@@ -41,7 +41,7 @@ class ExportSpec:
     def larger_sides(self, steps: int) -> tuple[int, ...]:
         """Return H W or D H W, larger than in `input_size` by `steps` multiples.
 
-        Each further side grows by one multiple more, so that a square becomes a rectangle.
+        Each side grows by one multiple more than the side before, so a square becomes a rectangle.
         """
         step = self.multiple or DEFAULT_MULTIPLE
         return tuple(

@@ -17,7 +17,7 @@ def resample_tables(model: nn.Module, x: Tensor) -> nn.Module:
     """Return a copy of `model` with its position tables resampled for images like `x`.
 
     A table that one call reads at two sizes is left unchanged. A model without tables is returned
-    itself.
+    unchanged.
 
     Args:
         model: The model, in evaluation mode.
@@ -27,7 +27,7 @@ def resample_tables(model: nn.Module, x: Tensor) -> nn.Module:
         return model
     model = copy.deepcopy(model)
     tables = [module for module in model.modules() if isinstance(module, PositionEmbedding)]
-    grids: list[set[tuple[int, int]]] = [set() for _ in tables]  # that each table is read at
+    grids: list[set[tuple[int, int]]] = [set() for _ in tables]  # grids at which each table is read
     hooks = [
         table.register_forward_pre_hook(functools.partial(_record, read_at))
         for table, read_at in zip(tables, grids, strict=True)

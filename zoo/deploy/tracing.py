@@ -1,4 +1,4 @@
-"""What exporters have in common: prepare a model for tracing, trace it with `torch.export`."""
+"""Functions that all exporters share: prepare a model for tracing, trace it with `torch.export`."""
 
 import contextlib
 import copy
@@ -94,7 +94,7 @@ def to_half_precision(model: nn.Module) -> nn.Module:
 def with_exportable_scans(model: nn.Module, algorithm: str = STATIC_SCAN) -> nn.Module:
     """Return a copy of `model` whose selective scans consist of PyTorch's operators.
 
-    A model without selective scans is returned itself.
+    A model without selective scans is returned unchanged.
 
     Args:
         model: Any model.
@@ -213,8 +213,8 @@ def refuse_custom_operators(model: nn.Module, spec: ExportSpec, operators: Seque
     """Raise `NotExportable` if a program contains an operator that only this package defines.
 
     Args:
-        model: For the message.
-        spec: For the message.
+        model: The model, for the message.
+        spec: The requested sizes, for the message.
         operators: Names of the operators in the program.
     """
     custom = sorted({found[1] for name in operators if (found := CUSTOM_OPERATOR.search(name))})
@@ -231,9 +231,9 @@ def check_dynamic_axes(model: nn.Module, shape: Sequence[object], spec: ExportSp
     """Raise `NotExportable` if an axis that must be dynamic is static in a program.
 
     Args:
-        model: For the message.
+        model: The model, for the message.
         shape: Shape of the program's input; static axes are integers.
-        spec: Says which axes must be dynamic.
+        spec: States which axes must be dynamic.
     """
     static = [axis for axis in spec.dynamic_axes if isinstance(shape[axis], int)]
     if 0 in static:

@@ -3,8 +3,8 @@
 Paper: Hassani et al., "Escaping the Big Data Paradigm with Compact Transformers"
        (arXiv 2104.05704), fig. 2, sections 3.1 to 3.3.
 Code:  github.com/SHI-Labs/Compact-Transformers @ cd11f0912749 (Apache-2.0).
-Here:  `_sine` variants of CCT and CVT have a fixed table, as their name says; the public code makes
-       a learnt one by mistake. The table of a checkpoint is loaded in either case.
+Here:  `_sine` variants of CCT and CVT have a fixed position table, as their name states; the public
+       code makes it learnt by mistake. The table of a checkpoint is loaded in either case.
 """
 
 from torch import Tensor, nn
@@ -29,12 +29,12 @@ from zoo.keys import KeyStyle, State
 
 
 class ConvTokens(nn.Module):
-    """Convolution, ReLU, overlapping maximum: a layer of CCT's tokeniser (section 3.3).
+    """Convolution, ReLU and overlapping max pooling: a layer of CCT's tokeniser (section 3.3).
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel_size: 3 keeps the size before the maximum halves it, 7 halves it.
+        kernel_size: Kernel size of the convolution: 3 with stride 1, or 7 with stride 2.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
@@ -53,7 +53,7 @@ class ConvTokens(nn.Module):
 class SeqPoolHead(ClassifierHead):
     """A classifier on a weighted mean of all positions (SeqPool, section 3.2).
 
-    `"attention"` learns the weights: the softmax over positions of a linear layer's output.
+    With `"attention"`, the weights are the softmax over positions of a linear layer's output.
     """
 
     pools = ("attention", *POOLS)
@@ -92,17 +92,17 @@ class RenormedBlock(TransformerBlock):
 
 
 class CompactTransformer(Backbone):
-    """Tokens, positions, blocks of one size; every block is a level, and so are the tokens.
+    """Tokens, positions and blocks of one size; the tokens and every block are feature levels.
 
     Args:
         depth: Number of blocks.
         num_heads: Number of attention heads.
         mlp_ratio: Hidden width of the MLPs divided by `dim`.
         dim: Width of the tokens.
-        kernel_size: Of the tokeniser's convolutions; without `conv_layers` the side of a patch.
-        conv_layers: Layers of the convolutional tokeniser; 0 cuts patches.
-        class_token: Classify a class token; otherwise a weighted mean of all positions.
-        sine: A fixed table of positions; otherwise a learnt one.
+        kernel_size: Kernel size of the tokeniser; without `conv_layers`, the side of a patch.
+        conv_layers: Number of layers of the convolutional tokeniser; 0 cuts patches instead.
+        class_token: Classify a class token; otherwise, classify a weighted mean of all positions.
+        sine: Use a fixed position table; otherwise, a learnt one.
         attn_drop_rate: Dropout of attention weights while training.
         global_pool: `"avg"`, `"max"`, `""`, with a class token `"token"`, else `"attention"`.
     """
@@ -166,7 +166,7 @@ class CompactTransformer(Backbone):
 
 
 def _tokeniser(in_chans: int, dim: int, kernel_size: int, layers: int) -> tuple[nn.Sequential, int]:
-    """Return the module that makes tokens of an image, and its stride."""
+    """Return the module that converts an image to tokens, and its stride."""
     if not layers:
         return nn.Sequential(PatchEmbed(in_chans, dim, kernel_size)), kernel_size
     widths = [in_chans, *[64] * (layers - 1), dim]
@@ -181,7 +181,7 @@ def _init(module: nn.Module) -> None:
 
 
 def _without_pool(state: State, model: CompactTransformer) -> State:
-    """Drop the layer that weights positions if the model pools otherwise."""
+    """Drop the layer that weights positions if the model pools in another way."""
     if getattr(getattr(model, "head", None), "pool", "attention") == "attention":
         return state
     return {key: value for key, value in state.items() if "attention_pool" not in key}
@@ -215,7 +215,7 @@ SIZES = {
     7:  dict(depth=7,  num_heads=4, mlp_ratio=2, dim=256),
     14: dict(depth=14, num_heads=6, mlp_ratio=3, dim=384),
 }
-# Kind, size, kernel, layers of the tokeniser, pixels, classes by the end of the name.
+# Size, kernel, layers of the tokeniser, pixels, and the classes by the end of the name.
 CONV = (
     (2,  3, 2, 32,  {"": 10, "_sine": 10}),
     (4,  3, 2, 32,  {"": 10, "_sine": 10}),

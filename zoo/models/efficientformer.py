@@ -1,4 +1,4 @@
-"""EfficientFormer: pooling blocks on maps, attention blocks at the end, at MobileNet speed.
+"""EfficientFormer: pooling blocks on feature maps, then attention blocks, at MobileNet speed.
 
 Paper: Li et al., "EfficientFormer: Vision Transformers at MobileNet Speed" (arXiv 2206.01191),
        sizes of table 5 (appendix), blocks of fig. 2 and eq. 3 to 6.
@@ -183,7 +183,7 @@ ATTENTION_BLOCK = (
 
 
 def _rows(model: EfficientFormer) -> list[Any]:
-    """Both styles count the flattening before the first attention block as a block."""
+    """Return the rows of a key style; both count the flattening before attention as a block."""
     rows: list[Any] = list(STEM_AND_HEAD)
     for s, j, block in numbered_blocks(model):
         attends = isinstance(block, AttentionBlock)

@@ -27,7 +27,7 @@ from zoo.keys import KeyStyle, prefixed
 
 
 class AtrousScan(nn.Module):
-    """SS2D over four sub-lattices of the map, gated (section 3.2).
+    """Gated SS2D over four interleaved grids of the feature map (section 3.2).
 
     Args:
         channels: Channels of input and output; twice as many inside.
@@ -73,7 +73,7 @@ class ChannelGate(Absorbing):
 
 
 class ScanBlock(nn.Module):
-    """A scan and a convolution of the same normalised feature map, one gate for both.
+    """A scan and a convolution of the same normalised feature map, with one gate for both.
 
     Args:
         channels: Channels of input and output.
@@ -120,7 +120,7 @@ class GatedInvertedResidual(nn.Module):
 
 
 class PatchMerging(Absorbing):
-    """Four neighbours become one pixel: normalised together, then projected (Swin, sec. 3.1).
+    """Concatenate four neighbouring pixels into one, normalise and project (Swin, sec. 3.1).
 
     An odd side is padded with zeros on the right or below, before the norm.
 
@@ -180,7 +180,7 @@ class EfficientVMamba(Backbone):
 
 
 def _init(module: nn.Module) -> None:
-    """Initialise the linear layers of the public code; some are 1x1 convolutions here."""
+    """Initialise the layers that are linear in the public code; some are 1x1 convolutions here."""
     linear = {ChannelGate: ("reduce", "expand"), AtrousScan: ("in_proj", "out_proj")}
     linear |= {PatchMerging: ("project",), ClassifierHead: ("fc",)}
     for name in linear.get(type(module), ()):
@@ -232,7 +232,7 @@ ROWS = (
     (r"(?:classifier\.)?head\.", "head.fc."),
     *prefixed(r"layers\.([01])\.blocks\.(\d+)\.", r"stages.\1.blocks.\2.", SCAN),
     *prefixed(r"layers\.([01])\.downsample\.", "stages.{1+1}.downsample.", DOWNSAMPLE),
-    # Layer 0 of stages 2 and 3 expands nothing; the last of stage 2 downsamples.
+    # Layer 0 of stages 2 and 3 does not expand; the last layer of stage 2 downsamples.
     *prefixed(r"layers\.2\.\d+\.", "stages.3.downsample.", DOWNSAMPLE),
     *prefixed(r"layers\.([23])\.(\d+)\.", r"stages.\1.blocks.{2-1}.", INVERTED_RESIDUAL),
 )

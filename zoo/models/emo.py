@@ -1,15 +1,15 @@
-"""EMO and EMOv2: one inverted residual block whose expansion may be attention in windows.
+"""EMO and EMOv2: one inverted residual block whose expansion may be windowed attention.
 
 Paper: Zhang et al., "Rethinking Mobile Block for Efficient Attention-based Models"
        (arXiv 2301.01146), fig. 3, table 1; Zhang et al., "EMOv2: Pushing 5M Vision Model Frontier"
        (arXiv 2412.06674), fig. 3: two kinds of windows that share queries, keys and values.
 Code:  github.com/zhangzjn/EMO @ 27d9b40fea9c, github.com/zhangzjn/EMOv2 @ 582a96fe63f1 (no licence;
        written from a description).
-Here:  feature maps are padded with zeros to whole windows, before the convolutions that give
+Here:  feature maps are padded with zeros to whole windows, before the convolutions that compute
        queries, keys and values, and without a mask, as in the public code: padded pixels are keys.
-       The size of the windows is not part of the weights: `window_size` is free. The authors'
-       detectors and segmenters use 10 and 16 with the weights of 7. `emo1_*` of the second paper
-       have only grid windows, as EMO, but project values first: EMO's weights do not fit.
+       The weights do not depend on `window_size`: the authors' detectors and segmenters use 10
+       and 16 with the weights of 7. `emo1_*` of the second paper have only grid windows, like
+       EMO, but project values first, so EMO's weights do not fit.
        No tensor has more than five axes, the limit of mobile runtimes.
 """
 
@@ -26,12 +26,12 @@ from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.init import init_linear
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.scale import LayerScale
-from zoo.blocks.sizes import in_order, is_size, whole_number
+from zoo.blocks.sizes import contiguous_if_dynamic, is_size, whole_number
 from zoo.blocks.squeeze import SqueezeExcite
 from zoo.keys import KeyStyle
 
 STEM = 24  # channels of the stem of version 1
-# Of the four stages: the activation of mixers, and whether all but the first block attend.
+# For each of the four stages: the activation of mixers, and whether later blocks attend.
 ACTS = (nn.SiLU, nn.SiLU, nn.GELU, nn.GELU)
 ATTENDS = (False, False, True, True)
 
@@ -47,32 +47,34 @@ def pad_to_windows(x: Tensor, side: int) -> Tensor:
 def _heads_of_windows(
     x: Tensor, side: int, rows: int, columns: int, num_heads: int, partition: str
 ) -> Tensor:
-    """B C H W -> n*B heads side*side C/heads: the windows, one after the other, head by head."""
+    """Split into windows and heads: B C H W -> n*B heads side*side C/heads."""
     batch, channels = x.shape[0], x.shape[1]
     if partition == "block":
         grid = x.reshape(batch * channels, rows, side, columns, side).permute(1, 3, 0, 2, 4)
     else:
         grid = x.reshape(batch * channels, side, rows, side, columns).permute(2, 4, 0, 1, 3)
     windows = rows * columns * batch
-    grid = in_order(grid, columns)
+    grid = contiguous_if_dynamic(grid, columns)
     return grid.reshape(windows, num_heads, channels // num_heads, side * side).transpose(2, 3)
 
 
 def _map_of_windows(
     y: Tensor, batch: int, side: int, rows: int, columns: int, partition: str
 ) -> Tensor:
-    """Put the result of `_heads_of_windows` back: n*B heads side*side D -> B heads*D H W."""
+    """Undo `_heads_of_windows`: n*B heads side*side D -> B heads*D H W."""
     channels = y.shape[1] * y.shape[3]
-    y = in_order(y.transpose(2, 3), columns)
+    y = contiguous_if_dynamic(y.transpose(2, 3), columns)
     grid = y.reshape(rows, columns, batch * channels, side, side)
     grid = grid.permute(2, 0, 3, 1, 4) if partition == "block" else grid.permute(2, 3, 0, 4, 1)
-    return in_order(grid, columns).reshape(batch, channels, side * rows, side * columns)
+    return contiguous_if_dynamic(grid, columns).reshape(
+        batch, channels, side * rows, side * columns
+    )
 
 
 def attend_in_windows(
     qk: Tensor, v: Tensor, side: int, num_heads: int, scale: float, block_windows: bool
 ) -> Tensor:
-    """Sum of the attention in grid windows and, if `block_windows`, in block windows -> B V H W.
+    """Return the attention in grid windows, plus that in block windows if requested: B V H W.
 
     Block windows are neighbouring pixels. Grid windows (MaxViT's name; EMO: "remote") are spread:
     with n x m windows, pixel (i, j) is in window (i mod n, j mod m). If there is only one window,
@@ -82,7 +84,7 @@ def attend_in_windows(
         qk: Queries, then keys, B 2C H W; H and W are multiples of `side`.
         v: Values, B V H W.
         side: Side of a window.
-        num_heads: Number of heads, runs of channels.
+        num_heads: Number of heads; each is a run of consecutive channels.
         scale: Factor of the products.
         block_windows: Whether to add the attention in block windows.
     """
@@ -143,8 +145,8 @@ class WindowMixer(nn.Module):
         side: Side of a window.
         head_dim: Channels of a head's queries and keys.
         act: Class of the activation.
-        block_windows: Add the attention in block windows to that in grid windows.
-        raw_values: Project after the attention, not before.
+        block_windows: Whether to add the attention in block windows to that in grid windows.
+        raw_values: Project values after the attention, not before.
     """
 
     def __init__(
@@ -184,17 +186,17 @@ class WindowMixer(nn.Module):
 class MobileBlock(Absorbing):
     """Norm, expanding mixer, depthwise convolution with a shortcut, projection (fig. 3, sec. 3.3).
 
-    Both shortcuts require stride 1 and as many channels in the output. The norm is not folded into
-    attention, which pads with zeros after it.
+    Both shortcuts require stride 1, and as many output channels as input channels. The norm is not
+    folded into attention, which pads with zeros after it.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         hidden: Output channels of the mixer.
         norm: Norm of the input.
-        mixer: From `in_channels` to `hidden`.
-        kernel_size: Of the depthwise convolution.
-        stride: Of the depthwise convolution.
+        mixer: Token mixer from `in_channels` to `hidden` channels.
+        kernel_size: Kernel size of the depthwise convolution.
+        stride: Stride of the depthwise convolution.
         layer_scale: Initial layer scale; None: no layer scale.
         drop_path: Probability of dropping the branch in training.
     """
@@ -237,15 +239,15 @@ class MobileBlock(Absorbing):
 
 
 class EMO(Backbone):
-    """A convolutional stage, then four of mobile blocks, the last two with attention.
+    """A convolutional stage, then four stages of mobile blocks; the last two attend.
 
     Args:
-        depths: Blocks of the last four stages.
+        depths: Number of blocks in each of the last four stages.
         dims: Channels of the last four stages.
-        ratios: Expansion of their blocks; the first of a stage has twice as much.
-        head_dims: Channels of a head's queries and keys, stage by stage.
+        ratios: Expansion of the blocks of each stage; the first block has twice as much.
+        head_dims: Channels of a head's queries and keys in each stage.
         version: 1: EMO. 2: EMOv2, whose stem is simpler and which projects values before attention.
-        kernels: Sides of the depthwise convolutions, stage by stage.
+        kernels: Kernel size of the depthwise convolutions in each stage.
         block_windows: Attend in block windows as well as in grid windows.
         window_size: Side of the windows of attention.
         layer_scale: Initial layer scale; None: no layer scale.
@@ -315,7 +317,7 @@ class EMO(Backbone):
 
 
 def _stem_block(channels: int, *, gated: bool) -> nn.Sequential:
-    """A mobile block without norm, mixer or shortcut; version 1 has a gate in it."""
+    """Return a mobile block without norm, mixer or shortcut; in version 1 it has a gate."""
     return nn.Sequential(
         ConvNorm(channels, channels, kernel_size=3, groups=channels, act=nn.SiLU),
         *([SqueezeExcite(channels, channels, act=nn.SiLU)] if gated else []),

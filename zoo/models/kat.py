@@ -3,8 +3,8 @@
 Paper: Yang and Wang, "Kolmogorov-Arnold Transformer" (arXiv 2409.10594), sections 4.2 to 4.4.
 Code:  github.com/Adamdad/kat @ ecb0eb76bf17 (MIT); the rational function is written from its
        formula (the package rational_kat_cu has no licence).
-Here:  linear layers start truncated normal 0.02, as those of the MLPs do in the released runs;
-       `weight_init="mimetic"` starts queries, keys, values and projections as the authors do.
+Here:  linear layers are initialised truncated normal (std 0.02), like the MLPs of released runs;
+       `weight_init="mimetic"` initialises queries, keys, values and projections as the authors do.
 """
 
 import torch
@@ -19,7 +19,7 @@ from zoo.blocks.patches import PatchEmbed, whole_patches
 from zoo.blocks.positions import AddPositions, LearnedPositionEmbedding
 from zoo.blocks.tokens import ClassToken
 from zoo.blocks.transformer import SelfAttention, TransformerBlock
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.keys import KeyStyle
 from zoo.ops import rational
 
@@ -47,7 +47,7 @@ COEFFICIENTS = {
 
 
 class GroupRational(nn.Module):
-    """A learnt rational function, its denominator by groups of channels (eq. 11).
+    """A learnt rational function with a denominator per group of channels (eq. 11).
 
     Args:
         like: Initial function: `"identity"`, `"swish"` or `"gelu"`.
@@ -71,7 +71,7 @@ class KanMlp(nn.Module):
     Args:
         channels: Width of input and output.
         hidden: Hidden width.
-        like: Initial second function; the first starts as the identity.
+        like: Initial value of the second function; the first starts as the identity.
     """
 
     def __init__(self, channels: int, hidden: int, like: str):
@@ -86,20 +86,20 @@ class KanMlp(nn.Module):
 
 
 class KatBlock(TransformerBlock):
-    """A transformer block; a rational function reads its second norm, whose affine part stays."""
+    """A transformer block whose second norm cannot be folded: a rational function reads it."""
 
     absorbs_before = {"mixer": "norm1"}
 
 
 class KAT(Backbone):
-    """Patches of 16 pixels, a class token, blocks of one size; every block is a level.
+    """Patches of 16 pixels, a class token, blocks of one size; every block is a feature level.
 
     Args:
         depth: Number of blocks.
         dim: Width of the tokens, a multiple of 8.
         num_heads: Number of attention heads.
         mlp_ratio: Hidden width of the MLPs divided by `dim`.
-        rational_init: Initial second function of each block: `"swish"` or `"gelu"`.
+        rational_init: Initial value of the second function of each block: `"swish"` or `"gelu"`.
         weight_init: `"mimetic"` (section 4.4), or `""` for truncated normal values throughout.
     """
 
@@ -120,10 +120,9 @@ class KAT(Backbone):
         global_pool: str = "token",
     ):
         if rational_init not in COEFFICIENTS:
-            choices = ", ".join(COEFFICIENTS)
-            raise BadInput(f"unknown rational_init {rational_init!r}; choices: {choices}")
+            raise BadInput(unknown_value("rational_init", rational_init, COEFFICIENTS))
         if weight_init not in ("", "mimetic"):
-            raise BadInput(f"unknown weight_init {weight_init!r}; choices: '', 'mimetic'")
+            raise BadInput(unknown_value("weight_init", weight_init, ("", "mimetic")))
         height, width = whole_patches(img_size, PATCH)
         grid = height // PATCH, width // PATCH
         table = LearnedPositionEmbedding(dim, grid, prefix=1, mode="bicubic", antialias=True)
@@ -158,8 +157,8 @@ class KAT(Backbone):
 def _init_mimetic(attention: nn.Module) -> None:
     """Start products of weights near multiples of the identity (arXiv 2305.09828, section 3).
 
-    For each head queries times keys are the leading part of 0.7 Z + 0.7 I, values times projection
-    of all heads are 0.4 Z - 0.4 I, with Z uniform of variance 1 / channels.
+    For each head, queries times keys is a low-rank approximation of 0.7 Z + 0.7 I. For all heads,
+    values times projection is 0.4 Z - 0.4 I. Z is uniform with variance 1 / channels.
     """
     assert isinstance(attention, SelfAttention)
     channels, heads = attention.proj.in_features, attention.num_heads

@@ -1,12 +1,12 @@
-"""LightM-UNet: a U-Net whose encoder scans its maps with Mamba blocks, in two or three dimensions.
+"""LightM-UNet: a U-Net whose encoder consists of Mamba layers, in two or three dimensions.
 
 Paper: Liao et al., "LightM-UNet: Mamba Assists in Lightweight UNet for Medical Image Segmentation"
        (arXiv 2403.05246), fig. 1 and 2.
 Code:  github.com/MrBlankness/LightM-UNet @ 6b72e27ba70c, Apache-2.0
        (lightm-unet/nnunetv2/nets/LightMUNet.py).
-Here:  the code, not the paper: one scan row by row and not a VSS module with four, 5.01 M
-       parameters and not the 1.09 M of the paper. Neither MONAI nor a CUDA extension is needed.
-       `drop_path_rate` is ours; 0, its default, is the public model.
+Here:  as in the code, not the paper: one scan row by row instead of a VSS module with four, and
+       5.01 M parameters instead of 1.09 M. Neither MONAI nor a CUDA extension is needed.
+       `drop_path_rate` is an addition; its default, 0, is the public model.
 """
 
 import math
@@ -33,7 +33,7 @@ from zoo.keys import KeyStyle
 
 torch.fx.wrap("check_sides")
 
-GROUPS = 8  # of every group norm
+GROUPS = 8  # number of groups of every group norm
 
 
 class Stem(nn.Module):
@@ -41,7 +41,7 @@ class Stem(nn.Module):
 
     Args:
         in_channels: Channels of the image.
-        out_channels: Channels of the map, which has the size of the image.
+        out_channels: Channels of the feature map, which has the size of the image.
         drop_rate: Probability of dropping a channel.
         axes: Number of spatial axes of the image.
         multiple: Every side of an image must be a multiple of it.
@@ -65,9 +65,9 @@ class Mamba(nn.Module):
 
     Args:
         channels: Width of the tokens.
-        d_state: States of an inner channel.
+        d_state: States per inner channel.
         kernel_size: Steps of the causal convolution, including the current one.
-        expansion: Inner channels over `channels`.
+        expansion: Inner channels divided by `channels`.
     """
 
     input_layers, output_parts = ("in_proj",), ("out_proj",)
@@ -92,7 +92,7 @@ class Mamba(nn.Module):
 
 
 class MambaLayer(Absorbing):
-    """Mamba over the positions of a map in row-major order, then a projection (fig. 2).
+    """Mamba over the positions of a feature map in row-major order, then a projection (fig. 2).
 
     The same norm, with the same weights, is applied before and after the Mamba block; the residual
     adds the tokens before the norm, times a learnt factor.
@@ -119,7 +119,7 @@ class MambaLayer(Absorbing):
 
 
 class EncoderBlock(nn.Module):
-    """Twice norm, activation and Mamba layer, with a residual (the public ResMambaBlock).
+    """Norm, activation and Mamba layer, twice, with a residual (the public ResMambaBlock).
 
     Args:
         channels: Channels of input and output.
@@ -141,7 +141,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """A separable convolution with a scaled residual; a norm closes it (the public ResUpBlock).
+    """A separable convolution with a scaled residual, then a norm (the public ResUpBlock).
 
     Args:
         channels: Channels of input and output.
@@ -161,10 +161,10 @@ class DecoderBlock(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Half the channels, twice the size, plus the encoder's map of that size, then blocks.
+    """Halve the channels, double the size, add the encoder's feature map, apply blocks.
 
     Args:
-        in_channels: Channels of the smaller map.
+        in_channels: Channels of the smaller feature map.
         depth: Number of blocks.
         axes: Number of spatial axes.
     """
@@ -210,17 +210,17 @@ class MapHead(DenseHead):
 
 
 class LightMUNet(Backbone):
-    """An encoder of Mamba layers, a decoder of separable convolutions, skips that are added.
+    """An encoder of Mamba layers and a decoder of separable convolutions, with added skips.
 
-    Sides of images must be multiples of 2 to the power of the number of decoder stages, 8 as
-    published. `forward_features` gives the decoder's map at the size of the image; the levels of
-    `features_only` and `forward_intermediates` are the encoder's.
+    Sides of images must be multiples of 2 to the power of the number of decoder stages, 8 by
+    default. `forward_features` returns the decoder's feature map at the size of the image; the
+    levels of `features_only` and `forward_intermediates` are those of the encoder.
 
     Args:
         spatial_dims: 2 for images, 3 for volumes (B C D H W).
         init_filters: Channels of the first level, a multiple of 8; each level has twice as many.
-        blocks_down: Encoder blocks of each level.
-        blocks_up: Decoder blocks of each level but the deepest, from the deepest up.
+        blocks_down: Number of encoder blocks in each level.
+        blocks_up: Number of decoder blocks in each level but the deepest, from deep to shallow.
         num_classes: Logits per position; 0 leaves the last convolution out.
         drop_rate: Dropout of whole channels after the stem.
         drop_path_rate: Stochastic depth of the last encoder block; it grows linearly from 0.
@@ -263,10 +263,10 @@ class LightMUNet(Backbone):
         )
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images B in_chans H W -> the decoder's map, B num_features H W.
+        """Map images B in_chans H W to the decoder's feature map, B num_features H W.
 
         Raises:
-            BadInput: A size that cannot be halved evenly; the message suggests one that can.
+            BadInput: The size cannot be halved evenly; the message suggests one that can.
         """
         x = self.stem(x)
         maps: list[Tensor] = []
@@ -276,7 +276,7 @@ class LightMUNet(Backbone):
         return self.decode(maps)
 
     def decode(self, maps: list[Tensor]) -> Tensor:
-        """Decode the encoder's maps, from the smallest to the size of the image."""
+        """Decode the encoder's feature maps, from the smallest to the size of the image."""
         x = maps[-1]
         for i, stage in enumerate(self.decoder):
             x = stage(x, maps[len(maps) - 2 - i])
@@ -291,9 +291,9 @@ class LightMUNet(Backbone):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As `Backbone.forward_intermediates`, of the encoder.
+        """Return the intermediates of the encoder, like `Backbone.forward_intermediates`.
 
-        The last map is the decoder's, or the deepest computed one if `stop_early`.
+        The last feature map is the decoder's, or the deepest computed one if `stop_early`.
         """
         options: dict[str, Any] = {"norm": norm, "output_fmt": output_fmt}
         if intermediates_only or stop_early:
@@ -304,15 +304,17 @@ class LightMUNet(Backbone):
         return self.decode(maps), [maps[level] for level in levels]
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        """Refuse: the decoder reads every level.
+        """Refuse pruning, because the decoder reads every level.
 
         Raises:
-            BadInput: Always; use `features_only=True` instead.
+            BadInput: Always; `features_only=True` builds only the encoder.
         """
-        raise BadInput("the decoder reads every level; features_only=True gives only the encoder")
+        raise BadInput(
+            "the decoder reads every level, so none can be pruned; build with features_only=True"
+        )
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Return how parameters fall into layers; the decoder is the last before the head."""
+        """Return patterns that assign parameters to layers; the decoder is the last one."""
         matcher = super().group_matcher(coarse)
         matcher["blocks"] += [(r"^decoder", (99999,))]
         return matcher
@@ -323,19 +325,21 @@ def _check_depths(
 ) -> tuple[list[int], list[int]]:
     for name, depths in (("blocks_down", blocks_down), ("blocks_up", blocks_up)):
         if not isinstance(depths, Sequence) or isinstance(depths, str) or not depths:
-            raise BadInput(f"{name}={depths!r}: give a list, the number of blocks of each level")
+            raise BadInput(
+                f"{name}={depths!r}: give a list with the number of blocks in each level"
+            )
         for depth in depths:
             whole_number(depth, name, 1)
     if len(blocks_up) != len(blocks_down) - 1:
         raise BadInput(
-            f"blocks_up={list(blocks_up)!r}: {len(blocks_down)} levels in blocks_down need "
-            f"{len(blocks_down) - 1} on the way up"
+            f"blocks_up={list(blocks_up)!r}: give {len(blocks_down) - 1} numbers, one fewer than "
+            "blocks_down has"
         )
     return list(blocks_down), list(blocks_up)
 
 
 def _downsample(channels: int, axes: int) -> nn.Module:
-    """Twice the channels at the old size, then half the size."""
+    """Return layers that double the channels, then halve the size."""
     mixer = MambaLayer(channels, 2 * channels)
     return nn.Sequential(OrderedDict(mixer=mixer, pool=ndim.max_pool(axes, 2)))
 

@@ -1,4 +1,4 @@
-"""LSNet: perceive a large surrounding, aggregate a small one, with kernels for each pixel.
+"""LSNet: perceive a large neighbourhood, aggregate a small one, with a kernel per pixel.
 
 Paper: Wang et al., "LSNet: See Large, Focus Small" (arXiv 2503.23135), fig. 3 and 4, eq. 4 to 7.
 Code:  github.com/THU-MIG/lsnet @ cbe737c92b7c (no licence file; nothing of it is here).
@@ -38,7 +38,7 @@ torch.fx.wrap("aggregate")
 
 HEADS, KEY_DIM = 4, 16
 SHARING = 8  # channels that share a kernel
-DENSE_GRID = (14, 14)  # of the tables of the dense form
+DENSE_GRID = (14, 14)  # grid of the bias tables of the dense form
 
 
 class RepDepthwise(nn.Module):
@@ -57,7 +57,7 @@ class RepDepthwise(nn.Module):
         return self.large(x) + self.small(x) + x  # B C H W
 
     def fused(self) -> nn.Module:
-        """One 3x3 depthwise convolution."""
+        """Return one 3x3 depthwise convolution."""
         large, small = self.large, self.small
         if not isinstance(large.norm, nn.Identity) or not isinstance(small.norm, nn.Identity):
             return self
@@ -71,7 +71,7 @@ class RepDepthwise(nn.Module):
 
 
 class KernelPredictor(nn.Module):
-    """Large-kernel perception: the kernels of each pixel, from a 7x7 surrounding (eq. 5).
+    """Large-kernel perception: predict the kernels of each pixel from a 7x7 neighbourhood (eq. 5).
 
     Args:
         channels: Channels of the input.
@@ -87,7 +87,7 @@ class KernelPredictor(nn.Module):
         self.norm = nn.GroupNorm(count, 9 * count)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B C H W -> B C/8 9 H W."""
+        """Map B C H W to kernels B C/8 9 H W."""
         x = self.pointwise(self.depthwise(self.reduce(x)))  # B C/2 H W
         return self.norm(self.kernels(x)).unflatten(1, (-1, 9))
 
@@ -110,7 +110,7 @@ class LSConv(nn.Module):
         return x + self.norm(aggregate(x, self.predict(x)))  # B C H W
 
     def fused(self) -> "LSConv":
-        """The norm as scale and shift: eight channels share a kernel, which cannot absorb it."""
+        """Replace the norm by scale and shift; a kernel for eight channels cannot absorb it."""
         if not is_fixed_batch_norm(self.norm):
             return self
         dtype = self.predict.kernels.weight.dtype
@@ -121,7 +121,7 @@ class LSConv(nn.Module):
 class MatrixBias(AttentionBias):
     """An attention bias looked up for one size; for others the matrix itself is resampled.
 
-    Geometrically odd, but the published dense checkpoints are trained with it.
+    This is geometrically wrong, but the published dense checkpoints were trained with it.
     """
 
     def forward(self, height: int, width: int) -> Tensor:
@@ -129,7 +129,7 @@ class MatrixBias(AttentionBias):
         return resized_matrix(matrix, height * width)
 
     def fused(self) -> nn.Module:
-        """The matrix as a constant."""
+        """Return the matrix as a constant."""
         return ConstantMatrixBias(attention_bias(self.table.detach(), self.grid, *self.grid))
 
 
@@ -151,7 +151,7 @@ class ConstantMatrixBias(nn.Module):
 
 
 def resized_matrix(matrix: Tensor, side: int) -> Tensor:
-    """heads x N x N -> heads x side x side, as images; the right size is returned unchanged."""
+    """Resample heads x N x N to heads x side x side, as images, unless it has that size."""
     if is_size(side, side, (matrix.shape[1], matrix.shape[2])):
         return matrix
     return F.interpolate(matrix[None], [side, side], mode="bicubic", align_corners=False)[0]
@@ -161,9 +161,9 @@ torch.fx.wrap("resized_matrix")
 
 
 def features_last(x: Tensor, num_heads: int) -> Tensor:
-    """B C H W -> B heads N D, contiguous, as GPU kernels require.
+    """Rearrange B C H W to B heads N D, contiguous, as GPU kernels require.
 
-    `contiguous()` is not enough: a map of one position is contiguous in any order.
+    `contiguous()` is not enough: a feature map of one position is contiguous in any order.
     """
     heads = x.flatten(2).unflatten(1, (num_heads, -1)).transpose(2, 3)
     return heads.clone(memory_format=torch.contiguous_format)
@@ -216,7 +216,7 @@ class LSBlock(nn.Module):
     Args:
         channels: Channels of input and output.
         mixer: Mixes positions; includes its identity path.
-        gated: Apply squeeze and excitation after it.
+        gated: Apply squeeze and excitation after the mixer.
         drop_path: Probability of dropping the perceptron in training.
     """
 
@@ -241,11 +241,11 @@ class LSNet(Backbone):
     Args:
         depths: Number of blocks in each stage.
         dims: Channels of each stage.
-        distillation: Have a second classifier for a teacher's labels; logits are their mean.
-        dense: As in the public code for dense prediction, which resamples the attention bias
-            differently.
-        img_size: Size in pixels that the bias tables are made for; others are resampled. The dense
-            form's are made for maps of 14x14.
+        distillation: Add a second classifier for a teacher's labels; the output is their mean.
+        dense: Build the form of the public code for dense prediction, which resamples the
+            attention bias differently.
+        img_size: Image size in pixels that the bias tables are made for; for others they are
+            resampled. Tables of the dense form are made for feature maps of 14x14.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""MobileMamba: wavelets and a scan on some channels, convolutions on others, nothing on the rest.
+"""MobileMamba: a wavelet scan on some channels, convolutions on others, identity on the rest.
 
 Paper: He et al., "MobileMamba: Lightweight Multi-Receptive Visual Mamba Network"
        (arXiv 2411.15941), fig. 3 and 4.
@@ -32,7 +32,7 @@ from zoo.ops import haar, inverse_haar
 
 
 class BidirectionalScan(nn.Module):
-    """SS2D row by row, forwards and backwards, gated; convolutions with norms project.
+    """Gated SS2D row by row, forwards and backwards, with norms after the projections.
 
     Args:
         channels: Channels of input and output; twice as many inside.
@@ -64,7 +64,7 @@ class WaveletScan(Absorbing):
 
     Args:
         channels: Channels of input and output.
-        kernel_size: Of the convolution of the sub-bands.
+        kernel_size: Kernel size of the convolution of the sub-bands.
     """
 
     absorbs_after = {"scan": "scan_scale", "depthwise": "depthwise_scale"}
@@ -87,13 +87,13 @@ class WaveletScan(Absorbing):
 
 
 class Mixer(nn.Module):
-    """Channels split three ways: wavelets and scan, a depthwise convolution, nothing (fig. 3).
+    """Channels split three ways: wavelet scan, depthwise convolution, identity (fig. 3).
 
     Args:
         channels: Channels of input and output.
         global_ratio: Share of the channels that scan, rounded to a multiple of 16.
         local_ratio: Share of the channels that are convolved, at most the rest.
-        kernel_size: Of both kinds of convolution.
+        kernel_size: Kernel size of both kinds of convolution.
     """
 
     def __init__(self, channels: int, *, global_ratio: float, local_ratio: float, kernel_size: int):
@@ -123,12 +123,12 @@ class Mixer(nn.Module):
 
 
 class MobileMambaBlock(nn.Module):
-    """Convolution, MLP, mixer, convolution, MLP, residual each, and a skip around them all.
+    """Residual convolution, MLP, mixer, convolution and MLP, with a skip around them all.
 
     Args:
         channels: Channels of input and output.
         drop_path: Probability of dropping all parts in training.
-        **mixer: Settings of the mixer.
+        **mixer: Arguments of `Mixer`.
     """
 
     def __init__(self, channels: int, *, drop_path: float, **mixer):
@@ -187,7 +187,7 @@ class MobileMamba(Backbone):
     Args:
         dims: Channels of each stage.
         depths: Number of blocks in each stage.
-        distillation: A second classifier, for a teacher's labels.
+        distillation: Add a second classifier for a teacher's labels.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class MobileMamba(Backbone):
 
 
 def _init(module: nn.Module) -> None:
-    """The branches of a fresh block are silent."""
+    """Initialise the last norm of each branch to zero, and the classifiers."""
     silent: tuple[str, ...] = ()
     if isinstance(module, MobileMambaBlock):
         silent = ("depthwise1.inner.norm", "mixer.inner.project.norm", "depthwise2.inner.norm")
@@ -257,10 +257,10 @@ def _init(module: nn.Module) -> None:
 
 
 def _without_filters(state: State, model: MobileMamba) -> State:
-    """Drop the stored Haar filters, constants here, after a check.
+    """Check and drop the stored Haar filters, which are constants here.
 
     Raises:
-        BadWeights: A filter that is not the Haar transform's.
+        BadWeights: A filter is not that of the Haar transform.
     """
     kept: State = {}
     for key, tensor in state.items():

@@ -4,7 +4,7 @@ Paper: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" 
        table 2; the widened and deepened "d" variants are timm's.
 Code:  timm's mobilenetv2_* (Apache-2.0) and torchvision's MobileNetV2 (BSD-3-Clause), which compute
        the same function; both key styles are read.
-Here:  padding is symmetric, as in both; TensorFlow's original pads on one side more.
+Here:  padding is symmetric, as in both; the original in TensorFlow pads more on one side.
        `output_stride` 8 or 16 turns later strides into dilations, for dense tasks.
 """
 
@@ -38,9 +38,9 @@ class MobileNetV2(Backbone):
     """Seven stages of inverted residuals between two convolutions.
 
     Args:
-        width: Factor of all channel counts.
-        depth: Factor of the repeats, except in the first and the last stage.
-        fixed_ends: The stem and the last convolution keep the counts of width 1.
+        width: Factor of all numbers of channels.
+        depth: Factor of the numbers of repeats, except in the first and the last stage.
+        fixed_ends: Whether the stem and the last convolution keep their channels of `width=1`.
         output_stride: Largest stride, 8, 16 or 32; dilation replaces the strides beyond it.
     """
 
@@ -119,7 +119,7 @@ NOT_EXPANDING = (
 
 
 def _torchvision(model: MobileNetV2) -> list[Any]:
-    """Blocks are numbered through all stages, between the stem and the last convolution."""
+    """Return the rows; torchvision numbers stem, blocks and last convolution in one sequence."""
     blocks = numbered_blocks(model)
     rows: list[Any] = [
         (r"features\.0\.0\.", "stem.conv."),

@@ -1,10 +1,10 @@
-"""PVT (v1): a pyramid of transformer stages whose keys and values are taken from smaller maps.
+"""PVT (v1): a pyramid of transformer stages; keys and values come from smaller feature maps.
 
 Paper: Wang et al., "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without
        Convolutions" (arXiv 2102.12122), sizes of table 1, attention of fig. 4 and eq. 1 to 3.
 Code:  github.com/whai362/PVT @ 57e2dfaa5a46, classification/pvt.py (Apache-2.0).
 Here:  position tables are resampled where the grid differs from theirs; the public code compares
-       numbers of tokens, and fails or takes a table as it is where two of them happen to agree.
+       numbers of tokens; where these agree by chance, it fails or uses a table unchanged.
        Levels are those of the classifier: the last stage attends to its class token, too (the
        public dense code leaves the class token out).
 """
@@ -34,11 +34,11 @@ class Embedding(nn.Module):
     """Patches that do not overlap, a norm, and a vector for each position (section 3.2).
 
     Args:
-        in_channels: Channels of the map or image.
+        in_channels: Channels of the feature map or image.
         out_channels: Channels of the output.
         patch: Side of a patch.
         grid: Size of the output that the position table is made for.
-        class_token: Prepend one and return tokens B N C; otherwise a feature map B C H W.
+        class_token: Prepend a class token and return B N C; otherwise return B C H W.
         least: Smallest side of an image that the whole model supports.
     """
 

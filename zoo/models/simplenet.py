@@ -3,8 +3,8 @@
 Paper: Hasanpour et al., "Lets keep it simple, Using simple architectures to outperform deeper and
        more complex architectures" (arXiv 1608.06037).
 Code:  github.com/Coderx7/SimpleNet_Pytorch @ 4334c57535bc (MIT).
-Here:  layers of public checkpoints are found by their order, not by their numbers, which depend on
-       the layers that had a dropout module when the file was saved (see `_in_order`).
+Here:  layers of public checkpoints are matched by order, not by number, because the numbers depend
+       on which layers had a dropout module when the file was saved (see `_match_by_order`).
        Dropout is only applied before the classifier; the authors' dropout inside the network, 0 in
        every published model, is left out.
 """
@@ -19,10 +19,10 @@ from zoo.backbone import Backbone, Stage
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.pools import HalvingPool, least_side
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.keys import KeyStyle, State
 
-# Channels of each convolution, "P" for a pooling. Two of the thirteen convolutions are 1x1.
+# Channels of each convolution, "P" for a pooling layer. Two of the thirteen convolutions are 1x1.
 # fmt: off
 CHAINS = {
     "5m": (64, 128, 128, 128, 128, 128, "P", 256, 256, 256, 512, "P", 2048, 256, 256),
@@ -55,7 +55,7 @@ class SimpleNet(Backbone):
         stride_mode: Which of the first convolutions have stride 2, a key of `STRIDE_MODES`.
 
     Raises:
-        BadInput: An unknown stride mode.
+        BadInput: The stride mode is unknown.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SimpleNet(Backbone):
         global_pool: str = "max",
     ):
         if stride_mode not in STRIDE_MODES:
-            raise BadInput(f"unknown stride_mode {stride_mode!r}; choices: {sorted(STRIDE_MODES)}")
+            raise BadInput(unknown_value("stride_mode", stride_mode, STRIDE_MODES))
         layers = CHAINS[chain]
         twice = STRIDE_MODES[stride_mode]
         least = least_side(2 ** len(twice), layers.count("P"))
@@ -110,7 +110,7 @@ class SimpleNet(Backbone):
 
 
 def _by_size(layers: Sequence[Any], twice: Sequence[int]) -> list[list[Any]]:
-    """Cut a chain where its feature map shrinks; each part but the first starts with that layer."""
+    """Cut a chain before each layer that shrinks the feature map."""
     groups: list[list[Any]] = [[]]
     position = 0
     for layer in layers:
@@ -128,8 +128,8 @@ def _init(module: nn.Module) -> None:
         module.momentum = 0.05
 
 
-def _in_order(state: State, model: SimpleNet) -> State:
-    """Give the n-th convolution and the n-th norm the names of ours.
+def _match_by_order(state: State, model: SimpleNet) -> State:
+    """Rename the n-th convolution and the n-th norm of the file to our n-th.
 
     Public numbers count every module of the chain: four per layer with dropout, three without.
     Files of 2018 have no dropout modules, later ones have most.
@@ -152,7 +152,7 @@ def _in_order(state: State, model: SimpleNet) -> State:
     return {name(key): tensor for key, tensor in state.items()}
 
 
-KEY_STYLES = (KeyStyle("Coderx7/SimpleNet_Pytorch", "features.0.weight", convert=_in_order),)
+KEY_STYLES = (KeyStyle("Coderx7/SimpleNet_Pytorch", "features.0.weight", convert=_match_by_order),)
 
 # fmt: off
 VARIANTS = {

@@ -1,10 +1,10 @@
-"""SkipblockNet: MobileNetV3-like stages that also read the first map, through skip blocks.
+"""SkipblockNet: MobileNetV3-like stages that also read the first feature map, by skip blocks.
 
 Paper: Abrahamyan et al., "Bias Loss for Mobile Neural Networks" (arXiv 2107.11170), section 4 and
        table 1; its loss is `train.loss=bias` (zoo/training/losses.py).
 Code:  github.com/lusinlu/bias-loss-skipblocknet @ b557bca21509 (no licence; written from a
-       description). The paper's XS, S and L cannot be built by it and are left out.
-Here:  a skip block pools to the size of the map it is added to; the public code pools to 28 and 14,
+       description). The paper's XS, S and L cannot be built with it and are left out.
+Here:  a skip block pools to the size of its target; the public code pools to 28 and 14,
        which is the same for images of 217 to 224 pixels and fails for others.
 """
 
@@ -18,7 +18,7 @@ from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.heads import ClassifierHead, pool_map
 from zoo.blocks.inverted_residual import InvertedResidual, init_weights
-from zoo.blocks.sizes import is_open, is_size
+from zoo.blocks.sizes import is_dynamic, is_size
 from zoo.blocks.squeeze import SqueezeExcite
 from zoo.keys import KeyStyle, prefixed
 
@@ -42,12 +42,12 @@ STEM, LAST, HIDDEN = 16, 960, 1280
 
 
 def pool_like(x: Tensor, like: Tensor, ratio: int) -> Tensor:
-    """Average `x` over a grid of cells, as many as `like` has positions.
+    """Average `x` over a grid of cells, one for each position of `like`.
 
     Args:
-        x: The map to pool.
-        like: Gives the size of the result.
-        ratio: Side of a cell if all are equal: average pooling, which exporters support.
+        x: The feature map to pool.
+        like: A feature map of the size of the result.
+        ratio: Side of a cell if all are equal; exporters support this ordinary average pooling.
     """
     height, width = like.shape[2], like.shape[3]
     if is_size(x.shape[2], x.shape[3], (ratio * height, ratio * width)):
@@ -55,13 +55,13 @@ def pool_like(x: Tensor, like: Tensor, ratio: int) -> Tensor:
     if torch.jit.is_scripting():
         return F.adaptive_avg_pool2d(x, (height, width))
     else:
-        if is_open(height):
+        if is_dynamic(height):
             return cells(x, height, 2) @ x @ cells(x, width, 3).transpose(0, 1)
         return F.adaptive_avg_pool2d(x, (height, width))
 
 
 def cells(x: Tensor, count: int, axis: int) -> Tensor:
-    """The matrix, count x side, that pools an axis of `x` to `count` cells.
+    """Return the matrix, count x side, that pools an axis of `x` to `count` cells.
 
     It replaces adaptive pooling in programs of dynamic size: exporters support static sizes only.
     """
@@ -79,11 +79,11 @@ class SkipBlock(nn.Module):
     """Pool an early feature map to the size of a late one, then an inverted bottleneck (fig. 4).
 
     Args:
-        in_channels: Channels of the early map.
-        out_channels: Channels of the late one.
-        expansion: Channels between over `in_channels`.
-        kernel_size: Of the depthwise convolution.
-        ratio: Size of the early map over that of the late one.
+        in_channels: Channels of the early feature map.
+        out_channels: Channels of the late feature map.
+        expansion: Hidden channels divided by `in_channels`.
+        kernel_size: Kernel size of the depthwise convolution.
+        ratio: Size of the early feature map divided by that of the late one.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class SkipBlock(nn.Module):
 
 
 class HiddenHead(ClassifierHead):
-    """A classifier on a hidden layer of the pooled map (MobileNetV3, arXiv 1905.02244, table 1).
+    """A classifier with a hidden layer (MobileNetV3, arXiv 1905.02244, table 1).
 
     Without pooling there is no hidden layer.
 
@@ -124,7 +124,7 @@ class HiddenHead(ClassifierHead):
     hidden_size: int
 
     def __init__(self, num_features: int, num_classes: int, *, hidden_size: int, **settings):
-        self.__dict__["hidden_size"] = hidden_size  # the next line makes the layers
+        self.__dict__["hidden_size"] = hidden_size  # the layers are built below
         super().__init__(num_features, num_classes, **settings)
 
     def _make_classifiers(self) -> None:
@@ -141,7 +141,7 @@ class HiddenHead(ClassifierHead):
             layer.train(self.training)
 
     def pooled(self, x: Tensor) -> Tensor:
-        """B C H W -> B hidden_size, or the map itself without pooling."""
+        """Pool B C H W to B hidden_size; without pooling, return the feature map unchanged."""
         return self.drop(self.hidden(pool_map(x, self.pool)))
 
 

@@ -3,10 +3,10 @@
 Paper: Stamoulis et al., "Single-Path NAS: Designing Hardware-Efficient ConvNets in less than
        4 Hours" (arXiv 1904.02877).
 Code:  timm's spnasnet_100 (Apache-2.0). The authors' github.com/dstamoulis/single-path-nas
-       @ 21c1f3e9c790 (Apache-2.0) searches and trains, in TensorFlow; it fixes no network.
+       @ 21c1f3e9c790 (Apache-2.0) searches and trains in TensorFlow; the result is not included.
 Here:  the network that timm trained. Its stage 4 has 5x5 filters at expansion 3, which the decoder
-       of the authors' search cannot write down. Padding is symmetric and the norms have
-       epsilon 1e-5, as in timm; TensorFlow's pad on one side more and have 1e-3.
+       of the authors' search cannot express. Padding is symmetric and the norms have
+       epsilon 1e-5, as in timm; TensorFlow pads more on one side and uses 1e-3.
 """
 
 from torch import nn

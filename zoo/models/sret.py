@@ -1,8 +1,8 @@
-"""SReT: a small pyramid of transformer blocks, each applied twice, attending inside slices.
+"""SReT: a small pyramid of transformer blocks that run twice and attend inside slices.
 
 Paper: Shen et al., "Sliced Recursive Transformer" (arXiv 2111.05297), fig. 2 to 4, table 3.
 Code:  github.com/szq0214/SReT @ af6db0ae4138 (MIT; parts from PiT, Apache-2.0).
-Here:  a block that is applied twice is stored once; both of its names in a checkpoint are read. The
+Here:  a block that is applied twice is stored once; a checkpoint may use both of its names. The
        public code draws a permutation of the tokens at every call; in evaluation ours is fixed.
        Stochastic depth grows to the given rate at the last block.
 """
@@ -27,26 +27,26 @@ from zoo.keys import KeyStyle, State, prefixed
 from zoo.ops import fixed_permutation
 
 BLOCKS = (2, 5, 3)  # distinct blocks of each stage
-PIXELS = 8  # of a side, for each token of the first stage
+PIXELS = 8  # pixels per side of each token of the first stage
 
 torch.fx.wrap("check_sides")
 torch.fx.wrap("to_map")
 
 
 def sliced(x: Tensor, slices: int) -> Tensor:
-    """B N C -> B*G N/G C: consecutive slices of the tokens."""
+    """Cut the tokens into consecutive slices: B N C -> B*G N/G C."""
     return x.unflatten(1, (slices, -1)).flatten(0, 1) if slices > 1 else x
 
 
 def shuffled(count: int, training: bool, device: torch.device) -> Tensor:
-    """Return an order of `count` tokens: a new one at every call in training, else a fixed one."""
+    """Return a permutation of `count` tokens: random in training, otherwise fixed."""
     if training:
         return torch.randperm(count, device=device)
     return fixed_permutation(count).to(device)
 
 
 def order_of(x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-    """Return an order for the tokens of x, B N C, and the order that undoes it."""
+    """Return a permutation for the tokens of x, B N C, and its inverse."""
     order = shuffled(x.shape[1], training, x.device)
     places = torch.arange(x.shape[1], device=x.device)
     return order, torch.zeros_like(order).scatter(0, order, places)
@@ -73,7 +73,7 @@ class Scalar(nn.Module):
 
 
 class SharedBlock(Absorbing):
-    """Attention inside slices and an MLP; learnt scalars weight both sides of each sum (fig. 3).
+    """Attention inside slices and an MLP; learnt scalars weight both summands (fig. 3).
 
     Args:
         channels: Width of the tokens.
@@ -129,14 +129,14 @@ class Projection(Absorbing):
 
 
 class Recursion(nn.Module):
-    """A block, a projection, the same block, another projection (eq. 3), on a map B C H W.
+    """A block, a projection, the same block, another projection (eq. 3): B C H W -> B C H W.
 
     Args:
         channels: Channels of input and output.
         hidden: Hidden width of the block's MLP.
         np_hidden: Hidden width of the projections.
         num_heads: Number of attention heads.
-        slices: Slices of the first and the second pass; the second pass shuffles the tokens.
+        slices: Number of slices in the first and the second pass; the second shuffles tokens.
         drop_path: Probability of dropping a branch in training.
     """
 
@@ -164,7 +164,7 @@ class Recursion(nn.Module):
 
 
 class Stem(nn.Module):
-    """Three convolutions of stride 2, then a vector for each position.
+    """Three convolutions of stride 2, then a position embedding.
 
     Args:
         channels: Channels of the feature map.
@@ -194,8 +194,8 @@ class SReT(Backbone):
         head_dim: Width of a head.
         mlp_ratio: Hidden width of the MLPs divided by that of the tokens.
         np_ratio: Hidden width of the projections divided by that of the tokens.
-        slices1: Slices of each stage in the first pass of a block.
-        slices2: Slices in the second pass, of shuffled tokens.
+        slices1: Number of slices in each stage, for the first pass of a block.
+        slices2: Number of slices for the second pass, whose tokens are shuffled.
         multiple: Every side of an image must be a multiple of it, for slices of equal length.
     """
 
@@ -251,7 +251,7 @@ class SReT(Backbone):
 
 
 def _as_tokens(state: State, model: SReT) -> State:
-    """The public position table is 1 C H W."""
+    """Convert the public position table, 1 C H W, to tokens."""
     key = "stem.positions.position.table"
     if key in state and state[key].ndim == 4:
         state[key] = state[key].flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""SVT: a scattering vision transformer; wavelet bands mix tokens first, attention afterwards.
+"""SVT: a scattering vision transformer that mixes tokens by wavelets, then by attention.
 
 Paper: Patro and Agneeswaran, "Scattering Vision Transformer: Spectral Mixing Matters"
        (arXiv 2311.01310), fig. 1 and 2, table 1.
@@ -38,7 +38,7 @@ torch.fx.wrap("to_row")
 
 
 def resized(table: Tensor, height: int, width: int) -> Tensor:
-    """Resample a table ... x H x W as images; a table of that size is returned unchanged."""
+    """Resample a table ... x H x W as images; a table of the right size is returned unchanged."""
     if is_size(height, width, (table.shape[-2], table.shape[-1])):
         return table
     image = table.reshape(1, -1, table.shape[-2], table.shape[-1])
@@ -47,9 +47,9 @@ def resized(table: Tensor, height: int, width: int) -> Tensor:
 
 
 def resized_matrices(table: Tensor, rows: int, side: int) -> Tensor:
-    """Resample 2 x rows x side x side, a matrix for each row, as the kernel of an integral.
+    """Resample a matrix for each row, 2 x rows x side x side, as the kernel of an integral.
 
-    Values shrink as the side grows, which keeps sums at their size.
+    Values are divided by the growth of the side, which keeps sums over a row unchanged.
     """
     if is_size(rows, side, (table.shape[1], table.shape[2])):
         return table
@@ -58,7 +58,7 @@ def resized_matrices(table: Tensor, rows: int, side: int) -> Tensor:
 
 
 def complex_matrix(weight: Tensor) -> Tensor:
-    """2 x K x in x out, real and imaginary -> K x 2out x 2in, real, both parts interleaved."""
+    """Convert complex 2 x K x in x out to real K x 2out x 2in, with both parts interleaved."""
     real, imaginary = weight.transpose(-1, -2).unbind(0)  # K out in
     rows = [torch.stack([real, -imaginary], -1), torch.stack([imaginary, real], -1)]
     return torch.stack(rows, dim=2).flatten(3).flatten(1, 2)
@@ -68,9 +68,9 @@ def mix_channels(bands: Tensor, batch: int, weights: list[Tensor]) -> Tensor:
     """A perceptron across the channels of each block: complex layers, ReLU on each part.
 
     Args:
-        bands: BC x 2 x 6 x h x w.
-        batch: B.
-        weights: Of two layers: 2 x 4 x C/4 x C/4, 2 x 4 x C/4.
+        bands: Complex bands, BC x 2 x 6 x h x w.
+        batch: Number of images, B.
+        weights: Weight (2 x 4 x C/4 x C/4) and bias (2 x 4 x C/4) of each of the two layers.
     """
     blocks = weights[0].shape[1]
     inner = weights[0].shape[2] * 2
@@ -84,8 +84,8 @@ def mix_columns(bands: Tensor, weights: list[Tensor]) -> Tensor:
     """A perceptron along each row of positions, with separate layers for each row.
 
     Args:
-        bands: BC x 2 x 6 x h x w.
-        weights: Of two layers: 2 x h x w x w, 2 x h x w.
+        bands: Complex bands, BC x 2 x 6 x h x w.
+        weights: Weight (2 x h x w x w) and bias (2 x h x w) of each of the two layers.
     """
     rows, side = bands.shape[3], bands.shape[4]
     x = bands.permute(3, 0, 2, 4, 1).reshape(rows, -1, 2 * side)  # h BC6 2w
@@ -104,15 +104,15 @@ def scattering(
 ) -> Tensor:
     """Transform, weight the low band, mix the complex bands, transform back: B C H W -> B C H W.
 
-    In single precision at least, also under autocast. An odd side is padded with its last row or
-    column, and cropped afterwards.
+    Computes in single precision at least, also under autocast. An odd side is padded with its
+    last row or column, and cropped afterwards.
 
     Args:
         x: Feature maps.
         tables: Filters of the transform, those of its inverse, and a weight for each value of the
             low band, C x H x W.
         channels: Weights of `mix_channels`.
-        columns: Weights of `mix_columns`, or none.
+        columns: Weights of `mix_columns`; empty if positions are not mixed.
     """
     if torch.jit.is_scripting():
         return _scattering(x, tables, channels, columns)
@@ -139,10 +139,10 @@ torch.fx.wrap("scattering")
 
 
 class ComplexLayers(nn.Module):
-    """Weights and biases of several pairs of complex layers.
+    """Weights and biases of several two-layer complex perceptrons.
 
     Args:
-        shape: Number of pairs, width of a layer.
+        shape: Number of perceptrons, and width of their layers.
     """
 
     def __init__(self, shape: tuple[int, int]):
@@ -158,11 +158,11 @@ class ComplexLayers(nn.Module):
 
 
 class NoLayers(nn.Module):
-    """No weights."""
+    """A placeholder for `ComplexLayers` that has no weights."""
 
     def forward(self) -> list[Tensor]:
-        nothing: list[Tensor] = []
-        return nothing  # no tensors
+        tensors: list[Tensor] = []  # TorchScript needs the type
+        return tensors
 
 
 class Scattering(nn.Module):
@@ -171,7 +171,7 @@ class Scattering(nn.Module):
     Args:
         channels: Channels of input and output, a multiple of 4.
         grid: Size of the feature map that the tables are made for.
-        columns: Mix along the rows of positions, too.
+        columns: Whether to mix along rows of positions as well.
     """
 
     def __init__(self, channels: int, grid: tuple[int, int], *, columns: bool = False):
@@ -195,7 +195,7 @@ class Scattering(nn.Module):
 
 
 class HalfScattering(nn.Module):
-    """The ablation of SVT: half of the channels scattered, half convolved, then interleaved.
+    """Scattering on half of the channels, convolution on the others (an ablation of SVT).
 
     Args:
         channels: Channels of input and output, a multiple of 8.
@@ -227,7 +227,7 @@ class Downsample(nn.Module):
 
 
 class StageNorm(nn.Module):
-    """The norm at the end of a stage; its output is the level of the feature pyramid."""
+    """The norm at the end of a stage; its output is a level of the feature pyramid."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -238,15 +238,15 @@ class StageNorm(nn.Module):
 
 
 class ScatteringBlock(TransformerBlock):
-    """A transformer block that scatters; the shift of its first norm cannot be folded."""
+    """A transformer block with scattering; the shift of its first norm cannot be folded."""
 
     absorbs_before = {"mlp": "norm2"}
 
 
 class ClassAttention(Absorbing):
-    """The mean of all tokens attends to them once, then a norm: a map -> the row of tokens.
+    """Class attention (CaiT, arXiv 2103.17239, section 2.2) and the last norm, as in VOLO.
 
-    Class attention (CaiT, arXiv 2103.17239, section 2.2) as in VOLO; other tokens are not changed.
+    The class token is the mean of all tokens; it attends to them once. Other tokens do not attend.
 
     Args:
         channels: Channels of the feature map.
@@ -264,26 +264,26 @@ class ClassAttention(Absorbing):
         self.norm = nn.LayerNorm(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B C H W -> B C 1 1+N, the class token first."""
+        """Convert B C H W to tokens B C 1 1+N, the class token first."""
         x_BNC = to_tokens(x)
         token_B1C = x_BNC.mean(1, keepdim=True)
-        seen = self.norm1(torch.cat([token_B1C, x_BNC], dim=1))
-        token_B1C = token_B1C + self.attention(seen[:, :1], seen)
+        context = self.norm1(torch.cat([token_B1C, x_BNC], dim=1))
+        token_B1C = token_B1C + self.attention(context[:, :1], context)
         token_B1C = token_B1C + self.mlp(self.norm2(token_B1C))
         return to_row(self.norm(torch.cat([token_B1C, x_BNC], dim=1)))
 
 
 class SVT(Backbone):
-    """Four stages at strides 4 to 32: the first one scatters, the others attend (fig. 1).
+    """Four stages at strides 4 to 32: scattering blocks, then attention (fig. 1).
 
     Args:
         depths: Number of blocks in each stage.
         dims: Channels of each stage.
         heads: Heads of each stage; the first number has no effect.
         stem: Channels inside the stem.
-        columns: The ablation that scatters half of the channels and also mixes along rows.
-        token_label: Add half of the largest logits of all tokens (the published form).
-        img_size: Size in pixels that the first stage's weights are made for; others are resampled.
+        columns: Use the ablation that scatters half of the channels and also mixes along rows.
+        token_label: Add half of the largest logits over all tokens, as in published models.
+        img_size: Image size in pixels that the weights of the first stage are made for.
     """
 
     def __init__(
@@ -342,7 +342,7 @@ def _init(module: nn.Module) -> None:
 
 
 ROWS = (
-    (r".*\.(?:xfm|ifm)\.", None),  # wavelet filters, constants here
+    (r".*\.(?:xfm|ifm)\.", None),  # wavelet filters, which are constants here
     (r"patch_embed1\.conv\.([036])\.", "stem.{1//3}.conv."),
     (r"patch_embed1\.conv\.([147])\.", "stem.{1//3}.norm."),
     (r"patch_embed1\.proj\.", "stem.3.project."),
@@ -362,7 +362,7 @@ ROWS = (
 
 
 def _rows(model: SVT) -> list[Any]:
-    """Names of the mixer depend on the ablation, those of norms on the depth of their stage."""
+    """Return the rows; names depend on the ablation and on the depth of each stage."""
     rows: list[Any] = []
     for s, j, block in numbered_blocks(model):
         if isinstance(block, StageNorm):

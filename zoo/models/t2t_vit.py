@@ -1,9 +1,9 @@
-"""T2T-ViT: tokens of overlapping patches, made fewer step by step, then a slim ViT.
+"""T2T-ViT: overlapping patches are merged into fewer tokens step by step, then a slim ViT.
 
 Paper: Yuan et al., "Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet"
        (arXiv 2101.11986), fig. 3 and 4, sizes of table 1.
 Code:  github.com/yitu-opensource/T2T-ViT @ 0f63dc9558f4 (Clear BSD: no patent grant).
-Here:  images of any size (the public code supports squares); the fixed table is resampled for them.
+Here:  images of any size (the public code supports squares), with a resampled position table.
        Constants (the table, the random features) are loaded from a checkpoint, not drawn again.
        `qk_scale` of the public factories with `pretrained` is left out: the checkpoints were
        trained and are evaluated without it.
@@ -29,10 +29,10 @@ from zoo.blocks.tokens import ClassToken, to_map
 from zoo.blocks.transformer import SelfAttention, TransformerBlock, attend
 from zoo.keys import KeyStyle, State, prefixed
 
-PATCH = 16  # pixels of a side for each of the last tokens
+PATCH = 16  # pixels per side of each final token
 # Patches of 7 every 4 pixels, padded by 2; then twice 3 every 2, padded by 1: (side + 13) // 16.
 MARGIN = 13
-TOKEN_DROP = 0.1  # of the performer in training; drop_rate does not change it (public code)
+TOKEN_DROP = 0.1  # dropout of the performer in training; drop_rate does not change it (public code)
 
 
 # B batch, N tokens, C features of a token, M random features
@@ -40,7 +40,7 @@ def feature_attention(k_BNC: Tensor, q_BNC: Tensor, v_BNC: Tensor, features_MC: 
     """Softmax attention estimated by positive random features, in time linear in N -> B N C.
 
     Performers (arXiv 2009.14794, lemma 1) with the constant that the public code adds to the sum of
-    weights. In single precision at least, also under autocast: the features are exponentials.
+    weights. Computes in single precision at least, because the features are exponentials.
     """
     if torch.jit.is_scripting():
         return _feature_attention(k_BNC, q_BNC, v_BNC, features_MC)
@@ -72,11 +72,11 @@ class SoftSplitAttention(Absorbing):
     """Overlapping patches, attention among them, values as the skip path (section 3.1).
 
     Args:
-        in_channels: Channels of the map or image.
+        in_channels: Channels of the feature map or image.
         channels: Width of the tokens.
         kernel_size: Side of a patch.
-        stride: Pixels from a patch to the next.
-        performer: Attention by random features; otherwise softmax.
+        stride: Pixels from one patch to the next.
+        performer: Use attention by random features; otherwise softmax.
         least: Smallest side of an image that the whole model supports.
     """
 
@@ -96,7 +96,7 @@ class SoftSplitAttention(Absorbing):
         self.stride, self.padding, self.least = stride, kernel_size // 2 - (stride == 4), least
         self.performer = performer
         self.side, inputs = kernel_size, in_channels * kernel_size**2
-        self.scale = inputs**-0.5  # of the input's width, not of the heads' (public code)
+        self.scale = inputs**-0.5  # from the input's width, not the heads' width (public code)
         self.norm = nn.LayerNorm(inputs)
         # The weight of a convolution, but its patches are normalised first.
         self.qkv = nn.Conv2d(in_channels, 3 * channels, kernel_size, bias=performer)
@@ -123,16 +123,16 @@ class SoftSplitAttention(Absorbing):
         return to_map(v_BNC + self.drop(self.proj(y_BNC)), height, width)  # B C H W
 
     def fused(self) -> "SoftSplitAttention":
-        """The norm's affine part in `qkv`, and the scale of softmax in the queries."""
+        """Fold the norm's affine part into `qkv`, and the scale into the queries."""
         fused = absorb(self)
         return fused if self.performer else scale_queries(fused, "qkv", self.proj.in_features)
 
 
 class ResidualMlp(Absorbing):
-    """x + mlp(norm(x)) on a map, the second half of a token transformer.
+    """x + mlp(norm(x)) on a feature map, the second half of a token transformer.
 
     Args:
-        channels: Channels of input and output, and inside.
+        channels: Channels of input, output and hidden layer.
         drop: Dropout of the branch.
     """
 
@@ -157,7 +157,7 @@ class T2TViT(Backbone):
         dim: Width of the tokens.
         num_heads: Number of attention heads.
         mlp_ratio: Hidden width of the MLPs divided by `dim`.
-        performer: Attention by random features in the first steps; otherwise softmax ("_t").
+        performer: Use attention by random features in the first steps; otherwise softmax ("_t").
         token_dim: Width of the tokens in the first steps.
     """
 
@@ -224,7 +224,7 @@ def _init(module: nn.Module) -> None:
 
 
 def _as_filters(state: State, model: T2TViT) -> State:
-    """Shape the linear layers on patches as filters of k x k."""
+    """Reshape the linear layers on patches to k x k filters."""
     sides = {"stem.qkv.weight": 7, "stages.1.downsample.qkv.weight": 3}
     for key, side in (sides | {"stages.2.downsample.0.weight": 3}).items():
         if key in state and state[key].ndim == 2 and state[key].shape[1] % side**2 == 0:
@@ -258,7 +258,7 @@ KEY_STYLES = (
             (r"blocks\.(\d+)\.attn\.", r"stages.2.blocks.\1.mixer."),
             (r"blocks\.(\d+)\.", r"stages.2.blocks.\1."),
             (r"head\.", "head.fc."),
-            (r"aux_head\.", None),  # of training with token labels
+            (r"aux_head\.", None),  # of token-label training
         ),
         tensors=_as_filters,
     ),

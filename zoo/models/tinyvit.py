@@ -6,7 +6,7 @@ Code:  github.com/microsoft/Cream, folder TinyViT, @ 4a13c4091e78 (MIT), and tim
        (Apache-2.0), which compute the same function; both key styles are read.
 Here:  the attention bias is looked up in every forward pass, not cached. Feature maps that are not
        multiples of the window are padded as in timm; the authors' code requires multiples of 32.
-       Tables learnt in other windows are resampled on loading.
+       Tables learnt for other windows are resampled on loading.
 """
 
 import torch
@@ -23,7 +23,7 @@ from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.init import init_linear
 from zoo.blocks.inverted_residual import InvertedResidual
 from zoo.blocks.mlp import Mlp
-from zoo.blocks.sizes import in_order, is_size
+from zoo.blocks.sizes import contiguous_if_dynamic, is_size
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle, prefixed
 
@@ -31,7 +31,7 @@ HEAD_DIM = 32
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
-    """B H W C -> B*n side*side C: the windows of each image row by row, as their pixels.
+    """Split B H W C into windows B*n side*side C; windows and pixels are ordered row by row.
 
     Args:
         x: The feature map.
@@ -43,12 +43,12 @@ def to_windows(x: Tensor, side: int) -> Tensor:
     if not is_size(below, right, (0, 0)):
         x = F.pad(x, (0, 0, 0, right, 0, below))
     strips = x.reshape(batch * rows, side, columns, side * channels)  # a row of windows each
-    strips = in_order(strips.transpose(1, 2), columns)
+    strips = contiguous_if_dynamic(strips.transpose(1, 2), columns)
     return strips.reshape(batch * rows * columns, side * side, channels)
 
 
 def from_windows(windows: Tensor, side: int, batch: int, height: int, width: int) -> Tensor:
-    """B*n side*side C -> B H W C: put windows back and crop the padding.
+    """Merge windows B*n side*side C to B H W C, and crop the padding.
 
     Args:
         windows: Windows in the order of `to_windows`.
@@ -60,7 +60,7 @@ def from_windows(windows: Tensor, side: int, batch: int, height: int, width: int
     rows, columns = (height + side - 1) // side, (width + side - 1) // side
     channels = windows.shape[2]
     strips = windows.reshape(batch * rows, columns, side, side * channels).transpose(1, 2)
-    x = in_order(strips, columns).reshape(batch, rows * side, columns * side, channels)
+    x = contiguous_if_dynamic(strips, columns).reshape(batch, rows * side, columns * side, channels)
     return x[:, :height, :width]
 
 
@@ -69,7 +69,7 @@ torch.fx.wrap("from_windows")
 
 
 class WindowBias(AttentionBias):
-    """An attention bias that is resampled for other windows as in timm: pixels are areas."""
+    """An attention bias that is resampled for other windows as in timm (pixels as areas)."""
 
     def resampled(self, image: Tensor) -> Tensor:
         """Resample a square table: 1 heads side side -> 1 heads grid height grid width."""
@@ -81,7 +81,7 @@ class WindowAttention(Absorbing):
     """A norm, then self-attention in windows with an attention bias.
 
     A feature map is padded to multiples of the window, before the norm: a padded pixel equals the
-    shift of the norm. Padding is not masked, it takes part in the attention.
+    shift of the norm. Padding is not masked: it takes part in the attention.
 
     Args:
         channels: Channels of input and output, a multiple of `num_heads`.
@@ -156,7 +156,7 @@ class WindowBlock(Absorbing):
 
 
 def _merging(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Halve a map and change its channels: two 1x1 convolutions around a depthwise one."""
+    """Return layers that halve a feature map: two 1x1 convolutions around a depthwise one."""
     return nn.Sequential(
         ConvNorm(in_channels, out_channels, act=nn.GELU),
         ConvNorm(

@@ -30,14 +30,14 @@ GATES = {"": None, "ese": EffectiveSEModule, "eca": EcaModule}
 
 
 class OneShotAggregation(nn.Module):
-    """A chain of 3x3 convolutions; its input and all outputs are joined by a 1x1 (fig. 2b).
+    """A chain of 3x3 convolutions; a 1x1 convolution joins input and all outputs (fig. 2b).
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         hidden: Channels of each link.
         links: Number of 3x3 convolutions.
-        residual: Add the input, which then has `out_channels` channels.
+        residual: Add the input, which must have `out_channels` channels.
         separable: The links are depthwise separable; a 1x1 convolution before them changes the
             width of the input to `hidden`.
         gate: Applied to the joined feature map.
@@ -86,15 +86,15 @@ class VoVNet(Backbone):
     Args:
         hidden: Channels inside the modules of each of the four stages.
         dims: Channels of each of the four stages.
-        depths: Modules of each of the four stages.
-        links: 3x3 convolutions of a module.
+        depths: Number of modules in each of the four stages.
+        links: Number of 3x3 convolutions in a module.
         stem: Channels of the three convolutions of the stem.
         residual: Modules after the first of a stage add their input.
         separable: All 3x3 convolutions but the first are depthwise separable.
         gate: `"ese"` or `"eca"`: a channel gate in the last module of each stage; `""`: no gate.
 
     Raises:
-        BadInput: Stochastic depth without any shortcut.
+        BadInput: `drop_path_rate` is set, but no module has a shortcut.
     """
 
     def __init__(

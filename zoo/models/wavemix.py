@@ -23,17 +23,17 @@ from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.folding import Absorbing
 from zoo.blocks.heads import ClassifierHead, UpsamplingHead
 from zoo.blocks.sizes import check_sides, whole_number
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.keys import KeyStyle, numbered_blocks, prefixed
 from zoo.ops import haar, haar_pyramid
 
 torch.fx.wrap("check_sides")
 
-STAGES = 4  # levels of the feature pyramid; all have one size
+STAGES = 4  # levels of the feature pyramid, all of one size
 
 
 def coefficients(bands: Tensor) -> Tensor:
-    """B C 4 h w -> B 4C h w: LL of all channels, then LH, HL, HH of the first, of the second ..."""
+    """Reorder B C 4 h w to B 4C h w: LL of all channels, then LH, HL, HH channel by channel."""
     return torch.cat([bands[:, :, 0], bands[:, :, 1:].flatten(1, 2)], dim=1)
 
 
@@ -237,7 +237,7 @@ class WaveMix(Backbone):
     """A stem, wavelet blocks, and a head for classification or dense prediction.
 
     Sides of images must be multiples of the stem's reduction times 2 to the power of `levels`. The
-    older versions (the public WaveMix_Version1, WaveMix_Version2 and WaveMixV3) are `block=
+    older versions (the public WaveMix_Version1, WaveMix_Version2 and WaveMixV3) have `block=
     "parallel"`, `last_width=1024` and `block="shuffled"`. The convolution of `last_width` is not
     merged with the classifier, as it is part of `forward_features`.
 
@@ -246,11 +246,11 @@ class WaveMix(Backbone):
         depth: Number of blocks, cut into stages of equal length for the feature pyramid.
         levels: Number of times that a block halves its feature map.
         patch_size: Side of the patches that the stem reads; None for two convolutions.
-        stride: Stride of each of those two.
+        stride: Stride of each of these two convolutions.
         block: `"stacked"`, `"parallel"` or `"shuffled"`.
         last_width: Channels of a 1x1 convolution before the head; None leaves it out.
         widths: For dense prediction, the channels after each upsampling of the head. The output is
-            `2 ** len(widths)` times as large as the feature map; `num_classes` values per position.
+            `2 ** len(widths)` times as large as the feature map, with `num_classes` channels.
         global_pool: `"avg"` (the default), `"max"` or `""`; not for dense prediction.
     """
 
@@ -281,7 +281,7 @@ class WaveMix(Backbone):
         if whole_number(dim, "dim", 4) % 4:
             raise BadInput(f"dim={dim}: must be a multiple of 4, the bands of a wavelet level")
         if block not in BLOCKS:
-            raise BadInput(f"unknown block {block!r}; choices: {', '.join(BLOCKS)}")
+            raise BadInput(unknown_value("block", block, BLOCKS))
         count = min(STAGES, depth)
         depths = [depth * (i + 1) // count - depth * i // count for i in range(count)]
         stem = Stem(in_chans, dim, patch_size=patch_size, stride=stride, levels=levels)
@@ -299,7 +299,9 @@ class WaveMix(Backbone):
         elif global_pool is None:
             head = UpsamplingHead(features, widths, num_classes)
         else:
-            raise BadInput(f"global_pool={global_pool!r}: dense prediction has no pooling")
+            raise BadInput(
+                f"global_pool={global_pool!r}: dense prediction has no pooling; leave it out"
+            )
         super().__init__(
             stem=stem,
             stages=stages,
@@ -330,7 +332,7 @@ STEM = ((r"conv\.", "stem.layers."), (r"final\.", "norm."))
 
 
 def _rows(model: WaveMix) -> list[Any]:
-    """Blocks are counted through all stages, perceptrons from the top level down."""
+    """Return the rows; blocks are counted through all stages, perceptrons from the top level."""
     rows: list[Any] = [*STEM, (r"pool\.2\.", "head.fc.")]
     head = getattr(model, "head", None)  # missing in feature extractors
     if isinstance(head, UpsamplingHead):  # three public names of one head

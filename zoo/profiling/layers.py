@@ -2,8 +2,8 @@
 
 The same run measures two limits of the machine: the MACs per second of a large matrix product and
 the bytes per second of a large copy. Following the roofline model (Williams et al., 2009), a layer
-is compute-bound or memory-bound, depending on which limit gives the longer time. A layer that takes
-much longer than both is bound by overhead: it does too little work per operator call.
+is compute-bound or memory-bound, depending on which limit results in the longer time. A layer that
+takes much longer than both is bound by overhead: it does too little work per operator call.
 """
 
 import contextlib

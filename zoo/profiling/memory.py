@@ -16,8 +16,8 @@ class MemoryMeter:
     """Measures how far calls raise memory above its level when the meter was created.
 
     On the CPU this is the resident memory of the process, whichever runtime allocates it. Only
-    Linux has a peak value that can be reset; other systems give None. On CUDA it is the memory of
-    PyTorch's allocator.
+    Linux has a peak value that can be reset; on other systems the result is None. On CUDA it is the
+    memory of PyTorch's allocator.
 
     Args:
         device: Name of the device in PyTorch, such as `"cpu"` or `"cuda:0"`.

@@ -1,6 +1,6 @@
 """The plan of a benchmark: which models, sizes, runtimes and batch sizes to measure.
 
-Plans are checked without building a model: the facts of each model give its names and sizes.
+Plans are checked without building a model: the facts of each model contain its name and sizes.
 """
 
 import fnmatch

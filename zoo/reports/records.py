@@ -120,7 +120,7 @@ def load(source: Path) -> list[Record]:
     """
     path = source / JSON_NAME if source.is_dir() else source
     if not path.is_file():
-        raise BadInput(f"no file {path}; benchmark.py prints the path of its records")
+        raise BadInput(f"{path} does not exist; benchmark.py prints the path of its records")
     if last_line_incomplete(path):
         print(f"warning: {path}: ignoring the last line, which is incomplete", file=sys.stderr)
     records = read(path)

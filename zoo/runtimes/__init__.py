@@ -3,10 +3,9 @@
 Each runtime is a class with the protocol `Runtime`. `load` takes threads, memory layout and type.
 `bind` returns the function whose latency is measured: its input is already converted and copied.
 
-PyTorch is only imported by the runtimes that need it: an ONNX file is run without.
+PyTorch is only imported by the runtimes that need it: an ONNX file runs without it.
 """
 
-import difflib
 import importlib
 import os
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.environment import need
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.runtimes.base import Runtime as Runtime
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def check_settings(
         raise BadInput(f"threads={threads!r} must be a positive integer")
     if dtype is not None and dtype not in kind.dtypes:
         raise BadInput(
-            f"dtype={dtype!r} is not supported by runtime {runtime!r}; choices: "
+            f"dtype={dtype!r} is not supported by runtime {runtime!r}. Choices: "
             f"{', '.join(kind.dtypes)}"
         )
     if channels_last and "NHWC" not in kind.layouts:
@@ -128,9 +127,7 @@ def artefact_suffix(runtime: str) -> str | None:
 
 def _class(runtime: str) -> Any:
     if runtime not in _CLASSES:
-        near = difflib.get_close_matches(str(runtime), NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choices: {', '.join(NAMES)}"
-        raise BadInput(f"unknown runtime {runtime!r}; {hint}")
+        raise BadInput(unknown_value("runtime", runtime, NAMES))
     module, name = _CLASSES[runtime]
     return getattr(importlib.import_module(f"zoo.runtimes.{module}"), name)
 

@@ -16,12 +16,12 @@ class Runtime(Protocol):
     """A loaded model that can be called and timed.
 
     Attributes:
-        name: Its name for `zoo.runtimes.load`.
+        name: Name of the runtime for `zoo.runtimes.load`.
         version: Version of the software that runs the model.
         threads: Number of threads per call.
         dtype: Type that the model computes in.
         layout: `"NCHW"` or `"NHWC"`, the order of images in memory. Shapes are always B C H W.
-        device: Where it computes, as torch names it.
+        device: Device that it computes on, in torch's notation.
         fused: Whether the model was re-parameterised; None if unknown.
         load_s: Seconds it took to load the model: read and optimise the graph, create the session.
     """
@@ -60,10 +60,10 @@ class FileRuntime(abc.ABC):
     """A file loaded into a runtime; on the CPU unless a subclass overrides `device`.
 
     Args:
-        file: Has one of the suffixes in `suffixes`.
+        file: A file with one of the suffixes in `suffixes`.
         threads: Number of threads per call.
         dtype: Type to compute in, one of `dtypes`; None: float32.
-        channels_last: Must be False: files take NCHW.
+        channels_last: Must be False, because files take NCHW.
         fused: Whether the model in the file was re-parameterised; None if unknown.
 
     Attributes:

@@ -67,8 +67,8 @@ def open_evaluation_data(
         batch_size: Number of images in a batch.
         preprocessing: `mean`, `std`, `interpolation` and `crop_pct`; other keys are ignored.
         source: The model or the artefact, for messages.
-        task: Its task; None to skip the check.
-        num_classes: Its number of classes; None to skip the check.
+        task: Task of the source; None to skip the check.
+        num_classes: Number of classes of the source; None to skip the check.
 
     Raises:
         BadInput: The data cannot be opened, or has another task or number of classes.

@@ -5,12 +5,11 @@ of mistake the same message everywhere in training and in the commands.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable
 from typing import Any
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.settings import TrainConfig
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -24,7 +23,6 @@ CHOICES = {
 }
 LOGGERS = ("csv", "tensorboard")
 
-MAX_CHOICES_SHOWN = 40
 
 _AT_LEAST_ONE = (
     "epochs",
@@ -70,13 +68,8 @@ def check_train(train: TrainConfig) -> None:
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     """Raise `BadInput` unless `value` is one of `choices`; the message has the nearest one."""
     choices = sorted(choices)
-    if value in choices:
-        return
-    near = difflib.get_close_matches(value, choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    shown = choices[:MAX_CHOICES_SHOWN]
-    more = ", ..." if len(choices) > len(shown) else ""
-    raise BadInput(f"unknown {key} {value!r}{hint} Choices: {', '.join(shown)}{more}")
+    if value not in choices:
+        raise BadInput(unknown_value(key, value, choices))
 
 
 def check_value(key: str, value: Any, is_valid: bool, requirement: str) -> None:

@@ -20,7 +20,7 @@ class EvaluationTarget:
         data: The data module, after `setup`.
         device: The device of the images.
         about: First entries of the report, which identify the model.
-        title: Its name in the printed result.
+        title: Name in the printed result.
         class_names: Class names of its training data, if known.
         unavailable: Metrics that its outputs do not allow; they are None in the report.
         memory_format: Memory format of the images.

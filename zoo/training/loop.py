@@ -99,7 +99,7 @@ class Loop:
 
     Args:
         fabric: Devices, precision, processes.
-        components: What to train, and with what.
+        components: The model, its data, and everything needed to train it.
         train: The group `train` of the settings.
         folder: The run folder; None in all processes but the first.
         logger: The logger of training.

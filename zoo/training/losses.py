@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbone import Backbone
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.training.checks import check_choice
 
 _LOSSES: dict[str, dict[str, Callable[..., nn.Module]]] = {}
@@ -67,9 +67,9 @@ def create_loss(
             " it out"
         )
     if unknown := kwargs.keys() - parameters:
+        where = f" of train.loss={name}"
         raise BadInput(
-            f"unknown argument train.loss_args.{min(unknown)} of train.loss={name}. Choices:"
-            f" {', '.join(sorted(parameters)) or 'none'}"
+            unknown_value("train.loss_args", min(unknown), sorted(parameters), where=where)
         )
     return build(**kwargs)
 
@@ -129,7 +129,7 @@ class BiasLoss(nn.Module):
         """Read the last feature map of every training batch from the input of the model's head.
 
         Raises:
-            BadInput: The model is not one of this package.
+            BadInput: The model does not belong to this package.
         """
         if not isinstance(model, Backbone):
             raise BadInput(

@@ -11,11 +11,11 @@ class Mixing:
 
     Args:
         num_classes: Number of classes.
-        mixup: As in `train`.
-        cutmix: As in `train`.
-        prob: `train.mixup_prob`.
-        switch_prob: `train.mixup_switch_prob`.
-        label_smoothing: As in `train`.
+        mixup: As in `TrainConfig`.
+        cutmix: As in `TrainConfig`.
+        prob: Probability of mixing a batch, `train.mixup_prob`.
+        switch_prob: Probability of CutMix instead of mixup, `train.mixup_switch_prob`.
+        label_smoothing: As in `TrainConfig`.
     """
 
     def __init__(

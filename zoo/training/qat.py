@@ -19,8 +19,10 @@ from zoo.settings import ModelConfig
 from zoo.training.method import TrainingMethod
 from zoo.weights import QAT_KEY
 
-CALIBRATION_BATCHES = 4  # that initialise the ranges
-OBSERVED_SHARE = 0.5  # of the updates: ranges follow the data; afterwards they are frozen
+CALIBRATION_BATCHES = 4  # number of batches that initialise the ranges
+OBSERVED_SHARE = (
+    0.5  # share of the updates during which ranges follow the data; then they are frozen
+)
 
 
 class QuantizationAwareTraining(TrainingMethod):
@@ -30,7 +32,7 @@ class QuantizationAwareTraining(TrainingMethod):
         model: The resolved group `model`, which names the weights to start from.
 
     Raises:
-        BadInput: No weights, or a setting without effect.
+        BadInput: No weights are given, or a setting has no effect.
         MissingExtra: A package is not installed.
     """
 

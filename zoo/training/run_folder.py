@@ -35,7 +35,7 @@ def create(out: str | Path, model: str) -> Path:
     """Create a new folder `<out>/<date>_<time>_<model>_<suffix>` and return its path.
 
     Raises:
-        BadInput: It cannot be created.
+        BadInput: The folder cannot be created.
     """
     now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = f"{now}_{model.replace('/', '-')}_{secrets.token_hex(2)}"

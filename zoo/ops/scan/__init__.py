@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.ops.scan import cost as cost  # registers the FLOPs of the operators
 from zoo.ops.scan import operator, plain
 
@@ -124,7 +124,7 @@ def auto_backend(device: str | torch.device = "cpu") -> str:
 
 def _check_backend(backend: str, device: torch.device) -> None:
     if backend not in BACKENDS:
-        raise BadInput(f"unknown backend {backend!r}; choices: {', '.join(BACKENDS)}")
+        raise BadInput(unknown_value("backend", backend, BACKENDS))
     if backend not in operator.COMPILED:
         return
     if not operator.installed(backend):

@@ -19,7 +19,7 @@ from zoo.errors import BadInput
 Algorithm = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 RADIX = 8  # chunk size of `multi_level`
-CHUNK_SIZES = (RADIX, RADIX, 64, 64)  # of the levels of `any_length`
+CHUNK_SIZES = (RADIX, RADIX, 64, 64)  # chunk sizes of the levels of `any_length`
 LAST = 64  # greatest number of steps after these levels
 MAX_LENGTH = RADIX * RADIX * 64 * 64 * LAST
 

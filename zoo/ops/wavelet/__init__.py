@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.ops.scan.operator import installed
 from zoo.ops.wavelet import operator, plain
 
@@ -123,7 +123,7 @@ def _use_numba(x: Tensor, backend: str) -> bool:
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
         return supported and not traced and auto_backend(x.device) == "numba"
     if backend != "numba":
-        raise BadInput(f"unknown backend {backend!r}; choices: {', '.join(BACKENDS)}")
+        raise BadInput(unknown_value("backend", backend, BACKENDS))
     if not installed("numba"):
         raise BadInput(
             "backend='numba' is not installed; run pip install 'zoo-vision[fast]', or use 'auto'"

@@ -15,7 +15,7 @@ _kernel = njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model
 
 @_kernel
 def _forward(first, last, x, bands):
-    """Write the bands (N, 4, h, w) of the maps x (N, 2h, 2w) for indices in range(first, last)."""
+    """Write the bands (N, 4, h, w) of x (N, 2h, 2w) for indices in range(first, last)."""
     half = x.dtype.type(0.5)
     for n in range(first, last):
         for i in range(bands.shape[2]):
@@ -33,7 +33,7 @@ def _forward(first, last, x, bands):
 
 @_kernel
 def _inverse(first, last, bands, x):
-    """Write the maps x (N, 2h, 2w) of the bands (N, 4, h, w) for indices in range(first, last)."""
+    """Write x (N, 2h, 2w), given its bands (N, 4, h, w), for indices in range(first, last)."""
     half = x.dtype.type(0.5)
     for n in range(first, last):
         for i in range(bands.shape[2]):
@@ -67,6 +67,6 @@ def inverse_haar(bands: Tensor) -> Tensor:
 
 
 def _run(kernel, source: Tensor, target: Tensor) -> None:
-    """Run a kernel on all maps, on several threads if there is enough work."""
+    """Run a kernel on all feature maps, on several threads if there is enough work."""
     maps_per_thread = PIXELS_PER_THREAD // max(1, target[0].numel()) if len(target) else 1
     parallel_for(kernel, len(target), (source.numpy(), target.numpy()), max(1, maps_per_thread))
