@@ -11,7 +11,7 @@ from torch import nn
 
 import zoo
 from zoo import runtimes
-from zoo.profiling.latency import load
+from zoo.profiling.loading import load
 
 pytestmark = pytest.mark.slow
 

@@ -393,9 +393,7 @@ VARIANTS |= {
     for pixels, sizes in ((256, ("1m", "2m", "5m", "20m")), (512, ("1m", "2m", "5m")))
     for size in sizes
 }
-VARIANTS |= {
-    f"emo1_{size}": dict(SIZES[size], version=2, layer_scale=1e-6)
-    for size in ("1m", "2m", "5m", "20m")
-}
+EMO1 = dict(version=2, layer_scale=1e-6)
+VARIANTS |= {f"emo1_{size}": EMO1 | SIZES[size] for size in ("1m", "2m", "5m", "20m")}
 
 EMO.register_family(VARIANTS, KEY_STYLES)
