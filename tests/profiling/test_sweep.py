@@ -80,7 +80,7 @@ def test_fused_and_unfused_models_are_both_measured(swept):
         (["models=[timm/fastvit_t88]"], zoo.UnknownModel, "timm/fastvit_t8"),
         (["models=[timm/nothing*]"], zoo.UnknownModel, "no model matches"),
         (["profile.fused=maybe"], zoo.BadInput, "both, true or false"),
-        (["profile.runtimes=[egaer]"], zoo.BadInput, "try eager"),
+        (["profile.runtimes=[egaer]"], zoo.BadInput, "did you mean 'eager'"),
         (["profile.runtimes=[]"], zoo.BadInput, r"profile\.runtimes=\[\]"),
         (["profile.batch_sizes=[1,0]"], zoo.BadInput, "0 is not a batch size"),
         (["profile.image_sizes=[wide]"], zoo.BadInput, "profile.image_sizes='wide'"),
@@ -368,7 +368,7 @@ def test_the_command_prints_an_error_on_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: no model named 'mobilenet_v2'")
+    assert done.stderr.startswith("error: unknown model 'mobilenet_v2'; did you mean")
     assert list(tmp_path.iterdir()) == []
 
 
