@@ -116,7 +116,7 @@ def test_models_of_other_packages():
         zoo.create_model("mine_tiny", depth=3)
     with pytest.raises(ValueError, match="'mine_tiny' is registered twice"):
         zoo.register("mine_tiny", build, facts={})
-    with pytest.raises(ValueError, match="one of the package's own"):
+    with pytest.raises(ValueError, match="part of this package"):
         zoo.register("mobilenetv2_035", build, facts={})
     with pytest.raises(ValueError, match="no entry in zoo/facts"):
         zoo.register("stranger", build)
