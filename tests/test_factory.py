@@ -74,7 +74,7 @@ def test_what_timm_cannot_build_is_one_line(name, kwargs, message):
 
 def test_out_indices_without_features_only():
     for name in (NAME, "timm/mobilenetv2_035"):
-        with pytest.raises(zoo.BadInput, match="only with features_only=True"):
+        with pytest.raises(zoo.BadInput, match="no effect without features_only=True"):
             zoo.create_model(name, out_indices=(1,))
 
 

@@ -76,7 +76,7 @@ def _load_published(model: Backbone, spec: ModelSpec) -> None:
     if entry is None:
         pages = " or ".join(entry["page"] for entry in spec.weights if "page" in entry)
         way_out = (
-            f"get them from {pages} and give checkpoint_path" if pages else "set pretrained=False"
+            f"fetch them from {pages} and give checkpoint_path" if pages else "set pretrained=False"
         )
         raise BadWeights(f"{spec.name} has no published weights that can be downloaded; {way_out}")
     state = convert_keys(read_state_dict(entry["url"], entry.get("sha256")), model)

@@ -12,9 +12,9 @@ from torch import nn
 import zoo
 from zoo.compression import saturation
 from zoo.compression.int8_onnx import convert
-from zoo.deploy.spec import Settings
+from zoo.deploy.spec import ExportSpec
 
-OPEN = Settings(SIZE, dynamic_batch=True)
+OPEN = ExportSpec(SIZE, dynamic_batch=True)
 
 
 def int8_file(folder):
@@ -119,7 +119,7 @@ def test_a_bias_makes_up_for_the_mean_error_of_its_layer(tmp_path, monkeypatch):
 
     def mean_error(limits) -> float:
         monkeypatch.setattr(saturation, "weight_limits", limits)
-        convert(model, tmp_path / "x.onnx", Settings((1, 4, 6, 6), True), [images], [])
+        convert(model, tmp_path / "x.onnx", ExportSpec((1, 4, 6, 6), True), [images], [])
         session = onnxruntime.InferenceSession(
             tmp_path / "x.onnx", providers=["CPUExecutionProvider"]
         )

@@ -334,9 +334,7 @@ def test_all_files_of_an_artefact_are_replaced(tmp_path):
 def test_several_formats_in_one_run(tmp_path, capsys):
     overrides = [f"model={MODEL}", "format=[torchscript,executorch]", "export.image_size=32"]
     more = ["export.dynamic_size=true", f"export.out={tmp_path}"]
-    with pytest.raises(
-        zoo.NotExportable, match="1 of 2 formats failed: executorch: .*one image size"
-    ):
+    with pytest.raises(zoo.NotExportable, match=r"1 of 2 formats failed\. executorch: .*size"):
         run_command("export", [*overrides, *more])
     assert os.listdir(tmp_path) == ["torchscript"]
     assert files.read(tmp_path / "torchscript")[1]["format"] == "torchscript"

@@ -219,7 +219,7 @@ def test_weights_of_another_size_are_named():
     [
         ({"init_filters": 12}, "init_filters=12: must be a multiple of 8"),
         ({"init_filters": 0}, "init_filters=0"),
-        ({"blocks_up": (1, 1)}, "4 levels in blocks_down need 3"),
+        ({"blocks_up": (1, 1)}, "give 3 numbers, one fewer than blocks_down has"),
         ({"blocks_down": ()}, r"blocks_down=\(\)"),
         ({"blocks_down": (1, 0, 1, 1)}, "blocks_down=0"),
         ({"spatial_dims": 4}, "spatial_dims=4"),

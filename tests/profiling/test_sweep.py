@@ -368,7 +368,7 @@ def test_the_command_prints_an_error_on_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: unknown model 'mobilenet_v2'")
+    assert done.stderr.startswith("error: unknown model 'mobilenet_v2'; did you mean")
     assert list(tmp_path.iterdir()) == []
 
 

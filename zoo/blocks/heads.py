@@ -221,7 +221,7 @@ class UpsamplingHead(DenseHead):
         *before, last = self.up
         assert isinstance(last, nn.ConvTranspose2d)
         middle, out = last.out_channels, self.fc.out_channels
-        # Multiply-accumulates for each position before the upsampling, for four after it.
+        # Multiply-accumulates per position before the upsampling, which is four positions after it.
         if 16 * last.in_channels * out >= 16 * last.in_channels * middle + 4 * middle * out:
             return self
         head = rebuilt(self, up=nn.Sequential(*before).eval(), fc=merge_pointwise(last, self.fc))

@@ -1,4 +1,4 @@
-"""Cutting an image into patches."""
+"""Patch embedding: cut an image into patches."""
 
 from collections.abc import Sequence
 

@@ -22,7 +22,7 @@ class LayerScale(nn.Module):
         return x * (self.gamma[:, None, None] if self.spatial else self.gamma)  # as x
 
     def factors(self) -> Tensor:
-        """Return the factors, which the layer before may absorb (zoo/blocks/folding.py)."""
+        """Return the factors, for the previous layer to absorb (zoo/blocks/folding.py)."""
         return self.gamma
 
 

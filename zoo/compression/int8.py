@@ -199,7 +199,10 @@ def _check_outputs(
                     f"{[y.shape for y in want]}"
                 )
             if not all(np.isfinite(y).all() for y in have):
-                raise NotExportable("the outputs of the int8 artefact are not finite")
+                raise NotExportable(
+                    "the outputs of the int8 artefact are not finite; "
+                    "keep more layers in float (keep_float)"
+                )
 
 
 def _comparison_entry(

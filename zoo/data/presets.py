@@ -139,7 +139,7 @@ def task(name: str) -> str:
 
 
 def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
-    """Return the configuration with every null that has a default filled in.
+    """Return the configuration with defaults in place of nulls.
 
     A resolved configuration resolves to itself, which lets a run be repeated from its stored one.
 

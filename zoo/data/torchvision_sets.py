@@ -25,7 +25,7 @@ VOC_NAMES = [
 # fmt: on
 PET_NAMES = ["pet", "background", "border"]  # trimap numbers 1 to 3
 
-# The published split behind each of our two.
+# The published split that we use for training and for validation.
 _SPLITS = {
     "cifar10": {"train": "train", "val": "test"},
     "cifar100": {"train": "train", "val": "test"},

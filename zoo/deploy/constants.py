@@ -47,7 +47,7 @@ def fold_in_place(module: Any, *, fold_parameters: bool = True) -> None:
             constant = module.graph.get_attr(name)
         constant.meta.update(node.meta)
         node.replace_all_uses_with(constant, lambda user: user not in known)
-    # Not eliminate_dead_code, which keeps assertions about constants because they may raise.
+    # eliminate_dead_code would keep assertions about constants, because they may raise.
     for node in reversed(known):
         if not node.users:
             module.graph.erase_node(node)

@@ -54,7 +54,7 @@ def read(model: nn.Module, onnx_file: Path, spec: ExportSpec) -> Any:
     onnx.convert(model, onnx_file, dataclasses.replace(spec, half=False))
     try:
         with quiet():
-            # Not convert_model: it reads ONNX in the same way, but sends telemetry.
+            # convert_model reads ONNX in the same way, but sends telemetry.
             program = core().read_model(onnx_file)
             passes = openvino.passes.Manager()
             passes.register_pass(openvino.passes.ConstantFolding())

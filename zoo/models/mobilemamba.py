@@ -123,7 +123,7 @@ class Mixer(nn.Module):
 
 
 class MobileMambaBlock(nn.Module):
-    """Residual convolution, MLP, mixer, convolution and MLP, with a skip around them all.
+    """Five residual parts (convolution, MLP, mixer, convolution, MLP) and a skip around them.
 
     Args:
         channels: Channels of input and output.

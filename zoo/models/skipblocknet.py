@@ -47,7 +47,7 @@ def pool_like(x: Tensor, like: Tensor, ratio: int) -> Tensor:
     Args:
         x: The feature map to pool.
         like: A feature map of the size of the result.
-        ratio: Side of a cell if all are equal; exporters support this ordinary average pooling.
+        ratio: Side of a cell if all cells are equal, which ordinary average pooling computes.
     """
     height, width = like.shape[2], like.shape[3]
     if is_size(x.shape[2], x.shape[3], (ratio * height, ratio * width)):

@@ -68,7 +68,7 @@ class Scalar(nn.Module):
         return x * self.weight  # as x
 
     def factors(self) -> Tensor:
-        """Return the factors, which the layer before may absorb (zoo/blocks/folding.py)."""
+        """Return the factors, for the previous layer to absorb (zoo/blocks/folding.py)."""
         return self.weight
 
 
