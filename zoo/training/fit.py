@@ -161,7 +161,7 @@ def _build(
     train = run.train
     method.check_processes(fabric.world_size)
     seed_everything(train.seed, verbose=False)
-    net, arguments = builders.build_model(run, data, with_weights=resumed is None)
+    net, arguments = builders.build_model(run, data, with_weights=not resumed)
     net = method.transform(net)
     criterion = builders.build_criterion(train, net, data)
     if train.sync_bn:  # replaces batch norms, so `freeze` must come afterwards
