@@ -129,7 +129,7 @@ def test_the_smallest_image():
     least = least_side(4, 3)
     with torch.no_grad():
         assert model.forward_features(images(2, (least, least))).shape[2:] == (1, 1)
-        with pytest.raises(zoo.BadInput, match=r"a map of 1 x 2 .* at least 29 x 29"):
+        with pytest.raises(zoo.BadInput, match=r"a feature map of 1 x 2 .* at least 29 x 29"):
             model(images(2, (least - 1, least)))
         # Up to the stage that cannot be halved any more, smaller images are taken.
         cut = shaken("ese_vovnet19b_slim_dw", features_only=True, out_indices=(0, 1))
