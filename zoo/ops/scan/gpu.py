@@ -88,14 +88,14 @@ def _forward(
             tl.store(before_ptr + place[:, None] + n[None, :], h, mask=of_state)
         step = _steps(delta_ptr, bias, rows, at, valid, use_softplus)
         u = tl.load(u_ptr + rows + at, mask=valid, other=0.0)
-        valid = (at < length) & (n < states)[None, :]
-        B = tl.load(B_ptr + weights + at, mask=valid, other=0.0)  # T N
+        of_tile = (at < length) & (n < states)[None, :]
+        B = tl.load(B_ptr + weights + at, mask=of_tile, other=0.0)  # T N
         decay = tl.exp(step[:, :, None] * A[None, :, :])
         given = (step * u)[:, :, None] * B[:, None, :]
         through, inside = tl.associative_scan((decay, given), 0, _chain)
         now = inside + through * h[None, :, :]
         if not store_states:
-            C = tl.load(C_ptr + weights + at, mask=valid, other=0.0)
+            C = tl.load(C_ptr + weights + at, mask=of_tile, other=0.0)
             y = tl.sum(now * C[:, None, :], 2) + skip * u
             tl.store(y_ptr + rows + at, y, mask=valid)
         h = tl.sum(tl.where((t == T - 1)[:, None, None], now, 0.0), 0)
@@ -132,14 +132,14 @@ def _backward(
             tile = tiles - 1 - back
             at = (tile * T + t)[:, None]
             valid = (at < length) & some[None, :]
-            valid = (at < length) & (n < states)[None, :]
+            of_tile = (at < length) & (n < states)[None, :]
             place = ((batch * tiles + tile) * channels + d) * states
             h = tl.load(before_ptr + place[:, None] + n[None, :], mask=of_state, other=0.0)
             # The state before each step: those of the tile, shifted by one step.
             past = valid & (t > 0)[:, None]
             step = _steps(delta_ptr, bias, rows, at - 1, past, use_softplus)
             given = step * tl.load(u_ptr + rows + at - 1, mask=past, other=0.0)
-            B = tl.load(B_ptr + weights + at - 1, mask=valid & (t > 0)[:, None], other=0.0)
+            B = tl.load(B_ptr + weights + at - 1, mask=of_tile & (t > 0)[:, None], other=0.0)
             decay = tl.exp(step[:, :, None] * A[None, :, :])
             through, inside = tl.associative_scan(
                 (decay, given[:, :, None] * B[:, None, :]), 0, _chain
@@ -150,7 +150,7 @@ def _backward(
             step = _steps(delta_ptr, bias, rows, at + 1, coming, use_softplus)
             decay = tl.exp(step[:, :, None] * A[None, :, :])
             dy = tl.load(dy_ptr + rows + at, mask=valid, other=0.0)
-            C = tl.load(C_ptr + weights + at, mask=valid, other=0.0)
+            C = tl.load(C_ptr + weights + at, mask=of_tile, other=0.0)
             through, inside = tl.associative_scan(
                 (decay, dy[:, :, None] * C[:, None, :]), 0, _chain, reverse=True
             )
@@ -159,17 +159,17 @@ def _backward(
             # The gradients.
             step = _steps(delta_ptr, bias, rows, at, valid, use_softplus)
             u = tl.load(u_ptr + rows + at, mask=valid, other=0.0)
-            B = tl.load(B_ptr + weights + at, mask=valid, other=0.0)
+            B = tl.load(B_ptr + weights + at, mask=of_tile, other=0.0)
             before = tl.exp(step[:, :, None] * A[None, :, :]) * before  # a[at] h[at-1]
             now = before + (step * u)[:, :, None] * B[:, None, :]
             dA += tl.sum(lam * before * step[:, :, None], 0)
             dskip += tl.sum(u * dy, 0)
             dB = tl.sum(lam * (step * u)[:, :, None], 1)
             dC = tl.sum(now * dy[:, :, None], 1)
-            dB += tl.load(dB_ptr + sums + at, mask=valid, other=0.0)
-            dC += tl.load(dC_ptr + sums + at, mask=valid, other=0.0)
-            tl.store(dB_ptr + sums + at, dB, mask=valid)
-            tl.store(dC_ptr + sums + at, dC, mask=valid)
+            dB += tl.load(dB_ptr + sums + at, mask=of_tile, other=0.0)
+            dC += tl.load(dC_ptr + sums + at, mask=of_tile, other=0.0)
+            tl.store(dB_ptr + sums + at, dB, mask=of_tile)
+            tl.store(dC_ptr + sums + at, dC, mask=of_tile)
             by_input = tl.sum(lam * B[:, None, :], 2)
             dstep = tl.sum(lam * before * A[None, :, :], 2) + by_input * u
             if use_softplus:
