@@ -249,7 +249,7 @@ def test_what_cannot_be_exported(
     ("asked", "said"),
     [
         (["model.checkpoint_path=null"], r"train\.qat=true starts from trained weights"),
-        (["model=mobilenetv2_035"], f"is a checkpoint of {MODEL}, not of mobilenetv2_035; leave out"),
+        (["model=mobilenetv2_035"], f"of {MODEL}, not of mobilenetv2_035; leave out"),
         (["data=digits_segmentation"], "is for classification, but data.name="),
         (["train.precision=bf16"], r"train\.precision=bf16 is not supported with train\.qat"),
         (["train.compile=true"], r"train\.compile=True is not supported"),
