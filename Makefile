@@ -1,6 +1,6 @@
 # make demo: set up, train a model on real images, evaluate, count, time, export, compare
 # make test: set up, run the tests              make lint: the other checks of CI
-# make quick: set up, run the tests without the slow ones and for five families only (2 minutes)
+# make quick: set up, run the tests without the slow ones and for five families only
 # make generated: write all generated files      make results: measure the models that have no latencies
 # make family NAME=<family>: write all generated files of a new family; MEASURE=1 measures it, too
 PYTHON ?= python3
