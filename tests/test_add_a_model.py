@@ -20,7 +20,7 @@ COMMANDS = [
 ]
 COPIED = ("zoo", "tools", "tests", "docs", "results", "configs")
 NAMES = ("README.md", "pyproject.toml", "CHANGELOG.md", "Makefile", "constraints.txt")
-MAKE = "make -o .venv/installed"  # the environment is that of this test
+MAKE = "make --no-print-directory -o .venv/installed"  # the environment is that of this test
 
 # `make test` is the whole suite. The tests of one family are a command of the page; these are the
 # tests over all families that are not repeated for each.
