@@ -11,8 +11,8 @@ with progress_bar("fetching weights.pth", total=size, unit="bytes") as advance:
 
 In a terminal, a running phase has a spinner or a bar with the elapsed time, and leaves one line
 when it ends. Elsewhere, such as in a log file, each phase writes one line when it starts, and one
-more per minute if it has a bar. Nothing is written until a command calls `show`: the functions of the
-library are silent. This module imports nothing else from zoo.
+more per minute if it has a bar. Nothing is written until a command calls `show`: the functions of
+the library are silent. This module imports nothing else from zoo.
 """
 
 import os
