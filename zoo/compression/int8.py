@@ -12,7 +12,6 @@ from torch import nn
 from zoo.compression import int8_report, sensitivity
 from zoo.compression.layers import check_names
 from zoo.compression.signal_to_noise import SignalToNoise
-from zoo.deploy import atomic_output
 from zoo.deploy.comparison import DYNAMIC_BATCHES, Comparison
 from zoo.deploy.formats import get_format
 from zoo.deploy.int8_graph import is_converted
@@ -83,7 +82,7 @@ def quantize(
     quantizer: Any = importlib.import_module(MODULES[format])
     check_names(job.variant, keep_float)
     _check_batches(job, batches)
-    with atomic_output.temporary_folder(job.target.parent, model) as folder:
+    with job.folder() as folder:
         plain = folder / "float"
         plain.mkdir()
         comparison = job.write(plain)

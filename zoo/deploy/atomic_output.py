@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from zoo.deploy import files
+from zoo.deploy import files, publishing
 from zoo.deploy.formats import FORMATS, Format, format_of_file
 from zoo.errors import BadInput
 
@@ -18,6 +17,7 @@ from zoo.errors import BadInput
 _NOT_WRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
 )  # fmt: skip
+FULL = 1 << 16  # bytes; with less free space, an error is blamed on the disk
 
 
 def resolve_target(path: Path, kind: Format, overwrite: bool) -> Path:
@@ -37,42 +37,71 @@ def resolve_target(path: Path, kind: Format, overwrite: bool) -> Path:
         raise BadInput(f"{str(path)!r} must end with {kind.suffix!r}, the suffix of the format")
     is_folder = path.is_dir() and kind.suffix != ".mlpackage"
     target = path if has_suffix and not is_folder else path / f"model{kind.suffix}"
+    check_free_name(target, overwrite)
+    return target
+
+
+def check_free_name(target: Path, overwrite: bool) -> None:
+    """Raise `BadInput` if writing an artefact to `target` would destroy something.
+
+    Args:
+        target: Path of the artefact.
+        overwrite: Existing files may be replaced, unless they belong to another artefact.
+    """
     manifest = target.parent / files.MANIFEST
-    reports = [target.parent / name for name in files.REPORTS]
+    reports = [target.parent / name for name in publishing.REPORTS]
     if not overwrite:
         for existing in (*files.members(target), manifest, *reports):
             if existing.exists():
                 raise BadInput(f"{existing} exists; export.overwrite=true replaces it")
     elif manifest.exists() and not target.exists():
         raise BadInput(f"{manifest} belongs to another artefact; choose another folder")
-    return target
 
 
 @contextlib.contextmanager
-def temporary_folder(folder: Path, model: nn.Module) -> Iterator[Path]:
-    """Create a temporary folder in `folder`, and remove it afterwards.
+def temporary_folder(target: Path, model: nn.Module, overwrite: bool) -> Iterator[Path]:
+    """Create a temporary folder next to `target`, and remove it afterwards.
+
+    No other export can write to the folder of `target` until then. Temporary folders of killed
+    exports are removed.
 
     Args:
-        folder: The folder of the target. It is created if needed, and removed if it stays empty.
+        target: Path of the artefact. Its folder is created if needed, and removed if it stays
+            empty.
         model: Its weights must fit into the free space.
+        overwrite: As for `check_free_name`, which is called again under the lock.
 
     Raises:
-        BadInput: `folder` cannot be written, or has too little space.
+        BadInput: The folder cannot be written, has too little space, or another export is writing
+            to it.
     """
+    folder = target.parent
     created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
+    with _removed_if_empty(created), contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             check_free_space(folder, model)
-            temporary = tempfile.TemporaryDirectory(prefix=".partial-", dir=folder)
+            stack.enter_context(publishing.locked(folder))
+            publishing.finish(folder)
+            publishing.sweep(folder)
+            check_free_name(target, overwrite)
+            name = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix=publishing.PARTIAL, dir=folder)
+            )
         except OSError as error:
             raise BadInput(f"cannot write to {folder}: {error.strerror or error}") from error
-        with temporary as name, _report_full_disk(folder):
+        with _report_full_disk(folder):
             yield Path(name)
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folders: Sequence[Path]) -> Iterator[None]:
+    try:
+        yield
     finally:
-        for parent in created:
+        for folder in folders:
             with contextlib.suppress(OSError):
-                parent.rmdir()
+                folder.rmdir()
 
 
 def check_free_space(folder: Path, model: nn.Module) -> None:
@@ -95,32 +124,34 @@ def _report_full_disk(folder: Path) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, OSError) and cause.errno in _NOT_WRITABLE:
-                raise BadInput(f"cannot write to {folder}: {cause.strerror}") from error
+                raise BadInput(
+                    f"cannot write to {folder}: {cause.strerror}; free some space, or choose "
+                    "another folder"
+                ) from error
             cause = cause.__cause__ or cause.__context__
+        # Some runtimes hide the error of the system, or leave a short file that cannot be loaded.
+        if shutil.disk_usage(folder).free < FULL:
+            raise BadInput(
+                f"cannot write to {folder}: the disk is full; free some space, or choose another "
+                "folder"
+            ) from error
         raise
 
 
-def publish(folder: Path, target: Path, extra: Sequence[str] = ()) -> None:
-    """Move an artefact to its target by renaming, its manifest last.
+def publish(draft: Path, target: Path, extra: Sequence[str] = (), *, overwrite: bool) -> None:
+    """Move an artefact to its target, with its manifest.
 
-    A process that is killed in between leaves no manifest, and never a mixture of old and new
-    files: the old ones are moved away first, starting with the file that refers to the weights.
+    A process that is killed in between leaves the old artefact or the new one, see `publishing`.
+    Reports of an older artefact are deleted.
 
     Args:
-        folder: The temporary folder that contains all files.
+        draft: The temporary folder that contains all files.
         target: Path of the artefact.
-        extra: Names of further files in `folder` to move next to the artefact. Reports of an older
-            artefact are deleted.
+        extra: Names of further files in `draft` to move next to the artefact.
+        overwrite: As for `check_free_name`, which is called once more.
     """
-    manifest = target.parent / files.MANIFEST
-    for old in (manifest, *(target.parent / name for name in files.REPORTS)):
-        old.unlink(missing_ok=True)
-    members = files.members(target)
-    if len(members) > 1 or target.is_dir():  # a single file is replaced in one step
-        for member in members:
-            if member.exists():
-                os.replace(member, folder / f"replaced-{member.name}")
-    for member in reversed(members):  # weights before the file that refers to them
-        os.replace(folder / member.name, member)
-    for name in (*extra, files.MANIFEST):
-        os.replace(folder / name, target.parent / name)
+    check_free_name(target, overwrite)
+    members = [member.name for member in files.members(target)]
+    # Weights before the file that refers to them.
+    names = [*reversed(members), *extra, files.MANIFEST]
+    publishing.publish(draft, target.parent, names)

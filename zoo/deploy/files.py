@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from zoo.deploy import publishing
 from zoo.errors import BadInput
 
 MANIFEST = "manifest.json"
-# Written next to int8 artefacts.
-REPORTS = ("quantization.json", "sensitivity.json", "sensitivity.csv")
 SCHEMA = "zoo.manifest/1"
 
 
@@ -61,8 +60,11 @@ def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     given = Path(path).expanduser()
     if not given.exists():
         raise BadInput(f"artefact {str(path)!r} does not exist")
+    if given.is_dir():
+        publishing.recover(given)
     is_folder = given.is_dir() and (given / MANIFEST).exists()
     folder = given if is_folder else given.parent
+    publishing.recover(folder)
     file = folder / MANIFEST
     content = _read_manifest(file)
     stated = content["artefact"]

@@ -1,5 +1,6 @@
 """Export a model: fuse, convert, reload, compare, describe. Only a verified artefact is kept."""
 
+import contextlib
 import copy
 import itertools
 import os
@@ -119,7 +120,7 @@ def export(model: nn.Module, format: str, path: str | os.PathLike[str], **option
             artefact does not match the model.
     """
     job = prepare(model, format, path, ExportOptions(**options))
-    with atomic_output.temporary_folder(job.target.parent, model) as folder:
+    with job.folder() as folder:
         comparison = job.write(folder)
         content = job.describe(
             folder,
@@ -143,6 +144,7 @@ class Job:
         spec: The requested sizes and precision.
         wrap: Adds the requested pre- and postprocessing to a model.
         target: Path of the finished artefact.
+        overwrite: Whether it may replace another one.
     """
 
     model: nn.Module
@@ -153,6 +155,11 @@ class Job:
     spec: ExportSpec
     wrap: Callable[[nn.Module], nn.Module]
     target: Path
+    overwrite: bool
+
+    def folder(self) -> contextlib.AbstractContextManager[Path]:
+        """Return a context with a temporary folder, in which no other export has this target."""
+        return atomic_output.temporary_folder(self.target, self.model, self.overwrite)
 
     @property
     def exporter(self) -> Exporter:
@@ -221,7 +228,7 @@ class Job:
             extra: Names of further files in `folder` to move next to the artefact.
         """
         manifest.write(content, folder / files.MANIFEST)
-        atomic_output.publish(folder, self.target, extra)
+        atomic_output.publish(folder, self.target, extra, overwrite=self.overwrite)
         return Artefact(self.target, self.target.parent / files.MANIFEST, content, agreement)
 
 
@@ -262,7 +269,7 @@ def prepare(
         int8_graph.check_export(model, format, spec, options.fuse)
     elif options.fuse:
         variant = reparameterize(model)
-    return Job(model, variant, format, kind, origin, spec, wrap, target)
+    return Job(model, variant, format, kind, origin, spec, wrap, target, options.overwrite)
 
 
 def convert(
