@@ -16,6 +16,7 @@ _LAZY = {
     "create_model": "zoo.factory",
     "load_weights": "zoo.weights",
     "reparameterize": "zoo.reparam",
+    "recalibrate": "zoo.recalibration",
     "count": "zoo.counting.count",
     "measure": "zoo.profiling.latency",
     "compare": "zoo.profiling.latency",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from zoo.factory import create_model as create_model
     from zoo.profiling.latency import compare as compare
     from zoo.profiling.latency import measure as measure
+    from zoo.recalibration import recalibrate as recalibrate
     from zoo.registry import list_models as list_models
     from zoo.registry import model_info as model_info
     from zoo.registry import register as register

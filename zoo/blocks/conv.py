@@ -1,8 +1,25 @@
 """Convolution, batch norm, activation."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from zoo.blocks.folding import Absorbing
+
+# A class of activations, or a function from the number of channels to a module.
+Activation = type[nn.Module] | Callable[[int], nn.Module]
+
+
+def activation(act: Activation | None, channels: int) -> nn.Module:
+    """Return a new activation for feature maps of `channels`; the identity if `act` is None."""
+    if act is None:
+        return nn.Identity()
+    return act() if isinstance(act, type) else act(channels)
+
+
+def channel_prelu(channels: int) -> nn.PReLU:
+    """Return a PReLU with a slope for each channel (arXiv 1502.01852, section 2.1)."""
+    return nn.PReLU(channels)
 
 
 class ConvNorm(Absorbing):
@@ -16,7 +33,9 @@ class ConvNorm(Absorbing):
         groups: Groups of the convolution.
         dilation: Spacing of the taps.
         bias: Whether the convolution has a bias in addition to that of the norm.
-        act: Class of the activation; None leaves the block linear.
+        act: Class of the activation, or a function that makes one for a number of channels, such
+            as `channel_prelu`; None leaves the block linear.
+        eps: Epsilon of the norm.
     """
 
     absorbs_after = {"conv": "norm"}
@@ -32,7 +51,8 @@ class ConvNorm(Absorbing):
         groups: int = 1,
         dilation: int = 1,
         bias: bool = False,
-        act: type[nn.Module] | None = None,
+        act: Activation | None = None,
+        eps: float = 1e-5,
     ):
         super().__init__()
         self.conv = nn.Conv2d(
@@ -45,8 +65,8 @@ class ConvNorm(Absorbing):
             groups=groups,
             bias=bias,
         )
-        self.norm = nn.BatchNorm2d(out_channels)
-        self.act = act() if act is not None else nn.Identity()
+        self.norm = nn.BatchNorm2d(out_channels, eps=eps)
+        self.act = activation(act, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))  # B C H/stride W/stride

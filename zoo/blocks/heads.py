@@ -229,6 +229,53 @@ class UpsamplingHead(DenseHead):
         return head
 
 
+class HiddenHead(ClassifierHead):
+    """A classifier with a hidden layer (MobileNetV3, arXiv 1905.02244, table 1).
+
+    Without pooling there is no hidden layer.
+
+    Args:
+        num_features: Channels of the feature map.
+        num_classes: Number of logits; 0 leaves the classifier out.
+        hidden_size: Width of the hidden layer.
+        bias: Whether the hidden layer has a bias.
+        act: Class of the activation of the hidden layer.
+        **settings: As for `ClassifierHead`; the dropout follows the hidden layer.
+    """
+
+    hidden_size: int
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        hidden_size: int,
+        bias: bool = True,
+        act: type[nn.Module] = nn.Hardswish,
+        **settings: Any,
+    ):
+        # The layers are built below.
+        self.__dict__.update(hidden_size=hidden_size, hidden_bias=bias, hidden_act=act)
+        super().__init__(num_features, num_classes, **settings)
+
+    def _make_classifiers(self) -> None:
+        self.fc: nn.Module = nn.Identity()
+        if self.num_classes:
+            self.fc = nn.Linear(self.hidden_size, self.num_classes)
+        if not self.pool:
+            self.hidden: nn.Module = nn.Identity()
+        elif not isinstance(getattr(self, "hidden", None), nn.Sequential):
+            layer = nn.Linear(self.num_features, self.hidden_size, bias=self.hidden_bias)
+            self.hidden = nn.Sequential(layer, self.hidden_act())
+        for part in (self.fc, self.hidden):
+            part.train(self.training)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Pool B C H W to B hidden_size; without pooling, return the feature map unchanged."""
+        return self.drop(self.hidden(pool_map(x, self.pool)))
+
+
 class DistilledHead(ClassifierHead):
     """Two classifiers on one vector: one for labels, one for a teacher (DeiT, arXiv 2012.12877).
 

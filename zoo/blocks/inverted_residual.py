@@ -3,15 +3,15 @@
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from zoo.blocks.conv import ConvNorm
+from zoo.blocks.conv import Activation, ConvNorm
 from zoo.blocks.init import init_conv
 
 
 class InvertedResidual(nn.Module):
     """Expand, convolve each channel, project linearly (arXiv 1801.04381, fig. 4d, table 1).
 
-    The input is added if the output has the same shape. With `expansion` 1 there is no
-    expanding convolution, unless `hidden` is given.
+    The input is added if the output has the same shape, or if there is a `shortcut`. With
+    `expansion` 1 there is no expanding convolution, unless `hidden` is given.
 
     Args:
         in_channels: Channels of the input.
@@ -21,9 +21,11 @@ class InvertedResidual(nn.Module):
         hidden: Hidden channels; overrides `expansion`.
         kernel_size: Kernel size of the depthwise convolution.
         dilation: Dilation of the depthwise convolution.
-        act: Class of the activation.
+        act: Class of the activation, or a function that makes one for a number of channels.
         gate: Applied after the depthwise convolution, such as squeeze and excitation.
         drop_path: Probability of dropping the branch in training.
+        eps: Epsilon of the norms.
+        shortcut: Applied to the input before it is added; it returns the shape of the output.
     """
 
     def __init__(
@@ -36,14 +38,18 @@ class InvertedResidual(nn.Module):
         hidden: int | None = None,
         kernel_size: int = 3,
         dilation: int = 1,
-        act: type[nn.Module] = nn.ReLU6,
+        act: Activation = nn.ReLU6,
         gate: nn.Module | None = None,
         drop_path: float = 0.0,
+        eps: float = 1e-5,
+        shortcut: nn.Module | None = None,
     ):
         super().__init__()
         expands = hidden is not None or expansion != 1
         hidden = hidden or in_channels * expansion
-        self.expand = ConvNorm(in_channels, hidden, act=act) if expands else nn.Identity()
+        self.expand: nn.Module = nn.Identity()
+        if expands:
+            self.expand = ConvNorm(in_channels, hidden, act=act, eps=eps)
         self.depthwise = ConvNorm(
             hidden,
             hidden,
@@ -52,15 +58,17 @@ class InvertedResidual(nn.Module):
             groups=hidden,
             dilation=dilation,
             act=act,
+            eps=eps,
         )
         self.gate = gate if gate is not None else nn.Identity()
-        self.project = ConvNorm(hidden, out_channels)
-        self.residual = stride == 1 and in_channels == out_channels
+        self.project = ConvNorm(hidden, out_channels, eps=eps)
+        self.residual = shortcut is not None or (stride == 1 and in_channels == out_channels)
+        self.shortcut = shortcut if shortcut is not None else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.gate(self.depthwise(self.expand(x))))  # B C H/stride W/stride
-        return x + self.drop_path(y) if self.residual else y
+        return self.shortcut(x) + self.drop_path(y) if self.residual else y
 
 
 def init_weights(module: nn.Module) -> None:

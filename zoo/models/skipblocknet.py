@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo.backbone import Backbone, LinkedStage, Stage
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import drop_path_rates
-from zoo.blocks.heads import ClassifierHead, pool_map
+from zoo.blocks.heads import HiddenHead
 from zoo.blocks.inverted_residual import InvertedResidual, init_weights
 from zoo.blocks.sizes import is_dynamic, is_size
 from zoo.blocks.squeeze import SqueezeExcite
@@ -107,42 +107,6 @@ class SkipBlock(nn.Module):
     def forward(self, early: Tensor, late: Tensor) -> Tensor:
         x = pool_like(early, late, self.ratio)  # B C and the size of late
         return self.project(self.depthwise(self.expand(x)))
-
-
-class HiddenHead(ClassifierHead):
-    """A classifier with a hidden layer (MobileNetV3, arXiv 1905.02244, table 1).
-
-    Without pooling there is no hidden layer.
-
-    Args:
-        num_features: Channels of the feature map.
-        num_classes: Number of logits; 0 leaves the classifier out.
-        hidden_size: Width of the hidden layer.
-        **settings: As for `ClassifierHead`; the dropout follows the hidden layer.
-    """
-
-    hidden_size: int
-
-    def __init__(self, num_features: int, num_classes: int, *, hidden_size: int, **settings):
-        self.__dict__["hidden_size"] = hidden_size  # the layers are built below
-        super().__init__(num_features, num_classes, **settings)
-
-    def _make_classifiers(self) -> None:
-        self.fc: nn.Module = nn.Identity()
-        if self.num_classes:
-            self.fc = nn.Linear(self.hidden_size, self.num_classes)
-        if not self.pool:
-            self.hidden: nn.Module = nn.Identity()
-        elif not isinstance(getattr(self, "hidden", None), nn.Sequential):
-            self.hidden = nn.Sequential(
-                nn.Linear(self.num_features, self.hidden_size), nn.Hardswish()
-            )
-        for layer in (self.fc, self.hidden):
-            layer.train(self.training)
-
-    def pooled(self, x: Tensor) -> Tensor:
-        """Pool B C H W to B hidden_size; without pooling, return the feature map unchanged."""
-        return self.drop(self.hidden(pool_map(x, self.pool)))
 
 
 class SkipblockNet(Backbone):
