@@ -19,7 +19,7 @@ def test_a_row_contains_the_variant_and_all_values():
     unfused, fused = (row.split() for row in rows if "net" in row)
     assert unfused[:2] == ["net", "unfused"]
     assert fused[:2] == ["net", "fused"]
-    figures = "12.29 M 1.30 G 2.70 G 5.53 k 12.35 12.10 - 12.60 13.00 15.00 11.90 50"
+    figures = "12.29 M 1.30 G 2.70 G 5.53 k 12.35 12.10 - 12.60 13.00 15.00 11.90 1000"
     assert " ".join(unfused[2:]) == figures
     assert fused[2:4] == ["12.00", "k"]
 

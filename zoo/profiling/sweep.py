@@ -73,10 +73,11 @@ def sweep(plan: Plan, out: Path) -> list[Record]:
     _print_earlier_records(sweep_run, measured, results)
     rows: list[Record] = []
     try:
-        for record in sweep_run.records(measured):
-            rows.append(record)
-            if "error" not in record and case_key(record) not in measured:
-                results.add(record)
+        with results:
+            for record in sweep_run.records(measured):
+                rows.append(record)
+                if "error" not in record and case_key(record) not in measured:
+                    results.add(record)
     except KeyboardInterrupt:
         kept = sum("error" not in row for row in rows)
         print(
@@ -85,8 +86,6 @@ def sweep(plan: Plan, out: Path) -> list[Record]:
             file=sys.stderr,
         )
         raise SystemExit(130) from None
-    finally:
-        results.finish()
     failures = sweep_run.failures
     if failures and all("error" in row for row in rows) and len(set(failures)) == 1:
         raise BadInput(failures[0])  # a table without results would add nothing
@@ -275,8 +274,8 @@ def print_summary(rows: Sequence[Record], results: Results) -> None:
 def _print_earlier_records(
     sweep_run: SweepRun, measured: dict[str, Record], results: Results
 ) -> None:
-    if results.dropped:
-        print(f"{results.path}: removed the last line, which was incomplete")
+    for note in results.notes:
+        print(f"warning: {results.path}: {note}", file=sys.stderr)
     known = sum(case_key(sweep_run.identity(case)) in measured for case in sweep_run.cases)
     if known:
         print(

@@ -7,9 +7,11 @@ from zoo.errors import BadInput
 from zoo.reports import page
 from zoo.reports.changes import TOLERANCE
 from zoo.reports.markdown import escape, grid, ms
-from zoo.reports.records import JSON_NAME, load, write_csv
+from zoo.reports.records import JSON_NAME, csv_text, load
+from zoo.reports.schema import printable
 from zoo.reports.table import byte_count, energy, fused_word, quantity
 from zoo.reports.view import View
+from zoo.reports.writing import replace_files
 
 
 def write(source: Path, out: Path | None = None) -> list[Path]:
@@ -23,23 +25,23 @@ def write(source: Path, out: Path | None = None) -> list[Path]:
         The paths of the files `<name>.md`, `<name>.csv` and `<name>.html`.
 
     Raises:
-        BadInput: The records cannot be read, or the report cannot be written.
+        BadInput: The records cannot be read, or the report cannot be written; files of an earlier
+            report then stay as they were.
     """
     records = load(source)
     path = source / JSON_NAME if source.is_dir() else source
-    title = path.resolve().parent.name if path.name == JSON_NAME else path.stem
+    title = printable(path.resolve().parent.name if path.name == JSON_NAME else path.stem)
     view = View(records)
     folder = path.parent if out is None else out
     files = [folder / f"{path.stem}.{suffix}" for suffix in ("md", "csv", "html")]
+    texts = (markdown(view, title), csv_text(records), page.render(view, title))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files[0].write_text(markdown(view, title), encoding="utf-8")
-        write_csv(records, files[1])
-        files[2].write_text(page.render(view, title), encoding="utf-8")
     except OSError as error:
         raise BadInput(
             f"the report cannot be written to {folder}: {error.strerror or error}"
         ) from error
+    replace_files(dict(zip(files, texts, strict=True)))
     return files
 
 

@@ -13,9 +13,9 @@ _SETTINGS: dict[str, Callable[[Record], str]] = {
     "image": lambda r: "x".join(map(str, r["input_size"][2:])),
     "batch": lambda r: str(r["input_size"][0]),
     "runtime": lambda r: r["runtime"],
-    "threads": lambda r: str(r["threads"]),
-    "dtype": lambda r: r["dtype"],
-    "layout": lambda r: r["layout"],
+    "threads": lambda r: _known(r.get("threads")),
+    "dtype": lambda r: _known(r.get("dtype")),
+    "layout": lambda r: _known(r.get("layout")),
 }
 _LATENCY = ("p50 ms", "95 % interval", "p90", "p99", "min", "n")
 # Measurements that not every system provides: a column only if a record has a value.
@@ -41,7 +41,7 @@ def table(records: Sequence[Record]) -> Table:
         shown.add_column(title, justify="right", no_wrap=True)
     for record in records:
         settings = [_SETTINGS[title](record) for title in differing]
-        variant = fused_word(record["fused"])
+        variant = fused_word(record.get("fused"))
         figures = [*_counts(record), *_times(record), *(_OPTIONAL[t](record) for t in optional)]
         shown.add_row(record["model"], variant, *settings, *figures)
     return shown
@@ -54,7 +54,9 @@ def legend(records: Sequence[Record]) -> list[str]:
         for title in _SETTINGS
         if title != "runtime" and len(values := _values(records, title)) == 1
     ]
-    used = dict.fromkeys(f"{r['runtime']} {r['runtime_version']}".strip() for r in records)
+    used = dict.fromkeys(
+        f"{r['runtime']} {r.get('runtime_version') or ''}".strip() for r in records
+    )
     lines = [", ".join([*used, *shared])]
     if any(record.get("steady") is False for record in records):
         lines.append(
@@ -89,26 +91,29 @@ def _counts(record: Record) -> list[str]:
         return ["", "", "", ""]
     if record.get("count_error"):
         return [quantity(record["params"]), "uncounted", "uncounted", "uncounted"]
-    return [quantity(record[key]) for key in ("params", "macs", "flops", "activations")]
+    return [quantity(record.get(key)) for key in ("params", "macs", "flops", "activations")]
 
 
 def _times(record: Record) -> list[str]:
     if "error" in record:
         return ["failed", *[""] * (len(_LATENCY) - 1)]
-    low, high = record["low_ms"], record["high_ms"]
     digits = 2 if record["p50_ms"] >= 1 else 4
-    interval = "" if low is None else f"{low:.{digits}f} - {high:.{digits}f}"
-    p50, p90, p99, least = (
-        f"{record[key]:.{digits}f}" for key in ("p50_ms", "p90_ms", "p99_ms", "min_ms")
+    p50, low, high, p90, p99, least = (
+        "" if record.get(key) is None else f"{record[key]:.{digits}f}"
+        for key in ("p50_ms", "low_ms", "high_ms", "p90_ms", "p99_ms", "min_ms")
     )
     return [
-        p50 + ("" if record["steady"] else _UNSTEADY),
-        interval,
+        p50 + (_UNSTEADY if record.get("steady") is False else ""),
+        f"{low} - {high}" if low else "",
         p90,
         p99,
         least,
-        str(record["n"]),
+        _known(record.get("n")),
     ]
+
+
+def _known(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def quantity(value: int | None) -> str:
