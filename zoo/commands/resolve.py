@@ -18,6 +18,7 @@ from zoo.errors import BadInput, BadWeights, first_line
 from zoo.fetch import local_file
 from zoo.settings import DataConfig, ModelConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
+from zoo.training.checkpoint_schema import check as check_checkpoint
 from zoo.weights import QAT_KEY, read_file
 
 Explicit = Mapping[str, Any]
@@ -106,17 +107,22 @@ class TrainingStart:
     std: list[float] | None = None
 
 
-def read_weights(source: str, which: str = "best") -> SavedWeights:
+def read_weights(source: str, *, resumes: bool = False) -> SavedWeights:
     """Read a file, a checkpoint of a run folder, or a URL.
 
     Args:
-        which: Checkpoint of a run folder: `"best"` or `"last"`.
+        source: What the user gave.
+        resumes: Whether the run will be continued: read the last checkpoint of a run folder
+            instead of the best, and require its state of training.
 
     Raises:
-        BadWeights: The file cannot be read.
+        BadWeights: The file cannot be read, or is a damaged checkpoint of `train.py`.
     """
-    path = local_file(source, which=which)
-    return SavedWeights(source, path, read_file(path))
+    path = local_file(source, which="last" if resumes else "best")
+    saved = SavedWeights(source, path, read_file(path))
+    if saved.is_run:
+        check_checkpoint(saved.content, path, resumes=resumes)
+    return saved
 
 
 def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
@@ -130,7 +136,8 @@ def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
     source = train.resume or model.checkpoint_path
     saved = None
     if source is not None:
-        saved = read_weights(source, "best" if train.resume is None else "last")
+        _check_for_checkpoint(train.resume)
+        saved = read_weights(source, resumes=train.resume is not None)
     if saved is not None and train.resume is not None:
         settings = _resume(settings, saved, explicit)
     elif saved is not None and train.qat:
@@ -140,6 +147,19 @@ def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
     if saved is not None and saved.is_run and model.checkpoint_path is not None:
         mean, std = saved.preprocessing["mean"], saved.preprocessing["std"]
     return TrainingStart(settings, saved if train.resume is not None else None, mean, std)
+
+
+def _check_for_checkpoint(resume: str | None) -> None:
+    """Raise `BadWeights` if the run to resume was killed before its first checkpoint."""
+    if resume is None:
+        return
+    folder = Path(resume).expanduser()
+    is_run = (folder / "checkpoints").is_dir()
+    if is_run and not any((folder / "checkpoints").glob("*.ckpt")):
+        raise BadWeights(
+            f"the run of {resume} ended before its first checkpoint, so there is nothing to resume;"
+            " start it again"
+        )
 
 
 def read_command_weights(settings: Any) -> SavedWeights | None:

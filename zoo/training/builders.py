@@ -17,6 +17,8 @@ from zoo.factory import create_model
 from zoo.inputs import published_statistics
 from zoo.settings import DataConfig, ModelConfig, TrainConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
+from zoo.training.checkpoint_schema import check as check_checkpoint
+from zoo.training.faults import is_out_of_memory
 from zoo.training.losses import BiasLoss, Distillation, create_loss
 from zoo.training.mixing import Mixing
 from zoo.training.tasks import check_task, get_task
@@ -155,6 +157,11 @@ def check_forward(model: nn.Module, name: str, data: ImageData, batch_size: int 
     except BadInput:
         raise
     except Exception as error:  # models raise errors of any kind
+        if is_out_of_memory(error):
+            raise BadInput(
+                f"{name} needs more memory than is available for one image with"
+                f" data.image_size={size}; lower data.image_size"
+            ) from error
         batch = f" with train.batch_size={batch_size}" if batch_size == 1 else ""
         raise BadInput(
             f"{name} does not run with data.image_size={size}{batch}: {first_line(error)}"
@@ -238,6 +245,7 @@ def _build_teacher(train: TrainConfig, data: ImageData) -> tuple[nn.Module, Norm
         )
     check_forward(teacher, name, data)
     if weights is not None and is_zoo_checkpoint(content := read_checkpoint(weights)):
+        check_checkpoint(content, weights)
         preprocessing = content["data"]["preprocessing"]
         return teacher, (list(preprocessing["mean"]), list(preprocessing["std"]))
     return teacher, published_statistics(name)

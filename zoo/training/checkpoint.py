@@ -14,11 +14,14 @@ A checkpoint has only tensors, dictionaries, lists, strings and numbers, so
     progress           epoch, batch, update, world_size, best: where the run continues
     optimizer, scaler  state of the optimizer and of the gradient scaler
     loss               state of the loss, if it has any
+    qat                what rebuilds the graph of quantisation-aware training
+    checksum           of all other entries except config
+
+`zoo.training.checkpoint_schema` checks these entries before they are used.
 """
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,38 +29,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = "zoo.checkpoint/1"
+from zoo.training.checkpoint_schema import CHECKSUM, FORMAT, checksum, is_run_checkpoint
+from zoo.training.disk import atomic_file, disk_error
 
 
 def save(content: dict[str, Any], path: Path) -> None:
-    """Write `content` to `path` atomically: a crash leaves the previous file intact."""
+    """Write `content` to `path` atomically: a crash leaves the previous file intact.
+
+    Raises:
+        OSError: The file cannot be written, for example because the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    content = {"format": FORMAT, **content}
+    content[CHECKSUM] = checksum(content)
+    with atomic_file(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # PyTorch hides that a write failed
+            raise disk_error(error) or error from error
 
 
 def duplicate(source: Path, target: Path) -> None:
     """Make `target` a hard link to `source`, or a copy where the disk has no hard links."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".copy") as folder:
-        temporary = os.path.join(folder, target.name)
+    temporary = target.with_name(f".{target.name}.link")
+    temporary.unlink(missing_ok=True)  # of a process that was killed
+    try:
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
         os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def is_zoo_checkpoint(content: dict[str, Any]) -> bool:
-    """Return whether `content` was written by `save`."""
-    return content.get("format") == FORMAT
+    """Return whether `content` is a checkpoint of `train.py`, which `check` then has to accept."""
+    return is_run_checkpoint(content)
 
 
 def folder_of(checkpoint: Path) -> Path:
@@ -69,10 +78,3 @@ def folder_of(checkpoint: Path) -> Path:
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether the floating-point `tensors` have no NaN and no infinity."""
     return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
-
-
-def _publish(temporary: str, path: Path) -> None:
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)  # mkstemp gives access only to the owner
-    os.replace(temporary, path)

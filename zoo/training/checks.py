@@ -104,6 +104,11 @@ def _check_ranges(train: TrainConfig) -> None:
     for key in _BELOW_ONE:
         check(key, 0 <= getattr(train, key) < 1, "at least 0 and below 1")
     check("layer_decay", train.layer_decay is None or train.layer_decay <= 1, "at most 1")
+    check("seed", train.seed < 2**32, "below 2**32")
+    for key in (*_AT_LEAST_ONE, "mixup_off_epoch"):
+        check(key, (getattr(train, key) or 0) < 2**31, "below 2**31")
+    for key in ("mixup", "cutmix"):
+        check(key, getattr(train, key) <= 1000, "at most 1000")
 
 
 def _check_devices(devices: Any) -> None:
@@ -156,6 +161,7 @@ def _check_qat(train: TrainConfig) -> None:
 def _check_unused(train: TrainConfig) -> None:
     """Raise `BadInput` for a value that differs from its default but has no effect."""
     mixes = train.mixup > 0 or train.cutmix > 0
+    labels_count = train.distill == "none" or train.distill_alpha < 1
     requirements = {
         "mixup_prob": (mixes, "train.mixup or train.cutmix"),
         "mixup_off_epoch": (mixes, "train.mixup or train.cutmix"),
@@ -168,6 +174,9 @@ def _check_unused(train: TrainConfig) -> None:
         "distill_alpha": (train.distill != "none", "train.distill=hard or soft"),
         "distill_tau": (train.distill == "soft", "train.distill=soft"),
         "clip_mode": (train.clip_grad is not None, "train.clip_grad"),
+        "loss": (labels_count, "train.distill_alpha below 1"),
+        "loss_args": (labels_count, "train.distill_alpha below 1"),
+        "label_smoothing": (labels_count, "train.distill_alpha below 1"),
         "ema_warmup": (train.ema_decay > 0, "train.ema_decay above 0"),
         "lr_base_batch": (train.lr_scale != "none", "train.lr_scale=linear or sqrt"),
         "warmup_lr": (train.warmup_epochs > 0, "train.warmup_epochs above 0"),
@@ -180,8 +189,40 @@ def _check_unused(train: TrainConfig) -> None:
     for key, (has_effect, requirement) in requirements.items():
         if not has_effect and getattr(train, key) != getattr(defaults, key):
             raise BadInput(f"train.{key}={getattr(train, key)} has no effect without {requirement}")
+    _check_unused_mixing(train)
+    if train.distill != "none" and train.distill_alpha == 0:
+        raise BadInput(
+            f"train.distill={train.distill} has no effect with train.distill_alpha=0; raise it, or"
+            " leave train.distill out"
+        )
     if train.scheduler == "none" and train.warmup_epochs > 0:
         raise BadInput(
             f"train.warmup_epochs={train.warmup_epochs:g} has no effect with train.scheduler=none;"
             " set it to 0, or use train.scheduler=constant"
+        )
+
+
+def _check_unused_mixing(train: TrainConfig) -> None:
+    """Raise `BadInput` for mixup or CutMix that never mixes a batch."""
+    mixing = next((key for key in ("mixup", "cutmix") if getattr(train, key) > 0), None)
+    if mixing is None:
+        return
+    both = train.mixup > 0 and train.cutmix > 0
+    never = {
+        "mixup_prob=0": train.mixup_prob == 0,
+        "batch_size=1": train.batch_size == 1,
+    }
+    if both and train.mixup_switch_prob in (0, 1):
+        mixing = "cutmix" if train.mixup_switch_prob == 0 else "mixup"
+        never[f"mixup_switch_prob={train.mixup_switch_prob:g}"] = True
+    for setting, is_set in never.items():
+        if is_set:
+            raise BadInput(
+                f"train.{mixing}={getattr(train, mixing):g} has no effect with train.{setting};"
+                " change one of them"
+            )
+    if train.mixup_off_epoch >= train.epochs:
+        raise BadInput(
+            f"train.mixup_off_epoch={train.mixup_off_epoch} has no effect with"
+            f" train.epochs={train.epochs}; lower it (0: mix in every epoch)"
         )

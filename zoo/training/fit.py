@@ -12,15 +12,19 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from timm.utils import ModelEmaV3
 
 from zoo.data.datamodule import ImageData
+from zoo.environment import describe_machine
 from zoo.errors import BadInput, first_line
 from zoo.settings import TrainConfig, TrainRun
 from zoo.training import builders, checkpoint, freezing, logs, optim, run_folder
 from zoo.training.allocator import disable_malloc_trim
 from zoo.training.checks import PRECISIONS
+from zoo.training.disk import sole_writer
+from zoo.training.faults import report_machine_faults
 from zoo.training.interrupt import EXIT_CODES, Interrupt
 from zoo.training.loop import Components, Interrupted, Loop
 from zoo.training.method import TrainingMethod
@@ -50,7 +54,11 @@ def train(
         ZooError: A setting is invalid (nothing was written), or training diverged.
         SystemExit: Ctrl-C or SIGTERM; the run can be resumed.
     """
-    with Interrupt() as interrupt, _determinism(run.train.deterministic):
+    with (
+        Interrupt() as interrupt,
+        _determinism(run.train.deterministic),
+        report_machine_faults(memory=_MORE_MEMORY, loader=_FEWER_WORKERS),
+    ):
         fabric = _launch(run.train)
         console = logs.make_console()
         logger = logs.make_logger(console, fabric.is_global_zero)
@@ -58,6 +66,22 @@ def train(
         method = method or TrainingMethod()
         components = _build(run, data, fabric, logger, resumed is not None, method)
         return _train(run, components, fabric, console, logger, resumed, interrupt)
+
+
+# Variables with which a cluster numbers the machines of a job.
+_MACHINE_NUMBERS = {"NODE_RANK", "GROUP_RANK", "SLURM_NODEID"}
+_MORE_MEMORY = (
+    "lower train.batch_size (train.accumulate=2 keeps the images per update), data.image_size or"
+    " data.num_workers"
+)
+_FEWER_WORKERS = "use fewer processes: data.num_workers=<fewer, 0 for none>"
+
+
+def _kept(folder: Path) -> str:
+    """Return how a run continues after a fault of the machine."""
+    if not (folder / "checkpoints" / "last.ckpt").exists():
+        return "no checkpoint was written"
+    return f"the last checkpoint is intact: continue with {_resume_command(folder)}"
 
 
 def _train(
@@ -71,16 +95,40 @@ def _train(
 ) -> Path:
     resumed_folder = None
     if resumed is not None:
-        _check_progress(resumed["progress"], fabric.world_size, run.train.epochs, resumed["path"])
+        _check_progress(resumed["progress"], fabric.world_size, run.train, resumed["path"])
         resumed_folder = checkpoint.folder_of(resumed["path"])
     folder = _agree_on_folder(fabric, run, resumed_folder)
     own_folder = folder if fabric.is_global_zero else None
-    if own_folder is not None:
-        run_folder.describe(own_folder, components.about["config"])
-    loop = Loop(fabric, components, run.train, own_folder, logger)
-    if resumed is not None:
-        loop.restore(resumed)
-    progress = loop.progress
+    with contextlib.ExitStack() as stack:
+        if own_folder is not None:
+            stack.enter_context(sole_writer(own_folder))
+        loop = Loop(fabric, components, run.train, own_folder, logger)
+        if resumed is not None:
+            loop.restore(resumed, resumed["path"])
+        stack.enter_context(
+            report_machine_faults(
+                memory=_MORE_MEMORY,
+                loader=_FEWER_WORKERS,
+                folder=folder,
+                kept=lambda: _kept(folder),
+            )
+        )
+        if own_folder is not None:
+            run_folder.describe(own_folder, components.about["config"])
+        return _run_loop(run, loop, fabric, console, logger, resumed, interrupt, folder)
+
+
+def _run_loop(
+    run: TrainRun,
+    loop: Loop,
+    fabric: Fabric,
+    console: Console,
+    logger: logging.Logger,
+    resumed: dict[str, Any] | None,
+    interrupt: Interrupt,
+    folder: Path,
+) -> Path:
+    own_folder, progress = loop.folder, loop.progress
     log = logs.MetricsLog(own_folder, run.train.loggers, progress.epoch, progress.update)
     total = loop.batches * run.train.epochs
     done = loop.batches * progress.epoch + progress.batch
@@ -90,7 +138,9 @@ def _train(
         logs.copied_to_file(logger, None if own_folder is None else own_folder / "train.log"),
         logs.ProgressBar(console, total, done, has_bar) as bar,
     ):
-        _log_start(logger, folder, loop, components.about, resumed)
+        _log_start(logger, folder, loop, loop.components.about, resumed)
+        if resumed is None:
+            loop.save_start()
         try:
             loop.run(log, bar, interrupt)
         except Interrupted:
@@ -99,17 +149,24 @@ def _train(
     return folder
 
 
-def _check_progress(progress: dict[str, Any], world_size: int, epochs: int, path: Path) -> None:
-    """Raise `BadInput` unless the run can continue with `world_size` processes up to `epochs`."""
+def _check_progress(
+    progress: dict[str, Any], world_size: int, train: TrainConfig, path: Path
+) -> None:
+    """Raise `BadInput` unless the run can continue with `world_size` processes."""
     if progress["world_size"] != world_size:
         raise BadInput(
             f"{path} was trained with {progress['world_size']} processes; resume with"
             f" {progress['world_size']} (got {world_size}), otherwise the data order changes"
         )
-    if progress["epoch"] >= epochs:
+    if progress["epoch"] >= train.epochs:
         raise BadInput(
             f"the run of {path} has finished its {progress['epoch']} epochs; give"
             f" train.epochs=<more than {progress['epoch']}> to continue it"
+        )
+    if train.stop_at_epoch is not None and progress["epoch"] >= train.stop_at_epoch:
+        raise BadInput(
+            f"train.stop_at_epoch={train.stop_at_epoch} has no effect: the run of {path} has"
+            f" completed {progress['epoch']} epochs; give a higher one, or leave it out"
         )
 
 
@@ -123,9 +180,16 @@ def _launch(train: TrainConfig) -> Fabric:
                 f"train.devices={devices} differs from the {local} processes that torchrun started;"
                 " leave it out"
             )
-        devices, nodes = local, int(os.environ["WORLD_SIZE"]) // local
+        started = int(os.environ["WORLD_SIZE"]) // local
+        if nodes not in (1, started):
+            raise BadInput(
+                f"train.num_nodes={nodes} differs from the {started} machines of torchrun; leave it"
+                " out"
+            )
+        devices, nodes = local, started
     elif devices == "auto" and train.accelerator == "cpu":
         devices = 1
+    _check_machine(train, devices)
     try:
         fabric = Fabric(
             accelerator=train.accelerator,
@@ -135,11 +199,13 @@ def _launch(train: TrainConfig) -> Fabric:
             precision=PRECISIONS[str(train.precision)],  # type: ignore[arg-type]
         )
         fabric.launch()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise BadInput(
             f"train.accelerator={train.accelerator} with train.devices={train.devices} is not"
             f" available: {first_line(error)}"
         ) from error
+    if fabric.device.type == "cpu" and train.precision == "fp16":
+        raise BadInput("train.precision=fp16 needs a GPU; on a CPU use train.precision=bf16, or 32")
     if fabric.device.type == "cpu":
         disable_malloc_trim()
     if train.sync_bn and (fabric.world_size == 1 or fabric.device.type != "cuda"):
@@ -147,6 +213,27 @@ def _launch(train: TrainConfig) -> Fabric:
             "train.sync_bn=True has no effect without several processes on GPUs; leave it out"
         )
     return fabric
+
+
+def _check_machine(train: TrainConfig, devices: Any) -> None:
+    """Raise `BadInput` for more processes than cores or GPUs, before any is started."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    if train.num_nodes > 1 and not _MACHINE_NUMBERS & os.environ.keys():
+        raise BadInput(
+            f"train.num_nodes={train.num_nodes} would wait for other machines: start train.py with"
+            " torchrun on each of them (torchrun --nnodes=... train.py ...)"
+        )
+    gpus = torch.cuda.device_count()
+    wants_gpus = train.accelerator in ("cuda", "gpu") or (train.accelerator == "auto" and gpus > 0)
+    if not isinstance(devices, int) or train.accelerator == "mps":
+        return
+    available = gpus if wants_gpus else describe_machine()["usable_cores"]
+    if devices > available and (available or not wants_gpus):
+        raise BadInput(
+            f"train.devices={devices} is more than the {available}"
+            f" {'GPUs' if wants_gpus else 'cores'} of this machine; give at most {available}"
+        )
 
 
 def _build(
@@ -167,6 +254,7 @@ def _build(
     if train.sync_bn:  # replaces batch norms, so `freeze` must come afterwards
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     frozen_norms = freezing.freeze(net, train.freeze)
+    classifier = optim.classifier_names(net)
     net = fabric.to_device(net)
     updates = _updates_per_epoch(train, data)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
@@ -199,6 +287,7 @@ def _build(
         mixing=builders.build_mixing(train, data.num_classes),
         ema=ema,
         frozen_norms=frozen_norms,
+        clipped=optim.clipped_parameters(net, train.clip_mode, classifier),
         method=method,
         about={
             **entries,
@@ -287,6 +376,8 @@ def _report_interruption(
 def _summary(folder: Path, loop: Any) -> str:
     """Return the last line of a run: its best score, and the next command."""
     progress = loop.progress
+    if progress.best_epoch == 0:
+        return f"no validation has a score; continue with: {_resume_command(folder)}"
     best = (
         f"best {loop.task.format_score(progress.best)} in epoch {progress.best_epoch};"
         f" evaluate with: python eval.py weights={shlex.quote(str(folder))}"

@@ -19,6 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from zoo.errors import BadInput, first_line
+from zoo.training.disk import atomic_file
+
 
 class ProgressBar:
     """The progress of the whole run: epoch, loss, learning rate, images/s, remaining time.
@@ -77,21 +80,26 @@ class MetricsTable:
         """Read the rows of an existing file, except those after `last_epoch`."""
         self._path, self._rows = path, []
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self._rows = [
-                    row for row in csv.DictReader(file) if int(row["epoch"]) <= last_epoch
-                ]
+            try:
+                with path.open(newline="", encoding="utf-8") as file:
+                    rows = list(csv.DictReader(file, strict=True))
+                self._rows = [row for row in rows if int(row["epoch"]) <= last_epoch]
+                if any(None in row for row in rows):
+                    raise ValueError("a row has too many values")
+            except (ValueError, KeyError, TypeError, csv.Error) as error:
+                raise BadInput(
+                    f"{path} is not the table of a run ({first_line(error)}); move it away, and"
+                    " the run continues without the rows of its first epochs"
+                ) from error
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row and write the file."""
         self._rows.append(row)
         columns = list(dict.fromkeys(key for row in self._rows for key in row))
-        temporary = self._path.with_suffix(".part")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(self._path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self._rows)
-        temporary.replace(self._path)
 
 
 class MetricsLog:
@@ -147,7 +155,7 @@ def copied_to_file(logger: logging.Logger, path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     try:
@@ -160,6 +168,15 @@ def copied_to_file(logger: logging.Logger, path: Path | None) -> Iterator[None]:
 def make_console() -> Console:
     """Return a console that prints to standard output."""
     return Console(file=sys.stdout, soft_wrap=True, highlight=False)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file whose errors, such as a full disk, are raised instead of printed."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if error is not None:
+            raise error
 
 
 class _ConsoleHandler(logging.Handler):

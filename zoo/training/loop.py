@@ -21,15 +21,18 @@ from torch.optim import Optimizer
 
 from zoo.data.datamodule import ImageData
 from zoo.data.samplers import mix
-from zoo.errors import ZooError
+from zoo.errors import BadWeights, ZooError
 from zoo.settings import TrainConfig
-from zoo.training import checkpoint
+from zoo.training import checkpoint, restore
+from zoo.training.faults import is_out_of_memory
 from zoo.training.interrupt import Interrupt
 from zoo.training.logs import MetricsLog, ProgressBar
 from zoo.training.losses import Distillation
 from zoo.training.method import TrainingMethod
 from zoo.training.mixing import Mixing
-from zoo.training.tasks import Result, get_task
+from zoo.training.tasks import NotFinite, Result, get_task, sample_validation
+
+LARGEST_PIXEL = 1e4  # of normalised images; beyond it, the normalisation is wrong
 
 
 class Diverged(ZooError):
@@ -77,6 +80,7 @@ class Components:
         mixing: Mixes batches, or None.
         ema: Averages the weights of `net`, or None.
         frozen_norms: Batch norms of `net` that stay in evaluation mode.
+        clipped: Parameters whose gradients `train.clip_grad` clips.
         about: Checkpoint entries that never change: model, data, config, versions.
         method: The training method.
     """
@@ -90,6 +94,7 @@ class Components:
     mixing: Mixing | None
     ema: ModelEmaV3 | None
     frozen_norms: list[nn.Module]
+    clipped: list[nn.Parameter]
     about: dict[str, Any]
     method: TrainingMethod
 
@@ -124,6 +129,7 @@ class Loop:
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self._loss_sum = torch.zeros((), device=fabric.device)
         self._interrupt = Interrupt()
+        self._restored_from: Path | None = None  # until the first update
         second_order = getattr(components.optimizer, "is_second_order", False)  # timm's AdaHessian
         self._backward_args: dict[str, Any] = {"create_graph": True} if second_order else {}
 
@@ -143,18 +149,41 @@ class Loop:
         criterion = self.components.criterion
         return criterion.base if isinstance(criterion, Distillation) else criterion
 
-    def restore(self, content: dict[str, Any]) -> None:
-        """Restore the state that a checkpoint saved."""
-        self.components.net.load_state_dict(content["state_dict"])
-        if self.components.ema is not None:
-            self.components.ema.module.load_state_dict(content["state_dict_ema"])
-        self.components.optimizer.load_state_dict(content["optimizer"])
-        self.precision.load_state_dict(content["scaler"])
-        self._base_loss.load_state_dict(content.get("loss", {}))
+    def restore(self, content: dict[str, Any], path: Path) -> None:
+        """Restore the state that a checkpoint saved.
+
+        Raises:
+            BadWeights: The state does not fit the run.
+        """
+        components = self.components
+        self._check_position(Progress(**content["progress"]), path)
+        restore.restore_module(components.net, content["state_dict"], "state_dict", path)
+        averaged = content.get("state_dict_ema", {})
+        if components.ema is not None:
+            restore.restore_module(components.ema.module, averaged, "state_dict_ema", path)
+        restore.restore_optimizer(components.optimizer, content["optimizer"], path)
+        restore.restore_scaler(self.precision, content["scaler"], path)
+        restore.restore_module(self._base_loss, content.get("loss", {}), "loss", path)
+        self._restored_from = path
         self.progress = Progress(**content["progress"])
         self.metrics = dict(content["metrics"])
         if self.progress.loss_sums:
             self._loss_sum.fill_(self.progress.loss_sums[self.fabric.global_rank])
+
+    def _check_position(self, progress: Progress, path: Path) -> None:
+        """Raise `BadWeights` unless the position fits the number of batches of an epoch."""
+        updates = -(-progress.batch // self.train.accumulate)
+        expected = progress.epoch * self.updates_per_epoch + updates
+        if progress.batch > self.batches or progress.update != expected:
+            raise BadWeights(
+                f"{path} is after {progress.update} updates, epoch {progress.epoch} and batch"
+                f" {progress.batch}, but the data has {self.batches} batches per epoch: the data"
+                " changed, or the checkpoint is damaged; restore the data, or start a new run"
+            )
+
+    def save_start(self) -> None:
+        """Save a checkpoint before the first update, so that a run killed at any time resumes."""
+        self._save()
 
     def run(self, log: MetricsLog, bar: ProgressBar, interrupt: Interrupt) -> dict[str, float]:
         """Train to the last epoch and return the metrics of its validation.
@@ -190,7 +219,7 @@ class Loop:
             loss = self._forward_backward(index, images, targets, size, completes_update)
             if not completes_update:
                 continue
-            self._update()
+            self._checked_update()
             progress.batch, progress.update = index + 1, progress.update + 1
             self.components.method.after_update(self.components.net, progress.update)
             is_last = progress.batch == self.batches
@@ -247,12 +276,22 @@ class Loop:
         self._loss_sum += loss
         return loss
 
+    def _checked_update(self) -> None:
+        """Update; report a restored optimizer that does not fit, which its first update shows."""
+        path, self._restored_from = self._restored_from, None
+        try:
+            self._update()
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            if path is None or is_out_of_memory(error) or isinstance(error, ZooError):
+                raise
+            raise restore.misfit(error, path) from error
+
     def _update(self) -> None:
         """Clip the gradients, and update weights, learning rate and averaged weights."""
         components, train = self.components, self.train
         if train.clip_grad is not None:
             self.precision.unscale_gradients(components.optimizer)
-            parameters = [p for p in components.net.parameters() if p.grad is not None]
+            parameters = [p for p in components.clipped if p.grad is not None]
             dispatch_clip_grad(parameters, train.clip_grad, mode=train.clip_mode)
         components.optimizer.step()
         components.optimizer.zero_grad()
@@ -271,12 +310,16 @@ class Loop:
         latest, total = losses.tolist()  # type: ignore[union-attr]
         if not np.isfinite(total):
             raise self._diverged(f"the loss is {latest if latest != latest else total}")
-        lr = self.components.optimizer.param_groups[0]["lr"]
+        lr = self._lr()
         self._bar.show_values(latest, lr, rate)
         self._show_progress()
         self._log.log_update(
             self.progress.update, {"train/loss": latest, "train/lr": lr, "train/images_per_s": rate}
         )
+
+    def _lr(self) -> float:
+        """Return the highest learning rate: with layer decay, that of the last layer."""
+        return max(float(group["lr"]) for group in self.components.optimizer.param_groups)
 
     def _show_progress(self) -> None:
         progress = self.progress
@@ -291,9 +334,20 @@ class Loop:
         epoch = self.progress.epoch + (self.progress.batch > 0)
         return Diverged(
             f"{reason} in epoch {epoch}, after update {self.progress.update}; training stopped"
-            f" (last good checkpoint: {kept}). Try a lower train.lr, train.clip_grad=1 or"
-            " train.precision=32"
+            f" (last good checkpoint: {kept}). {self._advice()}"
         )
+
+    def _advice(self) -> str:
+        """Return what to do about numbers that are not finite."""
+        images, _ = sample_validation(self.components.data, 1)
+        largest = float(images.abs().max())
+        if not largest < LARGEST_PIXEL:
+            data = self.components.data
+            return (
+                f"Normalised pixels are as large as {largest:.3g}: check data.mean={data.mean} and"
+                f" data.std={data.std}, which are for values in 0..1"
+            )
+        return "Try a lower train.lr, train.clip_grad=1 or train.precision=32"
 
     def _stop_if_interrupted(self) -> None:
         """After an update, save and raise `Interrupted` if any process received a signal."""
@@ -322,15 +376,20 @@ class Loop:
     def _validate(self) -> Result:
         # The statistics of batch norms differ between processes: use those of the first process.
         self._sync_buffers()
-        return self.task.validate(
-            self._eval_forward,
-            self.components.data.val_dataloader(),
-            self.components.data,
-            self.fabric.device,
-            limit=self.train.limit_val_batches,
-            after_batch=self._stop_while_validating,
-            memory_format=self.layout,
-        )
+        try:
+            return self.task.validate(
+                self._eval_forward,
+                self.components.data.val_dataloader(),
+                self.components.data,
+                self.fabric.device,
+                limit=self.train.limit_val_batches,
+                after_batch=self._stop_while_validating,
+                memory_format=self.layout,
+            )
+        except NotFinite as error:
+            finite = checkpoint.all_finite(self.eval_model.state_dict().values())
+            reason = f"validation: {error}" if finite else "the weights are not finite"
+            raise self._diverged(reason) from error
 
     def _sync_buffers(self) -> None:
         """Copy the buffers of the first process to the others."""
@@ -357,7 +416,7 @@ class Loop:
             self.task.draw(
                 self.folder, self._eval_forward, self.components.data, self.fabric.device
             )
-        lr = self.components.optimizer.param_groups[0]["lr"]
+        lr = self._lr()
         row = {"train/loss": train_loss, "lr": lr, "images_per_s": round(rate, 1), **self.metrics}
         self._log.log_epoch(progress.epoch, progress.update, row)
         self.logger.info(

@@ -1,6 +1,8 @@
 """Optimizer and learning-rate schedule, built with timm's factories."""
 
+import inspect
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from zoo.errors import BadInput, first_line
 from zoo.settings import TrainConfig
 from zoo.training.checks import check_choice
 
-_WITH_FUSED_KERNEL = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+FUSED_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 SCHEDULERS = (
     "constant",
     "cosine",
@@ -30,6 +32,23 @@ SCHEDULERS = (
     "tanh",
     "wsd",
 )
+
+
+_CYCLES = ("cycle_mul", "cycle_decay", "cycle_limit")
+_NOISE = ("noise", "noise_pct", "noise_std", "noise_seed")
+_ALL = ("warmup_prefix", *_NOISE)
+# Arguments of timm's `create_scheduler_v2` that each schedule uses; it ignores all others.
+SCHEDULER_ARGS = {
+    "constant": _NOISE,
+    "cosine": (*_CYCLES, "k_decay", *_ALL),
+    "multistep": ("decay_milestones", "decay_rate", *_ALL),
+    "none": (),
+    "poly": (*_CYCLES, "decay_rate", "k_decay", *_ALL),
+    "rsqrt": ("decay_epochs", "decay_fn", "stable_timescale", *_ALL),
+    "step": ("decay_epochs", "decay_rate", *_ALL),
+    "tanh": (*_CYCLES, *_ALL),
+    "wsd": ("decay_epochs", "decay_fn", *_ALL),
+}
 
 
 def scaled_lr(train: TrainConfig, images: int) -> float:
@@ -63,12 +82,12 @@ def create_optimizer(model: nn.Module, train: TrainConfig, lr: float) -> Optimiz
     # The fused kernel is 3 times faster on a CPU, but prevents gradient clipping with fp16.
     if (
         base_name == name
-        and get_optimizer_class(base_name, bind_defaults=False) in _WITH_FUSED_KERNEL
+        and get_optimizer_class(base_name, bind_defaults=False) in FUSED_OPTIMIZERS
         and train.precision != "fp16"
     ):
         kwargs.setdefault("fused", True)
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=name,
             lr=lr,
@@ -81,6 +100,64 @@ def create_optimizer(model: nn.Module, train: TrainConfig, lr: float) -> Optimiz
             f"train.optimizer={name} cannot be built: {first_line(error)}; check"
             " train.optimizer_args"
         ) from error
+    _check_layer_decay(optimizer, train)
+    return optimizer
+
+
+def _check_layer_decay(optimizer: Optimizer, train: TrainConfig) -> None:
+    scales = {group.get("lr_scale", 1.0) for group in optimizer.param_groups}
+    if train.layer_decay not in (None, 1.0) and scales == {1.0}:
+        raise BadInput(
+            f"train.layer_decay={train.layer_decay:g} has no effect: only the last layer is"
+            " trained; leave it out, or freeze fewer modules"
+        )
+
+
+def classifier_names(model: nn.Module) -> set[str]:
+    """Return the names of the parameters of the classifier, or of the last layer of a decoder."""
+    get_classifier = getattr(model, "get_classifier", None)
+    heads: Any = get_classifier() if get_classifier is not None else ()
+    heads = heads if isinstance(heads, tuple | list) else (heads,)
+    ids = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+
+
+def clipped_parameters(
+    model: nn.Module, clip_mode: str, classifier: Collection[str]
+) -> list[nn.Parameter]:
+    """Return the parameters whose gradients are clipped.
+
+    Adaptive clipping leaves the classifier out (NFNet, arXiv 2102.06171, section 4.1), as in timm.
+
+    Args:
+        model: The model.
+        clip_mode: `train.clip_mode`.
+        classifier: Names of the parameters of the classifier.
+    """
+    left_out = classifier if clip_mode == "agc" else ()
+    return [parameter for name, parameter in model.named_parameters() if name not in left_out]
+
+
+def _check_scheduler_args(train: TrainConfig) -> None:
+    """Raise `BadInput` for an argument that the schedule ignores, or that would never end."""
+    arguments = dict(train.scheduler_args)
+    known = inspect.signature(create_scheduler_v2).parameters
+    is_used = dict.fromkeys(SCHEDULER_ARGS[train.scheduler], True)
+    if arguments.get("noise") is None:
+        is_used |= dict.fromkeys(_NOISE, False)
+    if arguments.get("cycle_limit", 1) == 1:
+        is_used |= dict.fromkeys(_CYCLES, False)
+    for name, value in arguments.items():
+        if (name in known or train.scheduler == "none") and not is_used.get(name):
+            requirement = "noise" if name in _NOISE else "cycle_limit" if name in _CYCLES else ""
+            other = f" and without {requirement}" if requirement in is_used else ""
+            raise BadInput(
+                f"train.scheduler_args.{name}={value} has no effect with"
+                f" train.scheduler={train.scheduler}{other}; leave it out"
+            )
+    noise = arguments.get("noise_pct", 1)
+    if not isinstance(noise, int | float) or not noise > 0:  # timm draws until it is below
+        raise BadInput(f"train.scheduler_args.noise_pct={noise} must be greater than 0")
 
 
 def create_scheduler(optimizer: Optimizer, train: TrainConfig, updates_per_epoch: int) -> Any:
@@ -95,6 +172,10 @@ def create_scheduler(optimizer: Optimizer, train: TrainConfig, updates_per_epoch
             f" choose one of {', '.join(SCHEDULERS)}"
         )
     check_choice("train.scheduler", train.scheduler, SCHEDULERS)
+    _check_scheduler_args(train)
+    if train.scheduler == "none":  # timm applies layer decay in its schedules
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
@@ -107,7 +188,7 @@ def create_scheduler(optimizer: Optimizer, train: TrainConfig, updates_per_epoch
             updates_per_epoch=updates_per_epoch,
             **dict(train.scheduler_args),
         )
-    except (TypeError, ValueError, AssertionError) as error:
+    except Exception as error:  # schedules raise errors of any kind
         raise BadInput(
             f"train.scheduler={train.scheduler} does not accept train.scheduler_args:"
             f" {first_line(error)}"

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from zoo.errors import BadInput
+from zoo.training.disk import atomic_file
 
 _PACKAGES = ("zoo-vision", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy")
 
@@ -22,9 +23,13 @@ def check_writable(folder: str | Path, key: str) -> None:
         folder: The folder, which need not exist.
         key: The setting that names it, for messages.
     """
-    existing = Path(folder).expanduser().absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    try:
+        existing = Path(folder).expanduser().absolute()
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, ~nobody
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{key}={str(folder)[:80]!r}: {reason}; choose another path") from error
     if not existing.is_dir():
         raise BadInput(f"{key}={folder}: {existing} is not a folder; choose another path")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -44,17 +49,19 @@ def create(out: str | Path, model: str) -> Path:
         (folder / "checkpoints").mkdir(parents=True)
     except OSError as error:
         raise BadInput(
-            f"train.out={out}: {folder} cannot be created ({error.strerror}); choose another path"
+            f"train.out={str(out)[:80]}: the run folder {name} cannot be created"
+            f" ({error.strerror}); choose another path"
         ) from error
     return folder
 
 
 def describe(folder: Path, config: dict[str, Any]) -> None:
     """Write the resolved settings of the run and the versions of the packages."""
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
-    lines = [f"{name}: {version}\n" for name, version in versions().items()]
-    (folder / "versions.yaml").write_text("".join(lines), encoding="utf-8")
+    config_text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    version_lines = [f"{name}: {version}\n" for name, version in versions().items()]
+    for name, text in (("config", config_text), ("versions", "".join(version_lines))):
+        with atomic_file(folder / f"{name}.yaml", "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def versions() -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, ZooError
 from zoo.settings import TrainConfig
 
 Forward = Callable[[Tensor], Tensor]
@@ -26,6 +26,10 @@ _MODULES = {
     "segmentation": "zoo.training.segmentation",
     "super-resolution": "zoo.training.super_resolution",
 }
+
+
+class NotFinite(ZooError):
+    """The outputs of a model are NaN or infinite, so there is nothing to measure."""
 
 
 class Result(abc.ABC):
@@ -114,13 +118,26 @@ class Task(abc.ABC):
 
         Returns:
             The `Result` of the task.
+
+        Raises:
+            NotFinite: An output is NaN or infinite.
         """
         meter = self.meter(data).to(device)
+        affected = torch.zeros(2, dtype=torch.int64, device=device)  # images, all images
         for images, targets in itertools.islice(batches, limit):
             images = images.to(device, non_blocking=True, memory_format=memory_format)
             targets = targets.to(device, non_blocking=True)
-            meter.update(images, model(images).float(), targets)
+            outputs = model(images).float()
+            affected[0] += (~outputs.flatten(1).isfinite().all(dim=1)).sum()
+            affected[1] += len(images)
+            meter.update(images, outputs, targets)
             after_batch()
+        damaged, total = affected.tolist()
+        if damaged:
+            raise NotFinite(
+                f"the outputs for {damaged} of {total} images are NaN or infinite, so no metric is"
+                " valid"
+            )
         return meter.compute()
 
     @abc.abstractmethod
