@@ -66,10 +66,10 @@ def test_other_errors_pass(tmp_path: Path) -> None:
 
 
 def test_a_size_beyond_any_memory_is_one_line() -> None:
-    with pytest.raises(RuntimeError) as hit:
+    with pytest.raises((RuntimeError, MemoryError)) as hit:
         torch.zeros(2**60)
     assert is_out_of_memory(hit.value)
-    with pytest.raises(BadInput, match=r"needs more memory .*; lower data\.image_size"):
+    with pytest.raises(ZooError, match=r"memory.*; lower .*data\.image_size"):
         run_command("train", ["model=simplenet_cifar_310k", "data.image_size=4000000"])
 
 
@@ -142,7 +142,7 @@ def test_a_disk_that_gets_full_while_training_names_the_way_out(
 
         def write(*args: Any, **kwargs: Any) -> Any:
             calls.append(1)
-            if len(calls) > 4:
+            if len(calls) > 2:
                 raise full()
             return original(*args, **kwargs)
 
@@ -240,9 +240,8 @@ def test_fp16_and_several_machines_need_what_they_need(tmp_path: Path) -> None:
 def test_a_write_replaces_the_file_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(ValueError, match="stop"), disk.atomic_file(path, "w") as file:
-        file.write("new")
-        raise ValueError("stop")
+    with pytest.raises(TypeError), disk.atomic_file(path, "w") as file:
+        file.write(b"new")
     assert path.read_text() == "old"
     with disk.atomic_file(path, "w") as file:
         file.write("new")

@@ -204,8 +204,6 @@ def _launch(train: TrainConfig) -> Fabric:
             f"train.accelerator={train.accelerator} with train.devices={train.devices} is not"
             f" available: {first_line(error)}"
         ) from error
-    if fabric.device.type == "cpu" and train.precision == "fp16":
-        raise BadInput("train.precision=fp16 needs a GPU; on a CPU use train.precision=bf16, or 32")
     if fabric.device.type == "cpu":
         disable_malloc_trim()
     if train.sync_bn and (fabric.world_size == 1 or fabric.device.type != "cuda"):
@@ -216,7 +214,13 @@ def _launch(train: TrainConfig) -> Fabric:
 
 
 def _check_machine(train: TrainConfig, devices: Any) -> None:
-    """Raise `BadInput` for more processes than cores or GPUs, before any is started."""
+    """Raise `BadInput` for what this machine does not have, before any process is started."""
+    gpus = torch.cuda.device_count()
+    is_auto = train.accelerator == "auto"
+    wants_gpus = train.accelerator in ("cuda", "gpu") or (is_auto and gpus > 0)
+    has_mps = is_auto and torch.backends.mps.is_available()
+    if train.precision == "fp16" and not wants_gpus and not has_mps and train.accelerator != "mps":
+        raise BadInput("train.precision=fp16 needs a GPU; on a CPU use train.precision=bf16 or 32")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return
     if train.num_nodes > 1 and not _MACHINE_NUMBERS & os.environ.keys():
@@ -224,9 +228,7 @@ def _check_machine(train: TrainConfig, devices: Any) -> None:
             f"train.num_nodes={train.num_nodes} would wait for other machines: start train.py with"
             " torchrun on each of them (torchrun --nnodes=... train.py ...)"
         )
-    gpus = torch.cuda.device_count()
-    wants_gpus = train.accelerator in ("cuda", "gpu") or (train.accelerator == "auto" and gpus > 0)
-    if not isinstance(devices, int) or train.accelerator == "mps":
+    if not isinstance(devices, int) or has_mps or train.accelerator == "mps":
         return
     available = gpus if wants_gpus else describe_machine()["usable_cores"]
     if devices > available and (available or not wants_gpus):
