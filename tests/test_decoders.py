@@ -6,7 +6,7 @@ from support import images
 
 import zoo
 from zoo import decoders
-from zoo.cli import compose, parse
+from zoo.command_line.composition import compose, parse
 from zoo.commands.resolve import model_arguments
 from zoo.registry import DECODERS
 

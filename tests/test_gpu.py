@@ -18,7 +18,7 @@ from support import (
 )
 
 import zoo
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.profiling.latency import measure
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is available")

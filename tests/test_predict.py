@@ -13,8 +13,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 
 import zoo
-from zoo.__main__ import main
-from zoo.cli import compose
+from zoo.cli import execute as main
+from zoo.command_line.composition import compose
 from zoo.data.segmentation import Fit
 from zoo.data.transforms import eval_preparation
 from zoo.deploy import files
@@ -126,7 +126,7 @@ def test_images_are_classified(format, inside, folder, tmp_path):
 def test_only_the_runtime_is_imported(format, folder, tmp_path):
     path = made(tmp_path / "m", format).path
     code = (
-        "import sys; from zoo.__main__ import main\n"
+        "import sys; from zoo.cli import execute as main\n"
         f"code = main(['predict', {str(path)!r}, {str(folder / 'a.png')!r}, '--json'])\n"
         "assert 'torch' not in sys.modules and 'timm' not in sys.modules; sys.exit(code)"
     )

@@ -12,7 +12,7 @@ from published import RECORDS, public_state
 
 import zoo
 from tools import latencies, picture
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 
 pytestmark = pytest.mark.slow
 

@@ -1,236 +1,133 @@
-"""The command line: Hydra composes a command's settings, and an error ends it with one line.
+"""The command line: `zoo <command>`, `python -m zoo <command>`, and scripts such as `train.py`.
 
-`train.py model=... data=...` calls `main("train")`; from Python, `run("train", ["model=..."])` does
-the same. Hydra merges `configs/` with the overrides, checked against the dataclasses of
-`zoo.settings`. Two additions: the group `model` is filled from the registry (`model=<any name>` and
-`model=timm/<any name>` need no YAML file), and a mistake names the nearest key or model before
-anything else starts. Nothing in the package imports this module.
+`main` is the entry of all of them. `train`, `eval`, `benchmark` and `export` take settings, which
+Hydra composes; the other commands have options. Whatever goes wrong ends in one line. This module
+imports a command only when it runs. Nothing in the package imports this module.
 """
 
+import argparse
 import difflib
-import functools
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
 
-import hydra
-from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-from zoo import registry
-from zoo.errors import BadInput, ZooError, unknown_value
-from zoo.settings import RUNS
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-FREE_KEYS = ("model.kwargs", "train.optimizer_args", "train.scheduler_args", "train.loss_args")
+from zoo import __version__
+from zoo.command_line import guard
+from zoo.command_line.option_parser import OneLineParser
+from zoo.errors import BadInput
+from zoo.quoting import SCRIPTS, program
 
 
-def main(command: str) -> None:
-    """Run a command with the arguments of this process; an error is one line and exit code 1."""
-    if sys.version_info >= (3, 14):
-        sys.exit("Hydra's command line does not run on Python 3.14; use 3.11 to 3.13")
-    _register()
-    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+@dataclass(frozen=True)
+class Command:
+    """What the overview says about a command.
 
-    def task(cfg: DictConfig) -> Any:
-        try:  # Hydra would print a traceback
-            return _start(command, *_plain(command, cfg, HydraConfig.get().overrides.task))
-        except ZooError as error:
-            sys.exit(f"error: {error}")
+    Attributes:
+        help: What the command does.
+        example: Arguments of one example.
+    """
 
-    try:
-        if len(overrides) == len(sys.argv) - 1:  # no Hydra flag: check before Hydra starts
-            compose(command, overrides)
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task)()
-    except ZooError as error:
-        sys.exit(f"error: {error}")
+    help: str
+    example: str
 
 
-def run(command: str, overrides: Sequence[str] = ()) -> Any:
-    """Run a command in this process and return its result.
+COMMANDS = {
+    "train": Command("train a model", "model=mobilenetv2_100 data=folder data.root=photos"),
+    "eval": Command("evaluate weights or an exported file", "weights=runs/<run>"),
+    "export": Command("export, check and time a model", "weights=runs/<run> format=onnx"),
+    "predict": Command("classify or segment pictures", "<exported file> photo.jpg"),
+    "benchmark": Command("count and time models", "models=[emo_1m,mobilenetv2_100]"),
+    "report": Command("tables and a web page of measurements", "runs/<benchmark>"),
+    "compare": Command("which measurements became faster or slower", "before.jsonl after.jsonl"),
+    "list": Command("models by name", "'mobilenet*' --long"),
+    "info": Command("paper, figures, weights and licence of a model", "mobilenetv2_100"),
+    "count": Command("parameters, MACs and activations", "mobilenetv2_100 --depth 2"),
+    "completion": Command("completion for bash, zsh or fish", "bash"),
+}
+
+
+def main(command: str | None = None) -> NoReturn:
+    """Run the command line of this process, and exit with its code.
 
     Args:
-        command: `"train"`, `"eval"`, `"benchmark"` or `"export"`.
-        overrides: Arguments as on the command line.
-
-    Raises:
-        ZooError: A setting cannot work, or the command failed.
+        command: The command of a script such as `train.py`; None if the first argument names it.
     """
-    return _start(command, *parse(command, overrides))
+    words = sys.argv[1:] if command is None else [command, *sys.argv[1:]]
+    sys.exit(execute(words))
 
 
-def parse(command: str, overrides: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
-    """Return the settings of a command as its dataclass, and the keys that the user set.
-
-    Raises:
-        BadInput: An unknown key, a value of another type, or a required key that is not set.
-        UnknownModel: `model.name` is not registered.
-    """
-    return _plain(command, compose(command, overrides), overrides)
-
-
-def compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose the settings of a command as its command line would, and check them.
-
-    Raises:
-        BadInput: An unknown key or group, or a value of another type.
-        UnknownModel: `model.name` is not registered.
-    """
-    _register()
-    _check_keys(command, overrides)
-    try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = hydra.compose(command, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise BadInput(_one_line(error)) from error
-    check_names(cfg)
-    return cfg
-
-
-def check_names(cfg: DictConfig) -> None:
-    """Raise `UnknownModel` unless the requested model and its encoder exist."""
-    for name in (cfg.model.name, cfg.model.encoder):
-        if name is not None and not registry.is_timm(name):
-            registry.get_spec(name)
-
-
-def explicit_values(command: str, cfg: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
-    """Return the dotted keys that the user set, with the values they have in `cfg`.
+def execute(words: Sequence[str]) -> int:
+    """Run a command and return its exit code; an error is one line on stderr.
 
     Args:
-        command: The command whose dataclass has the defaults.
-        cfg: The composed settings.
-        overrides: As on the command line. `model=<name>` sets `model.name`; any other group sets
-            the keys that it changed.
+        words: The command and its arguments, such as `["train", "model=emo_1m"]`.
     """
-    values = _flat(OmegaConf.to_container(cfg))
-    defaults = _flat(OmegaConf.to_container(OmegaConf.structured(RUNS[command])))
-    keys: set[str] = set()
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key = override.key_or_group.split("@")[0]
-        if key == "model":
-            keys.add("model.name")
-        elif key in ("data", "experiment"):
-            group = "data." if key == "data" else ""
-            keys |= {k for k in values if k.startswith(group) and values[k] != defaults.get(k)}
-            keys |= {"data.name"} if key == "data" else set()
-        else:
-            keys |= {k for k in values if k == key or k.startswith(f"{key}.")}
-            keys |= {k for k in values if key.startswith(f"{k}.")}  # one entry of a dictionary
-    return {key: values[key] for key in sorted(keys & values.keys())}
+    return guard.run(lambda: _dispatch(list(words)))
 
 
-def _plain(command: str, cfg: DictConfig, overrides: Iterable[str]) -> tuple[Any, dict[str, Any]]:
-    """Convert composed settings to a dataclass; also return the keys that the user set."""
-    check_names(cfg)
-    try:
-        return OmegaConf.to_object(cfg), explicit_values(command, cfg, overrides)
-    except MissingMandatoryValue as error:
-        raise BadInput(f"{error.full_key} is not set; give {error.full_key}=<value>") from error
+def _dispatch(words: list[str]) -> int | None:
+    if not words or words == ["help"] or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"zoo {__version__}")
+        return 0
+    if words[0] == "help":
+        words = [words[1], "--help"]
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        raise BadInput(_unknown_command(name))
+    if name in SCRIPTS:
+        return _run_settings_command(name, rest)
+    if name == "completion":
+        from zoo.command_line import completion
+
+        completion.run(rest, {name: command.help for name, command in COMMANDS.items()})
+        return 0
+    return _run_options_command(name, rest)
 
 
-def _start(command: str, settings: Any, explicit: dict[str, Any]) -> Any:
-    return importlib.import_module(f"zoo.commands.{command}").run(settings, explicit)
+def overview() -> str:
+    """Return the list of commands with one example each."""
+    lines = ["Efficient vision backbones: zoo <command> --help explains one command.", ""]
+    for name, command in COMMANDS.items():
+        lines += [f"  {name:<11}{command.help}", f"  {'':<11}  {program(name)} {command.example}"]
+    return "\n".join(lines)
 
 
-class RegistrySource(ConfigSource):
-    """Serves `model/<name>` for every name, so that a model needs no YAML file.
-
-    An unknown name is served too: `check_names` reports it with the nearest one.
-    """
-
-    @staticmethod
-    def scheme() -> str:
-        return "registry"
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        name = config_path.removesuffix(".yaml").removeprefix("model/")
-        return ConfigResult(
-            provider=self.provider,
-            path=f"registry://{name}",
-            config=OmegaConf.create({"name": name}),
-            header={"package": "model"},
-        )
-
-    def available(self) -> bool:
-        return True
-
-    def is_group(self, config_path: str) -> bool:
-        return config_path in ("", "model")
-
-    def is_config(self, config_path: str) -> bool:
-        return config_path.startswith("model/")
-
-    def list(self, config_path: str, results_filter: ObjectType | None) -> "list[str]":
-        if config_path == "model" and results_filter is not ObjectType.GROUP:
-            return registry.list_models()
-        return ["model"] if config_path == "" else []
+def _unknown_command(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown command {name!r}{hint} Commands: {', '.join(COMMANDS)}"
 
 
-@functools.cache
-def _register() -> None:
-    """Register the source of models and the schema of each command with Hydra."""
-    Plugins.instance().register(RegistrySource)
-    store = ConfigStore.instance()
-    for name, schema in RUNS.items():
-        cfg = OmegaConf.structured(schema)
-        for key in FREE_KEYS:  # `model.kwargs.depth=2` without a plus sign
-            if (group := OmegaConf.select(cfg, key)) is not None:
-                OmegaConf.set_struct(group, False)
-        store.store(name=f"{name}_schema", node=cfg)
+def parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser of a command that has options."""
+    module = importlib.import_module(f"zoo.commands.{command}")
+    made = OneLineParser(prog=program(command), description=module.HELP, allow_abbrev=False)
+    module.add_arguments(made)
+    return made
 
 
-def _flat(groups: Any) -> dict[str, Any]:
-    """Return nested settings as dotted keys; dictionaries inside a group stay whole."""
-    flat: dict[str, Any] = {}
-    for name, value in groups.items():
-        entries = value if isinstance(value, dict) else {}
-        flat |= {f"{name}.{key}": entry for key, entry in entries.items()} or {name: value}
-    return flat
+def _run_options_command(name: str, words: list[str]) -> int | None:
+    args = parser(name).parse_args(words)
+    return importlib.import_module(f"zoo.commands.{name}").run(args)
 
 
-def _check_keys(command: str, overrides: Sequence[str]) -> None:
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise BadInput(_one_line(error)) from error
-    names = {*_known_keys(RUNS[command]), "experiment"}
-    for override in parsed:
-        key = override.key_or_group.split("@")[0]
-        if key in names or key.startswith("hydra") or key.rsplit(".", 1)[0] in FREE_KEYS:
-            continue
-        near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-        leaf = [name for name in sorted(names) if name.split(".")[-1] == key.split(".")[-1]]
-        nearest = next(iter(leaf or near), None)
-        script = f"{command}.py"
-        raise BadInput(
-            unknown_value(
-                "key", key, (), where=f" of {script}", near=nearest, listed_by=f"{script} --help"
-            )
-        )
+def _run_settings_command(name: str, words: list[str]) -> None:
+    """Run a command that takes settings; Hydra's own flags and settings need Hydra's entry."""
+    if "-h" in words or "--help" in words:
+        from zoo.command_line import help as settings_help
 
+        print(settings_help.text(name))
+        return
+    if not any(word.startswith(("-", "hydra.", "hydra/", "+hydra", "++hydra")) for word in words):
+        from zoo.command_line import composition
 
-def _known_keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key of a dataclass."""
-    for entry in fields(schema):
-        key = prefix + entry.name
-        yield key
-        if is_dataclass(entry.type):
-            yield from _known_keys(entry.type, key + ".")  # type: ignore[arg-type]
+        composition.run(name, words)
+        return
+    from zoo.command_line import hydra_entry
 
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) == 1 and error.__cause__ is not None:  # Hydra names the key, OmegaConf the fault
-        lines.append(_one_line(error.__cause__))
-    return " ".join(lines[:2]) if lines else type(error).__name__
+    hydra_entry.run(name, words)

@@ -1,9 +1,12 @@
 """The errors that a user can cause: each message is one line, names the value and the way out."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 MAX_CHOICES = 40  # in one message
+_FOLDER_NOTE = "run folder: "
 
 
 class ZooError(ValueError):
@@ -36,6 +39,24 @@ class NotExportable(ZooError):
 
 class OutputsDiffer(NotExportable):
     """The artefact was exported, but its outputs differ from the model's."""
+
+
+@contextmanager
+def folder_noted(folder: Path) -> Iterator[None]:
+    """Note the folder of a run in every error, so that its log file is written there."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{_FOLDER_NOTE}{folder}")
+        raise
+
+
+def noted_folder(error: BaseException) -> Path | None:
+    """Return the folder that `folder_noted` noted in an error, if any."""
+    for note in getattr(error, "__notes__", []):
+        if isinstance(note, str) and note.startswith(_FOLDER_NOTE):
+            return Path(note.removeprefix(_FOLDER_NOTE))
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,9 @@
 """All settings of the commands, with types and defaults: one dataclass for each group.
 
-`zoo.cli` composes the settings of a command from `configs/`, the command line and these defaults.
-An unknown key or a value of the wrong type is an error. This module imports nothing from `zoo`.
+`zoo.command_line` composes the settings of a command from `zoo/configs`, the command line and these
+defaults. An unknown key or a value of the wrong type is an error. The comments are printed by
+`--help`: above a field, for it and those that follow; behind a field, for it alone. This module
+imports nothing from `zoo`.
 """
 
 from dataclasses import dataclass, field

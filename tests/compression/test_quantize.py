@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import zoo
-from zoo.__main__ import main
-from zoo.cli import run as run_command
+from zoo.cli import execute as main
+from zoo.command_line.composition import run as run_command
 from zoo.compression import sensitivity
 from zoo.compression.calibration import arrays, calibration
 from zoo.compression.int8 import quantize

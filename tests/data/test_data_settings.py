@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from zoo.cli import compose
+from zoo.command_line.composition import compose
 from zoo.data.create import create_datamodule
 from zoo.data.presets import SETS, resolve
 from zoo.errors import BadInput

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.cli import compose
+from zoo.command_line.composition import compose
 from zoo.data import integrity
 from zoo.data.create import create_datamodule
 from zoo.errors import BadInput

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import zoo
-from zoo.cli import parse
-from zoo.cli import run as run_command
+from zoo.command_line.composition import parse
+from zoo.command_line.composition import run as run_command
 from zoo.commands.export import load_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from torch import nn
 
 import zoo
 from zoo import runtimes
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.deploy import files, formats
 from zoo.deploy.manifest import Origin
 from zoo.runtimes.openvino import core

@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 import zoo
-from zoo.__main__ import main
-from zoo.cli import run as run_command
+from zoo.cli import execute as main
+from zoo.command_line.composition import run as run_command
 from zoo.runtimes import NAMES
 from zoo.settings import ProfileConfig
 

@@ -7,7 +7,7 @@ import pytest
 from synthetic import noisy, record
 
 import zoo
-from zoo.__main__ import main
+from zoo.cli import execute as main
 from zoo.profiling.stats import summarize
 from zoo.reports.changes import TOLERANCE, changes, notes, outcome, ratio
 

@@ -12,7 +12,7 @@ import pytest
 from synthetic import record
 
 import zoo
-from zoo.__main__ import main
+from zoo.cli import execute as main
 from zoo.reports.markdown import escape
 from zoo.reports.page import LAYERS_BYTES, render
 from zoo.reports.report import markdown, write
@@ -288,7 +288,7 @@ def test_report_and_compare_do_not_import_torch(tmp_path):
     source = save(tmp_path / "a.jsonl", both())
     code = f"""
 import sys
-from zoo.__main__ import main
+from zoo.cli import execute as main
 assert main(["report", {str(source)!r}]) == 0
 assert main(["compare", {str(source)!r}, {str(source)!r}]) == 0
 assert "torch" not in sys.modules

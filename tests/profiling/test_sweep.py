@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.profiling import sweep
 from zoo.profiling.plan import Plan
 from zoo.reports.records import read

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 
 TINY = [
     "model=mobilenetv2_035",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 EMBEDDED = ("data=digits_segmentation", "data=photos_superres")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zoo.cli import compose
+from zoo.command_line.composition import compose
 from zoo.errors import BadInput
 from zoo.training import dense_losses  # noqa: F401  # registers the losses
 from zoo.training.losses import create_loss, list_losses

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
 from zoo.training import loop, pictures, super_resolution

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import zoo
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.errors import BadInput, BadWeights, ZooError
 from zoo.training import classification
 

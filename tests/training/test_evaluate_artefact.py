@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.data.create import create_datamodule
 from zoo.deploy.manifest import Origin
 from zoo.errors import BadInput

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.cli import compose
+from zoo.command_line.composition import compose
 from zoo.errors import BadInput
 from zoo.training import optim
 from zoo.training.freezing import freeze

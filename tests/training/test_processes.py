@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.errors import BadInput
 
 from .conftest import checkpoint_of

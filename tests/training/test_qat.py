@@ -13,7 +13,7 @@ from support import fresh, inputs, quick
 
 import zoo
 from zoo import runtimes
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.data.create import create_datamodule
 from zoo.deploy import int8_graph
 from zoo.settings import DataConfig

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from zoo.cli import CONFIGS, compose
+from zoo.command_line.composition import CONFIGS, compose
 from zoo.settings import TrainConfig
 from zoo.training.checks import check_train
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.errors import BadInput, BadWeights
 from zoo.training import loop
 

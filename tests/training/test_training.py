@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import zoo
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.errors import BadInput, ZooError
 from zoo.training import loop
 from zoo.training.logs import MetricsLog
