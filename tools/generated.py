@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import capabilities, counts, key_lists, latencies, models_page, picture, readme_table
+from tools import (
+    capabilities,
+    counts,
+    figures,
+    key_lists,
+    latencies,
+    models_page,
+    picture,
+    readme_table,
+)
 from tools.project import ROOT, checked_root, finished, members, smallest
 from zoo import registry
 from zoo.errors import BadInput
@@ -23,6 +32,7 @@ def pages() -> dict[Path, str]:
         models_page.FILE: models_page.render(counted),
         readme_table.FILE: readme_table.render(readme, counted, records),
         latencies.TABLE: latencies.render(counted, records),
+        figures.FILE: figures.render(counted, records),
         capabilities.PAGE: capabilities.render(),
     }
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from tools.counts import Counts
 from tools.project import ROOT, finished
 from zoo import registry
+from zoo.display import ms, quantity
 from zoo.profiling.plan import Plan
 from zoo.profiling.sweep import sweep
 from zoo.reports.changes import describe
-from zoo.reports.markdown import escape, grid, ms
+from zoo.reports.markdown import escape, grid
 from zoo.reports.pareto import published
 from zoo.reports.records import Record
 from zoo.reports.records import read as read_records
-from zoo.reports.table import quantity
 
 RECORDS = ROOT / "results" / "models.jsonl"
 TABLE = ROOT / "results" / "README.md"

@@ -6,8 +6,8 @@ from typing import Any
 from tools.counts import Counts
 from tools.project import ROOT, families, finished
 from zoo import registry
+from zoo.display import quantity
 from zoo.reports.markdown import Markup, escape, grid
-from zoo.reports.table import quantity
 
 FILE = ROOT / "docs" / "models.md"
 

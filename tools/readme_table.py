@@ -9,12 +9,12 @@ from tools.counts import Counts
 from tools.latencies import best, by_model
 from tools.project import ROOT, families, finished
 from zoo import registry
+from zoo.display import quantity
 from zoo.errors import BadInput
 from zoo.reports.changes import describe
 from zoo.reports.markdown import Markup, grid
 from zoo.reports.pareto import published
 from zoo.reports.records import Record
-from zoo.reports.table import quantity
 
 FILE = ROOT / "README.md"
 REFERENCE = ROOT / "tests" / "reference" / "records"

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from zoo.errors import UnknownModel, unknown_value
+from zoo.errors import BadInput, UnknownModel, unknown_value
 
 _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -84,6 +84,7 @@ class ModelSpec:
 
 
 TIMM = "timm/"  # prefix of the names of timm's models
+_UNKNOWN_FACTS = {"task": "classification"}  # all that is known about them
 _BUILDERS: dict[str, Callable[..., Any]] = {}
 _THIRD_PARTY: dict[str, ModelSpec] = {}  # registered by other packages, with their own facts
 
@@ -157,7 +158,7 @@ def get_spec(name: str) -> ModelSpec:
     if name in DECODERS:
         return ModelSpec(name, "decoders", {"task": "segmentation"})
     if is_timm(name):
-        return ModelSpec(TIMM + timm_name(name), "timm", {"task": "classification"})
+        return ModelSpec(TIMM + timm_name(name), "timm", dict(_UNKNOWN_FACTS))
     choices = [*specs, *DECODERS]
     raise UnknownModel(unknown_value("model", name, choices, listed_by="zoo.list_models()"))
 
@@ -190,6 +191,12 @@ def timm_name(name: str) -> str:
     return bare
 
 
+def _timm_names() -> list[str]:
+    import timm  # takes seconds; listing our own models does without it
+
+    return timm.list_models()
+
+
 def is_packaged(name: str) -> bool:
     """Return whether a model is part of this package, with complete facts and contract."""
     return name in _packaged()
@@ -213,14 +220,19 @@ def list_models(
     """List registered names in alphabetical order, without importing or building a model.
 
     Args:
-        filter: A glob such as `"mobilenet*"`, or several of which one must match.
+        filter: A glob such as `"mobilenet*"`, or several of which one must match. `"timm/*"`
+            matches timm's models, which nothing else does.
         exclude: A glob, or several of which none may match.
         task: `"classification"`, `"segmentation"`, `"super-resolution"`.
         family: Only variants of this family.
         pretrained: Only models with (or without) a published checkpoint that can be downloaded.
         smallest_of_family: Only the variant with the fewest parameters in each family.
         **capabilities: Only models whose facts state these capabilities, such as `onnx=True`.
+
+    Raises:
+        BadInput: The task, the family or a capability is unknown; the message suggests the nearest.
     """
+    _check_filters(task, family, capabilities)
     included = [filter] if isinstance(filter, str) else list(filter)
     excluded = [exclude] if isinstance(exclude, str) else list(exclude)
 
@@ -236,13 +248,30 @@ def list_models(
             )
         )
 
-    kept = [spec for spec in _specs().values() if keep(spec)]
+    specs = list(_specs().values())
+    if any(map(is_timm, included)):
+        specs += [ModelSpec(TIMM + name, "timm", dict(_UNKNOWN_FACTS)) for name in _timm_names()]
+    kept = [spec for spec in specs if keep(spec)]
     if smallest_of_family:
         smallest: dict[str, ModelSpec] = {}
         for spec in sorted(kept, key=lambda spec: spec.facts.get("params", 0)):
             smallest.setdefault(spec.family, spec)
         kept = list(smallest.values())
     return sorted(spec.name for spec in kept)
+
+
+def _check_filters(task: str | None, family: str | None, capabilities: Iterable[str]) -> None:
+    """Raise `BadInput` for a filter that no model could pass."""
+    specs = _specs().values()
+    if task is not None and task not in (tasks := {spec.task for spec in specs}):
+        raise BadInput(unknown_value("task", task, sorted(tasks)))
+    families = {spec.family for spec in specs} | {"timm"}
+    if family is not None and family not in families:
+        raise BadInput(unknown_value("family", family, sorted(families)))
+    known = {key for spec in specs for key in spec.capabilities}
+    for key in capabilities:
+        if key not in known:
+            raise BadInput(unknown_value("filter of list_models", key, sorted(known)))
 
 
 def is_pretrained(spec: ModelSpec) -> bool:

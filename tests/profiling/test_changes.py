@@ -1,15 +1,19 @@
 """Comparing two files of records: ratios, verdicts, matching of cases, and the command."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from synthetic import noisy, record
 
 import zoo
 from zoo.cli import execute as main
+from zoo.profiling.latency import Comparison
 from zoo.profiling.stats import summarize
-from zoo.reports.changes import TOLERANCE, changes, notes, outcome, ratio
+from zoo.reports.changes import Ratio, changes, notes, outcome, ratio, table
+from zoo.reports.claims import TOLERANCE
 
 
 def times(seconds: float, noise: float, seed: int, n: int = 50) -> dict:
@@ -107,7 +111,7 @@ def test_machines_and_versions_are_listed_and_the_last_repetition_is_used():
     lines = notes(found, a, b)
     assert lines[0] == "A: A, B, 2 cores, zoo 0.1.0, torch 2.15.0"
     assert lines[1] == "B: C, 4 cores, torch 2.16"
-    assert lines[2] == "A: ignored 1 earlier measurement of the same cases"
+    assert lines[-1] == "A: ignored 1 earlier measurement of the same cases"
 
 
 def write(path, records):
@@ -130,7 +134,8 @@ def test_the_compare_command(tmp_path, capsys):
     assert rows["up"].split()[-4:] == ["1.200", "[1.200,", "1.200]", "slower"]
     assert rows["down"].rstrip().endswith("faster")
     assert rows["same"].rstrip().endswith("no difference")
-    assert [line.split()[0] for line in lines if "1x3x224x224" in line][:3] == [
+    assert "all: variant unfused, runtime eager, input 1x3x224x224" in lines
+    assert [line.split()[0] for line in lines if "[" in line][:3] == [
         "up",
         "down",
         "same",
@@ -138,6 +143,38 @@ def test_the_compare_command(tmp_path, capsys):
     assert "1 slower, 1 faster, 1 no difference" in "\n".join(lines)
     assert "only in A: gone unfused eager 1x3x224x224" in lines
     assert "only in B: new unfused eager 1x3x224x224" in lines
+
+
+def test_the_rule_is_stated_once_and_with_its_number(tmp_path, capsys):
+    files = [write(tmp_path / name, [record()]) for name in ("a.jsonl", "b.jsonl")]
+    assert main(["compare", *files]) == 0
+    assert f"more than {100 * TOLERANCE:g} % away from 1" in capsys.readouterr().out
+    page = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text("utf-8")
+    assert f"more than {100 * TOLERANCE:g} % away from 1" in " ".join(page.split())
+    assert Ratio(1.0, 0.9, 1.1).tolerance == TOLERANCE
+    summary = summarize([1.0])
+    assert Comparison(1.0, None, None, 1, summary, summary).tolerance == TOLERANCE
+
+
+def test_wide_intervals_are_said(capsys):
+    a = record(p50_ms=10.0, low_ms=8.0, high_ms=11.0)
+    found = changes([a], [record(p50_ms=10.0)])
+    assert outcome(found)[1].startswith("! 1 of 1 with an interval wider than ±10 %")
+    assert len(outcome(changes([record()], [record()]))) == 1
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_the_terminal(width):
+    a = [record(model="wavemix_seg_192_16_l3_cityscapes"), record(runtime="onnxruntime")]
+    slow = {"p50_ms": 50.0, "low_ms": 49.0, "high_ms": 90.0}
+    b = [{**r, **slow, "threads": 7, "params": 3} for r in a]
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(table(changes(a, b), width))
+    shown = capture.get().splitlines()
+    assert max(map(len, shown)) <= width
+    assert "slower" in capture.get()
+    assert ("differ" in shown[0]) == (width == 120)
 
 
 def test_long_lists_are_shortened():

@@ -88,7 +88,7 @@ def test_the_result_for_a_simulated_runtime():
     assert record.first_call_ms == pytest.approx(900)
     assert record.load_ms == pytest.approx(250)
     assert (record.p50_ms, record.min_ms) == (pytest.approx(200), pytest.approx(100))
-    assert record.p90_ms == pytest.approx(300)
+    assert record.p90_ms is None, "30 calls are too few"
     assert record.low_ms <= record.p50_ms <= record.high_ms
     assert (record.n, record.warmup_calls, record.steady) == (30, 17, True)
     assert (record.runtime, record.runtime_version, record.threads) == ("synthetic", "1", 3)
@@ -135,7 +135,7 @@ def test_the_result_describes_the_settings():
     assert (record.runtime, record.threads, record.dtype) == ("eager", 1, "float32")
     assert (record.layout, record.device, record.fused) == ("NHWC", "cpu", False)
     assert record.n >= 6
-    assert record.min_ms <= record.p50_ms <= record.p90_ms <= record.p99_ms
+    assert record.min_ms <= record.p50_ms
     assert 0 < record.p50_ms < record.warmup_s * 1e3
     assert "unfused" in str(record)
 
@@ -197,8 +197,8 @@ def test_a_difference_of_one_percent_in_five_percent_noise_is_not_reported():
 
 
 def test_a_difference_of_ten_percent_in_five_percent_noise_is_reported():
-    slower = [verdict(1.0, 1.10, 0.05, 20, seed) for seed in range(300)]
-    faster = [verdict(1.1, 1.00, 0.05, 20, seed) for seed in range(300)]
+    slower = [verdict(1.0, 1.10, 0.05, 30, seed) for seed in range(300)]
+    faster = [verdict(1.1, 1.00, 0.05, 30, seed) for seed in range(300)]
     assert slower.count("B is slower") >= 0.99 * len(slower)
     assert faster.count("B is faster") >= 0.99 * len(faster)
 

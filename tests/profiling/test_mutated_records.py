@@ -80,7 +80,8 @@ def use(records):
     console = Console(file=io.StringIO(), width=80)
     for part in (*notes(found, records, both), table_of_changes(found), *outcome(found)):
         console.print(part)
-    console.print(table(both), *legend(both))
+    shown, omitted = table(both)
+    console.print(shown, *legend(both, omitted))
     list(map(case_key, both))
 
 

@@ -9,9 +9,11 @@ from zoo.profiling.stats import median_interval, paired_shift, summarize
 
 def test_summary_of_the_numbers_1_to_100():
     summary = summarize(list(range(100, 0, -1)))
+    assert summarize(list(range(63))).p90 is None
     assert summary.p50 == 50.5
     assert summary.p90 == pytest.approx(90.1)
-    assert summary.p99 == pytest.approx(99.01)
+    assert summary.p99 is None, "too few"
+    assert summarize(list(range(1000, 0, -1))).p99 == pytest.approx(990.01)
     assert (summary.min, summary.n) == (1, 100)
     assert summary.spread == pytest.approx((75.25 - 25.75) / 50.5)
     assert (summary.low, summary.high) == (40, 61)  # ranks 40 and 61 in tables of the sign test

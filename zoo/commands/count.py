@@ -2,20 +2,24 @@
 
 import argparse
 import warnings
-from typing import Any
+from collections.abc import Sequence
 
-from zoo import registry
+from zoo.errors import BadInput
+from zoo.quoting import command_line
 
-HELP = "params, MACs, FLOPs and activations of a model"
+HELP = "params, MACs, FLOPs and activations of a model, module by module"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("model", help="a registered name, or timm/<name>")
     parser.add_argument(
-        "--size", type=int, nargs="+", help="image size: one number, or height and width"
+        "--size", type=int, nargs="+", metavar="SIDE",
+        help="one number, or height and width (volumes: depth, height, width); default: its own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--depth", type=int, default=1, help="depth to which modules are listed; default: 1"
     )
-    parser.add_argument("--depth", type=int, default=1, help="depth to which modules are listed")
     parser.add_argument("--fused", action="store_true", help="count the re-parameterised model")
 
 
@@ -27,20 +31,58 @@ def run(args: argparse.Namespace) -> None:
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     from zoo.counting.count import count  # imports torch, which takes seconds
+    from zoo.display import shape
     from zoo.factory import create_model
+    from zoo.inputs import published_input
     from zoo.reparam import reparameterize
+    from zoo.reports.table import Heading, fitted, print_all
 
+    if args.depth < 0:
+        raise BadInput(f"--depth={args.depth} is negative; 0 lists only the whole model")
+    channels, *own = published_input(args.model)["size"] or (3, 224, 224)
+    sides = _sides(args.model, args.size, own)
     model = create_model(args.model).eval()
     if args.fused:
         model = reparameterize(model)
-    wanted: Any = {} if registry.is_timm(args.model) else registry.get_spec(args.model).facts
-    channels, *size = wanted.get("input", {}).get("size", (3, 224, 224))
-    size = [*args.size, args.size[-1]][:2] if args.size else size
-    counts = count(model, (1, channels, *size))
-    form = "fused" if counts.fused else "unfused"
-    print(f"{args.model}, {form}, one image of {size[0]} x {size[1]}")
-    for name, row in counts.by_module(args.depth).items():
-        print(
-            f"{name or 'total':<24}{row['params']:>14,} params{row['macs']:>18,} MACs"
-            f"{row['flops']:>18,} FLOPs{row['activations']:>14,} activations"
+    counts = count(model, (1, channels, *sides))
+    rows = counts.by_module(args.depth)
+    table, omitted = fitted(
+        [
+            Heading("module", [_indented(name) for name in rows], right=False, folds=True),
+            *(
+                Heading(title, [f"{row[title.lower()]:,}" for row in rows.values()], rank)
+                for title, rank in (("params", 0), ("MACs", 0), ("FLOPs", 1), ("activations", 2))
+            ),
+        ]
+    )
+    variant = "fused" if counts.fused else "unfused"
+    print_all(f"{args.model}, {variant}, one image of {shape(sides)}", table)
+    if omitted:
+        print_all(f"not shown for lack of width: {', '.join(omitted)}")
+    print_all(f"to time it: {command_line('benchmark', {'model': args.model})}")
+
+
+def _sides(model: str, asked: Sequence[int] | None, own: Sequence[int]) -> list[int]:
+    """Return the sides of the image to count.
+
+    Raises:
+        BadInput: The model takes another number of sides.
+    """
+    if not asked:
+        return list(own)
+    sides = list(asked) * len(own) if len(asked) == 1 else list(asked)
+    if len(sides) != len(own) or min(sides) < 1:
+        expected = "height and width" if len(own) == 2 else "depth, height and width"
+        raise BadInput(
+            f"--size {' '.join(map(str, asked))}: {model} takes one number, or {expected}, of at "
+            "least 1"
         )
+    return sides
+
+
+def _indented(name: str) -> str:
+    """Return the last part of a module's name, indented by its depth."""
+    if not name:
+        return "total"
+    *parents, own = name.split(".")
+    return f"{'  ' * (len(parents) + 1)}{own}"

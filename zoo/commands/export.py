@@ -15,11 +15,13 @@ from zoo.commands.int8_step import Int8Step, check_quantize, refuse_unused
 from zoo.deploy import formats, int8_graph
 from zoo.deploy.manifest import Origin
 from zoo.deploy.pipeline import Artefact, export
+from zoo.display import ms
 from zoo.errors import BadInput, ZooError
 from zoo.factory import create_model
 from zoo.fetch import local_file
 from zoo.inputs import input_of
 from zoo.profiling.latency import measure
+from zoo.reports.claims import plus_minus
 from zoo.settings import ExportConfig, ExportRun
 from zoo.weights import load_content
 
@@ -234,6 +236,7 @@ def _latency(artefact: Artefact) -> str:
     images = f"{size[0]} image" + ("s" if size[0] > 1 else "")
     threads = f"{found.threads} thread" + ("s" if found.threads > 1 else "")
     return (
-        f"latency of {images} in {runtime}, {threads}: median {found.p50_ms:.2f} ms,"
-        f" p90 {found.p90_ms:.2f} ms ({found.n} calls)"
+        f"latency of {images} in {runtime}, {threads}: median {ms(found.p50_ms)} ms"
+        f" {plus_minus(found.p50_ms, found.low_ms, found.high_ms)}".rstrip()
+        + f" ({found.n} call{'' if found.n == 1 else 's'})"
     )

@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -18,11 +18,12 @@ from torch import nn
 
 from zoo.counting.rules import FlopCountAnalysis, Rule, all_rules
 from zoo.counting.traffic import measure_traffic
+from zoo.display import Displayed, byte_count, quantity, shape
 from zoo.errors import BadInput, UncountedOperator, first_line
 
 
-@dataclass(frozen=True)
-class Counts:
+@dataclass(frozen=True, repr=False)
+class Counts(Displayed):
     """The cost of one forward pass.
 
     Attributes:
@@ -57,6 +58,32 @@ class Counts:
     def intensity(self) -> float:
         """Arithmetic intensity: FLOPs per byte moved, as in the roofline model."""
         return self.flops / self.moved_bytes if self.moved_bytes else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts of the whole model as a dictionary that JSON can encode."""
+        names = [entry.name for entry in fields(self) if not entry.name.startswith("_")]
+        plain = {name: getattr(self, name) for name in (*names, "intensity")}
+        return {**plain, "input_size": list(self.input_size)}
+
+    def __str__(self) -> str:
+        variant = "fused" if self.fused else "unfused"
+        return (
+            f"{quantity(self.params)} params, {quantity(self.macs)} MACs, {quantity(self.flops)} "
+            f"FLOPs, {quantity(self.activations)} activations, input {shape(self.input_size)}, "
+            f"{variant}"
+        )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the figures for display."""
+        return [
+            ("input", shape(self.input_size)),
+            ("variant", "fused" if self.fused else "unfused"),
+            *((name, f"{getattr(self, name):,}") for name in ("params", "macs", "flops")),
+            ("activations", f"{self.activations:,}"),
+            ("peak memory of activations", byte_count(self.peak_activation_bytes)),
+            ("moved", byte_count(self.moved_bytes)),
+            ("FLOPs per byte", f"{self.intensity:.1f}"),
+        ]
 
     def by_module(self, depth: int | None = None) -> dict[str, dict[str, int]]:
         """Return params, macs, flops and activations of each module, keyed by its dotted name.

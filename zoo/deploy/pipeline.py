@@ -20,6 +20,7 @@ from zoo.deploy.formats import get_format as get_format
 from zoo.deploy.manifest import Origin
 from zoo.deploy.spec import ExportSpec
 from zoo.deploy.tracing import WithPrePostProcessing
+from zoo.display import Displayed, byte_count
 from zoo.environment import need, versions
 from zoo.errors import BadInput
 from zoo.inputs import input_of
@@ -59,8 +60,8 @@ class ExportOptions:
     origin: Origin | None = None
 
 
-@dataclass(frozen=True)
-class Artefact:
+@dataclass(frozen=True, repr=False)
+class Artefact(Displayed):
     """A finished export.
 
     Attributes:
@@ -88,9 +89,28 @@ class Artefact:
         opset = f", opset {made['opset']}" if "opset" in made else ""
         nodes = f", {made['nodes']} nodes" if "nodes" in made else ""
         return (
-            f"{model['name']} ({fused}{weights}) -> {self.path}: {made['bytes'] / 2**20:.1f} MiB, "
+            f"{model['name'] or 'model'} ({fused}{weights}) -> {self.path}: {made['bytes'] / 2**20:.1f} MiB, "
             f"input {shape}{opset}{nodes}"
         )
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the paths and the manifest as a dictionary that JSON can encode."""
+        paths = {"path": str(self.path), "manifest_path": str(self.manifest_path)}
+        return {**paths, "manifest": self.manifest}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what was exported, for display."""
+        made = self.manifest["artefact"]
+        return [
+            ("model", str(self.manifest["model"]["name"] or "from elsewhere")),
+            ("file", str(self.path)),
+            ("size", byte_count(made["bytes"])),
+            ("input", "x".join(map(str, self.manifest["input"]["shape"]))),
+            ("outputs compared", "not compared" if self.agreement is None else str(self.agreement)),
+        ]
 
 
 def export(model: nn.Module, format: str, path: str | os.PathLike[str], **options: Any) -> Artefact:

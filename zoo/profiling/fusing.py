@@ -2,18 +2,20 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from zoo.counting.count import count
+from zoo.display import Displayed
 from zoo.errors import BadInput
 from zoo.profiling.latency import Comparison, compare
 from zoo.reparam import randomize_parameters, reparameterize
 
 
-@dataclass(frozen=True)
-class FuseReport:
+@dataclass(frozen=True, repr=False)
+class FuseReport(Displayed):
     """The effect of fusing: each pair is (unfused, fused), each cost is for one image.
 
     Attributes:
@@ -37,20 +39,36 @@ class FuseReport:
     error: float
     latency: Comparison | None = None
 
-    def __str__(self) -> str:
-        rows = [
-            f"{name:<12}{before:>16,}{after:>16,}"
-            for name, (before, after) in (
-                ("layers", self.layers),
-                ("params", self.params),
-                ("MACs", self.macs),
-                ("FLOPs", self.flops),
-                ("activations", self.activations),
-                ("nodes", self.nodes),
-            )
+    def __repr__(self) -> str:
+        lines = [f"{name} {before} -> {after}" for name, (before, after) in self._pairs()]
+        return f"FuseReport({', '.join(lines)}, error {self.error:.1e})"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the figures before and after, for display."""
+        rows = [(name, f"{before:,} -> {after:,}") for name, (before, after) in self._pairs()]
+        rows += [("latency", str(self.latency))] if self.latency is not None else []
+        return [*rows, ("largest relative error", f"{self.error:.1e}")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a dictionary that JSON can encode."""
+        latency = None if self.latency is None else self.latency.to_dict()
+        pairs = {key: list(value) for key, value in vars(self).items() if isinstance(value, tuple)}
+        return {**pairs, "error": self.error, "latency": latency}
+
+    def _pairs(self) -> list[tuple[str, tuple[int, int]]]:
+        return [
+            ("layers", self.layers),
+            ("params", self.params),
+            ("MACs", self.macs),
+            ("FLOPs", self.flops),
+            ("activations", self.activations),
+            ("nodes", self.nodes),
         ]
+
+    def __str__(self) -> str:
+        rows = [f"{name:<12}{before:>16,}{after:>16,}" for name, (before, after) in self._pairs()]
         if self.latency is not None:
-            times = self.latency.a.p50 * 1e3, self.latency.b.p50 * 1e3
+            times = self.latency.a.p50, self.latency.b.p50
             rows.append(f"{'latency, ms':<12}{times[0]:>16.3f}{times[1]:>16.3f}")
             verdict = {"B is faster": "faster", "B is slower": "slower"}
             low, high = self.latency.low, self.latency.high

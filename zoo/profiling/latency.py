@@ -19,13 +19,14 @@ import numpy as np
 from torch import nn
 
 from zoo import runtimes
+from zoo.display import Displayed, ms, shape
 from zoo.environment import describe_machine, versions
 from zoo.errors import BadInput, first_line
 from zoo.profiling.energy import energy_per_call
 from zoo.profiling.loading import load
 from zoo.profiling.memory import MemoryMeter
 from zoo.profiling.stats import Summary, paired_shift, summarize
-from zoo.reports.changes import verdict_of
+from zoo.reports.claims import TOLERANCE, WIDE, is_wide, plus_minus, verdict
 
 Clock = Callable[[], float]
 Source = nn.Module | str | os.PathLike[str] | runtimes.Runtime
@@ -33,8 +34,8 @@ Source = nn.Module | str | os.PathLike[str] | runtimes.Runtime
 STEADY = 0.02  # the median is stable if those of two windows differ by less than this share
 WINDOW = 8  # a window has at least this many calls
 WINDOW_S = 0.05  # and lasts at least this many seconds
-TOLERANCE = 0.01  # smaller differences can come from the location of a model in memory
 MAX_PAIRS = 1000  # the cost of the confidence interval grows with the square of the pairs
+_BUSY = f"; the interval is wider than ±{100 * WIDE:g} %: the machine was busy, compare again"
 SETTLE_S = 0.01  # the threads of a runtime keep spinning this long after a call
 
 
@@ -55,14 +56,14 @@ class WarmUp:
     steady: bool
 
 
-@dataclass(frozen=True)
-class Latency:
+@dataclass(frozen=True, repr=False)
+class Latency(Displayed):
     """The latency of one model with one set of settings. Times are for a whole batch.
 
     Attributes:
         p50_ms: The median latency in milliseconds.
-        p90_ms: The 90th percentile.
-        p99_ms: The 99th percentile.
+        p90_ms: The 90th percentile; None for fewer than 64 calls.
+        p99_ms: The 99th percentile; None for fewer than 662 calls.
         min_ms: The fastest call.
         low_ms: Lower end of the 95 % confidence interval of the median; None for fewer than 6
             calls.
@@ -92,8 +93,8 @@ class Latency:
     """
 
     p50_ms: float
-    p90_ms: float
-    p99_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
     min_ms: float
     low_ms: float | None
     high_ms: float | None
@@ -124,17 +125,45 @@ class Latency:
 
     def __str__(self) -> str:
         state = {True: "fused", False: "unfused", None: "fused: unknown"}[self.fused]
-        interval = "" if self.low_ms is None else f" [{self.low_ms:.3f}, {self.high_ms:.3f}]"
-        steady = "" if self.steady else ", median not stable"
-        return (
-            f"p50 {self.p50_ms:.3f} ms{interval}, p90 {self.p90_ms:.3f}, p99 {self.p99_ms:.3f}, "
-            f"n={self.n}, {self.runtime}, {self.threads} threads, batch {self.input_size[0]}, "
-            f"{state}{steady}"
-        )
+        parts = [f"p50 {self.p50_ms:.3f} ms"]
+        if self.low_ms is not None:
+            parts[0] += f" [{self.low_ms:.3f}, {self.high_ms:.3f}]"
+        parts += [
+            f"{name} {value:.3f}"
+            for name, value in (("p90", self.p90_ms), ("p99", self.p99_ms))
+            if value is not None
+        ]
+        plural = "" if self.threads == 1 else "s"
+        parts += [f"n={self.n}", self.runtime, f"{self.threads} thread{plural}"]
+        parts += [f"batch {self.input_size[0]}", state, *self._doubts()]
+        return ", ".join(parts)
+
+    def _doubts(self) -> list[str]:
+        doubts = [] if self.steady else ["median not stable"]
+        if is_wide(self.p50_ms, self.low_ms, self.high_ms):
+            interval = plus_minus(self.p50_ms, self.low_ms, self.high_ms)
+            doubts.append(f"interval {interval}: the machine was busy")
+        return doubts
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the figures for display."""
+        times = (("p90", self.p90_ms), ("p99", self.p99_ms), ("fastest", self.min_ms))
+        interval = plus_minus(self.p50_ms, self.low_ms, self.high_ms)
+        rows = [("median", f"{ms(self.p50_ms)} ms {interval}".strip())]
+        rows += [(name, f"{ms(value)} ms") for name, value in times if value is not None]
+        rows += [
+            ("calls", str(self.n)),
+            ("runtime", f"{self.runtime} {self.runtime_version}".strip()),
+            ("threads", str(self.threads)),
+            ("input", f"{shape(self.input_size)}, {self.dtype}, {self.layout}"),
+            ("variant", {True: "fused", False: "unfused", None: "unknown"}[self.fused]),
+            ("machine", str(self.machine.get("cpu", ""))),
+        ]
+        return rows + [("warning", doubt) for doubt in self._doubts()]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Displayed):
     """The latencies of two models that were called in turn.
 
     Attributes:
@@ -142,8 +171,8 @@ class Comparison:
         low: Lower end of its 95 % confidence interval; None for fewer than 6 pairs.
         high: Upper end of that interval.
         n: Number of pairs of calls.
-        a: Latencies of A in seconds.
-        b: Latencies of B in seconds.
+        a: Latencies of A in ms.
+        b: Latencies of B in ms.
         tolerance: Ratios within this distance of 1 count as no difference.
     """
 
@@ -158,15 +187,35 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """`"B is faster"`, `"B is slower"`, or `"no difference"` if noise may be the reason."""
-        verdict = verdict_of(self.low, self.high, self.tolerance)
-        return verdict if verdict == "no difference" else f"B is {verdict}"
+        word = verdict(self.low, self.high, self.tolerance)
+        return word if word == "no difference" else f"B is {word}"
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
         return (
-            f"{self.verdict}: B/A = {self.ratio:.3f}{interval}, A {self.a.p50 * 1e3:.3f} ms, "
-            f"B {self.b.p50 * 1e3:.3f} ms, {self.n} pairs"
+            f"{self.verdict}: B/A = {self.ratio:.3f}{interval}, A {self.a.p50:.3f} ms, "
+            f"B {self.b.p50:.3f} ms, {self.n} pairs{self._doubt()}"
         )
+
+    def _doubt(self) -> str:
+        return _BUSY if is_wide(self.ratio, self.low, self.high) else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as a dictionary that JSON can encode."""
+        return {**asdict(self), "verdict": self.verdict}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the figures for display."""
+        interval = plus_minus(self.ratio, self.low, self.high)
+        return [
+            ("verdict", self.verdict + self._doubt()),
+            ("B / A", f"{self.ratio:.3f} {interval}".strip()),
+            *(
+                (f"{name}, median", f"{side.p50:.3f} ms")
+                for name, side in (("A", self.a), ("B", self.b))
+            ),
+            ("pairs of calls", str(self.n)),
+        ]
 
 
 @dataclass(frozen=True)
@@ -454,8 +503,8 @@ def _record(
 
     return Latency(
         p50_ms=times.p50 * 1e3,
-        p90_ms=times.p90 * 1e3,
-        p99_ms=times.p99 * 1e3,
+        p90_ms=in_ms(times.p90),
+        p99_ms=in_ms(times.p99),
         min_ms=times.min * 1e3,
         low_ms=in_ms(times.low),
         high_ms=in_ms(times.high),
@@ -486,4 +535,4 @@ def _compared(a: np.ndarray, b: np.ndarray) -> Comparison:
     tick = 1e-9  # a coarse clock may measure 0, which has no logarithm
     centre, interval = paired_shift(np.log(np.maximum(b, tick)) - np.log(np.maximum(a, tick)))
     low, high = (None, None) if interval is None else np.exp(interval).tolist()
-    return Comparison(math.exp(centre), low, high, len(a), summarize(a), summarize(b))
+    return Comparison(math.exp(centre), low, high, len(a), summarize(1e3 * a), summarize(1e3 * b))

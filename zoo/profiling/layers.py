@@ -22,6 +22,7 @@ from zoo import runtimes
 from zoo.counting.count import count
 from zoo.counting.hooks import module_callbacks
 from zoo.counting.traffic import measure_traffic
+from zoo.display import Displayed
 from zoo.profiling.latency import random_batch
 
 OVERHEAD = 10.0  # a layer this many times slower than both limits is bound by overhead
@@ -69,8 +70,8 @@ class Layer:
     bound: str
 
 
-@dataclass(frozen=True)
-class Layers:
+@dataclass(frozen=True, repr=False)
+class Layers(Displayed):
     """The layers of a model in order of execution, and the limits of the machine.
 
     Attributes:
@@ -86,6 +87,15 @@ class Layers:
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as a dictionary that JSON can encode."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        kinds = list(self.by_type().items())[:3]
+        slowest = ", ".join(f"{kind} {values['ms']:.2f} ms" for kind, values in kinds)
+        return f"{len(self.layers)} layers, {self.total_ms:.2f} ms; slowest types: {slowest}"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the time of each type of layer, for display."""
+        return [(kind, f"{values['ms']:.3f} ms") for kind, values in self.by_type().items()]
 
     def by_type(self) -> dict[str, dict[str, float]]:
         """Return total ms, macs, bytes and layers of each type of layer, the slowest type first."""

@@ -3,13 +3,11 @@
 Plans are checked without building a model: the facts of each model contain its name and sizes.
 """
 
-import fnmatch
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 
 from zoo import registry, runtimes
@@ -175,11 +173,7 @@ def resolve_names(patterns: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        is_timm = registry.is_timm(pattern)
-        is_glob = any(character in pattern for character in "*?[")
-        if is_timm:
-            matches = _timm_names(pattern, is_glob)
-        elif is_glob:
+        if any(character in pattern for character in "*?["):
             matches = registry.list_models(pattern)
         else:
             matches = [registry.get_spec(pattern).name]
@@ -187,13 +181,6 @@ def resolve_names(patterns: Sequence[str]) -> list[str]:
             raise UnknownModel(f"no model matches {pattern!r}; zoo.list_models() lists all models")
         found |= dict.fromkeys(matches)
     return list(found)
-
-
-def _timm_names(pattern: str, is_glob: bool) -> list[str]:
-    if not is_glob:
-        return [registry.TIMM + registry.timm_name(pattern)]
-    bare = pattern.removeprefix(registry.TIMM)
-    return [registry.TIMM + name for name in fnmatch.filter(timm.list_models(), bare)]
 
 
 def _not_a_multiple(name: str, sides: Sides) -> str | None:

@@ -10,6 +10,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from zoo.reports.claims import MIN_CALLS
+
 LEVEL = 0.95  # confidence level of all intervals
 
 
@@ -19,8 +21,8 @@ class Summary:
 
     Attributes:
         p50: The median. Percentiles are interpolated linearly between samples.
-        p90: The 90th percentile.
-        p99: The 99th percentile; with fewer than 100 samples it depends mostly on the largest.
+        p90: The 90th percentile; None for fewer than 64 samples.
+        p99: The 99th percentile; None for fewer than 662 samples.
         min: The smallest sample.
         n: The number of samples.
         spread: Interquartile range divided by the median.
@@ -29,8 +31,8 @@ class Summary:
     """
 
     p50: float
-    p90: float
-    p99: float
+    p90: float | None
+    p99: float | None
     min: float
     n: int
     spread: float
@@ -42,6 +44,10 @@ def summarize(samples: "np.ndarray | list[float]") -> Summary:
     """Summarise a non-empty list of samples."""
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     p25, p50, p75, p90, p99 = np.quantile(ordered, (0.25, 0.5, 0.75, 0.9, 0.99)).tolist()
+    p90, p99 = (
+        value if len(ordered) >= MIN_CALLS[key] else None
+        for key, value in (("p90_ms", p90), ("p99_ms", p99))
+    )
     low, high = median_interval(ordered) or (None, None)
     spread = (p75 - p25) / p50 if p50 > 0 else 0.0
     return Summary(p50, p90, p99, float(ordered[0]), len(ordered), spread, low, high)

@@ -35,9 +35,10 @@ from zoo.factory import create_model
 from zoo.profiling.latency import measure
 from zoo.profiling.layers import profile_layers
 from zoo.profiling.plan import Case, Plan
+from zoo.quoting import command_line, setting
 from zoo.reparam import reparameterize
 from zoo.reports.records import Record, Results, case_key
-from zoo.reports.table import legend, print_whole, table
+from zoo.reports.table import legend, print_all, table
 
 # The attributes of `zoo.counting.count.Counts` that each record contains, for one image.
 _COUNTS = (
@@ -82,7 +83,7 @@ def sweep(plan: Plan, out: Path) -> list[Record]:
         kept = sum("error" not in row for row in rows)
         print(
             f"interrupted: {kept} of {len(sweep_run.cases)} measurements are in {results.path}; "
-            f"run the same command with profile.out={shlex.quote(str(out))} to continue",
+            f"run the same command with {setting('profile.out', str(out))} to continue",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
@@ -263,11 +264,12 @@ def print_summary(rows: Sequence[Record], results: Results) -> None:
     """Print the results, the machine, the failed cases, and the path of the records."""
     kept = sum("error" not in row for row in rows)
     records = f"{kept} record{'' if kept == 1 else 's'}"
-    print_whole(
-        table(rows),
-        *dict.fromkeys([*legend(rows), summary(), *_failures(rows)]),
+    shown, omitted = table(rows)
+    print_all(
+        shown,
+        *dict.fromkeys([*legend(rows, omitted), summary(), *_failures(rows)]),
         f"{records} in {results.path}; to write a report: "
-        f"python -m zoo report {shlex.quote(str(results.path))}",
+        f"{command_line('report', {}, results.path)}",
     )
 
 

@@ -2,7 +2,7 @@
 
 The two files come from separate runs, so each median has its own confidence interval. The interval
 of the ratio combines both by the method of variance estimates recovery (Zou and Donner, 2008) on
-logarithms. A difference is reported only if this interval is outside `TOLERANCE` around 1.
+logarithms. When a difference is reported: `zoo.reports.claims`.
 """
 
 import json
@@ -12,17 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
 
+from zoo.display import ms, shape
 from zoo.errors import BadInput
+from zoo.reports.claims import RULE, TOLERANCE, WIDE, is_wide, verdict
 from zoo.reports.records import Record, load
-from zoo.reports.table import fused_word, print_whole
-
-# The interval covers the variation within a run. Between runs, the temperature of the machine and
-# the location of the model in memory change the median by a few percent more.
-TOLERANCE = 0.03
+from zoo.reports.table import Heading, fitted, fused_word, print_all
 
 MAX_LISTED = 20  # cases that are only in one file
 
@@ -38,6 +34,7 @@ _SETTINGS: dict[str, Callable[[Record], Any]] = {
     "max_time": lambda r: (r.get("asked") or {}).get("max_time"),
 }
 _COUNTS = ("params", "macs")
+_CASE_TITLES = ("variant", "runtime", "input")
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Ratio:
     @property
     def verdict(self) -> str:
         """`"faster"`, `"slower"`, or `"no difference"` if noise may be the reason."""
-        return verdict_of(self.low, self.high, self.tolerance)
+        return verdict(self.low, self.high, self.tolerance)
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
@@ -84,6 +81,13 @@ class Change:
     settings: tuple[str, ...]
     counts: tuple[str, ...]
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether one of the two medians has a wide interval, because the machine was busy."""
+        return any(
+            is_wide(r["p50_ms"], r.get("low_ms"), r.get("high_ms")) for r in (self.a, self.b)
+        )
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -100,21 +104,6 @@ class Changes:
     only_b: list[Record] = field(default_factory=list)
 
 
-def verdict_of(low: float | None, high: float | None, tolerance: float) -> str:
-    """Return `"faster"`, `"slower"` or `"no difference"` for the interval of a latency ratio.
-
-    Args:
-        low: Lower end of the confidence interval, or None without an interval.
-        high: Upper end of the confidence interval, or None without an interval.
-        tolerance: Ratios within this distance of 1 count as no difference.
-    """
-    if low is None or high is None:
-        return "no difference"
-    if high < 1 - tolerance:
-        return "faster"
-    return "slower" if low > 1 + tolerance else "no difference"
-
-
 def ratio(a: Record, b: Record, tolerance: float = TOLERANCE) -> Ratio:
     """Return the ratio of two medians that were measured in separate runs."""
     (mid_a, low_a, high_a), (mid_b, low_b, high_b) = _logarithms(a), _logarithms(b)
@@ -128,9 +117,8 @@ def ratio(a: Record, b: Record, tolerance: float = TOLERANCE) -> Ratio:
 
 def _logarithms(record: Record) -> tuple[float, float, float]:
     """Return the logarithms of median, low and high; NaN for a value that is missing."""
-    tick = 1e-9  # a coarse clock may measure 0, which has no logarithm
     values = (record.get(key) for key in ("p50_ms", "low_ms", "high_ms"))
-    mid, low, high = (math.nan if v is None else math.log(max(v, tick)) for v in values)
+    mid, low, high = (math.nan if v is None else math.log(v) for v in values)
     return mid, low, high
 
 
@@ -155,21 +143,38 @@ def changes(a: Sequence[Record], b: Sequence[Record]) -> Changes:
     return Changes(both, list(left.values()), list(right.values()))
 
 
-def table(found: Changes) -> Table:
-    """Return a table of the cases in both files: slower ones, faster ones, then the rest."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in ("model", "variant", "runtime", "input"):
-        shown.add_column(title, no_wrap=True)
-    for title in ("A ms", "B ms", "B / A"):
-        shown.add_column(title, justify="right", no_wrap=True)
-    shown.add_column("verdict", no_wrap=True)
+def table(found: Changes, width: int | None = None) -> Table:
+    """Return a table of the cases in both files: slower ones, faster ones, then the rest.
+
+    Variant, runtime and input have columns only if the cases differ in them.
+
+    Args:
+        found: The cases.
+        width: Number of characters; None for those of the terminal.
+    """
     order = ("slower", "faster", "no difference")
-    for change in sorted(found.both, key=lambda change: order.index(change.ratio.verdict)):
-        times = (f"{r['p50_ms']:.4g}" for r in (change.a, change.b))
-        differing = "".join(f", {name} differ" for name in change.counts + change.settings)
-        cells = (*case_of(change.a), *times, str(change.ratio), change.ratio.verdict + differing)
-        shown.add_row(*map(escape, cells))
-    return shown
+    both = sorted(found.both, key=lambda change: order.index(change.ratio.verdict))
+    cases = list(zip(*(case_of(change.a) for change in both), strict=True)) or [()] * 4
+    headings = [Heading("model", list(cases[0]), right=False, folds=True)]
+    headings += [
+        Heading(title, list(cells), right=False, folds=True)
+        for title, cells in zip(_CASE_TITLES, cases[1:], strict=True)
+        if len(set(cells)) > 1
+    ]
+    for title, record in (("A ms", "a"), ("B ms", "b")):
+        headings.append(Heading(title, [ms(getattr(c, record)["p50_ms"]) for c in both], rank=1))
+    headings += [
+        Heading("B / A", [f"{c.ratio}{'!' if c.is_wide else ''}" for c in both]),
+        Heading("verdict", [c.ratio.verdict for c in both], right=False, folds=True),
+        Heading(
+            "differ",
+            [", ".join(change.counts + change.settings) for change in both],
+            rank=2,
+            right=False,
+            folds=True,
+        ),
+    ]
+    return fitted(headings, width)[0]
 
 
 def notes(found: Changes, a: Sequence[Record], b: Sequence[Record]) -> list[str]:
@@ -177,6 +182,12 @@ def notes(found: Changes, a: Sequence[Record], b: Sequence[Record]) -> list[str]
     lines = []
     for name, records in (("A", a), ("B", b)):
         lines += [f"{name}: {text}" for text in _environments(records)]
+    shared = [
+        f"{title} {cells[0]}"
+        for title, *cells in zip(_CASE_TITLES, *(case_of(c.a)[1:] for c in found.both), strict=True)
+        if len(set(cells)) == 1
+    ]
+    lines += [f"all: {', '.join(shared)}"] if shared and found.both else []
     for name in dict.fromkeys(name for change in found.both for name in change.settings):
         values = dict.fromkeys(
             f"{_SETTINGS[name](c.a)} and {_SETTINGS[name](c.b)}"
@@ -199,9 +210,13 @@ def outcome(found: Changes) -> list[str]:
     """Return the lines below the table: how many cases changed, and which have no counterpart."""
     verdicts = [change.ratio.verdict for change in found.both]
     parts = [f"{verdicts.count(v)} {v}" for v in ("slower", "faster", "no difference")]
-    lines = [
-        ", ".join(parts) + f" (counting differences beyond {TOLERANCE:.0%} and beyond the interval)"
-    ]
+    lines = [f"{', '.join(parts)}: {RULE}"]
+    wide = sum(change.is_wide for change in found.both)
+    if wide:
+        lines.append(
+            f"! {wide} of {len(found.both)} with an interval wider than ±{100 * WIDE:g} %: the "
+            "machine was busy; measure again, or time both in turn with zoo.compare(a, b)"
+        )
     for name, records in (("A", found.only_a), ("B", found.only_b)):
         if records:
             names = list(dict.fromkeys(" ".join(case_of(record)) for record in records))
@@ -213,7 +228,7 @@ def outcome(found: Changes) -> list[str]:
 def case_of(record: Record) -> tuple[str, str, str, str]:
     """Return the model, variant, runtime and input size of a record as texts."""
     variant = fused_word(record.get("fused"))
-    return (record["model"], variant, record["runtime"], "x".join(map(str, record["input_size"])))
+    return (record["model"], variant, record["runtime"], shape(record["input_size"]))
 
 
 def _identity(record: Record) -> str:
@@ -270,7 +285,7 @@ def compare_files(a: Path, b: Path) -> None:
         raise BadInput(
             f"{a} and {b} have no measurement of the same model, variant, input size and runtime"
         )
-    print_whole(
+    print_all(
         *(f"{name} = {path}" for name, path in (("A", a), ("B", b))),
         *notes(found, first, second),
         table(found),

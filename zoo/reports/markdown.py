@@ -22,8 +22,3 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def escape(text: str) -> str:
     """Return `text` on one line, with the special characters of Markdown escaped."""
     return re.sub(r"([\\`*<>|]|(?<=\])\()", r"\\\1", " ".join(str(text).split()))
-
-
-def ms(value: float) -> str:
-    """Format milliseconds, with more digits below 1 ms."""
-    return f"{value:.{2 if value >= 1 else 4}f}"

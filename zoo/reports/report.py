@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from zoo.display import byte_count, energy, ms, quantity
 from zoo.errors import BadInput
 from zoo.reports import page
-from zoo.reports.changes import TOLERANCE
-from zoo.reports.markdown import escape, grid, ms
+from zoo.reports.claims import RULE
+from zoo.reports.markdown import escape, grid
 from zoo.reports.records import JSON_NAME, csv_text, load
 from zoo.reports.schema import printable
-from zoo.reports.table import byte_count, energy, fused_word, quantity
+from zoo.reports.table import fused_word
 from zoo.reports.view import View
 from zoo.reports.writing import replace_files
 
@@ -71,7 +72,7 @@ def markdown(view: View, title: str) -> str:
         parts += ["## Fused and unfused", grid([*head, "ratio", "fused is"], rows)]
         parts.append(
             "The ratio is the fused latency divided by the unfused latency, with its 95 % "
-            f"confidence interval. Differences up to {TOLERANCE:.0%} count as no difference."
+            f"confidence interval; {RULE}."
         )
     parts += ["## Machines", *_machines(view)]
     return "\n\n".join(parts) + "\n"
