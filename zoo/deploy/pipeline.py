@@ -89,8 +89,8 @@ class Artefact(Displayed):
         opset = f", opset {made['opset']}" if "opset" in made else ""
         nodes = f", {made['nodes']} nodes" if "nodes" in made else ""
         return (
-            f"{model['name'] or 'model'} ({fused}{weights}) -> {self.path}: {made['bytes'] / 2**20:.1f} MiB, "
-            f"input {shape}{opset}{nodes}"
+            f"{model['name'] or 'model'} ({fused}{weights}) -> {self.path}: "
+            f"{byte_count(made['bytes'])}, input {shape}{opset}{nodes}"
         )
 
     def __str__(self) -> str:
