@@ -1,5 +1,8 @@
 """Every invalid or ineffective setting raises a one-line error that names it."""
 
+import math
+import os
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -30,6 +33,26 @@ INVALID = [
     ({"mean": []}, "data.mean"),
     ({"std": [0.0, 1.0, 1.0]}, "data.std=.* above 0"),
     ({"mean": ["a", 1, 1]}, r"data.mean\[0\]: Value 'a'"),
+    ({"std": [math.inf] * 3}, "data.std=.* must be finite"),
+    ({"mean": [math.nan] * 3}, "data.mean=.* must be finite"),
+    ({"mean": [-math.inf, 0, 0]}, "data.mean=.* must be finite"),
+    ({"std": [1e-30] * 3}, "data.std=.* must be at least 0.0001"),
+    ({"mean": [123.7, 116.3, 103.5]}, "data.mean=.* for pixel values in 0..1; divide it by 255"),
+    ({"std": [58.4, 57.1, 57.4]}, "data.std=.* divide it by 255"),
+    ({"image_size": 30000}, "data.image_size=30000 is larger than 8192 pixels a side"),
+    ({"image_size": [64, 10**9]}, "data.image_size=.* is larger than 8192"),
+    ({"crop_pct": 0.0001}, "data.crop_pct=0.0001 keeps almost nothing"),
+    ({"crop_pct": math.nan}, "data.crop_pct=nan"),
+    ({"ratio": [1.0, math.inf]}, "data.ratio=.* 0 < low <= high <= 100"),
+    ({"ratio": [math.nan, 1.0]}, "data.ratio"),
+    ({"ratio": [1e-9, 1.0]}, "data.ratio=.* must be at least 0.01"),
+    ({"scale": [math.nan, 1.0]}, "data.scale"),
+    ({"hflip": math.nan}, "data.hflip=nan"),
+    ({"color_jitter": math.nan}, "data.color_jitter=nan must be one strength"),
+    ({"color_jitter": math.inf}, "data.color_jitter=inf"),
+    ({"color_jitter": [0.1, 0.1, 0.1, 0.7]}, "hue must be at most 0.5"),
+    ({"re_prob": 0.5, "re_count": 10**9}, "data.re_count=1000000000 must be at most 100"),
+    ({"name": "photos_superres", "train_images": 10**12}, "data.train_images=.* at most"),
     ({"interpolation": "cubic"}, "unknown data.interpolation 'cubic'; did you mean 'bicubic'"),
     ({"interpolation": "random"}, "unknown data.interpolation 'random'. Choices: nearest"),
     ({"train_interpolation": "x"}, "unknown data.train_interpolation 'x'"),
@@ -127,3 +150,26 @@ def test_the_composed_configuration_is_accepted():
 @pytest.mark.parametrize("name", ["digits", "folder", "imagenet", "cifar10", "cifar100"])
 def test_each_yaml_names_its_data_set(name):
     assert compose("train", [f"data={name}"]).data.name == name
+
+
+def test_a_batch_that_no_memory_can_hold_raises():
+    with pytest.raises(BadInput, match=r"a batch of 512 images of data.image_size=\[8192, 8192\]"):
+        create_datamodule(DataConfig(image_size=8192), batch_size=512)
+
+
+def test_loader_processes_beyond_the_machine_are_capped(monkeypatch, caplog):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert resolve({"num_workers": 100_000}).num_workers == 24
+    assert (
+        "data.num_workers=100000 is too many for 6 cores: 24 processes are started" in caplog.text
+    )
+    caplog.clear()
+    assert resolve({"num_workers": 24}).num_workers == 24
+    assert not caplog.text
+
+
+def test_more_processes_than_cores_are_no_warning(monkeypatch):
+    """torch writes two lines in that case; warnings are errors in tests."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    data = create_datamodule(DataConfig(image_size=8, num_workers=16), batch_size=8)
+    assert data.eval_dataloader("val").num_workers == 16

@@ -161,9 +161,10 @@ def test_errors(shards, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_label_out_of_range_raises(shards, workers):
-    data = opened(shards, num_classes=1, num_workers=workers)
-    with pytest.raises(BadInput, match="label 1 in wds/x is outside 0 to 0; .*data.num_classes=1"):
+def test_a_label_out_of_range_raises(shards, write_shard, workers):
+    write_shard(shards / "val-1.tar", 106, label=lambda i: i % 3)
+    data = opened(shards, num_classes=2, num_workers=workers)
+    with pytest.raises(BadInput, match="label 2 in wds/x is outside 0 to 1; .*data.num_classes=2"):
         list(data.val_dataloader())
 
 

@@ -1,6 +1,7 @@
 """`eval.py`: evaluate weights or an exported file on a data set."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from zoo.inputs import published_input, published_statistics
 from zoo.reparam import reparameterize
 from zoo.runtimes.artefacts import LoadedArtefact
 from zoo.settings import EvalRun
-from zoo.training import run_folder
+from zoo.training import logs, run_data, run_folder
 from zoo.training.artefact_model import ArtefactModel
 from zoo.training.builders import (
     check_against_data,
@@ -27,6 +28,8 @@ from zoo.training.checkpoint import folder_of
 from zoo.training.checks import check_value
 from zoo.training.evaluation import EvaluationTarget, evaluate_on
 from zoo.weights import load_content
+
+log = logging.getLogger("zoo.data")
 
 
 def run(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def run(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
     check_value("batch_size", settings.batch_size, settings.batch_size >= 1, "at least 1")
     if settings.out is not None:
         run_folder.check_writable(settings.out, "out")
+    logs.show_data_warnings(logs.make_console())
     if settings.artefact is not None:
         return _evaluate_artefact(settings, explicit)
     return _evaluate_weights(settings, explicit)
@@ -75,7 +79,6 @@ def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str
             **({"qat": True} if is_qat else {}),
         },
         title=name + form,
-        class_names=saved.class_names if saved else None,
         memory_format=layout,
     )
     return evaluate_on(target, out)
@@ -128,9 +131,22 @@ def _open_data(settings: EvalRun, saved: resolve.SavedWeights | None) -> ImageDa
         expected,
         source=str(settings.weights),
         num_classes=saved.num_classes if saved else None,
+        class_names=saved.class_names if saved else None,
+        saved_split=_saved_split(settings, saved),
     )
+    if (saved is None or not saved.is_run) and data.class_names and data.config.root:
+        log.warning(
+            "the weights have no class names: their classes are matched with those of the data by"
+            " position, in alphabetical order of the folders"
+        )
     check_against_data(settings.model, data)
     return data
+
+
+def _saved_split(settings: EvalRun, saved: resolve.SavedWeights | None) -> dict[str, str] | None:
+    if saved is None or not saved.is_run:
+        return None
+    return run_data.saved_split(folder_of(saved.path), saved.groups.get("data"), settings.data)
 
 
 def _build(
@@ -228,7 +244,6 @@ def _evaluate_artefact(settings: EvalRun, explicit: resolve.Explicit) -> dict[st
             "fused": about.get("fused"),
         },
         title=f"{title} in {runtime.name}",
-        class_names=manifest.get("class_names"),
         unavailable=("loss",) if model.postprocessing == "argmax" else (),
     )
     return evaluate_on(target, out)
@@ -285,4 +300,5 @@ def _open_artefact_data(settings: EvalRun, file: Path, manifest: dict[str, Any])
         source=file.name,
         task=manifest.get("task", "classification"),
         num_classes=manifest.get("model", {}).get("num_classes"),
+        class_names=manifest.get("class_names"),
     )

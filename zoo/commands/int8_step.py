@@ -16,8 +16,10 @@ from zoo.deploy.manifest import Origin, preprocessing_of
 from zoo.deploy.pipeline import Artefact
 from zoo.errors import BadInput
 from zoo.reparam import reparameterize
-from zoo.settings import ExportConfig, ExportRun, QuantizeConfig
+from zoo.settings import DataConfig, ExportConfig, ExportRun, QuantizeConfig
+from zoo.training import logs, run_data
 from zoo.training.builders import check_forward, open_evaluation_data
+from zoo.training.checkpoint import folder_of
 from zoo.training.checks import check_value
 from zoo.training.tasks import get_task, task_of_model
 
@@ -83,6 +85,7 @@ class Int8Step:
         """Create one artefact, and print its accuracy, size and latency next to float."""
         quantize, shape = self.settings.quantize, self.options["input_size"]
         if self._data is None:
+            logs.show_data_warnings(logs.make_console())
             self._data = self._open_data()
         images = calibration.calibration(self._data, quantize.images)
         if self._rows is None and (quantize.sensitivity or quantize.keep_float):
@@ -131,6 +134,8 @@ class Int8Step:
             source=name,
             task=task,
             num_classes=classes if self.has_weights else None,
+            class_names=self.origin.class_names if self.has_weights else None,
+            saved_split=self._saved_split(config),
         )
         if classes not in (None, data.num_classes):
             raise BadInput(
@@ -140,6 +145,12 @@ class Int8Step:
             )
         check_forward(self.model, name, data)
         return data
+
+    def _saved_split(self, config: DataConfig) -> dict[str, str] | None:
+        if self.origin.weights is None:
+            return None
+        folder = folder_of(self.origin.weights)
+        return run_data.saved_split(folder, self.origin.data, config)
 
     def _sensitivity(
         self, data: ImageData, images: Sequence[calibration.Batch]

@@ -8,6 +8,7 @@ from zoo.data.datamodule import ImageData
 from zoo.data.segmentation import SegmentationData
 from zoo.data.superres import SuperResolutionData
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 _DATAMODULES = {data.task: data for data in (ImageData, SegmentationData, SuperResolutionData)}
 
@@ -46,5 +47,17 @@ def create_datamodule(
     for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
         if value is not None and value < 1:
             raise BadInput(f"{name}={value} must be at least 1")
+    _check_memory(resolved, max(batch_size, eval_batch_size or 1))
     datamodule = _DATAMODULES[presets.task(resolved.name)]
     return datamodule(resolved, batch_size, eval_batch_size or batch_size, seed)
+
+
+def _check_memory(cfg: DataConfig, batch_size: int) -> None:
+    """Raise `BadInput` for a batch whose images alone no machine can be expected to hold."""
+    height, width = presets.size_of(cfg.image_size)
+    size = 4 * cfg.in_chans * height * width * batch_size
+    if size > presets.LARGEST_BATCH:
+        raise BadInput(
+            f"a batch of {batch_size} images of data.image_size={[height, width]} takes"
+            f" {size / 2**30:.0f} GiB; lower data.image_size or the batch size"
+        )

@@ -1,10 +1,24 @@
 """`ImageData`: the loaders of a data set for classification, and the base of the other tasks."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from zoo.data import folders, presets, samplers, splits, torchvision_sets, transforms
+from zoo.data import (
+    fingerprint,
+    folders,
+    integrity,
+    presets,
+    samplers,
+    splits,
+    torchvision_sets,
+    transforms,
+)
+from zoo.data.classes import KnownClasses
 from zoo.data.dataset import ImageSet
+from zoo.data.holdout import SavedSplit
 from zoo.data.loader import ImageLoader
+from zoo.data.sources import Part
 from zoo.data.streams import Stream, StreamLoader
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
@@ -21,6 +35,8 @@ class ImageData:
         num_classes: Number of classes; known after `setup`.
         class_names: Their names in order, or None; known after `setup`.
         streaming: Whether the images come from WebDataset shards, in their order.
+        saved_split: The split of a run (key of an image -> half), which decides instead of
+            `data.val_split`; None to split by hash.
     """
 
     task: ClassVar[str] = "classification"
@@ -41,6 +57,10 @@ class ImageData:
         self.num_classes: int = 0
         self.class_names: list[str] | None = None
         self.streaming: bool = presets.family(config.name) == "wds"
+        self.saved_split: SavedSplit | None = None
+        self._known: KnownClasses | None = None
+        self._is_training = False
+        self._streams: list[Any] = []
         self._sources: dict[str, Any] = {}
         self._downloaded = False
         # Created here to report invalid settings before any data is read.
@@ -50,13 +70,45 @@ class ImageData:
         """Return how images are prepared for training and for evaluation."""
         return transforms.train_preparation(self.config), transforms.eval_preparation(self.config)
 
+    def expect_classes(self, count: int, names: Sequence[str] | None, owner: str) -> None:
+        """Label the images with the classes of some weights; call it before `setup`.
+
+        Classes are matched by name. Images of classes that the weights do not have are left out.
+        Without names, the classes are matched by position and their numbers must agree.
+
+        Args:
+            count: Number of classes of the weights.
+            names: Names of the classes in order, if known.
+            owner: What has these classes, for messages.
+        """
+        if names is not None and len(names) != count:
+            names = None
+        self._known = KnownClasses(count, names, owner, self.config.name, leaves_out=True)
+
     def _open(self, split: str) -> Any:
-        """Open a split and compare its classes with those of the splits opened before."""
-        opened = splits.open_split(self.config, split)
-        for name, source in self._sources.items():
-            splits.check_same_classes(name, source.class_names, split, opened.class_names)
-        self.class_names = folders.readable_names(opened.class_names)
-        return opened
+        """Open a split and label its images like those of the splits opened before."""
+        return self._matched(split, splits.open_split(self.config, split, self.saved_split))
+
+    def _matched(self, split: str, opened: Any) -> Any:
+        """Return the images with the class numbers of the weights, or of the first split."""
+        names = folders.readable_names(opened.class_names)
+        if self._known is None:
+            self._known = KnownClasses(opened.num_classes, names, split, self.config.name)
+            self.class_names = names
+            return opened
+        known = self._known
+        numbers = known.numbers(split, opened.num_classes, names)
+        if known.names is not None:
+            self.class_names = list(known.names)
+        elif self.class_names is None:
+            self.class_names = names
+        if numbers == list(range(max(known.count, opened.num_classes))):
+            return opened
+        return self._renumbered(opened, numbers, known)
+
+    def _renumbered(self, opened: Any, numbers: list[int | None], known: KnownClasses) -> Any:
+        names = None if known.names is None else list(known.names)
+        return Part.renumbered(opened, numbers, names, known.count)
 
     def _images(self, source: Any, preparation: Any, seed: int | None) -> ImageSet:
         """Return the batches of `source`; `seed` is None if nothing is random."""
@@ -78,14 +130,88 @@ class ImageData:
         """Open the splits: train and val if `stage` is `"fit"` or None, otherwise only val.
 
         Raises:
-            BadInput: Data is missing or inconsistent, or `batch_size` exceeds the training images.
+            BadInput: Data is missing or inconsistent, an image cannot be read, there is a single
+                class, or `batch_size` exceeds the training images.
         """
         if self.streaming:
             self._setup_stream(stage)
             return
-        if stage in (None, "fit"):
-            samplers.check_batch_size(self.batch_size, len(self.source("train")))
+        self._is_training = stage in (None, "fit")
+        if self._is_training:
+            train = self.source("train")
+            self._check_several_classes()
+            samplers.check_batch_size(self.batch_size, len(train))
         self.source("val")
+        self._check_several_classes()
+        self._check_images()
+
+    def _check_several_classes(self) -> None:
+        if self.task == "classification" and self.num_classes < 2:
+            name = f" {self.class_names[0]!r}" if self.class_names else ""
+            raise BadInput(
+                f"data.name={self.config.name} has a single class{name}, so there is nothing to"
+                " tell apart; add images of another class"
+                + (
+                    f" to a folder beside it (data.root={self.config.root})"
+                    if self.config.root
+                    else ""
+                )
+            )
+
+    def _check_images(self) -> None:
+        """Raise `BadInput` for images that cannot be read; skipped and cached ones were read."""
+        if self.config.skip_corrupt or self.config.cache:
+            return
+        paths = [
+            source.files(index)[0]
+            for source in self._sources.values()
+            for index in range(len(source))
+            if hasattr(source, "files") and source.files(index)
+        ]
+        integrity.check_images(paths, self.in_chans)
+
+    def describe(self) -> str:
+        """Return the numbers of images and how many each class has, for the first lines of a run.
+
+        Call it after `setup`.
+        """
+        if self.streaming:
+            splits = [
+                str(fingerprint.of_shards(loader.reader)["images"]) for loader in self._streams
+            ]
+            return f"{self.config.name}: {' + '.join(splits)} images"
+        order = [name for name in ("train", "val") if name in self._sources]
+        counts = " + ".join(str(len(self._sources[name])) for name in order)
+        text = f"{self.config.name}: {counts} images"
+        labels = [int(n) for name in order for n in getattr(self._sources[name], "labels", ())]
+        if not labels:
+            return text
+        sizes = sorted(Counter(labels).values())
+        each = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
+        return f"{text}, {each} a class"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what identifies the images of each opened split, as plain values."""
+        if self.streaming:
+            names = ("train", "val")[-len(self._streams) :]
+            return {
+                name: fingerprint.of_shards(loader.reader)
+                for name, loader in zip(names, self._streams, strict=True)
+            }
+        return {
+            name: fingerprint.of_source(source, self.class_names)
+            for name, source in self._sources.items()
+            if hasattr(source, "key")
+        }
+
+    def split_keys(self) -> dict[str, list[str]] | None:
+        """Return the keys of both halves if `data.val_split` made them, for `split.csv`."""
+        if self.config.val_split is None or self.streaming:
+            return None
+        return {
+            name: [source.key(index) for index in range(len(source))]
+            for name, source in self._sources.items()
+        }
 
     def _setup_stream(self, stage: str | None) -> None:
         if self.config.num_classes is None:
@@ -94,9 +220,15 @@ class ImageData:
                 "not stored in the shards"
             )
         self.num_classes = self.config.num_classes
-        if stage in (None, "fit"):
-            self.train_dataloader()  # reports missing shards
-        self.val_dataloader()
+        if self._known is not None:
+            self._known.numbers("val", self.num_classes, None)
+            self.class_names = None if self._known.names is None else list(self._known.names)
+        self._check_several_classes()
+        names = ("train", "val") if stage in (None, "fit") else ("val",)
+        # Opening the loaders reports missing shards.
+        self._streams = [
+            self.train_dataloader() if name == "train" else self.val_dataloader() for name in names
+        ]
 
     def source(self, split: str) -> Any:
         """Return the images of a split; each split is opened once.
@@ -112,6 +244,8 @@ class ImageData:
             opened = self._open(split)
             self._sources[split] = opened
             self.num_classes = max(self.num_classes, opened.num_classes)
+            if self._known is not None and self._known.leaves_out and not len(opened):
+                raise BadInput(f"split {split} has no images of the classes of {self._known.owner}")
         return self._sources[split]
 
     def train_dataloader(self) -> ImageLoader | StreamLoader:

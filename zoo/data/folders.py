@@ -2,20 +2,27 @@
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
-from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from zoo.data.sources import Files, Source, held_out
+from zoo.data import holdout
+from zoo.data.listing import entries, extensions_text, list_files, shortened
+from zoo.data.sources import Files, Part, Source
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
-def open_folder(cfg: DataConfig, split: str) -> Source:
+def open_folder(cfg: DataConfig, split: str, saved: holdout.SavedSplit | None = None) -> Source:
     """Return the images of a split: those in its folder, or the share that `val_split` assigns.
+
+    Args:
+        cfg: A resolved configuration.
+        split: Name of the split.
+        saved: The split of a run, which decides instead of `val_split`.
 
     Raises:
         BadInput: A folder is missing, has no classes, or a class has no images.
@@ -23,8 +30,9 @@ def open_folder(cfg: DataConfig, split: str) -> Source:
     root = existing_root(cfg)
     if cfg.val_split is None or split not in ("train", "val"):
         return scan(_split_folder(cfg, root, split), cfg.in_chans)
-    train, val = held_out(scan(folder_to_split(cfg, root), cfg.in_chans), cfg.val_split)
-    return train if split == "train" else val
+    whole = scan(folder_to_split(cfg, root), cfg.in_chans)
+    train, val = holdout.halves(whole, cfg.val_split, saved)
+    return Part.of(whole, train if split == "train" else val)
 
 
 def existing_root(cfg: DataConfig) -> Path:
@@ -66,7 +74,7 @@ def _split_folder(cfg: DataConfig, root: Path, split: str) -> Path:
     if (root / name).is_dir():
         return root / name
     choices = _subfolders(root)
-    listed = f"Choices: {_shortened(choices)}" if choices else "It has no subfolders"
+    listed = f"Choices: {shortened(choices, 5)}" if choices else "It has no subfolders"
     advice = (
         f"Set data.{split}_split_name, or data.val_split=0.2 to hold out a share of each class"
         if split in names
@@ -77,11 +85,14 @@ def _split_folder(cfg: DataConfig, root: Path, split: str) -> Path:
 
 def _subfolders(folder: Path) -> list[str]:
     """Return the sorted names of the folders in `folder`, without hidden ones."""
+    return [entry.name for entry in entries(folder) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        found = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
-    except OSError as error:
-        raise BadInput(f"cannot list {folder}: {error.strerror}") from error
-    return sorted(name for name in found if not name.startswith("."))
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def scan(folder: Path, in_chans: int) -> Files:
@@ -97,39 +108,31 @@ def scan(folder: Path, in_chans: int) -> Files:
     classes = _subfolders(folder)
     if not classes:
         raise BadInput(f"{folder} has no class folders; expected {folder}/<class>/<image>")
-    index = {name: number for number, name in enumerate(classes)}
-    samples = ImageFolder.make_dataset(str(folder), index, IMG_EXTENSIONS, allow_empty=True)
-    filled = {label for _, label in samples}
-    empty = [name for name in classes if index[name] not in filled]
+    listing, found = list_files([folder / name for name in classes], IMG_EXTENSIONS)
+    listing.report(str(folder))
+    empty = [name for name, paths in zip(classes, found, strict=True) if not paths]
     if empty:
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         raise BadInput(
             f"no images ({extensions_text(IMG_EXTENSIONS)}) in class folder "
             f"{folder / empty[0]}{more}; add some or remove the folder"
         )
-    paths, labels = [path for path, _ in samples], [label for _, label in samples]
-    return Files(labels, len(classes), classes, paths=paths, in_chans=in_chans)
+    labels = [label for label, paths in enumerate(found) for _ in paths]
+    paths = [path for paths in found for path in paths]
+    return Files(labels, len(classes), classes, paths=paths, in_chans=in_chans, root=str(folder))
 
 
 def readable_names(names: list[str] | None) -> list[str] | None:
-    """Replace WordNet ids by timm's descriptions, with the id added where two are equal."""
+    """Replace WordNet ids by timm's descriptions, with the id added where two classes share one."""
     if not names or not all(_WORDNET_ID.fullmatch(name) for name in names):
         return names
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo()
-    known = set(info.label_names())
-    words = [info.label_name_to_description(n) if n in known else n for n in names]
+    known = {name: info.label_name_to_description(name) for name in info.label_names()}
+    shared = Counter(known.values())  # the whole list: a part of the classes has the same names
+    words = [known.get(name, name) for name in names]
     return [
-        word if words.count(word) == 1 else f"{word} ({name})"
+        f"{word} ({name})" if shared[word] > 1 else word
         for word, name in zip(words, names, strict=True)
     ]
-
-
-def extensions_text(extensions: tuple[str, ...]) -> str:
-    """Return file extensions as words: `jpg png`."""
-    return " ".join(extension.lstrip(".") for extension in extensions)
-
-
-def _shortened(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo.data.sources import Source, held_out
+from zoo.data import holdout
+from zoo.data.sources import Part, Source
 from zoo.errors import BadInput, first_line
 from zoo.images import read_image
 from zoo.settings import DataConfig
@@ -42,16 +43,22 @@ class Rows(Source):
         return f"row {index} of {self.title}"
 
 
-def open_dataset(cfg: DataConfig, split: str) -> Source:
+def open_dataset(cfg: DataConfig, split: str, saved: holdout.SavedSplit | None = None) -> Source:
     """Return a split of a data set from the hub or from a local folder (`hfds/<path>`).
+
+    Args:
+        cfg: A resolved configuration.
+        split: Name of the split.
+        saved: The split of a run, which decides instead of `val_split`.
 
     Raises:
         BadInput: The package `datasets`, the data set, the split or a column is missing.
     """
     names = {"train": cfg.train_split_name, "val": cfg.val_split_name}
     if cfg.val_split is not None and split in names:
-        train, val = held_out(_open_rows(cfg, str(cfg.train_split_name)), cfg.val_split)
-        return train if split == "train" else val
+        whole = _open_rows(cfg, str(cfg.train_split_name))
+        train, val = holdout.halves(whole, cfg.val_split, saved)
+        return Part.of(whole, train if split == "train" else val)
     return _open_rows(cfg, names.get(split) or split)
 
 

@@ -1,6 +1,8 @@
 """A DataLoader that raises one-line errors and can resume within an epoch."""
 
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,17 @@ def unwrapped(batches: Iterable[Batch | Failure]) -> Iterator[Batch]:
         yield batch
 
 
+@contextmanager
+def quiet_about_workers() -> Iterator[None]:
+    """Hide torch's warning that there are more loader processes than cores.
+
+    They wait for the disk most of the time; `data.num_workers` has a limit of its own.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
+
+
 class ImageLoader(DataLoader):
     """Yields (images float32 B C H W, labels int64 B).
 
@@ -28,16 +41,17 @@ class ImageLoader(DataLoader):
 
     def __init__(self, data: ImageSet, batches: TrainBatches | EvalBatches, workers: int) -> None:
         self.position = {"epoch": 0, "batch": 0}
-        super().__init__(
-            data,
-            batch_sampler=batches,  # type: ignore[arg-type]  # any sized iterable works
-            num_workers=workers,
-            collate_fn=as_is,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-            # By default every epoch draws a number from the global generator.
-            generator=torch.Generator(),
-        )
+        with quiet_about_workers():
+            super().__init__(
+                data,
+                batch_sampler=batches,  # type: ignore[arg-type]  # any sized iterable works
+                num_workers=workers,
+                collate_fn=as_is,
+                pin_memory=torch.cuda.is_available(),
+                persistent_workers=workers > 0,
+                # By default every epoch draws a number from the global generator.
+                generator=torch.Generator(),
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch of the next iteration."""

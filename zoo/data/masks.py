@@ -1,41 +1,90 @@
 """Images and masks in files: your own folders, Pascal VOC and the Oxford-IIIT pets."""
 
-import os
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from zoo.data import folders, integrity, pairs, torchvision_sets
+from zoo.data import folders, holdout, integrity, pairs, torchvision_sets
+from zoo.data.listing import extensions_text, list_files, shortened
+from zoo.data.samplers import rank_and_world
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 
 _MASK_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".gif")
 
 
-def open_masks(cfg: DataConfig, split: str) -> pairs.Pairs:
-    """Return a split of `folder_segmentation`, `voc` or `oxford_pet`.
+log = logging.getLogger("zoo.data")
+
+
+def open_masks(cfg: DataConfig, split: str, saved: holdout.SavedSplit | None = None) -> Any:
+    """Return a split of `folder_segmentation`, `voc` or `oxford_pet`, and its pixels per number.
 
     Reads every mask, to report errors before training starts.
+
+    Args:
+        cfg: A resolved configuration.
+        split: Name of the split.
+        saved: The split of a run, which decides instead of `val_split`.
+
+    Returns:
+        The pairs, and how many pixels of their masks have each number: 256 integers.
 
     Raises:
         BadInput: The data is missing, contradicts `cfg`, or has no such split.
     """
-    openers = {
-        "folder_segmentation": _open_folder,
-        "voc": torchvision_sets.open_voc,
-        "oxford_pet": torchvision_sets.open_pets,
-    }
-    source: Any = openers[cfg.name](cfg, split)
+    if cfg.name == "folder_segmentation":
+        source = _open_folder(cfg, split, saved)
+    elif cfg.name == "voc":
+        source = torchvision_sets.open_voc(cfg, split)
+    else:
+        source = torchvision_sets.open_pets(cfg, split)
     workers = cfg.num_workers or 0
     if not cfg.skip_corrupt:
-        integrity.check_all_readable(source.check_files, len(source), workers)
-        return source
-    kept = integrity.readable_indices(source.pair, len(source), split, workers)
+        counts = integrity.read_all(source.check_files, len(source), workers)
+        return source, sum(counts, np.zeros(256, np.int64))
+    kept, counts = integrity.readable(source.check_whole, len(source), split, workers)
     if not kept:
         raise BadInput(f"no image of split {split} can be read")
-    return pairs.PairPart(source, kept)
+    return pairs.PairPart(source, kept), sum(counts, np.zeros(256, np.int64))
+
+
+def check_pixels(
+    counts: np.ndarray, split: str, class_names: list[str], cfg: DataConfig, *, training: bool
+) -> None:
+    """Report masks that no model can learn from, or be evaluated on.
+
+    Args:
+        counts: How many pixels of all masks have each number.
+        split: Name of the split.
+        class_names: Names or numbers of the classes, in order.
+        cfg: The configuration of the data.
+        training: Whether the split is trained on.
+
+    Raises:
+        BadInput: No pixel has a class, or all pixels to train on have the same.
+    """
+    present = [name for name, count in zip(class_names, counts, strict=False) if count]
+    missing = [name for name in class_names if name not in set(present)]
+    advice = "check the masks and the number of classes"
+    if counts[pairs.IGNORE] and cfg.name == "folder_segmentation" and cfg.palette is None:
+        advice = (
+            f"{pairs.IGNORE} means no class, so masks of 0 and {pairs.IGNORE} need"
+            " data.palette=[[0,0,0],[255,255,255]]"
+        )
+    if not present:
+        raise BadInput(f"no pixel of the masks of split {split} has a class; {advice}")
+    if training and len(present) == 1:
+        raise BadInput(
+            f"all masks of split {split} show only class {present[0]}; class"
+            f" {shortened(missing)} occurs in none, so there is nothing to learn; {advice}"
+        )
+    if missing and rank_and_world()[0] == 0:
+        log.warning(
+            "split %s: class %s occurs in no mask; %s", split, shortened(missing, 5), advice
+        )
 
 
 def count_classes(cfg: DataConfig) -> int:
@@ -59,6 +108,9 @@ def count_classes(cfg: DataConfig) -> int:
     if len(set(given.values())) > 1:
         listed = ", ".join(f"{count} by data.{key}" for key, count in given.items())
         raise BadInput(f"the numbers of classes disagree: {listed}; make them equal")
+    names = cfg.class_names or []
+    if len(set(names)) < len(names):
+        raise BadInput(f"data.class_names={names} repeats a name; give each class a different one")
     key, count = next(iter(given.items()))
     if not 2 <= count <= pairs.IGNORE:
         raise BadInput(
@@ -84,16 +136,15 @@ def _palette(cfg: DataConfig) -> np.ndarray | None:
     return np.array(colors, np.uint8)
 
 
-def _open_folder(cfg: DataConfig, split: str) -> Any:
+def _open_folder(cfg: DataConfig, split: str, saved: holdout.SavedSplit | None) -> Any:
     """Return the pairs in `<root>/<split>`, or the share of `<root>` that `val_split` assigns."""
     root = folders.existing_root(cfg)
     if cfg.val_split is None or split not in ("train", "val"):
         names = {"train": cfg.train_split_name, "val": cfg.val_split_name}
         return _match_files(cfg, _split_folder(root, split, str(names.get(split) or split)))
-    train, val = pairs.held_out(
-        _match_files(cfg, folders.folder_to_split(cfg, root)), cfg.val_split
-    )
-    return train if split == "train" else val
+    whole = _match_files(cfg, folders.folder_to_split(cfg, root))
+    train, val = holdout.halves(whole, cfg.val_split, saved)
+    return pairs.PairPart(whole, train if split == "train" else val)
 
 
 def _split_folder(root: Path, split: str, name: str) -> Path:
@@ -130,6 +181,7 @@ def _match_files(cfg: DataConfig, folder: Path) -> pairs.FilePairs:
         class_names=cfg.class_names,
         in_chans=cfg.in_chans,
         palette=_palette(cfg),
+        root=str(folder / "images"),
     )
 
 
@@ -139,14 +191,13 @@ def _files_by_stem(folder: Path, extensions: tuple[str, ...], kind: str) -> dict
         raise BadInput(
             f"{folder} does not exist; expected the folders images and masks in {folder.parent}"
         )
+    listing, (paths,) = list_files([folder], extensions, recursive=False)
+    listing.report(str(folder))
     found: dict[str, str] = {}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        path = Path(entry.path)
-        if entry.name.startswith(".") or path.suffix.lower() not in extensions:
-            continue
+    for path in map(Path, paths):
         if path.stem in found:
             raise BadInput(f"{found[path.stem]} and {path} have the same stem; keep one of them")
         found[path.stem] = str(path)
     if not found:
-        raise BadInput(f"no {kind} ({folders.extensions_text(extensions)}) in {folder}")
+        raise BadInput(f"no {kind} ({extensions_text(extensions)}) in {folder}")
     return found

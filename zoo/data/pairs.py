@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from zoo.data.sources import SPLIT_SEED
+from zoo.data.sources import relative_key
 from zoo.errors import BadInput
-from zoo.images import image_size, read_image, reason
+from zoo.images import image_size, open_image, read_image, reason, upright
 
 IGNORE = 255  # the mask's number for pixels without a class: neither trained on nor evaluated
 
@@ -29,6 +29,10 @@ class Pairs(Protocol):
 
     def pair(self, index: int) -> tuple[Image.Image, Image.Image]: ...
 
+    def key(self, index: int) -> str: ...
+
+    def files(self, index: int) -> list[str]: ...
+
 
 @dataclass
 class FilePairs:
@@ -42,6 +46,7 @@ class FilePairs:
         in_chans: 1 (grey) or 3 (RGB).
         palette: For coloured masks, the colours of the classes in order: bytes K 3.
         first: The number of the first class in the mask files.
+        root: The folder that `key` is relative to.
     """
 
     images: Sequence[str]
@@ -51,6 +56,7 @@ class FilePairs:
     in_chans: int = 3
     palette: np.ndarray | None = None
     first: int = 0
+    root: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,6 +64,14 @@ class FilePairs:
     def name(self, index: int) -> str:
         """Return the name of an image in error messages."""
         return self.images[index]
+
+    def key(self, index: int) -> str:
+        """Return what identifies a pair in its data set, on every machine."""
+        return relative_key(self.images[index], self.root)
+
+    def files(self, index: int) -> list[str]:
+        """Return the paths of the image and of its mask."""
+        return [self.images[index], self.masks[index]]
 
     def pair(self, index: int) -> tuple[Image.Image, Image.Image]:
         """Return an image and its mask: class numbers from 0, and `IGNORE`.
@@ -71,20 +85,30 @@ class FilePairs:
         self._check_sizes(index, mask.size, image.size)
         return image, mask
 
-    def check_files(self, index: int) -> None:
-        """Check a whole mask, and the header of its image.
+    def check_files(self, index: int) -> np.ndarray:
+        """Check a whole mask and the header of its image, and return `pixel_counts` of the mask.
 
         Raises:
             BadInput: `pair` would raise, unless only the image's pixel data is damaged.
         """
         mask = self._mask(self.masks[index])
         self._check_sizes(index, mask.size, image_size(self.images[index]))
+        return pixel_counts(mask)
+
+    def check_whole(self, index: int) -> np.ndarray:
+        """Check a mask and its image, and return `pixel_counts` of the mask.
+
+        Raises:
+            BadInput: `pair` would raise.
+        """
+        return pixel_counts(self.pair(index)[1])
 
     def _check_sizes(self, index: int, mask: tuple[int, int], image: tuple[int, int]) -> None:
         if mask != image:
             raise BadInput(
                 f"mask {self.masks[index]} has {mask[0]} x {mask[1]} pixels, but its image "
-                f"{self.images[index]} has {image[0]} x {image[1]}; make the sizes equal"
+                f"{self.images[index]} has {image[0]} x {image[1]}; make the sizes equal (both are"
+                " turned as their EXIF orientation says)"
             )
 
     def _mask(self, path: str) -> Image.Image:
@@ -139,35 +163,63 @@ class PairPart:
         """Return an image and its mask."""
         return self.whole.pair(self.indices[index])
 
-    def check_files(self, index: int) -> None:
-        """Raise `BadInput` if a mask or the header of its image is invalid."""
-        self.whole.check_files(self.indices[index])
+    def key(self, index: int) -> str:
+        """Return what identifies a pair in its data set."""
+        return self.whole.key(self.indices[index])
+
+    def files(self, index: int) -> list[str]:
+        """Return the paths of the image and of its mask."""
+        return self.whole.files(self.indices[index])
+
+    def check_files(self, index: int) -> np.ndarray:
+        """Like `FilePairs.check_files`."""
+        return self.whole.check_files(self.indices[index])
+
+    def check_whole(self, index: int) -> np.ndarray:
+        """Like `FilePairs.check_whole`."""
+        return self.whole.check_whole(self.indices[index])
 
 
-def held_out(whole: Pairs, share: float) -> tuple[PairPart, PairPart]:
-    """Split at random into (train, val); every call returns the same split.
+@dataclass
+class RenumberedPairs(PairPart):
+    """All pairs of another source, with other class numbers in the masks.
 
-    Args:
-        whole: The pairs to split.
-        share: Share of the pairs in the validation part, between 0 and 1.
-
-    Raises:
-        BadInput: A part would be empty.
+    Attributes:
+        numbers: The new number of each class; None makes its pixels belong to no class.
+        count: Number of new classes.
+        names: Their names in order, if known.
     """
-    count = round(share * len(whole))
-    if not 0 < count < len(whole):
-        raise BadInput(
-            f"data.val_split={share} of {len(whole)} images leaves one part empty; choose a share "
-            "that gives each part at least one image"
-        )
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(whole)).tolist()
-    return PairPart(whole, sorted(order[count:])), PairPart(whole, sorted(order[:count]))
+
+    numbers: Sequence[int | None] = ()
+    count: int = 0
+    names: list[str] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return self.count
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.names
+
+    def pair(self, index: int) -> tuple[Image.Image, Image.Image]:
+        image, mask = super().pair(index)
+        table = np.full(256, IGNORE, np.uint8)
+        for before, after in enumerate(self.numbers):
+            table[before] = IGNORE if after is None else after
+        return image, Image.fromarray(table[np.asarray(mask)])
+
+
+def pixel_counts(mask: Image.Image) -> np.ndarray:
+    """Return how many pixels of a mask have each number: 256 integers."""
+    return np.bincount(np.asarray(mask).ravel(), minlength=256)
 
 
 def _decode_mask(path: str, coloured: bool) -> np.ndarray:
     """Return the pixels of a mask: H W 3 if `coloured`, otherwise in the layout of the file."""
     try:
-        with Image.open(path) as mask:
+        with open_image(path) as opened:
+            mask = upright(opened)
             return np.asarray(mask.convert("RGB") if coloured else mask)
     except Exception as error:  # Pillow's decoders raise errors of many types
         raise BadInput(

@@ -1,6 +1,8 @@
 """Defaults of each data set, the keys that it supports, and the validation of their values."""
 
 import dataclasses
+import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +12,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import BadInput, first_line, unknown_value
 from zoo.settings import DataConfig
+
+WORKERS_A_CORE = 4  # most loader processes
+FEWEST_WORKERS = 16  # always allowed
+LARGEST_SIDE = 8192  # pixels of an image
+LARGEST_BATCH = 2**35  # bytes of the images of a batch
+SMALLEST_CROP = 0.05  # crop_pct
+LARGEST_RATIO = 100.0  # aspect ratio of a crop, either way
+LARGEST_COUNT = 10_000_000  # images of an epoch that are made, classes
+MOST_BOXES = 100  # of random erasing
+LARGEST_STATISTIC = 10.0  # mean and std, of values in 0..1
+SMALLEST_STD = 1e-4
+
+log = logging.getLogger("zoo.data")
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -164,6 +179,7 @@ def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
         defaults.pop("val_split_name")
     defaults["num_workers"] = min(defaults["num_workers"], _cpus())
     values = dataclasses.asdict(given)
+    values["num_workers"] = _capped_workers(given.num_workers)
     defaults["train_interpolation"] = values["interpolation"] or defaults.get("interpolation")
     for key in defaults.keys() - (_SPECIAL - supported):
         values[key] = defaults[key] if values[key] is None else values[key]
@@ -171,6 +187,20 @@ def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
     _check_values(resolved)
     resolved.image_size = list(size_of(resolved.image_size))
     return resolved
+
+
+def _capped_workers(workers: int | None) -> int | None:
+    """Return a number of loader processes that the machine can run."""
+    most = max(FEWEST_WORKERS, WORKERS_A_CORE * _cpus())
+    if workers is None or workers <= most:
+        return workers
+    log.warning(
+        "data.num_workers=%d is too many for %d cores: %d processes are started",
+        workers,
+        _cpus(),
+        most,
+    )
+    return most
 
 
 def _cpus() -> int:
@@ -247,6 +277,10 @@ def size_of(image_size: Any) -> tuple[int, int]:
             f"data.image_size={image_size!r} must be a positive number of pixels or a pair "
             "[height, width]"
         )
+    if max(pair) > LARGEST_SIDE:
+        raise BadInput(
+            f"data.image_size={image_size!r} is larger than {LARGEST_SIDE} pixels a side; lower it"
+        )
     return pair[0], pair[1]
 
 
@@ -261,28 +295,57 @@ def _check_values(cfg: DataConfig) -> None:
             raise BadInput(f"data.{key}={value} must be a probability between 0 and 1")
     if cfg.crop_pct is not None and not 0 < cfg.crop_pct <= 1:
         raise BadInput(f"data.crop_pct={cfg.crop_pct} must be above 0 and at most 1")
-    for key in ("num_classes", "re_count", "train_images", "val_images"):
-        if getattr(cfg, key) is not None and getattr(cfg, key) < 1:
-            raise BadInput(f"data.{key}={getattr(cfg, key)} must be at least 1")
+    if cfg.crop_pct is not None and cfg.crop_pct < SMALLEST_CROP:
+        raise BadInput(
+            f"data.crop_pct={cfg.crop_pct} keeps almost nothing of an image; give at least"
+            f" {SMALLEST_CROP}"
+        )
+    for key, most in (
+        ("num_classes", LARGEST_COUNT),
+        ("train_images", LARGEST_COUNT),
+        ("val_images", LARGEST_COUNT),
+        ("re_count", MOST_BOXES),
+    ):
+        value = getattr(cfg, key)
+        if value is not None and value < 1:
+            raise BadInput(f"data.{key}={value} must be at least 1")
+        if value is not None and value > most:
+            raise BadInput(f"data.{key}={value} must be at most {most:,}")
     if cfg.val_split is not None and not 0 < cfg.val_split < 1:
         raise BadInput(f"data.val_split={cfg.val_split} must be between 0 and 1, such as 0.2")
     _check_range(cfg, "scale", largest=1.0)
-    _check_range(cfg, "ratio", largest=float("inf"))
-    for key in ("mean", "std"):
-        values = getattr(cfg, key)
-        if len(values) != cfg.in_chans:
-            raise BadInput(f"data.{key}={values} must have {cfg.in_chans} numbers, one per channel")
-    if min(cfg.std or []) <= 0:
-        raise BadInput(f"data.std={cfg.std} must be above 0")
+    _check_range(cfg, "ratio", largest=LARGEST_RATIO)
+    if cfg.ratio is not None and cfg.ratio[0] < 1 / LARGEST_RATIO:
+        raise BadInput(f"data.ratio={cfg.ratio} must be at least {1 / LARGEST_RATIO}")
+    _check_statistics(cfg)
     if (cfg.num_workers or 0) < 0:
         raise BadInput(f"data.num_workers={cfg.num_workers} must be at least 0")
     _check_choices(cfg)
 
 
+def _check_statistics(cfg: DataConfig) -> None:
+    """Raise `BadInput` unless `mean` and `std` can normalise values in 0..1."""
+    for key in ("mean", "std"):
+        values = getattr(cfg, key)
+        if len(values) != cfg.in_chans:
+            raise BadInput(f"data.{key}={values} must have {cfg.in_chans} numbers, one per channel")
+        if not all(math.isfinite(value) for value in values):
+            raise BadInput(f"data.{key}={values} must be finite")
+        if max(map(abs, values)) > LARGEST_STATISTIC:
+            raise BadInput(
+                f"data.{key}={values} must be for pixel values in 0..1; divide it by 255 if it is"
+                " for 0..255"
+            )
+    if min(cfg.std or []) <= 0:
+        raise BadInput(f"data.std={cfg.std} must be above 0")
+    if min(cfg.std or []) < SMALLEST_STD:
+        raise BadInput(f"data.std={cfg.std} must be at least {SMALLEST_STD}")
+
+
 def _check_range(cfg: DataConfig, key: str, largest: float) -> None:
     value = getattr(cfg, key)
     if value is not None and (len(value) != 2 or not 0 < value[0] <= value[1] <= largest):
-        bound = " <= 1" if largest == 1 else ""
+        bound = f" <= {largest:g}"
         raise BadInput(f"data.{key}={value} must be a pair [low, high] with 0 < low <= high{bound}")
 
 
@@ -294,11 +357,13 @@ def _check_choices(cfg: DataConfig) -> None:
     jitter = 0.0 if cfg.color_jitter is None else cfg.color_jitter
     strengths = jitter if isinstance(jitter, list) else [jitter]
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in strengths)
-    if not numbers or min(strengths) < 0 or len(strengths) not in (1, 3, 4):
+    if not numbers or len(strengths) not in (1, 3, 4) or not all(0 <= x <= 10 for x in strengths):
         raise BadInput(
             f"data.color_jitter={jitter!r} must be one strength or "
-            "[brightness, contrast, saturation(, hue)], each at least 0"
+            "[brightness, contrast, saturation(, hue)], each between 0 and 10"
         )
+    if len(strengths) == 4 and strengths[3] > 0.5:
+        raise BadInput(f"data.color_jitter={jitter!r}: hue must be at most 0.5")
 
 
 def _one_of(key: str, value: Any, choices: list[str]) -> None:

@@ -12,11 +12,11 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from zoo.data import masks, scenes
+from zoo.data.classes import KnownClasses
 from zoo.data.datamodule import ImageData
 from zoo.data.dataset import Batch, ImageSet, Preparation, own_randomness, seed_sample
-from zoo.data.pairs import IGNORE
+from zoo.data.pairs import IGNORE, RenumberedPairs
 from zoo.data.samplers import Key
-from zoo.errors import BadInput
 from zoo.settings import DataConfig
 
 Pair = tuple[Image.Image, Image.Image]
@@ -27,8 +27,19 @@ MASK_INTERPOLATION = InterpolationMode.NEAREST_EXACT
 class JointCrop(v2.RandomResizedCrop):
     """A random crop of an image and of its mask, resized to one size.
 
-    Unlike torchvision's, it resizes masks with `MASK_INTERPOLATION`.
+    Unlike torchvision's, it resizes masks with `MASK_INTERPOLATION`, and a crop of a thin image has
+    at least one pixel.
     """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Return top, left, height and width of the crop in pixels."""
+        params = super().make_params(flat_inputs)
+        height, width = F.get_size(flat_inputs[0])
+        params["height"] = max(1, params["height"])
+        params["width"] = max(1, params["width"])
+        params["top"] = min(params["top"], height - params["height"])
+        params["left"] = min(params["left"], width - params["width"])
+        return params
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Crop and resize an image or a mask."""
@@ -149,12 +160,19 @@ class SegmentationData(ImageData):
         )
 
     def _open(self, split: str) -> Any:
-        open_split = (
-            scenes.open_scenes if self.config.name == "digits_segmentation" else masks.open_masks
+        if self.config.name == "digits_segmentation":
+            return self._matched(split, scenes.open_scenes(self.config, split))
+        opened, counts = masks.open_masks(self.config, split, self.saved_split)
+        names = opened.class_names or [str(number) for number in range(opened.num_classes)]
+        training = self._is_training and split == "train"
+        masks.check_pixels(counts, split, names, self.config, training=training)
+        return self._matched(split, opened)
+
+    def _renumbered(self, opened: Any, numbers: list[int | None], known: KnownClasses) -> Any:
+        names = None if known.names is None else list(known.names)
+        return RenumberedPairs(
+            opened, range(len(opened)), numbers=numbers, count=known.count, names=names
         )
-        opened = open_split(self.config, split)
-        self.class_names = opened.class_names
-        return opened
 
     def _images(self, source: Any, preparation: Any, seed: int | None) -> ImageSet:
         return MaskedSet(source, preparation, self.shape, seed)
@@ -184,8 +202,5 @@ def _augmentation(cfg: DataConfig, mode: InterpolationMode) -> v2.Transform:
     if cfg.color_jitter:
         strengths = cfg.color_jitter
         strengths = strengths if isinstance(strengths, list) else [strengths] * 3
-        try:
-            steps.append(v2.ColorJitter(*strengths))
-        except ValueError as error:  # hue above 0.5
-            raise BadInput(f"data.color_jitter={cfg.color_jitter}: {error}") from error
+        steps.append(v2.ColorJitter(*strengths))
     return v2.Compose(steps)

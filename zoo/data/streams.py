@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from zoo.data.dataset import Batch, Failure, Preparation, as_is, own_randomness, seed_sample
 from zoo.data.folders import existing_root
 from zoo.data.hugging_face import need_package
-from zoo.data.loader import unwrapped
+from zoo.data.loader import quiet_about_workers, unwrapped
 from zoo.data.samplers import mix, rank_and_world
 from zoo.errors import BadInput, first_line
-from zoo.images import MODES
+from zoo.images import MODES, upright
 from zoo.settings import DataConfig
 
 # timm's reader drops samples that it cannot decode; this log is the only trace of them.
@@ -135,6 +135,7 @@ class Stream(IterableDataset):
 
     def _prepare(self, image: Image.Image, worker: int, position: int) -> torch.Tensor:
         out = torch.empty(self.shape)
+        image = upright(image)
         if self.seed is None:
             self.preparation.prepare_into(out, image)
             return out
@@ -170,6 +171,11 @@ class StreamLoader:
         if epoch != self.epoch:
             self.start_batch = 0
         self.epoch = epoch
+
+    @property
+    def reader(self) -> Any:
+        """timm's reader of the first epoch, which knows the shards and the number of samples."""
+        return self._reader
 
     def _open(self, epoch: int) -> Any:
         training = self.dataset.seed is not None
@@ -208,14 +214,15 @@ class StreamLoader:
         stream = self.dataset
         stream.reader, stream.epoch = self._open(self.epoch), self.epoch
         seed = mix(stream.seed or 0, self.epoch)
-        batches = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=self.workers,
-            collate_fn=as_is,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(seed),  # seeds the reader's shuffling
-        )
+        with quiet_about_workers():
+            batches = DataLoader(
+                stream,
+                batch_size=None,
+                num_workers=self.workers,
+                collate_fn=as_is,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator().manual_seed(seed),  # seeds the reader's shuffling
+            )
         for batch in islice(unwrapped(batches), self.start_batch, None):
             self.position["batch"] += 1
             yield batch

@@ -53,7 +53,14 @@ def open_voc(cfg: DataConfig, split: str) -> FilePairs:
         BadInput: The files are missing, or there is no such split.
     """
     found = _open(cfg, split)
-    return FilePairs(found.images, found.masks, len(VOC_NAMES), list(VOC_NAMES), cfg.in_chans)
+    return FilePairs(
+        found.images,
+        found.masks,
+        len(VOC_NAMES),
+        list(VOC_NAMES),
+        cfg.in_chans,
+        root=str(_root(cfg)),
+    )
 
 
 def open_pets(cfg: DataConfig, split: str) -> FilePairs:
@@ -75,6 +82,7 @@ def open_pets(cfg: DataConfig, split: str) -> FilePairs:
         list(PET_NAMES),
         cfg.in_chans,
         first=1,
+        root=str(folder),
     )
 
 

@@ -1,14 +1,20 @@
 """Training and evaluation transforms of single images, built by timm."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from zoo.data.dataset import Preparation
 from zoo.errors import BadInput
+from zoo.images import resize_and_crop
 from zoo.settings import DataConfig
 
 
@@ -42,7 +48,7 @@ def _train_transform(cfg: DataConfig) -> Any:
     }
     try:
         # With use_prefetcher the transform returns uint8; `Preparation` normalises.
-        transform = create_transform(
+        transform: Any = create_transform(
             tuple(cfg.image_size), is_training=True, use_prefetcher=True, **chosen
         )
     except (AssertionError, ValueError, KeyError, IndexError, NotImplementedError) as error:
@@ -51,6 +57,9 @@ def _train_transform(cfg: DataConfig) -> Any:
             "examples: rand-m9-mstd0.5-inc1, augmix-m3-w3, original"
         ) from error
     _posterize_to_one_bit_or_more(transform)
+    transform.transforms[0] = RandomCrop(
+        tuple(cfg.image_size), cfg.scale, cfg.ratio, str(cfg.train_interpolation)
+    )
     return transform
 
 
@@ -91,11 +100,36 @@ def eval_preparation(cfg: DataConfig) -> Preparation:
     Args:
         cfg: A resolved configuration.
     """
-    transform: Any = create_transform(
-        tuple(cfg.image_size),
-        use_prefetcher=True,
-        interpolation=cfg.interpolation or "bicubic",
-        crop_pct=cfg.crop_pct,
-        mean=tuple(cfg.mean or ()),
-    )
-    return Preparation(transform, cfg.mean or [], cfg.std or [])
+    height, width = cfg.image_size
+    method = Image.Resampling[str(cfg.interpolation or "bicubic").upper()]
+    crop = CentreCrop((height, width), cfg.crop_pct or 1.0, method)
+    return Preparation(crop, cfg.mean or [], cfg.std or [])
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """Resizes the shorter side of an image and crops the centre, like timm's transform.
+
+    Attributes:
+        size: (height, width) in pixels.
+        crop_pct: Side of the crop / side of the resized image.
+        interpolation: Pillow's filter.
+    """
+
+    size: tuple[int, int]
+    crop_pct: float
+    interpolation: Image.Resampling
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the crop as bytes C H W."""
+        return pil_to_tensor(resize_and_crop(image, self.size, self.crop_pct, self.interpolation))
+
+
+class RandomCrop(RandomResizedCropAndInterpolation):
+    """timm's random resized crop; a crop has at least one pixel, also of a tiny or thin image."""
+
+    def get_params(self, img: Any, scale: Any, ratio: Any) -> tuple[int, int, int, int]:  # type: ignore[override]
+        """Return top, left, height and width of a crop in pixels."""
+        top, left, height, width = super().get_params(img, scale, ratio)
+        height, width = min(max(1, height), img.height), min(max(1, width), img.width)
+        return min(top, img.height - height), min(left, img.width - width), height, width

@@ -5,7 +5,6 @@ PyTorch nor a model of this package is imported.
 """
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from PIL import Image
 
 from zoo.deploy import files
 from zoo.errors import BadInput
-from zoo.images import convert, reason
+from zoo.images import convert, open_image, reason, resize_and_crop
 from zoo.runtimes.artefacts import LoadedArtefact
 
 OPACITY = 0.5  # opacity of a mask drawn over its image
@@ -29,7 +28,7 @@ class PreparedImage:
 
     Attributes:
         path: The file.
-        original: The image as it was read, RGB or grey.
+        original: The image as it was read, upright, RGB or grey.
         pixels: C H W, uint8 or normalised float32.
         content_size: Height and width, in pixels, of the part in the upper left corner that shows
             the image, the rest being padding; None if the image was cropped instead.
@@ -84,7 +83,7 @@ class Predictor:
         """
         channels, *size = self.input["size"]
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 original = convert(image, channels)
         except Exception as error:  # as in zoo.images.read_image
             raise BadInput(f"cannot read image {path} ({reason(error)})") from error
@@ -161,32 +160,13 @@ def resize(
     interpolation = Image.Resampling[str(config["interpolation"] or "bicubic").upper()]
     if config.get("resize") == "fit":
         return _pad(image, size, interpolation, config["mean"] or _padding_mean(config))
-    return _crop(image, size, interpolation, config["crop_pct"] or 1.0), None
+    return resize_and_crop(image, size, config["crop_pct"] or 1.0, interpolation), None
 
 
 def _padding_mean(config: dict[str, Any]) -> list[float]:
     """Return the colour to pad with, 0..1 per channel, if the artefact normalises by itself."""
     inside = (config.get("normalised_inside") or {}).get("mean")
     return inside or [0.5] * config["size"][0]
-
-
-def _crop(
-    image: Image.Image, size: tuple[int, int], interpolation: Image.Resampling, crop_pct: float
-) -> Image.Image:
-    """Resize the shorter side to `size / crop_pct` and crop the centre, as timm does."""
-    resized = [math.floor(side / crop_pct) for side in size]
-    width, height = image.size
-    if resized[0] == resized[1]:
-        short, long = min(width, height), max(width, height)
-        other = int(resized[0] * long / short)
-        shape = (resized[0], other) if width <= height else (other, resized[0])
-    else:
-        ratio = min(height / resized[0], width / resized[1])
-        shape = (round(width / ratio), round(height / ratio))
-    if shape != image.size:
-        image = image.resize(shape, interpolation)
-    left, top = (round((have - want) / 2) for have, want in zip(shape, size[::-1], strict=True))
-    return image.crop((left, top, left + size[1], top + size[0]))
 
 
 def _pad(

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.data.create import create_datamodule
 from zoo.data.datamodule import ImageData
+from zoo.data.holdout import SavedSplit
 from zoo.data.processes import download_once
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
@@ -61,6 +62,8 @@ def open_evaluation_data(
     source: str,
     task: str | None = None,
     num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    saved_split: SavedSplit | None = None,
 ) -> ImageData:
     """Open the validation images of a data set, with the preprocessing of a model or an artefact.
 
@@ -70,10 +73,13 @@ def open_evaluation_data(
         preprocessing: `mean`, `std`, `interpolation` and `crop_pct`; other keys are ignored.
         source: The model or the artefact, for messages.
         task: Task of the source; None to skip the check.
-        num_classes: Number of classes of the source; None to skip the check.
+        num_classes: Number of classes of the source; None to take those of the data.
+        class_names: Names of these classes in order, if known. The classes of the data are matched
+            by name, and images of other classes are left out.
+        saved_split: Which images the run of the source held out, if they are known.
 
     Raises:
-        BadInput: The data cannot be opened, or has another task or number of classes.
+        BadInput: The data cannot be opened, has another task, or classes that cannot be matched.
     """
     keys = ("mean", "std", "interpolation", "crop_pct")
     prepared: dict[str, Any] = {key: preprocessing.get(key) for key in keys}
@@ -83,12 +89,12 @@ def open_evaluation_data(
             f"{source} is for {task}, but data.name={config.name} is for {data.task}; choose"
             f" data for {task}"
         )
+    if num_classes is None and class_names is not None:
+        num_classes = len(class_names)
+    if num_classes is not None:
+        data.expect_classes(num_classes, class_names, source)
+    data.saved_split = saved_split
     data.setup("validate")
-    if num_classes not in (None, data.num_classes):
-        raise BadInput(
-            f"{source} has {num_classes} classes, but data.name={config.name} has"
-            f" {data.num_classes}; choose the data that it was trained on"
-        )
     return data
 
 

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from zoo.training import report_files
 from zoo.training.tasks import Meter, Result, Task
 
-TOP_K = 5
+TOP_K = 5  # left out for at most so many classes
 MAX_CLASSES_SHOWN = 40  # rows of the printed table
 
 
@@ -25,16 +25,15 @@ class ClassificationResult(Result):
     Attributes:
         images: Number of images.
         top1: Share of images whose class has the highest logit.
-        topk: Share of images whose class is among the `k` highest logits.
-        k: 5, or the number of classes if that is smaller.
+        top5: Share of images whose class is among the five highest logits; None for at most five
+            classes, where it would be 1.
         loss: Mean cross-entropy, nats.
         confusion: Number of images by actual class (row) and predicted class (column), K K.
     """
 
     images: int
     top1: float
-    topk: float
-    k: int
+    top5: float | None
     loss: float
     confusion: Tensor
 
@@ -43,11 +42,12 @@ class ClassificationResult(Result):
         return self.top1
 
     def summary(self) -> str:
-        return f"top-1 {self.top1:.2%}, top-{self.k} {self.topk:.2%}, loss {self.loss:.4f}"
+        top5 = "" if self.top5 is None else f"top-5 {self.top5:.2%}, "
+        return f"top-1 {self.top1:.2%}, {top5}loss {self.loss:.4f}"
 
     def metrics(self) -> dict[str, float]:
         scalars = {"val/loss": self.loss, "val/top1": self.top1}
-        return scalars if self.k == 1 else {**scalars, f"val/top{self.k}": self.topk}
+        return scalars if self.top5 is None else {**scalars, "val/top5": self.top5}
 
 
 class ClassificationMeter(Meter):
@@ -55,16 +55,18 @@ class ClassificationMeter(Meter):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.k = min(TOP_K, num_classes)
         common: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
         self.top1 = MulticlassAccuracy(average="micro", **common)
-        self.topk = MulticlassAccuracy(average="micro", top_k=self.k, **common)
+        self.top5 = None
+        if num_classes > TOP_K:
+            self.top5 = MulticlassAccuracy(average="micro", top_k=TOP_K, **common)
         self.confusion = MulticlassConfusionMatrix(**common)
         self.loss = MeanMetric()
 
     def update(self, images: Tensor, outputs: Tensor, targets: Tensor) -> None:
         self.top1.update(outputs, targets)
-        self.topk.update(outputs, targets)
+        if self.top5 is not None:
+            self.top5.update(outputs, targets)
         self.confusion.update(outputs.argmax(dim=1), targets)
         self.loss.update(F.cross_entropy(outputs, targets), weight=len(targets))
 
@@ -73,8 +75,7 @@ class ClassificationMeter(Meter):
         return ClassificationResult(
             images=int(confusion.sum()),
             top1=float(self.top1.compute()),
-            topk=float(self.topk.compute()),
-            k=self.k,
+            top5=None if self.top5 is None else float(self.top5.compute()),
             loss=float(self.loss.compute()),
             confusion=confusion,
         )
@@ -93,10 +94,14 @@ class Classification(Task):
         return ClassificationMeter(data.num_classes)
 
     def report(self, result: ClassificationResult, data: Any) -> dict[str, Any]:
+        shares = {"top1": result.top1, "top5": result.top5}
         return {
             "images": result.images,
-            "top1": _with_interval(result.top1, result.images),
-            f"top{result.k}": _with_interval(result.topk, result.images),
+            **{
+                name: _with_interval(share, result.images)
+                for name, share in shares.items()
+                if share is not None
+            },
             "interval": "95 %, Wilson",
             "loss": result.loss,
             "classes": per_class(result.confusion, report_files.class_names(data)),

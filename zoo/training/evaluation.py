@@ -1,6 +1,5 @@
 """Evaluate a model or an artefact on a data set, print the result and write the report."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ class EvaluationTarget:
         device: The device of the images.
         about: First entries of the report, which identify the model.
         title: Name in the printed result.
-        class_names: Class names of its training data, if known.
         unavailable: Metrics that its outputs do not allow; they are None in the report.
         memory_format: Memory format of the images.
     """
@@ -31,7 +29,6 @@ class EvaluationTarget:
     device: torch.device
     about: dict[str, Any]
     title: str
-    class_names: Sequence[str] | None = None
     unavailable: tuple[str, ...] = field(default=())
     memory_format: torch.memory_format = torch.contiguous_format
 
@@ -45,11 +42,10 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
     console = logs.make_console()
     data, device = target.data, target.device
     task = get_task(data.task)
+    console.print(data.describe(), markup=False)
     result = task.validate(
         target.forward, data.val_dataloader(), data, device, memory_format=target.memory_format
     )
-    if target.class_names is not None and list(target.class_names) != data.class_names:
-        console.print("warning: the class names of the data differ from those of the training data")
     report = {
         **target.about,
         "data": data.config.name,

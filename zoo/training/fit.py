@@ -16,11 +16,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from timm.utils import ModelEmaV3
 
+from zoo.data import holdout
 from zoo.data.datamodule import ImageData
 from zoo.environment import describe_machine
 from zoo.errors import BadInput, first_line
 from zoo.settings import TrainConfig, TrainRun
-from zoo.training import builders, checkpoint, freezing, logs, optim, run_folder
+from zoo.training import builders, checkpoint, freezing, logs, optim, run_data, run_folder
 from zoo.training.allocator import disable_malloc_trim
 from zoo.training.checks import PRECISIONS
 from zoo.training.disk import sole_writer
@@ -63,6 +64,8 @@ def train(
         console = logs.make_console()
         logger = logs.make_logger(console, fabric.is_global_zero)
         data = builders.build_data(run, fabric, mean, std)
+        if resumed is not None:
+            run_data.check_unchanged(resumed, data, resumed["path"])
         method = method or TrainingMethod()
         components = _build(run, data, fabric, logger, resumed is not None, method)
         return _train(run, components, fabric, console, logger, resumed, interrupt)
@@ -115,6 +118,8 @@ def _train(
         )
         if own_folder is not None:
             run_folder.describe(own_folder, components.about["config"])
+            if resumed is None and (halves := components.data.split_keys()) is not None:
+                holdout.write(own_folder, halves)
         return _run_loop(run, loop, fabric, console, logger, resumed, interrupt, folder)
 
 
@@ -294,11 +299,7 @@ def _build(
         about={
             **entries,
             "model": arguments,
-            "data": {
-                "num_classes": data.num_classes,
-                "class_names": data.class_names,
-                "preprocessing": data.eval_preprocessing(),
-            },
+            "data": run_data.describe(data),
             "config": dataclasses.asdict(run),
             "versions": run_folder.versions(),
         },
@@ -339,6 +340,7 @@ def _log_start(
     data, progress = loop.components.data, loop.progress
     parameters = list(loop.components.net.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
+    logger.info(data.describe())
     logger.info(
         f"{about['model']['name']}: {sum(p.numel() for p in parameters):,} parameters"
         f" ({trained:,} trained); {about['config']['data']['name']}:"

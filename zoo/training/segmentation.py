@@ -102,11 +102,12 @@ class SegmentationMeter(Meter):
 
     def compute(self) -> SegmentationResult:
         values = self.metrics.compute()
+        pixels = int(self.pixels.compute())  # 0 if no pixel has a class: all metrics are then 0
         return SegmentationResult(
             images=int(self.images.compute()),
-            mean_iou=float(values["mean_iou"]),
-            accuracy=float(values["accuracy"]),
-            loss=float(self.loss_sum.compute() / self.pixels.compute()),
+            mean_iou=float(values["mean_iou"]) if pixels else 0.0,
+            accuracy=float(values["accuracy"]) if pixels else 0.0,
+            loss=float(self.loss_sum.compute() / max(pixels, 1)),
             ious=values["ious"].cpu(),
             confusion=values["confusion"].cpu(),
         )
