@@ -15,7 +15,8 @@ LAYERS = [
     {name.strip() for name in re.split(r"[|:]", layer)}
     for layer in CONTRACT["contracts"][0]["layers"]
 ]
-BASE = set().union(*LAYERS[-2:])  # left out of the diagram
+LOWEST = next(number for number, layer in enumerate(LAYERS) if "facts" in layer)
+BASE = set().union(*LAYERS[LOWEST:])  # left out of the diagram
 NAMES = set().union(*LAYERS)
 
 DIAGRAM = re.search(r"```mermaid\n(.*?)```", PAGE, re.DOTALL)[1]

@@ -130,8 +130,6 @@ def test_a_run_folder_is_read_by_its_best_checkpoint(state, blank, tmp_path):
 def test_checkpoint_path_of_create_model(state, tmp_path):
     torch.save(state, tmp_path / "file.pth")
     assert same(zoo.create_model(NAME, checkpoint_path=str(tmp_path / "file.pth")), state)
-    with pytest.raises(zoo.BadWeights, match="only the classifier: set num_classes"):
-        zoo.create_model(NAME, num_classes=10, checkpoint_path=str(tmp_path / "file.pth"))
     pyramid = zoo.create_model(NAME, features_only=True, checkpoint_path=str(tmp_path / "file.pth"))
     assert all(torch.equal(state[key], value) for key, value in pyramid.state_dict().items())
     peer = zoo.create_model("timm/mobilenetv2_035")
@@ -323,3 +321,116 @@ def test_loading_keeps_dtype_and_device_of_the_model(state):
     model = fresh(NAME, torch.float64)
     zoo.load_weights(model, state)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+# --- values that cannot be those of weights ---------------------------------------------------
+
+
+class Small(nn.Module):
+    """A weight, a norm with its statistics and counter, an index table and a mask of infinities."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1)
+        self.norm = nn.BatchNorm2d(2)
+        self.register_buffer("index", torch.arange(4))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+
+def small(**changes):
+    return {key: changes.get(key.replace(".", "_"), t) for key, t in Small().state_dict().items()}
+
+
+WEIGHT = torch.ones(2, 2, 1, 1)
+REFUSED = {
+    "NaN": (small(conv_weight=WEIGHT * torch.nan), "conv.weight contains NaN"),
+    "infinite": (small(conv_weight=WEIGHT / 0), "contains infinite values"),
+    "NaN in half": (small(conv_weight=(WEIGHT * torch.nan).half()), "contains NaN"),
+    "NaN in statistics": (small(norm_running_mean=torch.tensor([0, torch.nan])), "contains NaN"),
+    "negative variance": (small(norm_running_var=torch.tensor([1.0, -1])), "negative variances"),
+    "beyond float32": (small(conv_weight=WEIGHT.double() * 1e300), "beyond the range of float32"),
+    "int8": (
+        small(conv_weight=WEIGHT.to(torch.int8)),
+        "is int8, the model has float32; dequantise",
+    ),
+    "int64": (small(conv_weight=WEIGHT.long()), "is int64, the model has float32"),
+    "bool": (small(conv_weight=WEIGHT.bool()), "is bool, the model has float32"),
+    "complex": (small(conv_weight=WEIGHT.to(torch.complex64)), "is complex64"),
+    "float8": (small(conv_weight=WEIGHT.to(torch.float8_e4m3fn)), "is float8"),
+    "sparse": (small(conv_weight=WEIGHT.to_sparse()), "is sparse"),
+    "csr": (small(norm_weight=torch.ones(2), conv_weight=WEIGHT.to_sparse()), "is sparse"),
+    "meta": (small(conv_weight=WEIGHT.to("meta")), "is on the meta device"),
+    "fractional index": (small(index=torch.arange(4) + 0.5), "values that are no int64"),
+    "NaN index": (small(index=torch.full((4,), torch.nan)), "values that are no int64"),
+    "complex index": (small(index=torch.arange(4).to(torch.complex64)), "is complex64"),
+    "NaN mask": (small(mask=torch.tensor([torch.nan, 0])), "mask contains NaN"),
+    "infinite counter": (small(norm_num_batches_tracked=torch.tensor(torch.inf)), "no int64"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("strict", [True, False])
+def test_values_that_cannot_be_weights(what, strict, tmp_path):
+    state, message = REFUSED[what]
+    assert message in refused(Small(), state, strict=strict)
+
+
+ACCEPTED = {
+    "half": small(conv_weight=WEIGHT.half()),
+    "bfloat16": small(conv_weight=WEIGHT.bfloat16()),
+    "double": small(conv_weight=WEIGHT.double()),
+    "a parameter": small(conv_weight=nn.Parameter(WEIGHT)),
+    "not contiguous": small(conv_weight=torch.ones(2, 4, 1, 1)[:, ::2]),
+    "expanded": small(conv_weight=torch.ones(1).expand(2, 2, 1, 1)),
+    "a float counter": small(norm_num_batches_tracked=torch.tensor(7.0)),
+    "a small index": small(index=torch.arange(4).to(torch.int16)),
+    "the same infinities": small(conv_weight=WEIGHT),
+}
+
+
+@pytest.mark.parametrize("what", ACCEPTED)
+def test_values_that_can(what):
+    model = Small()
+    assert zoo.load_weights(model, ACCEPTED[what]) == []
+    own = model.state_dict()
+    assert all(torch.equal(own[k], t.detach().to(own[k].dtype)) for k, t in ACCEPTED[what].items())
+
+
+def test_the_number_of_faulty_tensors_is_said():
+    state = {key: t * torch.nan for key, t in nn.Linear(2, 2).state_dict().items()}
+    assert "weight contains NaN" in refused(nn.Linear(2, 2), state)
+    assert "and 1 more tensors" in refused(nn.Linear(2, 2), state)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["", " ", "\0", "a" * 5000, "~nobody_of_that_name/x", "a\nb", b"file.pth", "/dev/null"],
+)
+def test_sources_that_are_no_path(source, blank):
+    refused(blank, source)
+
+
+def test_arguments_without_effect_and_of_other_types(state, blank, tmp_path):
+    with pytest.raises(zoo.BadInput, match="sha256 has no effect"):
+        zoo.load_weights(blank, state, sha256="00000000")
+    for model in (None, "mobilenetv2_035", [blank]):
+        with pytest.raises(zoo.BadInput, match="give a torch.nn.Module"):
+            zoo.load_weights(model, state)
+    with torch.device("meta"), pytest.raises(zoo.BadInput, match="meta device"):
+        zoo.load_weights(nn.Linear(2, 2), nn.Linear(2, 2, device="cpu").state_dict())
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(zoo.BadWeights, match="has sha256"):
+        zoo.load_weights(blank, tmp_path / "file.pth", sha256="00000000")
+
+
+def test_wrappers_of_torch_are_looked_through():
+    layer = nn.Linear(2, 2)
+    for model in (torch.compile(nn.Linear(2, 2)), nn.DataParallel(nn.Linear(2, 2))):
+        assert zoo.load_weights(model, layer.state_dict()) == []
+        assert torch.equal(next(model.parameters()), layer.weight)
+
+
+def test_branches_inside_themselves_end():
+    content: dict = {}
+    content["model"] = content
+    refused(nn.Linear(2, 2), content)

@@ -1,18 +1,21 @@
 """Build one of the package's backbones: check arguments, construct it, load published weights."""
 
+import functools
 import inspect
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from timm.models import adapt_input_conv
+import timm
 from torch import nn
 
 from zoo.backbone import Backbone, FeatureExtractor
 from zoo.blocks.sizes import whole_number
-from zoo.errors import BadInput, BadWeights, unknown_value
-from zoo.keys import convert_keys
+from zoo.errors import BadInput, BadWeights, first_line, unknown_value
+from zoo.fine_tuning import load_to_fine_tune, say
 from zoo.registry import ModelSpec
-from zoo.weights import fill, load_weights, read_state_dict
+from zoo.weights import opened, read_source, state_for
 
 RATES = ("drop_rate", "drop_path_rate")
 
@@ -23,17 +26,21 @@ def build_backbone(
     *,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
-    checkpoint_path: str | None = None,
+    checkpoint_path: str | os.PathLike | Mapping[str, Any] | None = None,
+    cache_dir: str | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """Build a registered model; arguments and errors are those of `zoo.create_model`.
 
     Args:
         spec: Specification of the model.
+        cache_dir: Folder of downloaded files; None for that of torch.hub.
         **arguments: Arguments of the model; None keeps the default.
     """
     given = {key: value for key, value in arguments.items() if value is not None}
     given.setdefault("in_chans", spec.in_chans)
+    if spec.tag and "classes" in spec.weights[0]:
+        given.setdefault("num_classes", spec.num_classes)
     check_values(given)
     build = spec.builder()
     known = inspect.signature(build).parameters
@@ -50,12 +57,17 @@ def build_backbone(
     if features_only and "dense" in known:
         given.setdefault("dense", True)  # the family's public dense code computes differently
     model = build(**given)
+    sizes = {
+        "new_classes": arguments.get("num_classes") is not None,
+        "new_channels": arguments.get("in_chans") is not None,
+    }
     if pretrained:
-        _load_published(model, spec)
+        _load_published(model, spec, **sizes, features_only=features_only, cache_dir=cache_dir)
     if features_only:
         model = FeatureExtractor(model, out_indices)
     if checkpoint_path is not None:
-        load_weights(model, checkpoint_path)
+        content, named = opened(checkpoint_path)
+        load_to_fine_tune(model, state_for(model, content, named), named, **sizes)
     return model
 
 
@@ -70,23 +82,136 @@ def check_values(arguments: dict[str, Any]) -> None:
             whole_number(arguments[key], key, least)
 
 
-def _load_published(model: Backbone, spec: ModelSpec) -> None:
-    """Load the first published checkpoint that has an address, adapted to classes and channels."""
+def build_timm(
+    bare: str,
+    pretrained: bool = False,
+    *,
+    checkpoint_path: str | os.PathLike | Mapping[str, Any] | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    **given: Any,
+) -> nn.Module:
+    """Build a model of timm, with weights from a file as `build_backbone` takes them.
+
+    Args:
+        bare: timm's name of the model.
+        **given: Arguments of `timm.create_model`.
+
+    Raises:
+        BadInput: timm does not build it with these arguments.
+        BadWeights: The weights cannot be read, or do not fit.
+    """
+    features: dict[str, Any] = {"features_only": True} if features_only else {}
+    features |= {} if out_indices is None else {"out_indices": out_indices}
+    if checkpoint_path is None:
+        return _timm(bare, pretrained=pretrained, **features, **given)
+    whole = _timm(bare, pretrained=pretrained, **given)
+    content, named = opened(checkpoint_path)
+    sizes = {
+        "new_classes": "num_classes" in given or features_only,
+        "new_channels": "in_chans" in given,
+    }
+    load_to_fine_tune(whole, state_for(whole, content, named), named, **sizes)
+    if not features_only:
+        return whole
+    weights = {"state_dict": whole.state_dict(), "first_conv": None}  # has the channels already
+    return _timm(bare, pretrained=True, pretrained_cfg_overlay=weights, **features, **given)
+
+
+def _timm(bare: str, **given: Any) -> nn.Module:
+    try:
+        return timm.create_model(bare, **given)
+    except (BadInput, BadWeights):
+        raise
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise BadInput(f"timm cannot build {bare!r}: {first_line(error)}") from error
+
+
+def published_entry(spec: ModelSpec) -> dict[str, Any]:
+    """Return the checkpoint that `pretrained=True` loads.
+
+    Raises:
+        BadWeights: None can be fetched; the message has the pages that offer one.
+    """
     entry = next((entry for entry in spec.weights if "url" in entry), None)
-    if entry is None:
-        pages = " or ".join(entry["page"] for entry in spec.weights if "page" in entry)
-        way_out = (
-            f"fetch them from {pages} and give checkpoint_path" if pages else "set pretrained=False"
+    if entry is not None:
+        return entry
+    pages = " or ".join(entry["page"] for entry in spec.weights if "page" in entry)
+    if pages:
+        raise BadWeights(
+            f"{spec.full_name} has no weights that a program can download; fetch them from {pages}"
+            " and give checkpoint_path (on the command line model.checkpoint_path)"
         )
-        raise BadWeights(f"{spec.name} has no published weights that can be downloaded; {way_out}")
-    state = convert_keys(read_state_dict(entry["url"], entry.get("sha256")), model)
-    own = model.state_dict()
-    for classifier in model.classifier_names():
-        for key in (f"{classifier}.weight", f"{classifier}.bias"):
-            if key in state and (key not in own or own[key].shape != state[key].shape):
-                del state[key]
-                state |= {key: own[key]} if key in own else {}
-    first = f"{model.first_conv_name()}.weight"
-    if first in state and state[first].shape[1] != model.in_chans:
-        state[first] = adapt_input_conv(model.in_chans, state[first])
-    fill(model, state, f"the published checkpoint of {spec.name}")
+    raise BadWeights(
+        f"{spec.full_name} has no published weights: its authors offer none; leave pretrained out"
+        " and train it, or give checkpoint_path"
+    )
+
+
+def fetch_published(
+    spec: ModelSpec, entry: dict[str, Any], cache_dir: str | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Fetch a published checkpoint, from a mirror if its own address cannot be reached.
+
+    Args:
+        entry: One of `spec.weights`.
+        cache_dir: Folder of downloaded files; None for that of torch.hub.
+
+    Returns:
+        The path and the content of the file.
+
+    Raises:
+        BadWeights: No address can be fetched, or the file has another checksum.
+    """
+    failed = None
+    for place in ({**entry, "mirrors": ()}, *entry.get("mirrors", ())):
+        sums = {key: place[key] for key in ("sha256", "git_sha1") if key in place}
+        try:
+            return read_source(place["url"], **sums, cache_dir=cache_dir)
+        except BadWeights as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
+
+
+def _load_published(
+    model: Backbone,
+    spec: ModelSpec,
+    *,
+    new_classes: bool,
+    new_channels: bool,
+    features_only: bool,
+    cache_dir: str | None,
+) -> None:
+    """Load the first published checkpoint that has an address, adapted to classes and channels."""
+    entry = published_entry(spec)
+    if not entry.get("head", True) and not new_classes and not features_only:
+        raise BadWeights(
+            f"the published weights of {spec.full_name} have no classifier; give num_classes for a"
+            " new one, or features_only=True"
+        )
+    warn_of_licence(spec, entry)
+    _, content = fetch_published(spec, entry, cache_dir)
+    named = f"the published checkpoint of {spec.full_name}"
+    state = state_for(model, content, named, entry.get("branch"))
+    load_to_fine_tune(
+        model,
+        state,
+        named,
+        new_classes=new_classes or not entry.get("head", True),
+        new_channels=new_channels,
+    )
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    say(line)
+
+
+def warn_of_licence(spec: ModelSpec, entry: dict[str, Any]) -> None:
+    """Say once per process that the authors of weights state no licence."""
+    if str(entry.get("licence", "none")).startswith("none"):
+        _say_once(
+            f"warning: the authors of {spec.full_name} state no licence for these weights; ask them"
+            f" before you publish or sell what you make with them ({spec.facts['code']['url']})"
+        )

@@ -5,7 +5,8 @@ names. It finds our backbones through `zoo.timm_bridge`.
 """
 
 import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from zoo import registry
 from zoo.blocks.sizes import whole_number
+from zoo.build import build_timm
 from zoo.errors import BadInput, first_line
+from zoo.fine_tuning import load_to_fine_tune, say
 from zoo.timm_bridge import bridged_name  # registers our backbones with timm
-from zoo.weights import load_weights
+from zoo.weights import opened, state_for, unwrap
 
 # Decoders that need larger last feature maps: the encoder dilates instead of downsampling.
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
@@ -63,6 +66,10 @@ class EncoderDecoder(nn.Module):
         """Return the last layer, which computes the logits."""
         return self.segmentation_head[0]
 
+    def classifier_names(self) -> tuple[str, ...]:
+        """Return the dotted name of the layer that computes the logits."""
+        return ("segmentation_head.0",)
+
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last layer by a new one for `num_classes`."""
         old = self.segmentation_head[0]
@@ -93,8 +100,8 @@ def create(
     encoder: str | None,
     pretrained: bool,
     num_classes: int | None = None,
-    in_chans: int = 3,
-    checkpoint_path: str | None = None,
+    in_chans: int | None = None,
+    checkpoint_path: str | os.PathLike | None = None,
     **kwargs: Any,
 ) -> EncoderDecoder:
     """Build the decoder `name` on top of a backbone.
@@ -105,7 +112,7 @@ def create(
         pretrained: Load the published weights of the backbone.
         num_classes: Logits per pixel.
         in_chans: Channels of the image.
-        checkpoint_path: Weights to load at the end.
+        checkpoint_path: Weights of the whole model or of its encoder, to load at the end.
         **kwargs: Arguments of this decoder in segmentation_models_pytorch.
 
     Raises:
@@ -129,9 +136,11 @@ def create(
     _check_dilation(name, encoder)
     import segmentation_models_pytorch as smp
 
+    new_classes, new_channels = num_classes is not None, in_chans is not None
+    in_chans = 3 if in_chans is None else in_chans
     classes = 1 if num_classes is None else whole_number(num_classes, "num_classes", 1)
     try:
-        net = smp.create_model(
+        net: Any = smp.create_model(
             name,
             f"tu-{_name_in_timm(encoder)}",
             encoder_weights="imagenet" if pretrained else None,
@@ -147,8 +156,46 @@ def create(
         ) from error
     model = EncoderDecoder(net, num_classes=classes, in_chans=in_chans)
     if checkpoint_path is not None:
-        load_weights(model, checkpoint_path)
+        content, named = opened(checkpoint_path)
+        sizes = {"new_classes": new_classes, "new_channels": new_channels}
+        if any(key.startswith("encoder.") for key in unwrap(content, named)):
+            load_to_fine_tune(model, state_for(model, content, named), named, **sizes)
+        else:
+            pyramid: Any = net.encoder.model
+            _load_encoder(pyramid, encoder, content, named, in_chans, new_channels)
     return model
+
+
+def _load_encoder(
+    model: Any,
+    encoder: str,
+    content: Mapping[str, Any],
+    named: str,
+    in_chans: int,
+    new_channels: bool,
+) -> None:
+    """Load the weights of a classification backbone into the encoder of a decoder.
+
+    Args:
+        model: The feature pyramid inside the encoder.
+        encoder: Its name.
+        content: Everything in the checkpoint.
+        named: Name of the source, for messages.
+        in_chans: Channels of the image.
+        new_channels: Whether they were asked for.
+    """
+    if registry.is_timm(encoder):  # its names in a pyramid differ from those in the whole model
+        levels = model.feature_info.out_indices
+        given: dict[str, Any] = {"in_chans": in_chans} if new_channels else {}
+        bare = registry.timm_name(encoder)
+        donor = build_timm(
+            bare, checkpoint_path=content, features_only=True, out_indices=levels, **given
+        )
+        model.load_state_dict(donor.state_dict())
+    else:
+        state = state_for(model, content, named)
+        load_to_fine_tune(model, state, named, new_classes=False, new_channels=new_channels)
+    say(f"{named}: the encoder is loaded, the decoder starts fresh")
 
 
 def _check_strides(name: str, encoder: str) -> None:
@@ -184,7 +231,7 @@ def _name_in_timm(encoder: str) -> str:
     """
     if registry.is_timm(encoder):
         return registry.timm_name(encoder)
-    return bridged_name(registry.get_spec(encoder).name)
+    return bridged_name(registry.get_spec(encoder).full_name)
 
 
 def strides_of(encoder: str) -> list[int]:

@@ -65,6 +65,12 @@ def first_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+def shown(value: object) -> str:
+    """Return a name for a message, on one line: as it is, or quoted if it has odd characters."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
+
+
 def unknown_value(
     what: str,
     value: object,

@@ -1,15 +1,14 @@
 """`create_model`: one function for the package's models, timm's models, and decoders."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 from torch import nn
 
 from zoo import registry
-from zoo.build import RATES, build_backbone, check_values
+from zoo.build import RATES, build_backbone, build_timm, check_values
 from zoo.errors import BadInput
-from zoo.weights import load_weights
 
 
 def create_model(
@@ -24,7 +23,7 @@ def create_model(
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     global_pool: str | None = None,
-    checkpoint_path: str | None = None,
+    checkpoint_path: str | os.PathLike | None = None,
     encoder: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -32,9 +31,10 @@ def create_model(
 
     Args:
         name: A name of `zoo.list_models()`, `"timm/..."`, or one of `zoo.registry.DECODERS`.
-        pretrained: Load the first published checkpoint that has an address. A classifier for
-            another number of classes starts with random weights; the filters of the first layer
-            are summed or repeated for another number of image channels.
+            `name.tag` is a model with one of its published checkpoints, and that one's classes.
+        pretrained: Load the published checkpoint of the tag, or the first that has an address. If
+            `num_classes` or `in_chans` is given and differs from the checkpoint, the classifier
+            starts with random weights, and the filters of the first layer are summed or repeated.
         num_classes: Number of logits, 0 for none; None keeps that of the published model.
         in_chans: Channels of the image; None keeps that of the published model.
         img_size: Image size in pixels, one number or (height, width); only for models with
@@ -44,7 +44,9 @@ def create_model(
         features_only: Return a `FeatureExtractor`: a list of feature maps instead of logits.
         out_indices: Levels of the feature pyramid; only with `features_only`.
         global_pool: `"avg"`, `"max"`, or `""` for none; None keeps the default of the model.
-        checkpoint_path: Weights to load at the end, in any published key style.
+        checkpoint_path: A file, a run folder or an address of weights to load at the end, in any
+            published key style; adapted like published weights. A decoder takes weights of the
+            whole model or of its encoder.
         encoder: Backbone of a decoder (`"timm/..."` or a zoo model); `pretrained` then applies to
             the encoder.
         **kwargs: Arguments of one family only.
@@ -94,18 +96,15 @@ def _build_timm(
     *,
     features_only: bool,
     out_indices: int | Sequence[int] | None,
-    checkpoint_path: str | None,
+    checkpoint_path: str | os.PathLike | None,
     **arguments: Any,
 ) -> nn.Module:
-    bare = spec.name.removeprefix(registry.TIMM)
     given = _without_zero_rates(arguments)
-    if features_only:
-        given |= {"features_only": True}
-        given |= {} if out_indices is None else {"out_indices": out_indices}
-    try:
-        model = timm.create_model(bare, pretrained=pretrained, **given)
-    except (TypeError, RuntimeError, AssertionError) as error:
-        raise BadInput(f"timm cannot build {bare!r}: {error}") from error
-    if checkpoint_path is not None:
-        load_weights(model, checkpoint_path)
-    return model
+    return build_timm(
+        spec.name.removeprefix(registry.TIMM),
+        pretrained,
+        checkpoint_path=checkpoint_path,
+        features_only=features_only,
+        out_indices=out_indices,
+        **given,
+    )

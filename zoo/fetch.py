@@ -1,49 +1,133 @@
-"""Find weights on disk, or download them into the cache and check their hash."""
+"""Find weights: on disk, in the cache, in the hub's cache, or on a server."""
 
 import hashlib
-import http.client
-import urllib.error
+import re
 import urllib.parse
-import urllib.request
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 
-from zoo.errors import BadWeights, first_line
+from zoo import tensor_files
+from zoo.download import Sums, checked_address, download, unreachable
+from zoo.errors import BadWeights, first_line, shown
+
+# File names that say nothing about the model: a file of that name may belong to any.
+_GENERIC = {"model", "pytorch_model", "checkpoint", "weights", "net", "best", "last", "download"}
 
 
-def local_file(source: str, sha256: str | None = None, which: str = "best") -> Path:
+def is_address(source: str) -> bool:
+    """Return whether a source is fetched, not a file: `https://`, `hf:` or `gdrive:`."""
+    return re.match(r"https?://|hf:|gdrive:", source, re.IGNORECASE) is not None
+
+
+def local_file(
+    source: str,
+    sha256: str | None = None,
+    which: str = "best",
+    *,
+    git_sha1: str | None = None,
+    cache_dir: str | Path | None = None,
+    refresh: bool = False,
+) -> Path:
     """Return the path of a file of weights, downloading it into the cache if necessary.
 
+    A downloaded file is read before it gets its final name, so what cannot be read is not kept. A
+    file that torch.hub or timm stored under the name in the address is taken, too, if it fits.
+
     Args:
-        source: A file, a run folder, `https://...` or `hf:owner/name/file`.
-        sha256: Expected hash of a downloaded file; its first digits are enough.
+        source: A file, a run folder, `https://...`, `hf:owner/name/file` or `gdrive:id`.
+        sha256: Expected hash; its first digits are enough.
         which: Checkpoint of a run folder: `"best"`, or `"last"`.
+        git_sha1: Expected name of the file's blob in git.
+        cache_dir: Folder of downloaded files; None for that of torch.hub.
+        refresh: Download the file again, although it is in the cache.
 
     Raises:
+        BadInput: A checksum is malformed.
         BadWeights: The address cannot be fetched, the file has another hash, or the run folder
             contains no checkpoint.
     """
+    sums = Sums(sha256, git_sha1)
+    if not source.strip():
+        raise BadWeights(
+            "the source of the weights is empty; give a file, a run folder, or an address"
+        )
+    if not is_address(source):
+        path = _on_disk(source, which)
+        if sums and path.is_file() and (misfit := sums.misfit(path)):
+            raise BadWeights(f"{shown(path)} {misfit}")
+        return path
+    folder = cache_folder(cache_dir)
+    path = folder / cache_name(source)
     if source.startswith("hf:"):
-        return _from_hub(source.removeprefix("hf:"), sha256)
-    if not source.startswith(("https://", "http://")):
+        if path.is_file() and not refresh and not sums.misfit(path):
+            return path  # put there by hand
+        return _from_hub(source, sums, path, cache_dir, refresh)
+    address = checked_address(source)
+    name = Path(urllib.parse.urlsplit(address).path).name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # another process may be downloading it
+            if not refresh:
+                for candidate in (path, folder / name[:200]):
+                    if _is_usable(candidate, path, sums):
+                        return candidate
+            download(source, address, path, sums)
+    except OSError as error:
+        if not refresh and _is_usable(path, path, sums):
+            return path  # a cache that can only be read
+        raise BadWeights(
+            f"the cache {shown(folder)} cannot be written ({error.strerror or first_line(error)});"
+            " set TORCH_HOME to another folder"
+        ) from error
+    return path
+
+
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Return the folder of downloaded files, which need not exist."""
+    return Path(torch.hub.get_dir()) / "checkpoints" if cache_dir is None else Path(cache_dir)
+
+
+def cache_name(source: str) -> str:
+    """Return the name of a downloaded file; addresses that end in the same name stay apart."""
+    tag = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    last = source.partition("?")[0].rstrip("/").rpartition("/")[2] or "weights"
+    clean = re.sub(r"[^\w.+-]", "_", last.removeprefix("gdrive:"), flags=re.ASCII)
+    return f"zoo-{tag}-{clean[-100:]}"
+
+
+def _is_usable(candidate: Path, path: Path, sums: Sums) -> bool:
+    """Return whether a file in the cache can be taken.
+
+    Args:
+        candidate: The file.
+        path: Our own name for it; another name may be that of another file.
+        sums: Expected checksums.
+    """
+    if not candidate.is_file():
+        return False
+    if sums:
+        return not sums.misfit(candidate)
+    if candidate == path:
+        return True
+    if candidate.name.partition(".")[0].lower() in _GENERIC:
+        return False
+    try:
+        tensor_files.read(candidate)
+    except BadWeights:
+        return False
+    return True
+
+
+def _on_disk(source: str, which: str) -> Path:
+    try:
         path = Path(source).expanduser()
         return _run_checkpoint(path, which) if path.is_dir() else path
-    address = urllib.parse.urlsplit(source)
-    if address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise BadWeights(f"{source}: weights are only fetched over https; give an https address")
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    # The hash of the address keeps files of the same name from two servers apart.
-    tag = hashlib.sha256(source.encode()).hexdigest()[:8]
-    path = folder / f"zoo-{tag}-{Path(address.path).name or 'weights'}"
-    with FileLock(f"{path}.lock"):  # another process may be downloading it
-        if path.exists():
-            _check_hash(path, f"{source}, cached as {path},", sha256)
-        else:
-            _download(source, path, sha256)
-    return path
+    except (OSError, RuntimeError) as error:  # too long, not allowed, no such user
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise BadWeights(f"{shown(source)} cannot be read: {reason}") from error
 
 
 def _run_checkpoint(folder: Path, which: str) -> Path:
@@ -60,64 +144,28 @@ def _run_checkpoint(folder: Path, which: str) -> Path:
             if (place / name).is_file():
                 return place / name
     raise BadWeights(
-        f"{folder} contains no checkpoint (best.ckpt or last.ckpt); give a run folder or a file"
+        f"{shown(folder)} contains no checkpoint (best.ckpt or last.ckpt); give a run folder or a"
+        " file"
     )
 
 
-def _from_hub(name: str, sha256: str | None) -> Path:
+def _from_hub(
+    source: str, sums: Sums, put_at: Path, cache_dir: str | Path | None, refresh: bool
+) -> Path:
+
     from huggingface_hub import hf_hub_download
 
+    name = source.removeprefix("hf:")
     if name.count("/") < 2 or not all(name.split("/", 2)):
-        raise BadWeights(f"hf:{name} is incomplete; give hf:owner/name/file")
+        raise BadWeights(f"{shown(source)} is incomplete; give hf:owner/name/file")
     owner, repository, file = name.split("/", 2)
+    options: dict[str, Any] = {"force_download": True} if refresh else {}
+    options |= {} if cache_dir is None else {"cache_dir": cache_dir}
     try:
-        path = Path(hf_hub_download(f"{owner}/{repository}", file))
+        path = Path(hf_hub_download(f"{owner}/{repository}", file, **options))
     except Exception as error:  # the client raises its own errors, those of requests and OSError
-        raise BadWeights(f"hf:{name} cannot be fetched: {first_line(error)}") from error
-    _check_hash(path, f"hf:{name}", sha256)
+        page = f"https://huggingface.co/{owner}/{repository}/resolve/main/{file}"
+        raise unreachable(source, first_line(error), put_at, page) from error
+    if misfit := sums.misfit(path):
+        raise BadWeights(f"{source} {misfit}")
     return path
-
-
-def _download(address: str, path: Path, sha256: str | None) -> None:
-    """Download into `path`, continuing an earlier attempt; only a complete file gets this name."""
-    part = path.with_name(path.name + ".part")
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(address, headers={"User-Agent": "zoo"})
-    if done:
-        request.add_header("Range", f"bytes={done}-")
-    try:
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            if "text/html" in reply.headers.get("Content-Type", ""):
-                raise BadWeights(f"{address} is a web page; give the address of the file")
-            resumed = reply.status == 206
-            total = int(reply.headers.get("Content-Length") or 0) + (done if resumed else 0)
-            with part.open("ab" if resumed else "wb") as file:
-                while chunk := reply.read(1 << 20):
-                    file.write(chunk)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and done:  # the part was complete, or belongs to another file
-            part.unlink()
-            return _download(address, path, sha256)
-        raise BadWeights(f"{address} cannot be fetched: {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise BadWeights(f"{address} cannot be fetched: {error}") from error
-    if total and part.stat().st_size != total:
-        raise BadWeights(
-            f"{address} stopped at {part.stat().st_size} of {total} bytes; call again to continue"
-        )
-    try:
-        _check_hash(part, address, sha256)
-    except BadWeights:
-        part.unlink()
-        raise
-    part.replace(path)
-
-
-def _check_hash(path: Path, named: str, sha256: str | None) -> None:
-    if sha256 is None:
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(sha256):
-        raise BadWeights(f"{named} has sha256 {found}, expected {sha256}...")

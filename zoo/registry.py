@@ -47,11 +47,18 @@ class ModelSpec:
         name: The registered name.
         family: The facts file and the model module it belongs to.
         facts: Facts of the variant, including those shared by its family.
+        tag: Of the published checkpoint that was chosen by `name.tag`; "" for the first.
     """
 
     name: str
     family: str
     facts: dict[str, Any]
+    tag: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """The name with the tag, as `create_model` takes it."""
+        return f"{self.name}.{self.tag}" if self.tag else self.name
 
     @property
     def task(self) -> str:
@@ -155,12 +162,26 @@ def get_spec(name: str) -> ModelSpec:
     specs = _specs()
     if name in specs:
         return specs[name]
+    bare, _, tag = name.partition(".")
+    if tag and bare in specs:
+        return _tagged(specs[bare], tag)
     if name in DECODERS:
         return ModelSpec(name, "decoders", {"task": "segmentation"})
     if is_timm(name):
         return ModelSpec(TIMM + timm_name(name), "timm", dict(_UNKNOWN_FACTS))
     choices = [*specs, *DECODERS]
     raise UnknownModel(unknown_value("model", name, choices, listed_by="zoo.list_models()"))
+
+
+def _tagged(spec: ModelSpec, tag: str) -> ModelSpec:
+    """Return a model with one of its published checkpoints, and that checkpoint's facts."""
+    entry = next((entry for entry in spec.weights if entry["tag"] == tag), None)
+    if entry is None:
+        tags = [entry["tag"] for entry in spec.weights]
+        raise UnknownModel(unknown_value("tag", tag, tags, where=f" of {spec.name}"))
+    own = {"input": entry.get("input", {}), "weights": [entry]}
+    own |= {"num_classes": entry["classes"]} if "classes" in entry else {}
+    return ModelSpec(spec.name, spec.family, _completed(own, spec.facts), tag)
 
 
 def is_timm(name: str) -> bool:
@@ -199,12 +220,13 @@ def _timm_names() -> list[str]:
 
 def is_packaged(name: str) -> bool:
     """Return whether a model is part of this package, with complete facts and contract."""
-    return name in _packaged()
+    return name.partition(".")[0] in _packaged()
 
 
 def is_model(name: str) -> bool:
-    """Return whether a model is registered."""
-    return name in _specs()
+    """Return whether a model is registered, with or without the tag of a checkpoint."""
+    specs = _specs()
+    return name in specs or name.partition(".")[0] in specs
 
 
 def list_models(
@@ -286,4 +308,4 @@ def model_info(name: str) -> dict[str, Any]:
         UnknownModel: No such model.
     """
     spec = get_spec(name)
-    return {"name": spec.name, "family": spec.family, **copy.deepcopy(spec.facts)}
+    return {"name": spec.full_name, "family": spec.family, **copy.deepcopy(spec.facts)}

@@ -11,7 +11,8 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -21,13 +22,16 @@ from torch import nn
 
 from zoo import registry
 from zoo.build import build_backbone
-from zoo.errors import BadInput
+from zoo.errors import BadInput, BadWeights
+from zoo.fetch import local_file
+from zoo.keys import convert_keys, recognise
 
 PREFIX = "zoo_"
 
-# Arguments that timm's factory adds to those of the model. They are dropped: weights and their
-# description come from our facts, and feature pyramids from zoo.backbone.
-_TIMM_ONLY = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "feature_cls", "feature_cfg")
+# Arguments of timm's feature pyramids, which are not those of zoo.backbone.
+_NO_EFFECT = ("feature_cls", "feature_cfg")
+# Names of the weights in a repository of the hub or in a local copy of one.
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 default_cfgs: dict[str, Any] = {}
 
@@ -91,21 +95,38 @@ class UnknownArgument(BadInput, TypeError):
 def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
     def build(
         pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        cache_dir: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> nn.Module:
-        for key in _TIMM_ONLY:
-            kwargs.pop(key, None)
+        for key in _NO_EFFECT:
+            if kwargs.pop(key, None) is not None:
+                raise UnknownArgument(f"{key} has no effect on {build.__name__}; leave it out")
+        tag = pretrained_cfg if isinstance(pretrained_cfg, str) else ""
+        chosen = registry.get_spec(f"{spec.name}.{tag}") if tag else spec
+        given = _given_cfg(pretrained_cfg) | (pretrained_cfg_overlay or {})
+        weights = _weights_in(given, cache_dir) if pretrained else None
         try:
             with contextlib.nullcontext() if device is None else torch.device(device):
-                model = build_backbone(spec, pretrained, **kwargs).to(device, dtype)
+                model = build_backbone(
+                    chosen,
+                    pretrained and weights is None,
+                    checkpoint_path=weights,
+                    cache_dir=cache_dir,
+                    **kwargs,
+                ).to(device, dtype)
         except BadInput as error:
             if kwargs.keys() <= _arguments(spec.name):
                 raise
             raise UnknownArgument(str(error)) from error
         _keep_as_buffers(model)
+        model.register_load_state_dict_pre_hook(_convert_published)
         cfg = default_cfgs[build.__name__].default.to_dict()
+        cfg |= {**_default_cfg(chosen), "tag": tag} if tag else {}
+        cfg |= {key: value for key, value in given.items() if key not in ("state_dict", "tag")}
         cfg["architecture"] = build.__name__
         model.__dict__.update(pretrained_cfg=cfg, default_cfg=cfg)
         return model
@@ -113,6 +134,63 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
     build.__name__ = build.__qualname__ = bridged_name(spec.name)
     build.__module__ = __name__
     return build
+
+
+def _given_cfg(cfg: Any) -> dict[str, Any]:
+    """Return the entries of a pretrained configuration that was passed to timm."""
+    if cfg is None or isinstance(cfg, str):
+        return {}
+    entries = cfg if isinstance(cfg, dict) else cfg.to_dict()
+    return {key: value for key, value in entries.items() if value is not None}
+
+
+def _weights_in(cfg: Mapping[str, Any], cache_dir: str | None) -> Any:
+    """Return the weights that a pretrained configuration names, by timm's precedence.
+
+    Returns:
+        A state dict, a file or an address; None if it names none.
+    """
+    file, hub = cfg.get("file"), cfg.get("hf_hub_id")
+    if cfg.get("state_dict"):
+        return cfg["state_dict"]
+    if file and cfg.get("source") == "local-dir":
+        found = [path for name in _HUB_FILES if (path := Path(file) / name).is_file()]
+        if not found:
+            raise BadWeights(f"{file} contains neither {' nor '.join(_HUB_FILES)}")
+        return found[0]
+    if file:
+        return file
+    if hub:
+        names = [cfg["hf_hub_filename"]] if cfg.get("hf_hub_filename") else list(_HUB_FILES)
+        hub, _, revision = str(hub).partition("@")
+        if revision:
+            raise BadWeights(
+                f"hf_hub_id={hub}@{revision}: revisions are not supported; leave it out"
+            )
+        return _first_reachable([f"hf:{hub}/{name}" for name in names], cache_dir)
+    return cfg.get("url") or None
+
+
+def _first_reachable(addresses: list[str], cache_dir: str | None) -> Path:
+    failed = None
+    for address in addresses:
+        try:
+            return local_file(address, cache_dir=cache_dir)
+        except BadWeights as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
+
+
+def _convert_published(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let `load_state_dict` accept published names, as timm loads files without asking us."""
+    own = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+    partial = getattr(module, "is_partial", False)
+    if not partial and recognise(own, module.key_styles) is None:
+        return
+    for key in own:
+        del state[prefix + key]
+    state.update({prefix + key: t for key, t in convert_keys(own, module).items()})
 
 
 def _arguments(name: str) -> set[str]:

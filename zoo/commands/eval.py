@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo import registry
+from zoo.build import published_entry
 from zoo.commands import resolve
 from zoo.data.datamodule import ImageData
 from zoo.deploy import files, int8_graph
-from zoo.errors import BadInput, BadWeights, first_line
+from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
 from zoo.inputs import published_input, published_statistics
 from zoo.reparam import reparameterize
@@ -74,7 +76,7 @@ def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str
         device=device,
         about={
             "model": name,
-            "weights": str(saved.path if saved else settings.model.checkpoint_path or "published"),
+            "weights": str(saved.path if saved else "published"),
             "fused": settings.fused or is_qat,
             **({"qat": True} if is_qat else {}),
         },
@@ -163,15 +165,11 @@ def _build(
         _check_published_classes(arguments, data)
     model = create_model(**arguments)
     if saved is not None:
-        try:
-            load_content(model, saved.content, saved.source)
-        except BadWeights as error:
-            if "only the classifier" not in str(error):
-                raise
-            raise BadWeights(
-                f"{saved.source} has another number of classes than the data, which has"
-                f" {data.num_classes}; choose the data that it was trained on ({error})"
-            ) from error
+        advice = (
+            "it has another number of classes than the data, which has"
+            f" {data.num_classes}; choose the data that it was trained on"
+        )
+        load_content(model, saved.content, saved.source, advice=advice)
     model.eval()
     check_forward(model, arguments["name"], data)
     return reparameterize(model) if settings.fused else model
@@ -195,6 +193,12 @@ def _build_qat(settings: EvalRun, saved: resolve.SavedWeights, data: ImageData) 
 
 def _check_published_classes(arguments: dict[str, Any], data: ImageData) -> None:
     """Raise `BadInput` if the classes differ: `pretrained` would add a random classifier."""
+    spec = registry.get_spec(arguments["name"])
+    if spec.family != "timm" and not published_entry(spec).get("head", True):
+        raise BadInput(
+            f"the published weights of {spec.full_name} have no classifier; train one, then give"
+            " weights=<run folder>"
+        )
     plain = {**arguments, "num_classes": None, "pretrained": False}
     published = create_model(**plain).num_classes
     if published != data.num_classes:

@@ -18,7 +18,6 @@ from zoo.deploy.pipeline import Artefact, export
 from zoo.display import ms
 from zoo.errors import BadInput, ZooError
 from zoo.factory import create_model
-from zoo.fetch import local_file
 from zoo.inputs import input_of
 from zoo.profiling.latency import measure
 from zoo.reports.claims import plus_minus
@@ -55,9 +54,7 @@ def run(settings: ExportRun, explicit: resolve.Explicit) -> list[Artefact]:
         _check_format(names[0], batch, settings)
     settings, model, origin = load_model(settings, explicit)
     options = _options(settings.export, model, origin, batch, sides)
-    has_weights = bool(
-        settings.weights or settings.model.pretrained or settings.model.checkpoint_path
-    )
+    has_weights = origin.weights is not None or settings.model.pretrained
     step = None
     if settings.quantize.int8:
         step = Int8Step(settings, explicit, model, origin, options, has_weights)
@@ -139,13 +136,13 @@ def _build(
     others = {key: value for key, value in arguments.items() if key != "name"}
     if saved is None:
         model = create_model(**arguments).eval()
-        given = others.get("checkpoint_path")
-        return model, Origin(name, others, weights=None if given is None else local_file(given))
+        return model, Origin(name, others)
     if saved.is_qat:
         model = _build_qat(settings, saved, arguments)
     else:
         model = create_model(**arguments).eval()
-        load_content(model, saved.content, saved.source)
+        advice = "give model.num_classes as in the file"
+        load_content(model, saved.content, saved.source, advice=advice)
     return model, Origin(
         name=name,
         args=others,

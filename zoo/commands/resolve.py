@@ -15,11 +15,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import BadInput, BadWeights, first_line
-from zoo.fetch import local_file
 from zoo.settings import DataConfig, ModelConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
 from zoo.training.checkpoint_schema import check as check_checkpoint
-from zoo.weights import QAT_KEY, read_file
+from zoo.weights import QAT_KEY, read_source
 
 Explicit = Mapping[str, Any]
 
@@ -118,10 +117,9 @@ def read_weights(source: str, *, resumes: bool = False) -> SavedWeights:
     Raises:
         BadWeights: The file cannot be read, or is a damaged checkpoint of `train.py`.
     """
-    path = local_file(source, which="last" if resumes else "best")
-    saved = SavedWeights(source, path, read_file(path))
+    saved = SavedWeights(source, *read_source(source, which="last" if resumes else "best"))
     if saved.is_run:
-        check_checkpoint(saved.content, path, resumes=resumes)
+        check_checkpoint(saved.content, saved.path, resumes=resumes)
     return saved
 
 
@@ -163,21 +161,26 @@ def _check_for_checkpoint(resume: str | None) -> None:
 
 
 def read_command_weights(settings: Any) -> SavedWeights | None:
-    """Read the key `weights` of a command; None if it is not set.
+    """Read the key `weights` of a command, or `model.checkpoint_path`; None if neither is set.
 
     Args:
         settings: `EvalRun` or `ExportRun`.
 
     Raises:
-        BadInput: Another setting names weights, too.
+        BadInput: Several settings name weights.
         BadWeights: The weights cannot be read.
     """
-    if settings.weights is None:
-        return None
-    for key in ("pretrained", "checkpoint_path"):
-        if getattr(settings.model, key):
-            raise BadInput(f"weights and model.{key} both name weights; give only one of them")
-    return read_weights(settings.weights)
+    model = settings.model
+    given = {
+        "weights": settings.weights,
+        "model.pretrained": model.pretrained or None,
+        "model.checkpoint_path": model.checkpoint_path,
+    }
+    named = [key for key, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise BadInput(f"{' and '.join(named[:2])} both name weights; give only one of them")
+    source = given["weights"] if given["weights"] is not None else given["model.checkpoint_path"]
+    return None if source is None else read_weights(source)
 
 
 def merge(settings: Any, saved: Mapping[str, Any], explicit: Explicit, source: object) -> Any:
@@ -274,6 +277,11 @@ def describe_model(
     Raises:
         BadWeights: The saved weights belong to another model.
     """
+    if saved is not None:  # `model.checkpoint_path` is what was read
+        settings = dataclasses.replace(
+            settings, model=dataclasses.replace(settings.model, checkpoint_path=None)
+        )
+        explicit = {key: v for key, v in explicit.items() if key != "model.checkpoint_path"}
     arguments = model_arguments(settings.model)
     if saved is None or not saved.is_run:
         return settings, arguments

@@ -176,7 +176,7 @@ def resolve_names(patterns: Sequence[str]) -> list[str]:
         if any(character in pattern for character in "*?["):
             matches = registry.list_models(pattern)
         else:
-            matches = [registry.get_spec(pattern).name]
+            matches = [registry.get_spec(pattern).full_name]
         if not matches:
             raise UnknownModel(f"no model matches {pattern!r}; zoo.list_models() lists all models")
         found |= dict.fromkeys(matches)

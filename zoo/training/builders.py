@@ -23,7 +23,7 @@ from zoo.training.faults import is_out_of_memory
 from zoo.training.losses import BiasLoss, Distillation, create_loss
 from zoo.training.mixing import Mixing
 from zoo.training.tasks import check_task, get_task
-from zoo.weights import load_weights, read_checkpoint
+from zoo.weights import load_content, read_checkpoint
 
 Normalization = tuple[list[float], list[float]]  # mean and std of each channel
 
@@ -238,11 +238,14 @@ def build_criterion(train: TrainConfig, model: nn.Module, data: ImageData) -> nn
 def _build_teacher(train: TrainConfig, data: ImageData) -> tuple[nn.Module, Normalization]:
     """Return the teacher and the normalisation it expects."""
     name, weights = str(train.distill_teacher), train.distill_teacher_weights
+    content: dict[str, Any] = {}
     if weights is None:
         teacher = create_model(name, pretrained=True, in_chans=data.in_chans)
     else:
         teacher = create_model(name, num_classes=data.num_classes, in_chans=data.in_chans)
-        load_weights(teacher, weights)
+        content = read_checkpoint(weights)
+        advice = "train.distill_teacher_weights must be trained on the classes of the data"
+        load_content(teacher, content, weights, advice=advice)
     classes = getattr(teacher, "num_classes", data.num_classes)
     if classes != data.num_classes:
         raise BadInput(
@@ -250,7 +253,7 @@ def _build_teacher(train: TrainConfig, data: ImageData) -> tuple[nn.Module, Norm
             f" {data.num_classes}; give train.distill_teacher_weights trained on this data"
         )
     check_forward(teacher, name, data)
-    if weights is not None and is_zoo_checkpoint(content := read_checkpoint(weights)):
+    if weights is not None and is_zoo_checkpoint(content):
         check_checkpoint(content, weights)
         preprocessing = content["data"]["preprocessing"]
         return teacher, (list(preprocessing["mean"]), list(preprocessing["std"]))
