@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tools import capabilities, generated, latencies
+from tools import capabilities, generated, latencies, operators
 from tools.project import finished
 from zoo.deploy.formats import FORMATS
 from zoo.errors import BadInput, ZooError
@@ -30,7 +30,7 @@ def _fail(message: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools", description=__doc__)
     commands = parser.add_subparsers(
-        required=True, metavar="write | check | family | latencies | capabilities"
+        required=True, metavar="write | check | family | latencies | capabilities | operators"
     )
     command = commands.add_parser("write", help="write all generated files; measure nothing")
     command.set_defaults(run=lambda options: generated.write())
@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     modes = list(capabilities.MODES)
     command.add_argument("--modes", nargs="+", default=modes, choices=modes)
     command.set_defaults(run=_capabilities)
+
+    command = commands.add_parser("operators", help="record what timm and torchvision execute")
+    command.set_defaults(run=lambda options: operators.write())
     return parser
 
 

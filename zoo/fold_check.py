@@ -16,6 +16,7 @@ from zoo.errors import BadInput
 Fuse = Callable[[nn.Module, Collection[str]], nn.Module]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TOLERANCE, _ROUNDING = 1e-3, 1e-5  # of the spread and of the magnitude of an output, in float32
 _SIDES = (64, 224, 32, 256, 128, 384, 512)  # image sizes to try if a model does not state one
 
@@ -31,6 +32,12 @@ class ReferenceRun:
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
+        given = example_input if isinstance(example_input, tuple) else (example_input,)
+        if example_input is not None and not any(isinstance(x, Tensor) for x in given):
+            raise BadInput(
+                f"example_input={type(example_input).__name__} is neither a tensor nor a tuple of "
+                "arguments that contains one"
+            )
         self.model, self.example_input = model, example_input
         self.has_run = False
         self.ranks: dict[str, int] = {}
@@ -116,7 +123,7 @@ class ReferenceRun:
                 raise BadInput(f"the model does not run on example_input: {error}") from error
             self.arguments = given
             return
-        for image in _random_images(model):
+        for image in _random_inputs(model):
             self.ranks.clear()
             with contextlib.suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -133,12 +140,21 @@ class ReferenceRun:
         return note
 
 
-def _random_images(model: nn.Module) -> Iterator[Tensor]:
-    """Yield random inputs that a convolutional model may take, most likely ones first."""
-    first: Any = next((m for m in model.modules() if isinstance(m, _CONVOLUTIONS)), None)
+def _random_inputs(model: nn.Module) -> Iterator[Tensor]:
+    """Yield random inputs that a model may take, most likely ones first.
+
+    These are images, or vectors and tokens for a model of linear layers.
+    """
+    kinds = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
+    first: Any = next((m for m in model.modules() if isinstance(m, kinds)), None)
     if first is None:
         return
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if isinstance(first, nn.Linear):
+        generator = torch.Generator().manual_seed(0)
+        for axes in ((), (16,)):
+            yield torch.randn(4, *axes, first.in_features, generator=generator).to(like)
+        return
     stated: Any = getattr(model, "in_chans", None)
     channels = stated if isinstance(stated, int) else first.in_channels
     axes = first.weight.ndim - 2

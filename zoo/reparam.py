@@ -65,9 +65,10 @@ def reparameterize(model: Model, example_input: Any = None) -> Model:
             contains modules of other packages. None: random images of a size that works.
 
     Raises:
-        BadInput: The model is in training mode, in which batch norms have no fixed statistics, or
-            it does not run on `example_input`.
+        BadInput: The model is in training mode, in which batch norms have no fixed statistics, it
+            does not run on `example_input`, or it is no module whose layers can be replaced.
     """
+    _check_is_replaceable(model)
     training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
     if training is not None:
         raise BadInput(
@@ -101,6 +102,21 @@ def report(model: nn.Module) -> FoldReport:
     if "fold_report" not in model.__dict__:
         raise BadInput("the model was not returned by zoo.reparameterize; call that first")
     return model.__dict__["fold_report"]
+
+
+def _check_is_replaceable(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model={type(model).__name__} is not an nn.Module")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise BadInput(
+                f"{name or 'the model'} is a TorchScript module, whose layers cannot be replaced; "
+                "give the Python model it was made from"
+            )
+        if any(map(nn.parameter.is_lazy, module._parameters.values())):
+            raise BadInput(
+                f"{name or 'the model'} has parameters without a shape; run the model once first"
+            )
 
 
 class _Fuser:
@@ -206,15 +222,26 @@ class _Fuser:
         is_linear = isinstance(layer, nn.Linear)
         if plain.running_mean.numel() != (layer.out_features if is_linear else layer.out_channels):
             return "it normalises another axis than the channels of the layer before it"
-        if is_linear and self.reference.rank_of(name) != 2:
+        if is_linear and (rank := self.reference.rank_of(name)) != 2:
             # After a linear layer on B N C, a batch norm reads N as channels.
-            return "the linear layer before it may return B N C; give example_input"
+            if rank is None:
+                return "the linear layer before it may return B N C; give example_input"
+            return "the linear layer before it returns B N C, whose axis N it normalises"
         return None
 
 
 def _is_foreign(model: nn.Module) -> bool:
-    """Return whether a model contains modules whose code is not known to be safe to fold."""
-    return any(not f"{type(m).__module__}.".startswith(_TRUSTED) for m in model.modules())
+    """Return whether a model contains modules whose code is not known to be safe to fold.
+
+    A hook, or a `forward` that one object has for itself, makes foreign code of any module.
+    """
+    return any(
+        not f"{type(m).__module__}.".startswith(_TRUSTED)
+        or m._forward_hooks
+        or m._forward_pre_hooks
+        or "forward" in vars(m)
+        for m in model.modules()
+    )
 
 
 def _has_fused(module: nn.Module) -> bool:
@@ -223,7 +250,7 @@ def _has_fused(module: nn.Module) -> bool:
     A subclass with another `forward` does not inherit the method. Classes of this package may: what
     they fuse is declared by attributes, and tested.
     """
-    if not inspect.isfunction(getattr(type(module), "fused", None)):
+    if not inspect.isfunction(getattr(type(module), "fused", None)) or "forward" in vars(module):
         return False
     defines = [
         cls for cls in type(module).__mro__ if "forward" in vars(cls) or "fused" in vars(cls)
@@ -315,7 +342,7 @@ def pairs(module: nn.Module) -> list[tuple[str, str]]:
         if node.op != "call_module" or len(node.users) != 1:
             continue
         (reader,) = node.users
-        plain = reader.op == "call_module" and reader.args == (node,) and not reader.kwargs
+        plain = reader.op == "call_module" and [*reader.args, *reader.kwargs.values()] == [node]
         if plain and called_once(str(node.target)) and called_once(str(reader.target)):
             found.append((str(node.target), str(reader.target)))
     return found

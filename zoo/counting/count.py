@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.counting.liveness import all_results_returned
 from zoo.counting.rules import FlopCountAnalysis, Rule, all_rules
 from zoo.counting.traffic import measure_traffic
 from zoo.display import Displayed, byte_count, quantity, shape
@@ -210,12 +211,16 @@ def _count_operators(
     analysis.tracer_warnings("none")
     with _hooks_restored(model):
         try:
-            analysis.total()
+            with all_results_returned(model):
+                analysis.total()
         except NotImplementedError as error:
             raise UncountedOperator(f"no rule for {error}") from error
-        except Exception:
+        except Exception as error:  # tracing runs the model, which may raise any exception
             _run_once(model, example)  # raises BadInput if the model itself fails
-            raise
+            raise BadInput(
+                f"the model runs on {tuple(example.shape)}, but PyTorch cannot trace it, so it "
+                f"cannot be counted: {first_line(error)}"
+            ) from error
     _require_rules(analysis, model)
     return called, innermost
 

@@ -106,6 +106,55 @@ def _scan(inputs: list[Any], outputs: list[Any]) -> Counter:
     return elementwise(cost.flops(shape(inputs[0]), shape(inputs[2])), "scan")
 
 
+def _bilinear(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """Two matrix products per output element: the weight with one input, then with the other."""
+    _, first, second = shape(inputs[2])
+    return macs(numel(outputs[0]) * (first * second + second), outputs, "linear")
+
+
+def _recurrent(gates: int, flops: int) -> Rule:
+    """Return the rule of a recurrent layer: every weight matrix is used once per time step.
+
+    Args:
+        gates: Number of vectors that a hidden-to-hidden matrix computes for each hidden unit.
+        flops: Elementwise FLOPs per hidden unit and time step.
+    """
+
+    def rule(inputs: list[Any], outputs: list[Any]) -> Counter:
+        # The weights are the last list of tensors (LSTMs also get their states as a list), followed
+        # by: has biases, number of layers, dropout, training, bidirectional.
+        at = max(i for i, x in enumerate(inputs) if x.node().kind() == "prim::ListConstruct")
+        matrices = [s for s in map(shape, inputs[at].node().inputs()) if len(s) == 2]
+        directions = inputs[at + 2].toIValue() * (1 + inputs[at + 5].toIValue())
+        hidden_to_hidden = matrices[1 :: len(matrices) // directions]
+        steps = numel(inputs[0]) // matrices[0][1]  # time steps x batch
+        units = sum(rows // gates for rows, _ in hidden_to_hidden)
+        products = macs(steps * sum(map(math.prod, matrices)), outputs, "recurrent")
+        return products + elementwise(steps * units * flops, "recurrent")
+
+    return rule
+
+
+def _fourier(flops: float, axes: int | None) -> Rule:
+    """Return the usual estimate of fast Fourier transforms, `flops` x n x log2(n) for n elements.
+
+    Args:
+        flops: 5 for complex numbers, 2.5 if one side is real.
+        axes: Number of transformed axes if the call does not name them; None: all.
+    """
+
+    def rule(inputs: list[Any], outputs: list[Any]) -> Counter:
+        whole = max(shape(inputs[0]), shape(outputs[0]), key=math.prod)  # the real side is whole
+        named = inputs[2].toIValue() if inputs[2].node().kind() == "prim::Constant" else None
+        if inputs[2].node().kind() == "prim::ListConstruct":
+            named = _ints(inputs[2], 1)
+        dims = [named] if isinstance(named, int) else named or range(-(axes or len(whole)), 0)
+        size = math.prod(whole[dim] for dim in dims)
+        return elementwise(flops * math.prod(whole) * math.log2(size), "fourier")
+
+    return rule
+
+
 def _per_output(flops: float, name: str) -> Rule:
     return lambda inputs, outputs: elementwise(flops * numel(outputs[0]), name)
 
@@ -128,6 +177,11 @@ def _window_pool(inputs: list[Any], outputs: list[Any]) -> Counter:
     """One FLOP per element of each window."""
     dims = len(shape(inputs[0])) - 2
     return elementwise(numel(outputs[0]) * math.prod(_ints(inputs[1], dims)), "pool")
+
+
+def _bags(inputs: list[Any], outputs: list[Any]) -> Counter:
+    """One FLOP per element of the embeddings that are added up, averaged or compared."""
+    return elementwise(numel(inputs[1]) * shape(inputs[0])[-1], "reduce")
 
 
 def _ints(value: Any, count: int) -> list[int]:
@@ -153,6 +207,11 @@ _MACS: dict[str, Rule] = {
     "aten::matmul": _matmul,
     "aten::baddbmm": _baddbmm,
     "aten::einsum": _einsum,
+    "aten::bilinear": _bilinear,
+    "aten::rnn_tanh": _recurrent(gates=1, flops=2),  # sum, activation
+    "aten::rnn_relu": _recurrent(gates=1, flops=2),
+    "aten::gru": _recurrent(gates=3, flops=11),  # 3 sums, 3 activations, reset 1, new state 4
+    "aten::lstm": _recurrent(gates=4, flops=13),  # 4 sums, 5 activations, cell 3, output 1
     "aten::scaled_dot_product_attention": _attention,
 }
 
@@ -175,7 +234,15 @@ _COMPOSITE: dict[str, Rule] = {
     "aten::adaptive_avg_pool1d": _per_input(1, "pool"),
     "aten::adaptive_avg_pool2d": _per_input(1, "pool"),
     "aten::adaptive_avg_pool3d": _per_input(1, "pool"),
+    "aten::adaptive_max_pool1d": _per_input(1, "pool"),
     "aten::adaptive_max_pool2d": _per_input(1, "pool"),
+    "aten::adaptive_max_pool3d": _per_input(1, "pool"),
+    "aten::fractional_max_pool2d": _window_pool,
+    "aten::fractional_max_pool3d": _window_pool,
+    "aten::embedding_bag": _bags,
+    "aten::cosine_similarity": _per_input(6, "reduce"),  # 3 sums of products
+    "aten::pairwise_distance": _per_input(4, "reduce"),  # difference, epsilon, norm 2
+    "aten::_weight_norm": _per_input(3, "arithmetic"),  # norm 2, scale 1
     "aten::upsample_bilinear2d": _per_output(8, "resize"),  # 4 taps
     "aten::upsample_bicubic2d": _per_output(32, "resize"),  # 16 taps
     "aten::_upsample_bilinear2d_aa": _per_output(
@@ -192,6 +259,12 @@ _COMPOSITE: dict[str, Rule] = {
     "aten::addcmul": _per_output(2, "arithmetic"),
     "aten::glu": _per_output(2, "activation"),
     "zoo::selective_scan": _scan,
+    **{f"aten::fft_{kind}": _fourier(5, 1) for kind in ("fft", "ifft")},
+    **{f"aten::fft_{kind}": _fourier(2.5, 1) for kind in ("rfft", "irfft")},
+    **{f"aten::fft_{kind}": _fourier(5, 2) for kind in ("fft2", "ifft2")},
+    **{f"aten::fft_{kind}": _fourier(2.5, 2) for kind in ("rfft2", "irfft2")},
+    **{f"aten::fft_{kind}": _fourier(5, None) for kind in ("fftn", "ifftn")},
+    **{f"aten::fft_{kind}": _fourier(2.5, None) for kind in ("rfftn", "irfftn")},
 }
 
 # One FLOP per input element.
@@ -208,7 +281,7 @@ _ARITHMETIC = (
 ).split()
 _ACTIVATIONS = (
     "relu relu6 hardtanh gelu silu mish elu selu celu leaky_relu prelu softplus hardswish "
-    "hardsigmoid hardshrink log_sigmoid"
+    "hardsigmoid hardshrink softshrink threshold rrelu log_sigmoid"
 ).split()
 
 # No FLOPs: views, copies, constants, sizes, indexing.
@@ -225,9 +298,10 @@ FREE = frozenset(
         "reflection_pad2d replication_pad2d roll flip rot90 unfold im2col col2im as_strided "
         "pixel_shuffle pixel_unshuffle channel_shuffle gather index index_select index_put take "
         "take_along_dim embedding scatter masked_select nonzero one_hot diagonal diag_embed "
-        "upsample_nearest1d upsample_nearest2d dropout feature_dropout dropout_ "
+        "upsample_nearest1d upsample_nearest2d dropout feature_dropout dropout_ alpha_dropout "
+        "feature_alpha_dropout unsafe_chunk unsafe_split fft_fftshift fft_ifftshift "
         "is_floating_point dim _shape_as_tensor broadcast_tensors broadcast_to real imag "
-        "view_as_real view_as_complex complex fill bernoulli rand randn rand_like randn_like "
+        "view_as_real view_as_complex complex fill zero bernoulli rand randn rand_like randn_like "
         "reshape_as upsample_nearest3d"
     ).split()
 )
