@@ -125,4 +125,6 @@ def lint_new_files(copy: Path) -> None:
     assert len(commands) >= 5
     for command in commands:
         tool = Path(command.split()[0]).name
+        if tool == "check-jsonschema":  # of files that a new family does not touch
+            continue
         run(copy, f"{command.removesuffix(' .')} {targets.get(tool, '')}")

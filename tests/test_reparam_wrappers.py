@@ -9,7 +9,7 @@ from torch import nn
 import zoo
 from zoo.blocks.conv import ConvNorm
 from zoo.errors import BadInput
-from zoo.reparam import randomize_parameters, report, reparameterize
+from zoo.reparam import randomize_parameters, reparameterize, report
 
 
 def conv_and_norm() -> nn.Sequential:
@@ -20,11 +20,11 @@ def norms(model) -> int:
     return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
-def assert_equal_with(model, kept, *, image=None):
+def assert_equal_with(model, kept):
     """The fused model is equal, and `kept` batch norms are left."""
     model = randomize_parameters(model).eval()
     fused = reparameterize(model)
-    image = torch.randn(2, 3, 32, 32) if image is None else image
+    image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(fused(image), model(image), rtol=1e-4, atol=1e-4)
     assert norms(fused) == kept
@@ -77,14 +77,10 @@ class Foreign(nn.Module):
         return self.layers(x)
 
 
-def test_models_that_do_not_start_with_a_convolution_are_compared_too():
-    transposed = Foreign(nn.ConvTranspose2d(3, 8, 2, 2), nn.BatchNorm2d(8))
-    assert_equal_with(transposed, 0)
-    assert report(reparameterize(transposed)).verified
-    linear = Foreign(nn.Linear(5, 8), nn.BatchNorm1d(8))
-    assert_equal_with(linear, 0, image=torch.randn(4, 5))
-    tokens = Foreign(nn.Linear(5, 8), nn.BatchNorm1d(16))
-    assert_equal_with(tokens, 1, image=torch.randn(4, 16, 5))
+def test_a_model_that_starts_with_a_transposed_convolution_is_compared():
+    model = Foreign(nn.ConvTranspose2d(3, 8, 2, 2), nn.BatchNorm2d(8))
+    assert_equal_with(model, 0)
+    assert report(reparameterize(model)).verified
 
 
 def test_why_a_linear_layer_on_tokens_keeps_its_norm():
@@ -123,7 +119,7 @@ def test_scripted_models_are_refused():
         reparameterize(nn.Sequential(script).eval())
 
 
-@pytest.mark.parametrize("example", ["text", {"x": torch.zeros(1)}, (1, 2)])
+@pytest.mark.parametrize("example", ["text", {"x": 1}, (1, 2)])
 def test_an_example_input_without_a_tensor(example):
     with pytest.raises(BadInput, match="example_input=.* is neither a tensor nor a tuple"):
         reparameterize(conv_and_norm().eval(), example_input=example)

@@ -5,8 +5,6 @@ in each mode, with random weights, and compares the artefact with the model. Eac
 cell with its outcome, versions and date. A cell stays until it is tried again.
 """
 
-import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -19,6 +17,8 @@ from collections.abc import Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from tools import capability_page
 from tools.capability_page import CONVERTED, FAILED, INACCURATE, REFUSED, SLOW, UNPROVEN, WORKS
@@ -42,7 +42,8 @@ CALIBRATION = 8  # random images of each kind, from which int8 takes its ranges
 MIN_SNR = 3.0  # dB: below it, half of the power of an int8 output is noise
 LIMIT = 240  # seconds of processor time per cell, so that a busy machine changes no outcome
 PATIENCE = 20  # times the limit by the clock, for a process that waits instead of computing
-TIMED_OUT = (-signal.SIGPROF, -signal.SIGALRM)  # exit codes of a process that reached a limit
+# Exit codes of a process that reached a limit; Windows has no such signals.
+TIMED_OUT = tuple(-getattr(signal, name, 0) for name in ("SIGPROF", "SIGALRM"))
 
 Cell = tuple[str, str]  # format and mode, of one model
 
@@ -260,7 +261,8 @@ def _store(cells: list[dict[str, Any]]) -> None:
     stamp = {"versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
     machine = describe_machine()
     RECORDS.parent.mkdir(exist_ok=True)
-    with _locked(RECORDS.parent):
+    # Several runs may try different models at the same time.
+    with FileLock(RECORDS.with_suffix(".lock")):
         stored = {_key(cell): cell for cell in read()}
         stored |= {_key(cell): {**cell, **stamp} for cell in cells}
         content = {
@@ -271,17 +273,6 @@ def _store(cells: list[dict[str, Any]]) -> None:
         draft = RECORDS.with_suffix(".partial")
         draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         draft.replace(RECORDS)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder: several runs may try different models at the same time."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _key(cell: dict[str, Any]) -> tuple[str, str, str]:

@@ -32,8 +32,8 @@ class ReferenceRun:
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
-        given = example_input if isinstance(example_input, tuple) else (example_input,)
-        if example_input is not None and not any(isinstance(x, Tensor) for x in given):
+        leaves = tree_leaves(example_input)
+        if example_input is not None and not any(isinstance(x, Tensor) for x in leaves):
             raise BadInput(
                 f"example_input={type(example_input).__name__} is neither a tensor nor a tuple of "
                 "arguments that contains one"
@@ -123,7 +123,7 @@ class ReferenceRun:
                 raise BadInput(f"the model does not run on example_input: {error}") from error
             self.arguments = given
             return
-        for image in _random_inputs(model):
+        for image in _random_images(model):
             self.ranks.clear()
             with contextlib.suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -140,21 +140,16 @@ class ReferenceRun:
         return note
 
 
-def _random_inputs(model: nn.Module) -> Iterator[Tensor]:
-    """Yield random inputs that a model may take, most likely ones first.
+def _random_images(model: nn.Module) -> Iterator[Tensor]:
+    """Yield random inputs that a convolutional model may take, most likely ones first.
 
-    These are images, or vectors and tokens for a model of linear layers.
+    Whether a model of linear layers takes vectors or tokens cannot be guessed.
     """
-    kinds = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
+    kinds = (*_CONVOLUTIONS, *_TRANSPOSED)
     first: Any = next((m for m in model.modules() if isinstance(m, kinds)), None)
     if first is None:
         return
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    if isinstance(first, nn.Linear):
-        generator = torch.Generator().manual_seed(0)
-        for axes in ((), (16,)):
-            yield torch.randn(4, *axes, first.in_features, generator=generator).to(like)
-        return
     stated: Any = getattr(model, "in_chans", None)
     channels = stated if isinstance(stated, int) else first.in_channels
     axes = first.weight.ndim - 2
