@@ -113,7 +113,8 @@ def _check_is_replaceable(model: Any) -> None:
                 f"{name or 'the model'} is a TorchScript module, whose layers cannot be replaced; "
                 "give the Python model it was made from"
             )
-        if any(map(nn.parameter.is_lazy, module._parameters.values())):
+        lazy: Any = nn.parameter.is_lazy
+        if any(map(lazy, module._parameters.values())):
             raise BadInput(
                 f"{name or 'the model'} has parameters without a shape; run the model once first"
             )

@@ -244,6 +244,8 @@ class HiddenHead(ClassifierHead):
     """
 
     hidden_size: int
+    hidden_bias: bool
+    hidden_act: type[nn.Module]
 
     def __init__(
         self,
