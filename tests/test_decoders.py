@@ -1,5 +1,7 @@
 """Decoders on backbones: built by every road, trained, and refused where strides do not allow."""
 
+import contextlib
+
 import pytest
 import torch
 from support import images
@@ -49,6 +51,18 @@ def test_sizes_that_cannot_work_name_those_that_do(name):
     with pytest.raises(zoo.BadInput, match=r"\[65, 96\] pixels: .* multiple of 32"):
         build(name)(images(1, (65, 96)))
     assert build("unet").eval()(images(1, (65, 97))).shape == (1, 5, 65, 97)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_small_images_work_or_name_the_size_that_does(name):
+    """Sides from 1 to 128 pixels, also unequal ones: never an error of PyTorch."""
+    model = build(name).eval()
+    for size in [(1, 1), (8, 8), (16, 16), (32, 32), (64, 96), (33, 64), (32, 128), (100, 127)]:
+        with torch.no_grad(), contextlib.suppress(zoo.BadInput):
+            assert model(torch.zeros(1, 3, *size)).shape[2:] == size
+    if name == "pan":
+        with pytest.raises(zoo.BadInput, match=r"\[96, 128\] pixels: .* at least 128"):
+            model(torch.zeros(1, 3, 96, 128))
 
 
 def test_what_trainers_ask_of_a_model():

@@ -23,6 +23,8 @@ from zoo.weights import opened, state_for, unwrap
 
 # Decoders that need larger last feature maps: the encoder dilates instead of downsampling.
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
+# Side of the last feature map that a decoder needs at least: PAN halves it three times.
+SMALLEST_MAPS = {"pan": 8}
 # Strides of feature pyramids that decoders support: each level has half the size of the previous.
 LADDERS = ([2, 4, 8, 16, 32], [4, 8, 16, 32])
 
@@ -34,9 +36,10 @@ class EncoderDecoder(nn.Module):
         net: A network of segmentation_models_pytorch.
         num_classes: Logits per pixel.
         in_chans: Channels of the image.
+        name: Name of the decoder.
     """
 
-    def __init__(self, net: Any, *, num_classes: int, in_chans: int):
+    def __init__(self, net: Any, *, num_classes: int, in_chans: int, name: str = ""):
         super().__init__()
         self.encoder = net.encoder
         self.decoder = net.decoder
@@ -44,6 +47,7 @@ class EncoderDecoder(nn.Module):
         self.num_classes, self.in_chans = num_classes, in_chans
         self.size_multiple = int(net.encoder.output_stride)
         self.any_size = not net.requires_divisible_input_shape
+        self.smallest_side = SMALLEST_MAPS.get(name, 1) * self.size_multiple
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images B in_chans H W to the feature map of the decoder.
@@ -52,7 +56,7 @@ class EncoderDecoder(nn.Module):
             BadInput: The decoder does not support the image size.
         """
         if not self.any_size:
-            check_sides(x, self.size_multiple)
+            check_sides(x, self.size_multiple, self.smallest_side)
         return self.decoder(self.encoder(x))
 
     def forward_head(self, x: Tensor) -> Tensor:
@@ -154,7 +158,7 @@ def create(
         raise BadInput(
             f"{name} with encoder={encoder} cannot be built: {first_line(error)}"
         ) from error
-    model = EncoderDecoder(net, num_classes=classes, in_chans=in_chans)
+    model = EncoderDecoder(net, num_classes=classes, in_chans=in_chans, name=name)
     if checkpoint_path is not None:
         content, named = opened(checkpoint_path)
         sizes = {"new_classes": new_classes, "new_channels": new_channels}
@@ -256,8 +260,19 @@ def strides_of(encoder: str) -> list[int]:
     return list(reductions)
 
 
-def check_sides(x: Tensor, multiple: int) -> None:
-    """Raise `BadInput` unless height and width of images B C H W are multiples of `multiple`."""
+def check_sides(x: Tensor, multiple: int, least: int = 1) -> None:
+    """Raise `BadInput` for a height or width of images B C H W that a decoder does not support.
+
+    Args:
+        x: The images.
+        multiple: Every side must be a multiple of it.
+        least: The smallest side.
+    """
+    if least > multiple and (x.shape[2] < least or x.shape[3] < least):
+        raise BadInput(
+            f"images of {list(x.shape[2:])} pixels: every side must be at least {least} for this"
+            " decoder"
+        )
     if x.shape[2] % multiple != 0 or x.shape[3] % multiple != 0:
         raise BadInput(
             f"images of {list(x.shape[2:])} pixels: every side must be a multiple of {multiple}"

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from zoo.command_line.composition import run as run_command
 from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
-from zoo.training import loop, pictures, super_resolution
+from zoo.training import loop, super_resolution
 from zoo.training.tasks import get_task
 
 from .conftest import assert_same_run, checkpoint_of, resume_run
@@ -171,34 +171,6 @@ def test_bicubic_interpolation_matches_pillow():
     assert difference.mean() < 0.5 / 255
     other = F.interpolate(small, scale_factor=2, mode="bicubic").clamp(0, 1)
     assert (other - theirs).abs().mean() > 4 * difference.mean(), "the test distinguishes kernels"
-
-
-# -- pictures -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [2, 11, 21, 40])
-def test_class_colours_are_distinct(count):
-    colors = pictures.class_colors(count)
-    assert colors.shape == (count, 3)
-    assert (colors[0] == 0).all()
-    distances = torch.cdist(colors, colors) + 9 * torch.eye(count)
-    assert distances.min() > 0.08
-
-
-def test_the_picture_has_labels_in_the_middle_column(tmp_path):
-    labels = torch.zeros(3, 20, 20, dtype=torch.int64)
-    labels[:, :10] = 1
-    labels[:, :, :3] = 255
-    args = (torch.rand(3, 1, 20, 20), labels, labels * 0, ["a", "b"])
-    pictures.draw_labels(tmp_path / "one.png", *args)
-    with Image.open(tmp_path / "one.png") as picture:
-        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).float()
-    color = (pictures.class_colors(2)[1] * 255).round()
-    near = (pixels - color).abs().max(dim=-1).values < 3
-    columns = near.sum(dim=0).nonzero()
-    third = pixels.shape[1] / 3
-    assert near.sum() > 1000, "class 1 is drawn"
-    assert ((columns > third) & (columns < 2 * third)).float().mean() > 0.9, "only as a label"
 
 
 # -- runs -----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from zoo.deploy import files, int8_graph
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
 from zoo.inputs import published_input, published_statistics
+from zoo.progress import phase
 from zoo.reparam import reparameterize
 from zoo.runtimes.artefacts import LoadedArtefact
 from zoo.settings import EvalRun
@@ -60,12 +61,15 @@ def run(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
 
 def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
     _check_weights(settings)
-    saved = resolve.read_command_weights(settings)
+    with phase("reading the weights"):
+        saved = resolve.read_command_weights(settings)
     settings, arguments = resolve.describe_model(settings, saved, explicit)
     name = arguments["name"]
     out = _output_folder(settings, saved, name)
-    data = _open_data(settings, saved)
-    model = _build(settings, saved, arguments, data)
+    with phase("opening the data"):
+        data = _open_data(settings, saved)
+    with phase(f"building {name}"):
+        model = _build(settings, saved, arguments, data)
     is_qat = saved is not None and saved.is_qat
     form = ", fused" if settings.fused else ", quantisation-aware" if is_qat else ""
     device = _device(settings.device)
@@ -213,8 +217,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).tolist()  # a meta tensor has no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BadInput(f"device={name} is not available: {first_line(error)}") from error
     return device
 
@@ -223,7 +227,8 @@ def _evaluate_artefact(settings: EvalRun, explicit: resolve.Explicit) -> dict[st
     _check_artefact_settings(settings, explicit)
     file, manifest = files.read(str(settings.artefact))
     settings = _resolve_data(settings, explicit, file, manifest)
-    artefact = LoadedArtefact(file, manifest, settings.runtime)
+    with phase(f"loading {file.name}"):
+        artefact = LoadedArtefact(file, manifest, settings.runtime)
     data = _open_artefact_data(settings, file, manifest)
     model = ArtefactModel(artefact, manifest, data)
     model.check_output(file.name)

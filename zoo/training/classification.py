@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from zoo.training import report_files
-from zoo.training.tasks import Meter, Result, Task
+from zoo.training import pictures, report_files
+from zoo.training.tasks import Meter, Result, Task, report_title
 
 TOP_K = 5  # left out for at most so many classes
 MAX_CLASSES_SHOWN = 40  # rows of the printed table
@@ -135,7 +135,8 @@ class Classification(Task):
         names = [row["class"] for row in report["classes"]]
         report_files.write_table(folder / "classes.csv", report["classes"])
         report_files.write_confusion(folder / "confusion.csv", report["confusion"], names)
-        report_files.draw_confusion(folder / "confusion.png", report["confusion"], names)
+        title = f"{report_title(report)}, top-1 {report['top1']['value']:.2%}"
+        pictures.draw_confusion(folder / "confusion.png", report["confusion"], names, title)
 
 
 def confidence_interval(share: float, n: int) -> tuple[float, float]:

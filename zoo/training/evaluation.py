@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from zoo.training import logs, report_files, run_folder
-from zoo.training.tasks import Forward, get_task
+from zoo.progress import phase, track
+from zoo.training import checkpoint, logs, report_files, run_folder
+from zoo.training.faults import report_machine_faults
+from zoo.training.tasks import Forward, NotFinite, Result, Task, get_task
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class EvaluationTarget:
         title: Name in the printed result.
         unavailable: Metrics that its outputs do not allow; they are None in the report.
         memory_format: Memory format of the images.
+        next_commands: Commands to print at the end.
     """
 
     forward: Forward
@@ -31,6 +35,7 @@ class EvaluationTarget:
     title: str
     unavailable: tuple[str, ...] = field(default=())
     memory_format: torch.memory_format = torch.contiguous_format
+    next_commands: Sequence[str] = ()
 
 
 def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
@@ -43,9 +48,7 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
     data, device = target.data, target.device
     task = get_task(data.task)
     console.print(data.describe(), markup=False)
-    result = task.validate(
-        target.forward, data.val_dataloader(), data, device, memory_format=target.memory_format
-    )
+    result = _measured(task, target)
     report = {
         **target.about,
         "data": data.config.name,
@@ -55,11 +58,53 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
         "versions": run_folder.versions(),
     }
 
+    title = f"{target.title} on {data.config.name}"
+
     def write_files(folder: Path) -> None:
         task.write(folder, report)
-        task.draw(folder, target.forward, data, device)
+        task.draw(folder, target.forward, data, device, title)
 
-    report_files.write_report(out, report, write_files)
-    task.show(console, f"{target.title} on {data.config.name}", report)
-    console.print(f"written to {out}", markup=False)
+    with (
+        phase("writing the report"),
+        report_machine_faults(memory=_MORE_MEMORY, loader=_FEWER_WORKERS, folder=out),
+    ):
+        files = report_files.write_report(out, report, write_files)
+    task.show(console, title, report)
+    console.print(f"written to {out}: {', '.join(files)}", markup=False)
+    for command in target.next_commands:
+        console.print(f"next: {command}", markup=False)
     return report
+
+
+_MORE_MEMORY = "lower batch_size, data.image_size or data.num_workers"
+_FEWER_WORKERS = "use fewer processes: data.num_workers=<fewer, 0 for none>"
+
+
+def _measured(task: Task, target: EvaluationTarget) -> Result:
+    """Return the metrics; raise an error that names the weights if its outputs are not finite."""
+    data, weights = target.data, target.about.get("artefact") or target.about.get("weights")
+    try:
+        with report_machine_faults(memory=_MORE_MEMORY, loader=_FEWER_WORKERS):
+            return task.validate(
+                target.forward,
+                track(data.val_dataloader(), "evaluating batches"),
+                data,
+                target.device,
+                memory_format=target.memory_format,
+            )
+    except NotFinite as error:
+        raise NotFinite(f"{weights}: {error}; {_reason(target)}") from error
+
+
+def _reason(target: EvaluationTarget) -> str:
+    """Return why outputs may be NaN or infinite, and what to do."""
+    if isinstance(target.forward, nn.Module):
+        state = target.forward.state_dict()
+        wrong = [name for name, value in state.items() if not checkpoint.all_finite([value])]
+        if wrong:
+            more = f" and {len(wrong) - 1} more tensors" if len(wrong) > 1 else ""
+            return (
+                f"{wrong[0]}{more} of the weights are NaN or infinite: they are damaged, or their"
+                " training diverged; give other weights"
+            )
+    return f"check data.mean={target.data.mean} and data.std={target.data.std}, or the weights"

@@ -20,6 +20,7 @@ from zoo.data import holdout
 from zoo.data.datamodule import ImageData
 from zoo.environment import describe_machine
 from zoo.errors import BadInput, first_line
+from zoo.progress import phase
 from zoo.settings import TrainConfig, TrainRun
 from zoo.training import builders, checkpoint, freezing, logs, optim, run_data, run_folder
 from zoo.training.allocator import disable_malloc_trim
@@ -63,11 +64,13 @@ def train(
         fabric = _launch(run.train)
         console = logs.make_console()
         logger = logs.make_logger(console, fabric.is_global_zero)
-        data = builders.build_data(run, fabric, mean, std)
-        if resumed is not None:
-            run_data.check_unchanged(resumed, data, resumed["path"])
+        with phase("opening the data"):
+            data = builders.build_data(run, fabric, mean, std)
+            if resumed is not None:
+                run_data.check_unchanged(resumed, data, resumed["path"])
         method = method or TrainingMethod()
-        components = _build(run, data, fabric, logger, resumed is not None, method)
+        with phase(f"building {run.model.name}"):
+            components = _build(run, data, fabric, logger, resumed is not None, method)
         return _train(run, components, fabric, console, logger, resumed, interrupt)
 
 
@@ -279,6 +282,12 @@ def _build(
         ema = ModelEmaV3(net, decay=train.ema_decay, use_warmup=train.ema_warmup)
     executed: Any = torch.compile(net) if train.compile else net
     forward, wrapped = fabric.setup(executed, optimizer)
+    if train.warmup_epochs >= train.epochs and scheduler is not None:
+        logger.warning(
+            f"train.warmup_epochs={train.warmup_epochs:g} of train.epochs={train.epochs}: the"
+            " whole run is warm-up, with a lower learning rate than train.lr; lower it, or train"
+            " longer"
+        )
     logger.info(
         f"learning rate {lr:.3g}: {train.lr:g} for updates of {train.lr_base_batch} images, scaled"
         f" (train.lr_scale={train.lr_scale}) to {images} images = {train.batch_size} per batch"

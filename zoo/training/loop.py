@@ -413,8 +413,14 @@ class Loop:
             progress.best, progress.best_epoch = result.score, progress.epoch
         self._save(is_best=is_best)
         if is_best and self.folder is not None:
+            components = self.components
+            name = components.about["model"]["name"]
+            title = (
+                f"{name} on {components.data.config.name}, epoch {progress.epoch},"
+                f" {self.task.format_score(result.score)}"
+            )
             self.task.draw(
-                self.folder, self._eval_forward, self.components.data, self.fabric.device
+                self.folder, self._eval_forward, components.data, self.fabric.device, title
             )
         lr = self._lr()
         row = {"train/loss": train_loss, "lr": lr, "images_per_s": round(rate, 1), **self.metrics}

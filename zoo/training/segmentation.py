@@ -16,6 +16,7 @@ from torchmetrics.classification import (
 )
 
 from zoo.data.pairs import IGNORE
+from zoo.errors import BadInput
 from zoo.training import dense_losses, pictures, report_files
 from zoo.training.tasks import (
     DenseTask,
@@ -24,6 +25,7 @@ from zoo.training.tasks import (
     Result,
     denormalized,
     predict,
+    report_title,
     sample_validation,
 )
 
@@ -101,6 +103,11 @@ class SegmentationMeter(Meter):
         self.images.update(len(images))
 
     def compute(self) -> SegmentationResult:
+        if not self.pixels.compute():
+            raise BadInput(
+                f"no pixel of the validation masks has a class: all are {IGNORE}, which means no"
+                " class; for masks of 0 and 255 give data.palette=[[0,0,0],[255,255,255]]"
+            )
         values = self.metrics.compute()
         pixels = int(self.pixels.compute())  # 0 if no pixel has a class: all metrics are then 0
         return SegmentationResult(
@@ -172,9 +179,12 @@ class Segmentation(DenseTask):
         report_files.write_table(folder / "classes.csv", report["classes"])
         report_files.write_confusion(folder / "confusion.csv", confusion, names)
         percent = [[round(100 * n / max(sum(row), 1)) for n in row] for row in confusion]
-        report_files.draw_confusion(folder / "confusion.png", percent, names)
+        title = f"{report_title(report)}, mean IoU {report['mean_iou']:.4f}, % of the actual class"
+        pictures.draw_confusion(folder / "confusion.png", percent, names, title)
 
-    def draw(self, folder: Path, model: Forward, data: Any, device: torch.device) -> None:
+    def draw(
+        self, folder: Path, model: Forward, data: Any, device: torch.device, title: str = ""
+    ) -> None:
         """Draw `predictions.png`: columns of images, labels and predictions."""
         images, labels = sample_validation(data, IMAGES_DRAWN)
         pictures.draw_labels(
@@ -183,6 +193,7 @@ class Segmentation(DenseTask):
             labels,
             predict(model, images, device).argmax(dim=1),
             report_files.class_names(data),
+            title,
         )
 
 

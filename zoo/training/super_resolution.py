@@ -28,6 +28,7 @@ from zoo.training.tasks import (
 )
 
 IMAGES_DRAWN = 4
+CANDIDATES = 16  # images to choose from
 METRICS = ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
 
 
@@ -134,9 +135,16 @@ class SuperResolution(DenseTask):
         rows = [{"image": number, **row} for number, row in enumerate(report["rows"])]
         report_files.write_table(folder / "images.csv", rows)
 
-    def draw(self, folder: Path, model: Forward, data: Any, device: torch.device) -> None:
-        """Draw `predictions.png`: columns of inputs, bicubic interpolation, outputs and targets."""
-        images, targets = sample_validation(data, IMAGES_DRAWN)
+    def draw(
+        self, folder: Path, model: Forward, data: Any, device: torch.device, title: str = ""
+    ) -> None:
+        """Draw `predictions.png`: columns of inputs, bicubic interpolation, outputs and targets.
+
+        The images are those with the most texture among some that are evenly spaced.
+        """
+        images, targets = sample_validation(data, CANDIDATES)
+        chosen = pictures.most_textured(targets, IMAGES_DRAWN)
+        images, targets = images[chosen], targets[chosen]
         small = denormalized(data, images)
         enlarged = {"bicubic": bicubic(small), "model": predict(model, images, device)}
         pictures.draw_enlargements(
@@ -148,6 +156,7 @@ class SuperResolution(DenseTask):
                 name: _psnr_and_ssim(output, targets)["psnr"].tolist()
                 for name, output in enlarged.items()
             },
+            title,
         )
 
 

@@ -152,8 +152,10 @@ class Task(abc.ABC):
     def write(self, folder: Path, report: dict[str, Any]) -> None:
         """Write the tables and figures of a report to an existing folder."""
 
-    def draw(self, folder: Path, model: Forward, data: Any, device: torch.device) -> None:
-        """Draw predictions for some validation images, if the task has pictures."""
+    def draw(
+        self, folder: Path, model: Forward, data: Any, device: torch.device, title: str = ""
+    ) -> None:
+        """Draw predictions for some validation images under a title, if the task has pictures."""
         return
 
     def check_settings(self, train: TrainConfig) -> None:
@@ -198,6 +200,13 @@ def check_task(name: str, data: Any) -> None:
             f"model {name} is for {task}, but data.name={data.config.name} is for {data.task};"
             f" python -m zoo list --task {data.task} lists the models for that task"
         )
+
+
+def report_title(report: dict[str, Any]) -> str:
+    """Return the title of a picture of a report: the model, the data and the number of images."""
+    name = report.get("model") or Path(str(report.get("artefact", "model"))).name
+    form = f", {report['precision']}" if report.get("precision", "float32") != "float32" else ""
+    return f"{name}{form} on {report['data']}, {report['images']} images"
 
 
 def sample_validation(data: Any, count: int) -> tuple[Tensor, Tensor]:
