@@ -19,7 +19,7 @@ HUGE = 10**30
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Return the run folder of a run without batch norms after one epoch, and its checkpoint."""
-    from zoo.cli import run as run_command
+    from zoo.command_line.composition import run as run_command
 
     overrides = [
         *("model=cct_2_3x2_32", "data.image_size=32", "train.epochs=2", "train.stop_at_epoch=1"),

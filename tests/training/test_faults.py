@@ -11,7 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from zoo.cli import run as run_command
+from zoo.command_line.composition import run as run_command
 from zoo.errors import BadInput, ZooError
 from zoo.training import checkpoint, disk, fit, loop
 from zoo.training.faults import MachineFault, is_out_of_memory, report_machine_faults

@@ -52,7 +52,7 @@ def test_a_signal_saves_a_checkpoint_that_resumes_exactly(
     monkeypatch.undo()
     assert exit.value.code == 130
     (folder,) = tmp_path.iterdir()
-    assert f"python train.py train.resume={folder}" in capsys.readouterr().out
+    assert f"zoo train train.resume={folder}" in capsys.readouterr().out
     assert checkpoint_of(folder)["progress"]["update"] == update
     resume_run(folder)
     assert_same_run(whole_run, folder)

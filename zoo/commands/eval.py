@@ -17,6 +17,7 @@ from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
 from zoo.inputs import published_input, published_statistics
 from zoo.progress import phase
+from zoo.quoting import command_line
 from zoo.reparam import reparameterize
 from zoo.runtimes.artefacts import LoadedArtefact
 from zoo.settings import EvalRun
@@ -85,9 +86,25 @@ def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str
             **({"qat": True} if is_qat else {}),
         },
         title=name + form,
+        next_commands=_next_commands(settings, saved, name),
         memory_format=layout,
     )
     return evaluate_on(target, out)
+
+
+def _next_commands(settings: EvalRun, saved: resolve.SavedWeights | None, name: str) -> list[str]:
+    """Return the command that exports what was evaluated."""
+    chosen: dict[str, Any] = {}
+    if saved is None or not saved.is_run:
+        chosen |= {"model": name}
+    if settings.model.encoder is not None and not (saved and saved.is_run):
+        chosen |= {"model.encoder": settings.model.encoder}
+    if saved is None:
+        key = "pretrained" if settings.model.pretrained else "checkpoint_path"
+        chosen |= {f"model.{key}": getattr(settings.model, key)}
+    else:
+        chosen |= {"weights": saved.source}
+    return [command_line("export", chosen)]
 
 
 def _check_weights(settings: EvalRun) -> None:
@@ -253,6 +270,7 @@ def _evaluate_artefact(settings: EvalRun, explicit: resolve.Explicit) -> dict[st
             "fused": about.get("fused"),
         },
         title=f"{title} in {runtime.name}",
+        next_commands=[command_line("predict", {}, file.parent, "photo.jpg")],
         unavailable=("loss",) if model.postprocessing == "argmax" else (),
     )
     return evaluate_on(target, out)

@@ -1,14 +1,12 @@
 """`train.py`: train a model, resume a run, or continue one with quantisation-aware training."""
 
-from pathlib import Path
-
 from zoo.commands import resolve
 from zoo.settings import TrainRun
 from zoo.training import run_folder
 from zoo.training.checks import check_train
 
 
-def run(settings: TrainRun, explicit: resolve.Explicit) -> Path:
+def run(settings: TrainRun, explicit: resolve.Explicit) -> run_folder.TrainedRun:
     """Train a model, and log the progress.
 
     Args:
@@ -17,7 +15,7 @@ def run(settings: TrainRun, explicit: resolve.Explicit) -> Path:
             from the saved run.
 
     Returns:
-        The run folder.
+        The run folder, with its best score as `score`, which a sweeper of Hydra maximises.
 
     Raises:
         ZooError: A setting is invalid (nothing was written), or training diverged.

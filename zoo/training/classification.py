@@ -61,7 +61,7 @@ class ClassificationMeter(Meter):
         if num_classes > TOP_K:
             self.top5 = MulticlassAccuracy(average="micro", top_k=TOP_K, **common)
         self.confusion = MulticlassConfusionMatrix(**common)
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy="ignore")
 
     def update(self, images: Tensor, outputs: Tensor, targets: Tensor) -> None:
         self.top1.update(outputs, targets)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,9 @@ from timm.utils import ModelEmaV3
 from zoo.data import holdout
 from zoo.data.datamodule import ImageData
 from zoo.environment import describe_machine
-from zoo.errors import BadInput, first_line
+from zoo.errors import BadInput, first_line, folder_noted
 from zoo.progress import phase
+from zoo.quoting import command_line
 from zoo.settings import TrainConfig, TrainRun
 from zoo.training import builders, checkpoint, freezing, logs, optim, run_data, run_folder
 from zoo.training.allocator import disable_malloc_trim
@@ -39,7 +39,7 @@ def train(
     *,
     mean: list[float] | None = None,
     std: list[float] | None = None,
-) -> Path:
+) -> run_folder.TrainedRun:
     """Train a model, and log the progress.
 
     Args:
@@ -50,7 +50,7 @@ def train(
         std: Standard deviation of each channel, likewise.
 
     Returns:
-        The run folder.
+        The run folder, and its best score.
 
     Raises:
         ZooError: A setting is invalid (nothing was written), or training diverged.
@@ -98,7 +98,7 @@ def _train(
     logger: logging.Logger,
     resumed: dict[str, Any] | None,
     interrupt: Interrupt,
-) -> Path:
+) -> run_folder.TrainedRun:
     resumed_folder = None
     if resumed is not None:
         _check_progress(resumed["progress"], fabric.world_size, run.train, resumed["path"])
@@ -119,6 +119,7 @@ def _train(
                 kept=lambda: _kept(folder),
             )
         )
+        stack.enter_context(folder_noted(folder))
         if own_folder is not None:
             run_folder.describe(own_folder, components.about["config"])
             if resumed is None and (halves := components.data.split_keys()) is not None:
@@ -135,7 +136,7 @@ def _run_loop(
     resumed: dict[str, Any] | None,
     interrupt: Interrupt,
     folder: Path,
-) -> Path:
+) -> run_folder.TrainedRun:
     own_folder, progress = loop.folder, loop.progress
     log = logs.MetricsLog(own_folder, run.train.loggers, progress.epoch, progress.update)
     total = loop.batches * run.train.epochs
@@ -154,7 +155,7 @@ def _run_loop(
         except Interrupted:
             _report_interruption(logger, folder, loop, interrupt)
         logger.info(_summary(folder, loop))
-    return folder
+    return run_folder.TrainedRun(folder, progress.best)
 
 
 def _check_progress(
@@ -391,9 +392,11 @@ def _summary(folder: Path, loop: Any) -> str:
     progress = loop.progress
     if progress.best_epoch == 0:
         return f"no validation has a score; continue with: {_resume_command(folder)}"
+    weights = {"weights": folder}
     best = (
         f"best {loop.task.format_score(progress.best)} in epoch {progress.best_epoch};"
-        f" evaluate with: python eval.py weights={shlex.quote(str(folder))}"
+        f" evaluate with: {command_line('eval', weights)}; export with:"
+        f" {command_line('export', weights)}"
     )
     if progress.epoch < loop.train.epochs:
         return f"{best}; continue with: {_resume_command(folder)}"
@@ -401,7 +404,7 @@ def _summary(folder: Path, loop: Any) -> str:
 
 
 def _resume_command(folder: Path) -> str:
-    return f"python train.py train.resume={shlex.quote(str(folder))}"
+    return command_line("train", {"train.resume": folder})
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.data.pairs import IGNORE
 from zoo.training.disk import atomic_file
 
-IGNORED_COLOR = (0.5, 0.5, 0.5)
+IGNORED_COLOR = (0.8, 0.8, 0.8)  # of no class
 OPACITY = 0.6  # of a class colour over the image
 MAX_LEGEND_CLASSES = 40  # with more classes, the picture has no legend
 MAX_LABELLED_CLASSES = 30  # with more classes, the confusion matrix has neither names nor counts

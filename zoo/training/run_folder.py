@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,24 @@ from zoo.errors import BadInput
 from zoo.training.disk import atomic_file
 
 _PACKAGES = ("zoo-vision", "torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy")
+
+
+class TrainedRun(type(Path())):  # pyright: ignore[reportUntypedBaseClass]
+    """The folder of a run.
+
+    Attributes:
+        score: The best score of a validation: top-1, mean IoU, or PSNR in dB.
+    """
+
+    score: float
+
+    def __new__(cls, folder: Path, score: float = float("nan")) -> "TrainedRun":
+        return super().__new__(cls, folder)  # type: ignore[return-value]
+
+    def __init__(self, folder: Path, score: float = float("nan")) -> None:
+        if sys.version_info >= (3, 12):
+            super().__init__(folder)
+        self.score = score
 
 
 def check_writable(folder: str | Path, key: str) -> None:
