@@ -1,5 +1,6 @@
 """Evaluate a model or an artefact on a data set, print the result and write the report."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
