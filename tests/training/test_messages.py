@@ -154,7 +154,7 @@ WITHOUT_EFFECT = [
     (("mixup=0.2", "cutmix=1", "mixup_switch_prob=0"), r"train\.cutmix=1 has no effect"),
     (("mixup=0.2", "cutmix=1", "mixup_switch_prob=1"), r"train\.mixup=0\.2 has no effect"),
     (("mixup=0.2", "mixup_off_epoch=8"), r"train\.mixup_off_epoch=8 has no effect"),
-    (("distill=hard", "distill_teacher=x", "distill_alpha=0"), r"train\.distill=hard has no effec"),
+    (("distill=hard", "distill_teacher=x", "distill_alpha=0"), r"train\.distill=hard has no eff"),
     (
         ("distill=hard", "distill_teacher=x", "distill_alpha=1", "label_smoothing=0.1"),
         r"train\.label_smoothing=0\.1 has no effect without train\.distill_alpha below 1",
@@ -162,7 +162,7 @@ WITHOUT_EFFECT = [
     (("distill_alpha=0.2",), r"train\.distill_alpha=0\.2 has no effect without"),
     (("clip_mode=agc",), r"train\.clip_mode=agc has no effect without train\.clip_grad"),
     (("warmup_lr=0.1", "warmup_epochs=0"), r"train\.warmup_lr=0\.1 has no effect"),
-    (("scheduler=none", "warmup_epochs=0", "min_lr=0.1", "lr=1"), r"train\.min_lr=0\.1 has no ef"),
+    (("scheduler=none", "warmup_epochs=0", "min_lr=0.1", "lr=1"), r"train\.min_lr=0\.1 has no eff"),
     (("seed=4294967296",), r"train\.seed=4294967296 must be below 2\*\*32"),
     (("epochs=99999999999",), r"must be below 2\*\*31"),
 ]
