@@ -7,7 +7,7 @@ import pytest
 from support import FINISHED, SMALLEST
 
 import zoo
-from tools import counts, models_page
+from tools import counts, latencies, models_page
 from tools.generated import WRITE
 from tools.latencies import RECORDS
 from zoo import registry
@@ -21,10 +21,9 @@ QUICK = [name for name in SMALLEST if COUNTS.get(name, {}).get("macs", 0) < 4e8]
 def cells(name: str) -> dict[str, str]:
     """Return the row of a model by its columns."""
     rows = [line for line in PAGE.splitlines() if line.startswith(("| model |", f"| {name} |"))]
-    (row,) = [line for line in rows if line.startswith(f"| {name} |")]
-    head, row = (
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in (rows[0], row)
-    )
+    parted = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in rows]
+    head = next(line for line in parted if "input size" in line)
+    (row,) = [line for line in parted if line[0] == name and len(line) == len(head)]
     return dict(zip(head, row, strict=True))
 
 
@@ -93,7 +92,26 @@ def test_quirks_are_kept_or_changed_for_a_reason(name):
 def test_any_change_of_facts_changes_the_page(key, value, monkeypatch):
     for name in zoo.list_models(family="pvt"):
         monkeypatch.setitem(registry.get_spec(name).facts, key, value)
-    assert models_page.render(COUNTS) != PAGE
+    assert models_page.render(COUNTS, latencies.read()) != PAGE
+
+
+def test_families_are_sorted_by_latency_and_the_front_comes_first():
+    records = latencies.read()
+    fused = [record for record in records if record["fused"]]
+    least = {}
+    for record in fused:
+        name = record["model"]
+        least[name] = min(record["p50_ms"], least.get(name, record["p50_ms"]))
+    section = PAGE[PAGE.index("## vovnet") : PAGE.index("## wavemix")]
+    names = [name for name in re.findall(r"^\| (\w+) \|", section, re.M) if name in least]
+    assert [least[name] for name in names] == sorted(least[name] for name in names)
+    assert len(names) == len(zoo.list_models(family="vovnet"))
+    front = PAGE[PAGE.index("## The most accurate") : PAGE.index("## compact_transformers")]
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \|", front, re.M)
+    assert len(rows) > 5
+    assert [float(ms) for _, ms, _ in rows] == sorted(float(ms) for _, ms, _ in rows)
+    assert [float(top) for *_, top in rows] == sorted(float(top) for *_, top in rows)
+    assert "PyTorch ms" in cells("mobilenetv2_100")
 
 
 def test_new_and_changed_models_are_counted(monkeypatch):

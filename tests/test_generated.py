@@ -7,6 +7,7 @@ import pytest
 from tools import (
     capabilities,
     counts,
+    figures,
     generated,
     key_lists,
     latencies,
@@ -21,6 +22,7 @@ from zoo import registry
 
 FILES = {
     counts.FILE: (counts, "FILE"),
+    figures.FILE: (figures, "FILE"),
     models_page.FILE: (models_page, "FILE"),
     readme_table.FILE: (readme_table, "FILE"),
     latencies.RECORDS: (latencies, "RECORDS"),

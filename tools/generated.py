@@ -29,7 +29,7 @@ def pages() -> dict[Path, str]:
     counted, records = counts.read(), latencies.read()
     readme = readme_table.FILE.read_text("utf-8")
     return {
-        models_page.FILE: models_page.render(counted),
+        models_page.FILE: models_page.render(counted, records),
         readme_table.FILE: readme_table.render(readme, counted, records),
         latencies.TABLE: latencies.render(counted, records),
         figures.FILE: figures.render(counted, records),

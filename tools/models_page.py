@@ -1,13 +1,16 @@
 """`docs/models.md`: a row for each finished model, with published figures and our own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tools.counts import Counts
+from tools.latencies import by_model
 from tools.project import ROOT, families, finished
 from zoo import registry
-from zoo.display import quantity
+from zoo.display import ms, quantity
 from zoo.reports.markdown import Markup, escape, grid
+from zoo.reports.pareto import front, published
+from zoo.reports.records import Record
 
 FILE = ROOT / "docs" / "models.md"
 
@@ -18,7 +21,9 @@ _ABOUT = (
 )
 _MEANING = (
     "Parameters and MACs are those of the model as trained (not fused), MACs for one image of the "
-    "size in the row. *Published* figures come from the sources; where ours differ by more than "
+    "size in the row. The ms are medians of the fused model on the machine of "
+    "[results/](../results); each family is sorted by the lower one. *Published* figures come from "
+    "the sources; where ours differ by more than "
     "1 %, the reason is below the table. Top-1 is the best published accuracy on the data set of "
     "the model. Weights: *automatic* if `pretrained=True` downloads them, *manual* if a page "
     "offers them. Every model can be trained, counted, timed and exported to ONNX. The column "
@@ -26,30 +31,81 @@ _MEANING = (
     "`any size` (images of other sizes). Quirks are oddities of the public code: *kept*, so that "
     "published weights give the published outputs, or *changed*, with the reason."
 )
-_HEAD = ["model", "paper", "year", "published params", "params", "published MACs", "MACs", "top-1"]
-_HEAD += ["top-1 source", "code licence", "weights licence", "weights", "input size", "supports"]
-_HEAD += ["quirks"]
+_HEAD = [
+    "model",
+    "input size",
+    "params",
+    "MACs",
+    "top-1",
+    "PyTorch ms",
+    "ONNX Runtime ms",
+    "weights",
+]
+_HEAD += ["weights licence", "supports", "published params", "published MACs", "top-1 source"]
+_HEAD += ["paper", "year", "code licence", "quirks"]
+_FRONT = (
+    "No other model here has a higher published ImageNet-1k accuracy at the same or a lower "
+    "latency. The latency is the lower one of the two runtimes. The same for limits of your own: "
+    "`zoo list --long --sort ms --max-ms 20 --min-top1 75`."
+)
 _SUPPORTS = {"features": "features", "reparam": "fused", "onnx": "onnx", "dynamic_size": "any size"}
 
 
-def render(counts: Counts) -> str:
-    """Return the text of the page.
+Latencies = dict[str, dict[tuple[str, bool], Record]]
+
+
+def render(counts: Counts, records: Sequence[Record]) -> str:
+    """Return the text of the page: the models of each family from fast to slow.
 
     Args:
         counts: Of every finished model.
+        records: Latencies; a model without any has empty cells and comes last.
     """
-    groups = families()
+    groups, found = families(), by_model(records)
     parts = ["# Models", _ABOUT, f"{len(finished())} models in {len(groups)} families.", _MEANING]
+    parts += _fastest(found)
     for family, names in groups.items():
-        parts += _section(family, [registry.model_info(name) for name in names], counts)
+        ordered = sorted(names, key=lambda name: (_least(found.get(name, {})), name))
+        parts += _section(family, [registry.model_info(name) for name in ordered], counts, found)
     return "\n\n".join(parts) + "\n"
 
 
-def _section(family: str, models: list[dict[str, Any]], counts: Counts) -> list[str]:
+def _least(forms: dict[tuple[str, bool], Record]) -> float:
+    """Return the lowest latency of a fused model; infinity if it is not measured."""
+    times = [record["p50_ms"] for (_, fused), record in forms.items() if fused]
+    return min(times, default=float("inf"))
+
+
+def _fastest(found: Latencies) -> list[str]:
+    """Return a table of the models on the Pareto front of accuracy and latency."""
+    rated = [
+        (name, _least(found.get(name, {})), accuracy.top1)
+        for name in finished()
+        if (accuracy := published({"model": name})) and _least(found.get(name, {})) < float("inf")
+    ]
+    chosen = front([(latency, top1) for _, latency, top1 in rated])
+    best = sorted(
+        (row for row, on_front in zip(rated, chosen, strict=True) if on_front),
+        key=lambda row: row[1],
+    )
+    rows = [
+        [name, ms(latency), f"{top1:.1f}", quantity(registry.get_spec(name).facts["params"])]
+        for name, latency, top1 in best
+    ]
+    head = ["model", "ms", "top-1", "params"]
+    return ["## The most accurate ones for their latency", _FRONT, grid(head, rows)] if rows else []
+
+
+def _section(
+    family: str, models: list[dict[str, Any]], counts: Counts, found: Latencies
+) -> list[str]:
     parts = [f"## {family}"]
     for title, paper in {m["paper"]["title"]: m["paper"] for m in models}.items():
         parts.append(f"{escape(title)} ({_paper(paper)}, {paper['year']})")
-    parts.append(grid(_HEAD, [_row(model, counts[model["name"]]["macs"]) for model in models]))
+    rows = [
+        _row(model, counts[model["name"]]["macs"], found.get(model["name"], {})) for model in models
+    ]
+    parts.append(grid(_HEAD, rows))
     if reasons := _reasons(models):
         parts += ["Where figures differ:", "\n".join(reasons)]
     quirks = models[0]["quirks"]
@@ -62,22 +118,24 @@ def _section(family: str, models: list[dict[str, Any]], counts: Counts) -> list[
     return parts
 
 
-def _row(model: dict[str, Any], macs: int) -> list[str]:
-    accuracy = _accuracy(model)
+def _row(model: dict[str, Any], macs: int, forms: dict[tuple[str, bool], Record]) -> list[str]:
+    top1, source = _accuracy(model)
     return [
         model["name"],
+        sizes(model),
+        quantity(model["params"]),
+        quantity(macs),
+        top1,
+        *(ms(forms.get((runtime, True), {}).get("p50_ms")) for runtime in ("eager", "onnxruntime")),
+        _where(model.get("weights", [])),
+        _joined(entry.get("licence", "not stated") for entry in model.get("weights", [])),
+        ", ".join(word for key, word in _SUPPORTS.items() if model["capabilities"].get(key)),
+        _published(model, "params_m", "kM"),
+        _published(model, "macs_g", "MG"),
+        source,
         Markup(_paper(model["paper"])),
         str(model["paper"]["year"]),
-        _published(model, "params_m", "kM"),
-        quantity(model["params"]),
-        _published(model, "macs_g", "MG"),
-        quantity(macs),
-        *accuracy,
         Markup(f"[{escape(model['code']['licence'])}]({model['code']['url']})"),
-        _joined(entry.get("licence", "not stated") for entry in model.get("weights", [])),
-        _where(model.get("weights", [])),
-        sizes(model),
-        ", ".join(word for key, word in _SUPPORTS.items() if model["capabilities"].get(key)),
         Markup(f"[{len(model['quirks'])}](#quirks-of-{model['family']})")
         if model["quirks"]
         else "none",

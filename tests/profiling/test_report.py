@@ -77,7 +77,8 @@ def test_a_folder_works_like_the_file_in_it(tmp_path):
     files = write(tmp_path / "run", out)
     assert [file.name for file in files] == ["results.md", "results.csv", "results.html"]
     assert all(file.parent == out and file.is_file() for file in files)
-    assert "<title>run</title>" in files[2].read_text()
+    assert "<title>efficientformer_l1 on A, B, 2 threads, eager</title>" in files[2].read_text()
+    assert '"summary":"run: 2 measurements' in files[2].read_text()
 
 
 def test_markdown_contains_the_front_the_pairs_and_the_machine():
@@ -85,6 +86,9 @@ def test_markdown_contains_the_front_the_pairs_and_the_machine():
     (front,) = re.findall(r"^\| efficientformer_l1 \| fused \| 10.00 \| ([\d.]+) \|", text, re.M)
     entries = zoo.model_info("efficientformer_l1")["published"]
     assert float(front) == max(entry["top1"] for entry in entries)
+    assert "| not timed in turn |" in text
+    a, b = both()
+    text = markdown(View([a, b | {"paired": {"ratio": 0.81, "low": 0.8, "high": 0.82}}]), "t")
     pair = next(line for line in text.splitlines() if line.endswith("| faster |"))
     assert "12.29 M | 12.00 M" in pair
     assert "12.35 | 10.00 | 0.810 [" in pair
@@ -105,7 +109,10 @@ def test_the_page_contains_all_values_and_loads_nothing():
     assert [(p["row"], p["front"], p["at_size"]) for p in points] == [
         (0, False, True),
         (1, True, True),
+        (2, False, False),
     ]
+    assert points[2]["top1"] is None
+    assert data["families"] == ["efficientformer", "efficientformer", "timm"]
     ((*_, params, fused_params, _, _),) = data["pairs"]
     assert (params, fused_params) == (12_289_928, 12_000_000)
     (entry,) = data["layers"]
@@ -134,13 +141,30 @@ def test_only_settings_that_differ_have_a_column():
     assert [
         column.value(view.records[1]) for column in view.columns if column.key == "machine"
     ] == [2]
-    assert len(View([record(), record(threads=4)]).points()) == 0
+    points = View([record(), record(threads=4)]).points()
+    assert list(points) == ["eager 2.15.0, threads 2", "eager 2.15.0, threads 4"]
+    assert all(point.top1 is None for group in points.values() for point in group)
 
 
 def test_runtime_versions_are_shown_without_the_build():
     view = View([record(runtime="openvino", runtime_version="2026.4.1-22982-e21-releases/2026/4")])
     (shown,) = [c.value(view.records[0]) for c in view.columns if c.key == "runtime"]
     assert shown == "openvino 2026.4.1"
+
+
+def test_the_setting_with_most_models_then_the_fastest_comes_first():
+    rows = [record(model=name, runtime="a", p50_ms=9.0) for name in ("x", "y")]
+    rows += [record(model=name, runtime="b", p50_ms=5.0) for name in ("x", "y")]
+    rows += [record(model="x", runtime="c", p50_ms=1.0)]
+    settings = [setting.split()[0] for setting in View(rows).points()]
+    assert settings == ["b", "a", "c"]
+
+
+def test_the_heading_says_what_was_measured_and_where():
+    rows = [record(model="x"), record(model="y", runtime="onnxruntime", threads=1)]
+    assert View(rows).headline() == "2 backbones on A, B, 1 and 2 threads, eager and onnxruntime"
+    many = [record(model="x", machine={"cpu": f"C{i}"}, threads=None) for i in range(5)]
+    assert View(many).headline() == "x on 5 machines, eager"
 
 
 def test_different_settings_have_separate_fronts_and_no_pairs():

@@ -11,6 +11,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -32,10 +33,10 @@ from zoo.deploy.pipeline import convert
 from zoo.environment import describe_machine, summary, versions
 from zoo.errors import BadInput, UncountedOperator, ZooError, first_line
 from zoo.factory import create_model
-from zoo.profiling.latency import measure
+from zoo.profiling.latency import compare, measure
 from zoo.profiling.layers import profile_layers
 from zoo.profiling.plan import Case, Plan
-from zoo.quoting import command_line, setting
+from zoo.quoting import command_line, setting, shell
 from zoo.reparam import reparameterize
 from zoo.reports.records import Record, Results, case_key
 from zoo.reports.table import legend, print_all, table
@@ -83,7 +84,7 @@ def sweep(plan: Plan, out: Path) -> list[Record]:
         kept = sum("error" not in row for row in rows)
         print(
             f"interrupted: {kept} of {len(sweep_run.cases)} measurements are in {results.path}; "
-            f"run the same command with {setting('profile.out', str(out))} to continue",
+            f"run the same command with {shell(setting('profile.out', str(out)))} to continue",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
@@ -161,11 +162,20 @@ class SweepRun:
         settings = self.plan.settings
         source = variants.source(case)
         results = measure(source, case.input_size, case.runtime, **settings).to_dict()
+        unfused = replace(case, fused=False)
+        if case.fused and unfused in self.cases:
+            results["paired"] = self._compare(unfused, case, variants)
         if self.plan.layers and case.runtime == "eager":
             same = {key: settings[key] for key in ("threads", "dtype", "channels_last")}
             model = variants.model(case.fused)
             results["layers"] = profile_layers(model, case.input_size, **same).to_dict()
         return results
+
+    def _compare(self, unfused: Case, fused: Case, variants: "_Variants") -> Record:
+        """Time both variants in turn: only that shows whether fusing makes a model faster."""
+        sources = (variants.source(unfused), variants.source(fused))
+        found = compare(*sources, fused.input_size, fused.runtime, **self.plan.settings)
+        return {"ratio": found.ratio, "low": found.low, "high": found.high, "n": found.n}
 
     def _failed(self, error: str) -> Record:
         return {

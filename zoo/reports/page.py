@@ -13,9 +13,12 @@ from typing import Any
 
 from zoo.reports.records import Record
 from zoo.reports.table import fused_word
-from zoo.reports.view import Column, Pair, View
+from zoo.reports.view import Column, Pair, View, family
 
 LAYERS_BYTES = 4_000_000  # size limit for the layers of all records
+
+# The columns that a narrow screen shows.
+_ON_PHONES = ("model", "variant", "runtime", "top1", "p50_ms", "ratio", "verdict")
 
 _PAIR_COLUMNS = (
     ("model", "model", "text", "Model name for zoo.create_model."),
@@ -26,7 +29,12 @@ _PAIR_COLUMNS = (
     ("ratio", "ratio", "ratio", "Fused latency / unfused latency; below 1, the fused is faster."),
     ("low", "low", "ratio", "Lower end of the 95 % confidence interval of the ratio."),
     ("high", "high", "ratio", "Upper end of the 95 % confidence interval of the ratio."),
-    ("verdict", "fused is", "text", "No difference means that noise may be the reason."),
+    (
+        "verdict",
+        "fused is",
+        "text",
+        "No difference means that noise may be the reason. Only calls in turn can show more.",
+    ),
     ("params", "params unfused", "count", "Parameters of the unfused model."),
     ("params_fused", "params fused", "count", "Parameters of the fused model."),
     ("macs", "MACs unfused", "count", "Multiply-accumulates of the unfused model for one image."),
@@ -39,33 +47,40 @@ def render(view: View, title: str) -> str:
 
     Args:
         view: The records to show.
-        title: Heading of the page.
+        title: Name of the records, shown below the heading.
     """
     folder = resources.files("zoo.reports") / "page"
     parts = {
-        name: (folder / f"page.{suffix}").read_text(encoding="utf-8")
-        for name, suffix in (("page", "html"), ("style", "css"), ("script", "js"))
+        name: (folder / name).read_text(encoding="utf-8")
+        for name in ("page.html", "page.css", "tables.js", "plot.js", "page.js")
     }
-    data = json.dumps(_data(view), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Template(parts["page"]).substitute(
-        title=html.escape(title),
-        style=parts["style"],
-        script=parts["script"],
+    data = json.dumps(
+        _data(view, title), ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    )
+    return Template(parts["page.html"]).substitute(
+        title=html.escape(view.headline()),
+        style=parts["page.css"],
+        script="\n".join(text for name, text in parts.items() if name.endswith(".js")),
         # Text from a record cannot close the script element around the JSON.
         data=data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
     )
 
 
-def _data(view: View) -> dict[str, Any]:
+def _data(view: View, title: str) -> dict[str, Any]:
     layers, omitted = _layers(view)
     return {
+        "title": view.headline(),
+        "families": [family(record["model"]) for record in view.records],
         "columns": [_column(column) for column in view.columns],
         "rows": [[_short(column.value(r)) for column in view.columns] for r in view.records],
         "points": {
             setting: [vars(point) for point in points] for setting, points in view.points().items()
         },
         "pair_columns": [
-            dict(zip(("key", "title", "kind", "help"), column, strict=True))
+            {
+                **dict(zip(("key", "title", "kind", "help"), column, strict=True)),
+                "minor": column[0] not in _ON_PHONES,
+            }
             for column in _PAIR_COLUMNS
         ],
         "pairs": [_pair(pair) for pair in view.pairs()],
@@ -74,19 +89,24 @@ def _data(view: View) -> dict[str, Any]:
         "bounds": _distinct(view, "bound"),
         "types": _distinct(view, "type"),
         "environments": [
-            [[key, str(value)] for table in environment.values() for key, value in table.items()]
+            [
+                [key.replace("_", " "), str(value)]
+                for table in environment.values()
+                for key, value in table.items()
+            ]
             for environment in view.environments
         ],
         "commands": list(
             dict.fromkeys(r["command"] for r in view.records if r.get("command") is not None)
         ),
-        "summary": view.summary(),
+        "summary": f"{title}: {view.summary()}",
         "shared": view.shared_settings(),
     }
 
 
-def _column(column: Column) -> dict[str, str]:
-    return {key: getattr(column, key) for key in ("key", "title", "kind", "help")}
+def _column(column: Column) -> dict[str, Any]:
+    texts = {key: getattr(column, key) for key in ("key", "title", "kind", "help")}
+    return {**texts, "minor": column.key not in _ON_PHONES}
 
 
 def _pair(pair: Pair) -> list[Any]:
@@ -94,7 +114,7 @@ def _pair(pair: Pair) -> list[Any]:
     times, params, macs = (
         [record.get(key) for record in (a, b)] for key in ("p50_ms", "params", "macs")
     )
-    ratio = (pair.ratio.value, pair.ratio.low, pair.ratio.high, pair.ratio.verdict)
+    ratio = (pair.ratio.value, pair.ratio.low, pair.ratio.high, pair.verdict)
     size = "x".join(map(str, a["input_size"]))
     values = (a["model"], size, pair.setting, *times, *ratio, *params, *macs)
     return [_short(value) for value in values]

@@ -32,12 +32,13 @@ def published(record: Record) -> Accuracy | None:
     Only classifiers for the 1000 classes of ImageNet with their default architecture are
     comparable.
     """
-    if not registry.is_model(record["model"]) or set(record.get("args") or {}) - set(
-        _NEUTRAL_ARGUMENTS
-    ):
+    name = record["model"].removeprefix(registry.TIMM)
+    if not registry.is_model(name) or set(record.get("args") or {}) - set(_NEUTRAL_ARGUMENTS):
         return None
-    spec = registry.get_spec(record["model"])
+    spec = registry.get_spec(name)
     entries: list[dict[str, Any]] = [e for e in spec.facts.get("published", []) if "top1" in e]
+    if name != record["model"]:  # a model of timm that is also ours: only figures of its weights
+        entries = [e for e in entries if e.get("source", "").startswith("timm ")]
     if spec.task != "classification" or spec.num_classes != 1000 or not entries:
         return None
     best = max(entries, key=lambda entry: entry["top1"])

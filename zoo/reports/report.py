@@ -65,14 +65,15 @@ def markdown(view: View, title: str) -> str:
                 ),
                 *(ms(record["p50_ms"]) for record in (pair.unfused, pair.fused)),
                 str(pair.ratio),
-                pair.ratio.verdict,
+                pair.verdict,
             ]
             for pair in pairs
         ]
         parts += ["## Fused and unfused", grid([*head, "ratio", "fused is"], rows)]
         parts.append(
             "The ratio is the fused latency divided by the unfused latency, with its 95 % "
-            f"confidence interval; {RULE}."
+            f"confidence interval; {RULE}. Only pairs that were timed in turn have a verdict: `zoo "
+            "benchmark` does that with `profile.fused=both`."
         )
     parts += ["## Machines", *_machines(view)]
     return "\n\n".join(parts) + "\n"

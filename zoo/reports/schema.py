@@ -143,6 +143,16 @@ def _layers(value: Any) -> str:
     return ""
 
 
+def _paired(value: Any) -> str:
+    """Check the comparison of the fused model with the unfused one."""
+    ends = value if isinstance(value, dict) else {}
+    low, mid, high = (ends.get(key) for key in ("low", "ratio", "high"))
+    invalid = _positive(mid) or any(end is not None and _positive(end) for end in (low, high))
+    if invalid or (low is None) != (high is None) or not (low or mid) <= mid <= (high or mid):
+        return "is not an object with low <= ratio <= high"
+    return ""
+
+
 _SCHEMA: dict[str, Check] = {
     **dict.fromkeys(("model", "runtime"), _name),
     **dict.fromkeys(
@@ -157,6 +167,7 @@ _SCHEMA: dict[str, Check] = {
     "date": _date,
     "input_size": _shape,
     "layers": _layers,
+    "paired": _paired,
 }
 
 

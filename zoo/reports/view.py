@@ -3,12 +3,15 @@
 `report` writes it as Markdown and `page` as HTML; neither computes anything itself.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from zoo import registry
 from zoo.reports.changes import Ratio, ratio
+from zoo.reports.claims import percentile
 from zoo.reports.pareto import front, published
 from zoo.reports.records import Record
 from zoo.reports.table import fused_word
@@ -49,9 +52,7 @@ def _images_per_s(record: Record) -> float | None:
 
 
 def _runtime(record: Record) -> str:
-    version = (record.get("runtime_version") or "").split("-")[
-        0
-    ]  # some runtimes append a build number
+    version = re.split("[-+]", record.get("runtime_version") or "")[0]  # without the build
     return f"{record['runtime']} {version}".strip()
 
 
@@ -95,8 +96,12 @@ FIGURES = (
     Column("p50_ms", "p50 ms", "ms", "Median latency of the whole batch.", _field("p50_ms")),
     Column("low_ms", "low", "ms", "Lower end " + _INTERVAL, _field("low_ms")),
     Column("high_ms", "high", "ms", "Upper end " + _INTERVAL, _field("high_ms")),
-    Column("p90_ms", "p90", "ms", "90 % of the calls were faster.", _field("p90_ms")),
-    Column("p99_ms", "p99", "ms", "99 % of the calls were faster.", _field("p99_ms")),
+    Column(
+        "p90_ms", "p90", "ms", "90 % of the calls were faster.", lambda r: percentile(r, "p90_ms")
+    ),
+    Column(
+        "p99_ms", "p99", "ms", "99 % of the calls were faster.", lambda r: percentile(r, "p99_ms")
+    ),
     Column("min_ms", "min", "ms", "The fastest call.", _field("min_ms")),
     Column("n", "n", "number", "Measured calls.", _field("n")),
     Column("rate", "images/s", "number", "Images per second at the median.", _images_per_s),
@@ -128,18 +133,18 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Point:
-    """A record in the plot of accuracy and latency.
+    """A record in the plot of accuracy and cost.
 
     Attributes:
         row: Index of the record.
-        top1: Published accuracy.
+        top1: Published accuracy; None if there is none that can be compared.
         source: Where it was published.
         at_size: Whether the latency was measured at the image size of the accuracy.
         front: Whether the point is on the Pareto front of its settings; False unless `at_size`.
     """
 
     row: int
-    top1: float
+    top1: float | None
     source: str
     at_size: bool
     front: bool
@@ -154,12 +159,15 @@ class Pair:
         fused: Record of the fused model.
         setting: The runtime, and the settings in which the records of the view differ.
         ratio: Fused latency divided by unfused latency.
+        verdict: Whether the fused model is faster. Only calls in turn can show it: what the machine
+            does between two separate measurements is part of their ratio.
     """
 
     unfused: Record
     fused: Record
     setting: str
     ratio: Ratio
+    verdict: str
 
 
 class View:
@@ -193,6 +201,22 @@ class View:
             *(c for c in FIGURES if any(c.value(record) is not None for record in self.records)),
         ]
 
+    def headline(self) -> str:
+        """Return what was measured and where: models, processors, threads and runtimes."""
+        models = list(dict.fromkeys(record["model"] for record in self.records))
+        what = models[0] if len(models) == 1 else f"{len(models)} backbones"
+        cpus = _distinct(machine.get("gpu") or machine.get("cpu") for machine in self._machines())
+        threads = sorted({r["threads"] for r in self.records if r.get("threads") is not None})
+        parts = [f"{what} on {_listed(cpus, 'machines')}" if cpus else what]
+        if threads:
+            plural = "" if threads == [1] else "s"
+            parts.append(f"{_listed(list(map(str, threads)), 'numbers of')} thread{plural}")
+        parts.append(_listed(_distinct(r["runtime"] for r in self.records), "runtimes"))
+        return ", ".join(parts)
+
+    def _machines(self) -> list[dict[str, Any]]:
+        return [environment["machine"] for environment in self.environments]
+
     def summary(self) -> str:
         """Return the number of measurements and models, and the dates."""
         models = len({record["model"] for record in self.records})
@@ -207,19 +231,29 @@ class View:
         return f"All measured with {settings}." if settings else ""
 
     def setting(self, record: Record) -> str:
-        """Return the runtime and all settings of a record as text."""
-        return _named([*self._settings, *(c for c in SETTINGS if c not in self._settings)], record)
+        """Return the runtime of a record, and the settings in which the records differ."""
+        return _named(self._settings, record)
 
     def points(self) -> dict[str, list[Point]]:
-        """Return the points of the plot for each setting, the setting with most points first."""
+        """Return the points of the plot for each setting.
+
+        The setting with most models comes first, and of equals the one with the lowest latencies.
+        """
         groups: dict[str, list[Point]] = {}
         for row, record in enumerate(self.records):
             accuracy = published(record)
-            if accuracy is not None and record["p50_ms"] > 0:
+            point = Point(row, None, "", at_size=False, front=False)
+            if accuracy is not None:
                 at_size = tuple(record["input_size"][2:]) == accuracy.size
-                point = Point(row, accuracy.top1, accuracy.source, at_size, False)
-                groups.setdefault(self.setting(record), []).append(point)
-        ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+                point = Point(row, accuracy.top1, accuracy.source, at_size, front=False)
+            groups.setdefault(self.setting(record), []).append(point)
+
+        def order(item: tuple[str, list[Point]]) -> tuple[int, float]:
+            records = [self.records[point.row] for point in item[1]]
+            models = {record["model"] for record in records}
+            return -len(models), median(record["p50_ms"] for record in records)
+
+        ordered = sorted(groups.items(), key=order)
         return {setting: self._with_front(points) for setting, points in ordered}
 
     def pairs(self) -> list[Pair]:
@@ -231,11 +265,18 @@ class View:
                 key = (record["model"], args, _image(record), self.setting(record))
                 found.setdefault(key, {})[record["fused"]] = record
         both = [(pair[False], pair[True]) for pair in found.values() if len(pair) == 2]
-        return [Pair(a, b, _named(self._settings, a), ratio(a, b)) for a, b in both]
+        return [self._pair(unfused, fused) for unfused, fused in both]
+
+    def _pair(self, unfused: Record, fused: Record) -> Pair:
+        setting, paired = self.setting(unfused), fused.get("paired")
+        if paired is None:
+            return Pair(unfused, fused, setting, ratio(unfused, fused), "not timed in turn")
+        found = Ratio(paired["ratio"], paired.get("low"), paired.get("high"))
+        return Pair(unfused, fused, setting, found, found.verdict)
 
     def _with_front(self, points: list[Point]) -> list[Point]:
         comparable = [point for point in points if point.at_size]
-        values = [(self.records[p.row]["p50_ms"], p.top1) for p in comparable]
+        values = [(self.records[p.row]["p50_ms"], p.top1 or 0.0) for p in comparable]
         best = {p.row for p, chosen in zip(comparable, front(values), strict=True) if chosen}
         return [Point(p.row, p.top1, p.source, p.at_size, front=p.row in best) for p in points]
 
@@ -245,6 +286,15 @@ class View:
         if environment not in self.environments:
             self.environments.append(environment)
         return self.environments.index(environment)
+
+
+def _distinct(values: Iterable[Any]) -> list[str]:
+    return list(dict.fromkeys(str(value) for value in values if value))
+
+
+def _listed(values: Sequence[str], what: str) -> str:
+    """Write up to three values; of more, only how many there are."""
+    return " and ".join(values) if len(values) <= 3 else f"{len(values)} {what}"
 
 
 def _named(columns: Sequence[Column], record: Record) -> str:
