@@ -99,6 +99,7 @@ def test_a_limit_of_parameters_takes_a_unit(printed):
     ("words", "message"),
     [
         (["mobilenet"], "'mobilenet*' matches 7 models"),
+        (["MobileNetV2_*"], "'mobilenetv2_*' matches 7 models"),
         (["formerv"], "`list` without arguments"),
         (["--family", "mobilenetv3"], "unknown family 'mobilenetv3'; did you mean 'mobilenetv2'?"),
         (["--task", "classify"], "unknown task 'classify'; did you mean 'classification'?"),
@@ -181,9 +182,11 @@ def test_count_prints_a_tree_with_one_heading(printed):
     ("words", "message"),
     [
         (["mobilenetv2_035", "--size", "32", "32", "32"], "takes one number, or height and width"),
-        (["mobilenetv2_035", "--size", "0"], "of at least 1"),
+        (["mobilenetv2_035", "--size", "0"], "from 1 to 1,000,000"),
         (["lightm_unet_3d", "--size", "32", "32"], "or depth, height and width"),
         (["mobilenetv2_035", "--depth", "-1"], "--depth=-1 is negative"),
+        (["mobilenetv2_035", "--size", "99999999999999"], "from 1 to 1,000,000"),
+        (["timm/nothing"], "unknown model 'timm/nothing'"),
         (["mobilenet_v2"], "did you mean 'mobilenetv2_"),
     ],
 )

@@ -277,6 +277,25 @@ def test_an_unwritable_folder_is_an_error(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: the report cannot be written to")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a" * 300, "is not a path"),
+        ("x\0y", "does not exist"),
+        ("pipe", "is not a file"),
+        ("", "does not"),
+    ],
+)
+def test_paths_that_cannot_be_read_are_an_error(name, message, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(zoo.BadInput, match=message):
+        write(tmp_path / name)
+    source = save(tmp_path / "a.jsonl", both())
+    if name in ("a" * 300, "x\0y"):
+        with pytest.raises(zoo.BadInput, match="the report cannot be written"):
+            write(source, tmp_path / name)
+
+
 def test_a_report_is_replaced_completely_or_not_at_all(tmp_path, monkeypatch, capsys):
     source = save(tmp_path / "a.jsonl", both())
     files = write(source)

@@ -4,8 +4,11 @@ import argparse
 import warnings
 from collections.abc import Sequence
 
+from zoo import registry
 from zoo.errors import BadInput
 from zoo.quoting import command_line
+
+MAX_SIDE = 10**6  # pixels; the tensor of a larger image cannot even be described
 
 HELP = "params, MACs, FLOPs and activations of a model, module by module"
 
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.depth < 0:
         raise BadInput(f"--depth={args.depth} is negative; 0 lists only the whole model")
+    registry.get_spec(args.model)  # raises for an unknown name
     channels, *own = published_input(args.model)["size"] or (3, 224, 224)
     sides = _sides(args.model, args.size, own)
     model = create_model(args.model).eval()
@@ -71,11 +75,11 @@ def _sides(model: str, asked: Sequence[int] | None, own: Sequence[int]) -> list[
     if not asked:
         return list(own)
     sides = list(asked) * len(own) if len(asked) == 1 else list(asked)
-    if len(sides) != len(own) or min(sides) < 1:
+    if len(sides) != len(own) or not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
         expected = "height and width" if len(own) == 2 else "depth, height and width"
         raise BadInput(
-            f"--size {' '.join(map(str, asked))}: {model} takes one number, or {expected}, of at "
-            "least 1"
+            f"--size {' '.join(map(str, asked))}: {model} takes one number, or {expected}, from 1 "
+            f"to {MAX_SIDE:,}"
         )
     return sides
 

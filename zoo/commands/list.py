@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 def _no_match(globs: list[str]) -> str:
     asked = " ".join(map(repr, globs)) or "these options"
     for glob in globs:
-        for wider in (f"{glob}*", f"*{glob}*"):
+        for wider in (glob.lower(), f"{glob.lower()}*", f"*{glob.lower()}*"):
             if found := registry.list_models(wider):
                 plural = "" if len(found) == 1 else "s"
                 return f"no model matches {asked}; {wider!r} matches {len(found)} model{plural}"

@@ -6,6 +6,7 @@ and cases that are already in the file are skipped, so an interrupted sweep cont
 stopped.
 """
 
+import contextlib
 import itertools
 import shlex
 import sys
@@ -36,6 +37,7 @@ from zoo.factory import create_model
 from zoo.profiling.latency import compare, measure
 from zoo.profiling.layers import profile_layers
 from zoo.profiling.plan import Case, Plan
+from zoo.progress import phase
 from zoo.quoting import command_line, setting, shell
 from zoo.reparam import reparameterize
 from zoo.reports.records import Record, Results, case_key
@@ -126,7 +128,8 @@ class SweepRun:
     def records(self, measured: dict[str, Record]) -> Iterator[Record]:
         """Yield the record of each case, from `measured` or from a new measurement."""
         remaining = sum(case_key(self.identity(case)) not in measured for case in self.cases)
-        with progress(Console(stderr=True)) as bar:
+        number, console = 0, Console(stderr=True)
+        with progress(console) as bar:
             task = bar.add_task("", total=remaining)
             for name, group in itertools.groupby(self.cases, key=lambda case: case.model):
                 with _Variants(name, self.plan.arguments) as variants:
@@ -134,7 +137,11 @@ class SweepRun:
                         record = measured.get(case_key(self.identity(case)))
                         if record is None:
                             bar.update(task, description=str(case), refresh=True)
-                            record = self._measure(case, variants)
+                            number += 1
+                            # A spinner would take time from the measurement.
+                            line = phase(f"measuring {case} ({number} of {remaining})")
+                            with contextlib.nullcontext() if console.is_terminal else line:
+                                record = self._measure(case, variants)
                             bar.update(task, advance=1, refresh=True)
                         yield record
 

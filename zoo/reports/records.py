@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from zoo.errors import BadInput
+from zoo.errors import BadInput, first_line
 from zoo.reports.schema import find_fault, printable
 from zoo.reports.writing import no_space, replace_files
 
@@ -193,9 +193,7 @@ def load(source: Path) -> list[Record]:
     Raises:
         BadInput: The file does not exist, is empty, or contains no valid record.
     """
-    path = source / JSON_NAME if source.is_dir() else source
-    if not path.is_file():
-        raise BadInput(f"{path} does not exist; benchmark.py prints the path of its records")
+    path = file_of(source)
     content = _content(path)
     notes = content.notes()
     if content.torn_at is not None:
@@ -205,6 +203,23 @@ def load(source: Path) -> list[Record]:
     if not content.records:
         raise BadInput(f"{path} contains no records")
     return content.records
+
+
+def file_of(source: Path) -> Path:
+    """Return the path of the records: of a file itself, or of the one in a folder.
+
+    Raises:
+        BadInput: There is no such file.
+    """
+    try:
+        path = source / JSON_NAME if source.is_dir() else source
+        is_file, exists = path.is_file(), path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or with a null byte
+        raise BadInput(f"{str(source)[:80]!r} is not a path: {first_line(error)}") from error
+    if not is_file:
+        fault = "is not a file" if exists else "does not exist"
+        raise BadInput(f"{path} {fault}; `zoo benchmark` prints the path of its records")
+    return path
 
 
 def read(path: Path) -> list[Record]:

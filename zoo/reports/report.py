@@ -8,7 +8,7 @@ from zoo.errors import BadInput
 from zoo.reports import page
 from zoo.reports.claims import RULE
 from zoo.reports.markdown import escape, grid
-from zoo.reports.records import JSON_NAME, csv_text, load
+from zoo.reports.records import JSON_NAME, csv_text, file_of, load
 from zoo.reports.schema import printable
 from zoo.reports.table import fused_word
 from zoo.reports.view import View
@@ -30,7 +30,7 @@ def write(source: Path, out: Path | None = None) -> list[Path]:
             report then stay as they were.
     """
     records = load(source)
-    path = source / JSON_NAME if source.is_dir() else source
+    path = file_of(source)
     title = printable(path.resolve().parent.name if path.name == JSON_NAME else path.stem)
     view = View(records)
     folder = path.parent if out is None else out
@@ -38,10 +38,9 @@ def write(source: Path, out: Path | None = None) -> list[Path]:
     texts = (markdown(view, title), csv_text(records), page.render(view, title))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"the report cannot be written to {folder}: {error.strerror or error}"
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"the report cannot be written to {folder}: {reason}") from error
     replace_files(dict(zip(files, texts, strict=True)))
     return files
 
