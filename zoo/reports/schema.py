@@ -147,8 +147,9 @@ def _paired(value: Any) -> str:
     """Check the comparison of the fused model with the unfused one."""
     ends = value if isinstance(value, dict) else {}
     low, mid, high = (ends.get(key) for key in ("low", "ratio", "high"))
-    invalid = _positive(mid) or any(end is not None and _positive(end) for end in (low, high))
-    if invalid or (low is None) != (high is None) or not (low or mid) <= mid <= (high or mid):
+    known = [end for end in (low, mid, high) if end is not None]
+    invalid = mid is None or any(map(_positive, known)) or known != sorted(known)
+    if invalid or (low is None) != (high is None):
         return "is not an object with low <= ratio <= high"
     return ""
 
