@@ -8,13 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test quick lint generated family results clean
+.PHONY: demo test quick lint types style generated family results clean
 
-# Install again when the requirements have changed.
+# Install again when the requirements have changed. pip compiles one file after the other; on all
+# cores it takes a part of the time. Some packages contain files that are no Python of this version.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,quantize,fast,data,dense,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[export,quantize,fast,data,dense,dev]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 # The newest run; a demo that was trained once is evaluated, timed and exported again at once.
@@ -43,10 +45,15 @@ family: $(VENV)/installed
 results: $(VENV)/installed
 	$(BIN)/python -m tools latencies
 
-lint: $(VENV)/installed
+# `make -j2 lint` checks types beside the rest.
+lint: types style
+
+types: $(VENV)/installed
+	$(BIN)/pyright
+
+style: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml

@@ -2,17 +2,26 @@
 
 import gc
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import zoo
 import zoo.registry
+from zoo.cli import main
 
 # Operators on tiny tensors do not gain from threads, and processes side by side lose by them.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+# Compiling headers in advance pays for many programs; tests compile a few.
+os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
+
+# Tracing makes many objects and little garbage. Every test file is cleaned up after (see below).
+gc.set_threshold(20_000, 50, 100)
 
 
 def pytest_addoption(parser):
@@ -29,34 +38,45 @@ def pytest_addoption(parser):
 
 
 # A plain convolutional network, tokens, attention with a distilled head, scans, wavelets.
-QUICK_FAMILIES = (
-    "mobilenetv2",
-    "compact_transformers",
-    "efficientformer",
-    "lightm_unet",
-    "wavemix",
-)
+QUICK_FAMILIES = {
+    "mobilenetv2": "mobilenetv2_035",
+    "compact_transformers": "cvt_2_4_32",
+    "efficientformer": "efficientformer_l1",
+    "lightm_unet": "lightm_unet_2d",
+    "wavemix": "wavemix_144_7_l1_cifar10",
+}
 QUICK_FOLDERS = ("tests", "blocks", "configs", "contract", "counting", "data", "models", "ops")
 QUICK_FOLDERS += ("profiling", "reports")
 # Facts and the names of parameters are checked for every model.
 EVERY_FAMILY = ("test_contract_facts.py", "test_contract_keys.py", "test_catalogue.py")
 SLOW_FILES = ("test_add_a_model.py", "test_latency.py", "test_page.py", "test_sweep.py")
-SLOW_FILES += ("test_selective_scan_programs.py",)
-FAMILIES = {name: zoo.model_info(name)["family"] for name in zoo.list_models()}
+SLOW_FILES += ("test_selective_scan_programs.py", "test_benchmarking_page.py")
+
+
+MODELS = frozenset(zoo.list_models())
+
+
+def has_quick_tests(file: Path) -> bool:
+    """Return whether `--quick` reads a file; the others are not even imported."""
+    if file.parent.name == "models":
+        return file.stem.removeprefix("test_") in QUICK_FAMILIES
+    return file.parent.name in QUICK_FOLDERS and file.name not in SLOW_FILES
 
 
 def is_quick(item) -> bool:
-    """Return whether `--quick` keeps a test: it is not slow, and its family is one of the five."""
-    if item.path.parent.name not in QUICK_FOLDERS or item.path.name in SLOW_FILES:
+    """Return whether `--quick` keeps a test: it is not slow, and its model is one of the five."""
+    if not has_quick_tests(item.path) or item.get_closest_marker("slow"):
         return False
-    if item.get_closest_marker("slow"):
-        return False
-    if item.path.name in EVERY_FAMILY:
+    if item.path.name in EVERY_FAMILY or item.path.parent.name == "models":
         return True
-    if item.path.parent.name == "models":
-        return item.path.stem.removeprefix("test_") in QUICK_FAMILIES
     name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
-    return not isinstance(name, str) or FAMILIES.get(name, "mobilenetv2") in QUICK_FAMILIES
+    return not isinstance(name, str) or name not in MODELS or name in QUICK_FAMILIES.values()
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--quick") and collection_path.name.startswith("test_"):
+        return True if not has_quick_tests(collection_path) else None
+    return None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -106,6 +126,27 @@ def quiet_script():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
         yield
+
+
+@pytest.fixture
+def script(monkeypatch, capfd):
+    """Run train.py, eval.py, benchmark.py or export.py as a user does, but in this process.
+
+    One of the scripts is started as a process in tests/configs/test_configs.py.
+    """
+
+    def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", [f"{command}.py", *arguments])
+        code, message = 0, ""
+        try:
+            main(command)
+        except SystemExit as end:
+            # Python prints a message and exits with 1.
+            code, message = (1, f"{end.code}\n") if isinstance(end.code, str) else (end.code, "")
+        printed = capfd.readouterr()
+        return subprocess.CompletedProcess(command, code, printed.out, printed.err + message)
+
+    return run
 
 
 @pytest.fixture

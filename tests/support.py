@@ -59,6 +59,18 @@ CLASSIFIERS = [name for name in SMALLEST if name in zoo.list_models(task="classi
 PYRAMIDS = [name for name in SMALLEST if name in zoo.list_models(features=True)]
 SIZES = ((64, 64), (97, 130))
 
+# One family of each kind of features: plain, volumes, tokens of one size and of several, features
+# computed otherwise than the classifier's, a stage that reads an earlier one. All other code of
+# features is the same; tests/contract/test_contract_programs.py checks that no kind is missing.
+KINDS = ("efficientformer_l1", "lightm_unet_3d_8", "cvt_2_4_32", "kat_tiny_patch16_224")
+KINDS += ("pvt_tiny", "skipblocknet_m", "lsnet_t")
+
+# A model whose maps are so wide that they take most of the time, with narrower ones.
+NARROW = {"wavemix_seg_192_16_l3_cityscapes": {"dim": 32, "widths": (32, 24)}}
+
+# Families without an argument of their depth: blocks behind the first of a stage repeat its form.
+CUT = ("mobilenetv2", "skipblocknet", "spnasnet", "sret")
+
 
 def sizes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return two sizes that a model takes, the second with sides that differ.
@@ -79,8 +91,11 @@ def quick(name: str, blocks: int = 2) -> dict[str, Any]:
     """Return arguments that leave blocks out where a program of all of them takes long to make.
 
     Two blocks of a stage stay by default: the first of them often has another form. With one,
-    two levels of a U-Net stay, too.
+    two levels of a U-Net stay, too. The argument `blocks`, for a family without an argument of its
+    depth, is one of `shaken`, `fresh` and `build` only.
     """
+    if zoo.model_info(name)["family"] in CUT:
+        return {"blocks": blocks}
     levels = 2 if blocks == 1 else 4
     fewer: dict[str, Any] = {"blocks_down": (1,) * levels, "blocks_up": (1,) * (levels - 1)}
     arguments = inspect.signature(get_spec(name).builder()).parameters
@@ -91,7 +106,17 @@ def quick(name: str, blocks: int = 2) -> dict[str, Any]:
         fewer["depth"] = min(depth, 2 * blocks)
     if depths and all(isinstance(depth, int) for depth in depths):
         fewer["depths"] = tuple(min(depth, blocks) for depth in depths)
-    return {argument: value for argument, value in fewer.items() if takes(name, argument)}
+    fewer = {argument: value for argument, value in fewer.items() if takes(name, argument)}
+    return fewer | NARROW.get(name, {})
+
+
+def build(name: str, *, blocks: int | None = None, **kwargs) -> nn.Module:
+    """Create a model; with `blocks`, only so many of the blocks of each stage stay in it."""
+    model = zoo.create_model(name, **kwargs)
+    if blocks is not None:
+        for stage in model.stages:
+            stage.blocks = stage.blocks[:blocks]
+    return model
 
 
 @functools.lru_cache(maxsize=3 * len(SMALLEST))  # whole, with fewer blocks, and the features
@@ -102,7 +127,7 @@ def shaken(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module
     """
     if dtype != torch.float32:
         return fresh(name, dtype, **kwargs)
-    return randomize_parameters(zoo.create_model(name, **kwargs)).eval()
+    return randomize_parameters(build(name, **kwargs)).eval()
 
 
 def fresh(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:

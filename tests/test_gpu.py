@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import (
     SMALLEST,
+    build,
     capability,
     difference,
     fresh,
@@ -74,7 +75,7 @@ def test_a_fused_model_stays_on_the_gpu(name):
 @pytest.mark.parametrize("name", SMALLEST)
 def test_every_family_trains_in_bfloat16(name):
     torch.manual_seed(0)
-    model = zoo.create_model(name, **quick(name)).cuda().train()
+    model = build(name, **quick(name)).cuda().train()
     with torch.autocast("cuda", torch.bfloat16):
         y = tensors(model(inputs(name).cuda()))[0]
         loss = y.float().square().mean()

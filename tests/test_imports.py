@@ -36,6 +36,7 @@ def test_listing_models_and_reading_settings_load_nothing_heavy(code, python):
     assert not packages(loaded_by(code, python)) & HEAVY
 
 
+@pytest.mark.slow
 def test_building_a_model_loads_only_its_family(python):
     loaded = loaded_by("import zoo; zoo.create_model('mobilenetv2_035')", python)
     assert "zoo.models.mobilenetv2" in loaded

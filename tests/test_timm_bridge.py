@@ -58,6 +58,17 @@ def test_the_description_says_what_the_facts_say(name):
         facts["input"]["crop_pct"],
         facts["input"]["interpolation"],
     )
+
+
+def level(name) -> tuple:
+    """Return what decides the size of the last map within a family."""
+    facts = zoo.model_info(name)
+    return facts["family"], *facts["input"]["size"], facts.get("reduction"), facts["capabilities"]
+
+
+@pytest.mark.parametrize("name", {str(level(name)): name for name in reversed(BRIDGED)}.values())
+def test_the_description_says_what_the_model_is(name):
+    cfg = timm.get_pretrained_cfg(f"zoo_{name}")
     with torch.device("meta"):
         model = zoo.create_model(name).eval()  # training norms refuse a single position
         features = model.forward_features(torch.empty(1, *cfg.input_size))

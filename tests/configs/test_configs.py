@@ -161,29 +161,38 @@ def test_unknown_model_names_the_nearest() -> None:
         compose("train", ["model=efficientformer_11"])
 
 
-@pytest.mark.parametrize(
-    ("script", "override", "message"),
-    [
-        ("train.py", "train.lr=-1", "error: train.lr=-1.0 must be greater than 0"),
-        ("eval.py", "weights=absent.pth", "error: absent.pth does not exist"),
-    ],
-)
-def test_the_command_prints_one_line_and_fails(
-    script: str, override: str, message: str, tmp_path: Path
-) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), override],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode != 0
+ERRORS = {
+    "train": ("train.lr=-1", "error: train.lr=-1.0 must be greater than 0"),
+    "eval": ("weights=absent.pth", "error: absent.pth does not exist"),
+    "benchmark": (
+        "models=[mobilenet_v2]",
+        "error: unknown model 'mobilenet_v2'; did you mean",
+    ),
+    "export": ("format=onxx", "error: unknown format 'onxx'; did you mean 'onnx'"),
+}
+
+
+@pytest.mark.parametrize("command", ERRORS)
+def test_an_error_is_one_line(command: str, tmp_path: Path, script, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    override, message = ERRORS[command]
+    check_error(script(command, override), message, tmp_path)
+
+
+def test_a_process_prints_one_line_and_fails(tmp_path: Path) -> None:
+    override, message = ERRORS["eval"]
+    command = [sys.executable, str(ROOT / "eval.py"), override]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    check_error(done, message, tmp_path)
+
+
+def check_error(done: subprocess.CompletedProcess, message: str, folder: Path) -> None:
+    assert done.returncode == 1
     assert done.stdout == ""
     *phases, line = done.stderr.splitlines()
     assert line.startswith(message)
     assert all(phase.startswith("[00:") for phase in phases)
-    assert not list(tmp_path.iterdir()), "nothing is written"
+    assert not list(folder.iterdir()), "nothing is written"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import (
     CLASSIFIERS,
+    KINDS,
     PYRAMIDS,
     axes,
     images,
@@ -62,7 +63,7 @@ def test_levels_double_their_stride_or_share_it(name):
     assert factors in ({2}, {1})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_every_choice_of_levels_gives_those_levels(name):
     whole, x = short(name), inputs(name, 1)
     count = len(whole.feature_info)
@@ -141,7 +142,7 @@ def test_intermediates_equal_features_only_and_forward_features(name):
         assert all(torch.equal(a, b) for a, b in zip(normed[:-1], maps[:-1], strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_arguments_of_forward_intermediates(name):
     model, x = short(name), inputs(name, 1)
     count = len(model.feature_info)

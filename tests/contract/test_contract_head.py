@@ -5,7 +5,7 @@ All but the names are checked on models with few blocks: a head does not see how
 
 import pytest
 import torch
-from support import CLASSIFIERS, difference, fresh, inputs, quick, shaken
+from support import CLASSIFIERS, build, difference, fresh, inputs, quick, shaken
 from torch import nn
 
 import zoo
@@ -111,7 +111,7 @@ def test_built_without_a_classifier(name):
         whole = shaken(name, **quick(name))
         features = whole.forward_features(x)
         for pool in POOLS:
-            model = zoo.create_model(name, num_classes=0, global_pool=pool, **quick(name)).eval()
+            model = build(name, num_classes=0, global_pool=pool, **quick(name)).eval()
             zoo.load_weights(model, whole.state_dict(), strict=False)
             want = {"avg": features.mean((2, 3)), "max": features.amax((2, 3)), "": features}[pool]
             if hidden(model) and pool:  # the layer stays: a new classifier would read it

@@ -3,9 +3,6 @@
 import hashlib
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from zoo.command_line.composition import parse
 from zoo.command_line.composition import run as run_command
 from zoo.commands.export import load_model
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "mobilenetv2_035"
 ARGUMENTS = {"name": MODEL, "num_classes": 3, "in_chans": 3, "drop_rate": 0.1}
 PREPARED = {
@@ -138,18 +134,12 @@ def test_the_default_path_of_an_artefact(tmp_path, monkeypatch, capsys):
     assert f"{MODEL} (unfused, random weights)" in capsys.readouterr().out
 
 
-def test_the_command(checkpoint, tmp_path, monkeypatch):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "export.py"), f"weights={checkpoint[0]}", "export.out=out"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+def test_the_command(checkpoint, tmp_path, script, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = script("export", f"weights={checkpoint[0]}", "export.out=out")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{MODEL} (fused) -> out/model.onnx")
     assert len(done.stdout.splitlines()) == 4
-    monkeypatch.chdir(tmp_path)
     message = r"^out/model\.onnx exists; export\.overwrite=true replaces it$"
     with pytest.raises(zoo.BadInput, match=message):
         run_command("export", [f"weights={checkpoint[0]}", "export.out=out"])

@@ -10,29 +10,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from small_nets import SIZE, Net
 from torch import nn
 
 import zoo
 from zoo.deploy import comparison
 from zoo.deploy.manifest import Origin
-
-
-class Net(nn.Module):
-    """A convolution, a batch norm with random statistics, a classifier."""
-
-    num_classes = 5
-    in_chans = 3
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
-        self.head = nn.Linear(8, 5)
-        nn.init.uniform_(self.body[1].running_mean, -0.5, 0.5)
-        nn.init.uniform_(self.body[1].running_var, 0.5, 2.0)
-
-    def forward(self, x):
-        return self.head(self.body(x).mean((2, 3)))
 
 
 class Broken(Net):
@@ -43,7 +26,6 @@ class Broken(Net):
         return y * 1.01 if torch.compiler.is_exporting() else y
 
 
-SIZE = (1, 3, 16, 20)
 ORIGIN = Origin(
     "mobilenetv2_035",
     {"num_classes": 5},

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from small_nets import SIZE, Net
 from torch import nn
 
 import zoo
@@ -20,24 +21,6 @@ from zoo.deploy.manifest import Origin
 from zoo.runtimes.openvino import core
 
 MODEL = "mobilenetv2_035"
-SIZE = (1, 3, 16, 20)
-
-
-class Net(nn.Module):
-    """A convolution, a batch norm with random statistics, a classifier."""
-
-    num_classes, in_chans = 5, 3
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
-        self.head = nn.Linear(8, 5)
-        nn.init.uniform_(self.body[1].running_mean, -0.5, 0.5)
-        nn.init.uniform_(self.body[1].running_var, 0.5, 2.0)
-
-    def forward(self, x):
-        return self.head(self.body(x).mean((2, 3)))
 
 
 class Dense(Net):
@@ -106,7 +89,11 @@ def test_dynamic_batch_and_size(format, tmp_path):
         np.testing.assert_allclose(run_outside_the_package(made, x), expected, rtol=0, atol=1e-5)
 
 
-def test_compiled_code_runs(tmp_path):
+def test_compiled_code_runs(tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    # Compiling headers in advance pays for many programs.
+    monkeypatch.setattr(config.aot_inductor, "precompile_headers", False)
     model = Net().eval()
     made = export(model, "aoti", tmp_path)
     assert made.path.name == "model.aoti.pt2"

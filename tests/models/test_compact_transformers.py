@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from published import WRAPPERS, public_state, wrapped
+from published import public_state
 from support import difference, fresh, images, shaken
 from torch import nn
 
@@ -22,11 +22,10 @@ def test_all_registered_variants_are_there():
     assert set(VARIANTS) == set(zoo.list_models(family="compact_transformers"))
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", ["cct_7_3x1_32", "cvt_7_4_32", "vit_7_4_32_sine"])
-def test_public_names_become_ours(name, wrapper):
+def test_public_names_become_ours(name):
     state, model = public_state(name), zoo.create_model(name)
-    assert zoo.load_weights(model, wrapped(state)[wrapper]) == []
+    assert zoo.load_weights(model, state) == []
     own = model.state_dict()
     pairs = {
         "stem.0.project.weight": "tokenizer.conv_layers.0.0.weight",
@@ -127,6 +126,7 @@ def test_tables_are_resampled_once_as_they_would_be_each_time(name, img_size):
         assert difference(model(x), native(x)) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quiet_script")
 @pytest.mark.parametrize("name", ["vit_2_4_32", "cct_2_3x2_32"])
 def test_the_other_kinds_are_programs_too(name):
@@ -142,6 +142,7 @@ def test_the_other_kinds_are_programs_too(name):
                 assert difference(torch.export.export(model, (x,)).module()(x), want) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_2_4_32", "cct_2_3x2_32"])
 def test_the_other_kinds_export_to_onnx(name, tmp_path):
     made = zoo.export(shaken(name), "onnx", tmp_path, input_size=(1, 3, 32, 40))

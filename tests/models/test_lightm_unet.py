@@ -144,6 +144,7 @@ def test_the_classifier_is_exchanged(name):
         model.reset_classifier(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 def test_fusing_keeps_the_outputs(name):
     model, x = shaken(name, torch.float64), inputs(name, which=1, dtype=torch.float64)

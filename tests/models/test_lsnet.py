@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from published import WRAPPERS, public_state, wrapped
+from published import public_state
 from support import difference, fresh, images, shaken
 from torch import nn
 
@@ -21,13 +21,12 @@ PARAMS = {"t": (11.4, 11409832, 11795600), "s": (16.1, 16146304, 16596200)}
 PARAMS["b"] = (23.2, 23313608, 23827632)
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("distilled", [False, True])
-def test_public_names_become_ours(distilled, wrapper):
+def test_public_names_become_ours(distilled):
     record = "lsnet_t_distill" if distilled else "lsnet_t"
     state, model = public_state(record), zoo.create_model(record)
     assert "blocks4.3.mixer.m.attention_bias_idxs" in state
-    assert zoo.load_weights(model, wrapped(state)[wrapper]) == []
+    assert zoo.load_weights(model, state) == []
     own = model.state_dict()
     pairs = {
         "stem.1.conv.weight": "patch_embed.2.c.weight",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from published import WRAPPERS, public_state, wrapped
+from published import public_state
 from support import difference, fresh, images, quick, shaken
 
 import zoo
@@ -15,11 +15,10 @@ from zoo.reparam import randomize_parameters
 OWN_LAYOUTS = ("sret_*",)
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", ["sret_t", "sret_t_wo_slice"])
-def test_public_names_become_ours(name, wrapper):
+def test_public_names_become_ours(name):
     state, model = public_state(name), zoo.create_model(name)
-    assert zoo.load_weights(model, wrapped(state)[wrapper]) == []
+    assert zoo.load_weights(model, state) == []
     own = model.state_dict()
     public = "transformers.1.blocks"
     pairs = {

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from published import WRAPPERS, public_state, wrapped
+from published import public_state
 from support import difference, fresh, images, shaken
 from torch import nn
 
@@ -23,15 +23,14 @@ def noise(*shape):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", ["svt_s", "svt_s_ct"])
-def test_public_names_become_ours(name, wrapper):
+def test_public_names_become_ours(name):
     state, model = public_state(name), zoo.create_model(name)
     filters = {
         "block1.0.attn.xfm.h0o": torch.zeros(1, 13, 1),
         "block1.0.attn.ifm.g0b": torch.ones(1),
     }
-    assert zoo.load_weights(model, wrapped(state | filters)[wrapper]) == []
+    assert zoo.load_weights(model, state | filters) == []
     own = model.state_dict()
     inner = "scattering." if name == "svt_s_ct" else ""
     pairs = {

@@ -17,7 +17,6 @@ import zoo
 from zoo.blocks.attention import attention_bias
 from zoo.models.tinyvit import WindowAttention, WindowBias, from_windows, to_windows
 
-VARIANTS = zoo.list_models(family="tinyvit")
 RECORDS = Path(__file__).parents[1] / "reference" / "records"
 SIZE = (200, 264)  # maps of 25 x 33, 13 x 17 and 7 x 9 in windows of 7, 14 and 7
 
@@ -59,7 +58,7 @@ def test_the_names_of_the_original_are_those_of_its_record():
 
 
 @pytest.mark.parametrize("style", ["timm", "original"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ["tiny_vit_5m_224", "tiny_vit_21m_384"])
 def test_public_weights_give_the_public_outputs(name, style):
     state, want = theirs(name)
     if style == "original":  # some published files still hold the index table

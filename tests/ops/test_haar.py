@@ -240,6 +240,7 @@ def test_programs_support_any_size(kind, size):
     assert same(program, images(size))
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph():
     torch.compiler.reset()
     program = torch.compile(Wavelets(), fullgraph=True, dynamic=True, backend="eager")
@@ -255,6 +256,7 @@ def test_exported(size, strict):
     assert not any("zoo" in str(node.target) for node in program.graph.nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_for_sides_that_are_multiples_of_4(strict):
     sides = {2: 4 * torch.export.Dim("h", min=2, max=9), 3: 4 * torch.export.Dim("w", min=2, max=9)}
@@ -264,6 +266,7 @@ def test_exported_for_sides_that_are_multiples_of_4(strict):
     assert all(same(program, images(size)) for size in [(8, 12), (16, 8), (36, 20)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(8, 12), (7, 10)])
 def test_onnx(size, tmp_path):
     ort = pytest.importorskip("onnxruntime")

@@ -75,7 +75,10 @@ def test_opcheck(backend, layout):
 def test_compiles_in_one_graph_and_trains(backend):
     torch.compiler.reset()
     module, given = module_and_inputs(backend)
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    # The graph of the operator is differentiated by the compiler, that of PyTorch's own is not:
+    # it has thousands of nodes.
+    compiler = "aot_eager" if backend == "auto" else "eager"
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=compiler)
     for length in (37, 24) if backend == "auto" else (11,):
         cut = [x[..., :length].clone().requires_grad_() if x.ndim > 2 else x for x in given]
         expected = torch.autograd.grad(module(*cut).square().sum(), [module.log, *cut[:4]])

@@ -41,10 +41,17 @@ def macs_of_pytorch(model, size) -> int:
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_the_counter_of_pytorch_agrees_fused_or_not(name):
-    plain, size = shaken(name, **quick(name)), (1, *inputs(name).shape[1:])
-    for model in (plain, zoo.reparameterize(plain)):
-        assert zoo.count(model, size).macs == pytest.approx(macs_of_pytorch(model, size), rel=0.01)
+def test_the_counter_of_pytorch_agrees_and_fused_models_cost_less(name):
+    plain, size = shaken(name, **quick(name, 1)), (1, *inputs(name).shape[1:])
+    fused = zoo.reparameterize(plain)
+    before, after = (zoo.count(model, size) for model in (plain, fused))
+    for model, counts in ((plain, before), (fused, after)):
+        assert counts.macs == pytest.approx(macs_of_pytorch(model, size), rel=0.01)
+    assert after.params < 1.01 * before.params  # a norm's shift may give a layer a bias
+    assert after.macs <= before.macs
+    assert after.operators <= before.operators
+    if name in zoo.list_models(reparam=True):
+        assert after.flops < before.flops
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -43,6 +43,7 @@ def test_ranks_of_the_interval_are_binomial_quantiles():
         assert interval[0] == scipy_stats.binom.ppf(0.025, n, 0.5), n
 
 
+@pytest.mark.slow
 def test_the_interval_contains_the_median_in_at_least_95_percent_of_runs():
     generator = np.random.default_rng(3)
     samples = np.sort(generator.lognormal(0, 1, (4000, 25)), axis=1)

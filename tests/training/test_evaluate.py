@@ -3,8 +3,6 @@
 import csv
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +16,6 @@ from zoo.errors import BadInput, BadWeights, ZooError
 from zoo.training import classification
 
 from .conftest import checkpoint_of
-
-ROOT = Path(__file__).parents[2]
 
 
 def evaluated(*overrides: str) -> dict:
@@ -218,10 +214,9 @@ def test_a_checkpoint_of_another_model_is_rejected(whole_run: Path, tmp_path: Pa
 
 
 def test_the_script_prints_and_writes_the_report(
-    plain: dict, whole_run: Path, tmp_path: Path
+    plain: dict, whole_run: Path, tmp_path: Path, script
 ) -> None:
-    command = [sys.executable, "eval.py", f"weights={whole_run}", f"out={tmp_path / 'out'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = script("eval", f"weights={whole_run}", f"out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert f"top1 {plain['top1']['value']:.2%}" in done.stdout
     assert "precision" in done.stdout

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,6 @@ from zoo.data.create import create_datamodule
 from zoo.deploy.manifest import Origin
 from zoo.errors import BadInput
 from zoo.training.tasks import get_task
-
-ROOT = Path(__file__).parents[2]
 
 
 def evaluated(*overrides: str) -> dict:
@@ -261,11 +257,9 @@ def test_a_manifest_without_normalisation_needs_data_mean_and_std(tmp_path: Path
     assert report["preprocessing"]["size"] == [1, 8, 8]
 
 
-def test_the_script_prints_the_result(plain: dict, onnx: Path, tmp_path: Path) -> None:
+def test_the_script_prints_the_result(plain: dict, onnx: Path, tmp_path: Path, script) -> None:
     overrides = [f"artefact={onnx}", "runtime=onnxruntime", f"out={tmp_path / 'out'}"]
-    done = subprocess.run(
-        [sys.executable, "eval.py", *overrides], cwd=ROOT, capture_output=True, text=True
-    )
+    done = script("eval", *overrides)
     assert done.returncode == 0, done.stderr
     assert f"top1 {plain['top1']['value']:.2%}" in done.stdout
     assert "mobilenetv2_035, onnx float32 in onnxruntime on digits" in done.stdout

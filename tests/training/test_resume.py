@@ -80,8 +80,10 @@ def test_a_signal_during_validation_saves_a_checkpoint_that_resumes_exactly(
     assert_same_run(whole_run, folder)
 
 
-def test_a_script_stopped_by_sigterm_resumes_exactly(whole_run: Path, tmp_path: Path) -> None:
-    """Stop `train.py` with SIGTERM after the first epoch, then resume it."""
+def test_a_script_stopped_by_sigterm_resumes_exactly(
+    whole_run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Stop `train.py` with SIGTERM after the first epoch, then resume it in this process."""
     command = [sys.executable, "train.py", *TINY, f"train.out={tmp_path}"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     printed = ""
@@ -95,10 +97,8 @@ def test_a_script_stopped_by_sigterm_resumes_exactly(whole_run: Path, tmp_path: 
     (folder,) = tmp_path.iterdir()
     assert re.search(rf"stopped by SIGTERM in epoch \d.*train\.resume={folder}", printed), printed
     assert 1 <= checkpoint_of(folder)["progress"]["epoch"] < 4
-    command = [sys.executable, "train.py", f"train.resume={folder}"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "continuing " in done.stdout
+    resume_run(folder)
+    assert "continuing " in capsys.readouterr().out
     assert_same_run(whole_run, folder)
 
 
