@@ -132,8 +132,9 @@ def shaken(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module
 
 def fresh(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:
     """Return a model equal to the `shaken` one that the caller may change."""
-    shared = shaken if not kwargs or kwargs == quick(name) else shaken.__wrapped__
-    return copy.deepcopy(shared(name, **kwargs)).to(dtype)
+    if not kwargs or kwargs == quick(name):
+        return copy.deepcopy(shaken(name, **kwargs)).to(dtype)
+    return shaken.__wrapped__(name, **kwargs).to(dtype)
 
 
 def images(

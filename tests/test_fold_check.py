@@ -126,6 +126,7 @@ def test_one_module_in_two_places_stays_one():
         torch.testing.assert_close(fused["b"](x), model["b"](x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "left"),
     [
@@ -311,6 +312,7 @@ def test_only_fused_models_have_a_report():
         reparam.report(nn.Conv2d(3, 4, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["efficientformer_l1", "mobilenetv2_035"])
 def test_inside_somebody_elses_model(name):
     model = smp.create_model("unet", f"tu-zoo_{name}", encoder_weights=None, classes=2).eval()

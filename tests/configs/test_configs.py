@@ -126,6 +126,7 @@ def arguments(line: str) -> list[str]:
     return shlex.split(line, comments=True)[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "line"), documented())
 def test_documented_command_lines_compose(file: str, line: str) -> None:
     script = line.split()[0]
@@ -179,6 +180,7 @@ def test_an_error_is_one_line(command: str, tmp_path: Path, script, monkeypatch)
     check_error(script(command, override), message, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_process_prints_one_line_and_fails(tmp_path: Path) -> None:
     override, message = ERRORS["eval"]
     command = [sys.executable, str(ROOT / "eval.py"), override]

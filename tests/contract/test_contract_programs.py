@@ -49,6 +49,7 @@ def equal(have, want) -> bool:
     return all(torch.equal(a, b) for a, b in zip(tensors(have), tensors(want), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quiet_script")
 @pytest.mark.parametrize(("name", "features_only"), FORMS)
 def test_script(name, features_only, tmp_path):

@@ -25,7 +25,6 @@ WORKS = [
     ("efficientvmamba_tiny", "torchscript", "dynamic size"),
 ]
 REFUSED = [
-    ("sret_t", "pt2", "dynamic size"),
     ("sret_t", "torchscript", "dynamic size"),
 ]
 REFUSED_BY_THE_FORMAT = [

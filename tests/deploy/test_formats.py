@@ -242,7 +242,7 @@ def test_options_that_a_format_does_not_support(format, options, error, message,
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+@pytest.mark.parametrize("format", ["onnx", "pt2", "torchscript"])
 def test_a_model_for_one_size_is_refused_with_a_dynamic_size(format, tmp_path):
     with pytest.raises(zoo.NotExportable, match="does not run at 32x64; .*dynamic_size=false"):
         export(FixedSize(), format, tmp_path / "a", dynamic_size=True)

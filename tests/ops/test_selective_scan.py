@@ -73,6 +73,7 @@ def test_long_sequences(case):
         assert relative_error(run(single, backend), expected) < 1e-5, backend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_gradients_agree_between_backends(case):
     inputs = case.inputs()

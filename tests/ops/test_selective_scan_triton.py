@@ -61,6 +61,7 @@ def interpreted():
     assert gpu.backward(empty.u, empty, True).A.abs().sum() == 0
 
 
+@pytest.mark.slow
 def test_kernels_in_the_interpreter(python):
     environment = {
         **os.environ,
