@@ -83,7 +83,7 @@ def test_symbolic_trace_trains(name):
 # Sides that differ, all maps of several cells, even on every level: what is odd is padded, and
 # would take another graph; sides that are equal would be one symbol.
 WIDE = ((2, (128, 256)), (3, (256, 128)))
-# With strides of 64, a side of 128 pixels has two cells, which is special to some sizes of products.
+# With strides of 64, a side of 128 pixels has two cells, for which some sums of sizes are equal.
 FAR = {"mobilemamba_t2": ((2, (128, 256)), (3, (128, 384)))}
 # One model of each kind of block: the others have the same operators, in other numbers.
 ALIKE = ("efficientvmamba", "emo1_1m", "lightm_unet_3d", "mobilenetv2", "simplenet", "spnasnet")
