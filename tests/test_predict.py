@@ -1,6 +1,10 @@
 """python -m zoo predict: predictions for images, using only the runtime and the manifest."""
 
+import io
 import json
+import os
+import re
+import runpy
 import subprocess
 import sys
 
@@ -15,11 +19,19 @@ from torchvision.transforms import InterpolationMode
 import zoo
 from zoo.cli import execute as main
 from zoo.command_line.composition import compose
+from zoo.command_line.composition import run as run_command
 from zoo.data.segmentation import Fit
 from zoo.data.transforms import eval_preparation
 from zoo.deploy import files
 from zoo.deploy.manifest import Origin
-from zoo.deploy.predict import Predictor, class_colours, list_images, predict, resize
+from zoo.deploy.predict import (
+    Predictor,
+    class_colours,
+    list_images,
+    predict,
+    print_predictions,
+    resize,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +166,7 @@ def test_the_command(classifier, folder, capsys):
     assert [("error" in answer) for answer in answers] == [False, False, False, True]
     assert err.splitlines() == [
         f"error: cannot read image {folder}/d.txt (not an image)",
-        "error: 1 of 4 files could not be read as images",
+        "error: 1 of 4 files have no prediction",
     ]
 
 
@@ -203,12 +215,11 @@ def test_a_manifest_of_another_artefact_is_refused(classifier, tmp_path, folder)
     ("change", "message"),
     [
         ({"schema": "else"}, "is not a manifest: its schema is 'else'"),
-        ({"input": {}}, "lacks input: shape, size"),
+        ({"input": {}}, "lacks input.name"),
         (
-            {"task": "super-resolution"},
-            "is a super-resolution model; predict only supports classification",
+            {"comparison": {"runtime": None, "proven": False}},
+            "no runtime on this platform loads format 'onnx'",
         ),
-        ({"comparison": {"runtime": None}}, "no runtime on this platform loads format 'onnx'"),
     ],
 )
 def test_manifests_that_cannot_be_used(change, message, classifier, tmp_path):
@@ -227,8 +238,7 @@ def test_weights_next_to_the_artefact_are_checked(tmp_path):
     ("words", "message"),
     [
         (["absent.onnx", "{a}"], "artefact 'absent.onnx' does not exist"),
-        (["{a}", "{a}"], "the artefact has no manifest: "),
-        (["{m}", "absent.png"], "image or folder 'absent.png' does not exist"),
+        (["{a}", "{a}"], "a.png has no manifest: "),
         (["{m}", "{a}", "--batch", "0"], "--batch=0 must be at least 1"),
         (["{m}", "{a}", "--out", "masks"], "--out=masks has no effect"),
     ],
@@ -252,3 +262,165 @@ def test_images_of_any_mode_are_segmented(segmenter, folder, tmp_path):
     answers = list(predict(Predictor(segmenter), list_images([str(folder)]), out=tmp_path / "o"))
     assert [answer["classes"][0]["name"] for answer in answers[:3]] == NAMES
     assert len(list((tmp_path / "o").iterdir())) == 6
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Images whose modes, sizes and metadata make every step of the preparation matter."""
+    noise = np.random.default_rng(0).integers(0, 256, (90, 61, 4)).astype(np.uint8)
+    rough = Image.fromarray(noise).resize((123, 77), Image.Resampling.BICUBIC)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rough.convert("RGB").save(tmp_path / "turned.jpg", exif=turned, quality=90)
+    rough.save(tmp_path / "transparent.png")
+    rough.convert("RGB").quantize(9).save(tmp_path / "palette.png", transparency=2)
+    rough.convert("L").save(tmp_path / "grey.png")
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 257 + 3).save(tmp_path / "deep.png")
+    rough.convert("CMYK").save(tmp_path / "print.tif")
+    return sorted(map(str, tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("format", "kwargs"),
+    [
+        ("onnx", {}),
+        ("onnx", {"input_size": (2, 3, 32, 32), "dynamic_batch": False}),
+        ("onnx", {"preprocess": True, "postprocess": True}),
+        ("onnx", {"dense": True}),
+        ("torchscript", {"dense": True, "preprocess": True, "postprocess": True}),
+        ("openvino", {}),
+        ("pt2", {}),
+        ("executorch", {}),
+    ],
+)
+def test_the_example_script_prints_what_predict_prints(
+    format, kwargs, photos, tmp_path, monkeypatch, capsys
+):
+    path = made(tmp_path / "m", format, **kwargs).path
+    script = path.parent / "predict_example.py"
+    monkeypatch.chdir(tmp_path)  # masks
+    assert main(["predict", str(path), *photos]) == 0
+    expected = [line.partition(" -> ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert len({line.partition(": ")[2] for line in expected}) > 4
+    monkeypatch.setattr(sys, "argv", [str(script), *photos])
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == expected
+    assert "zoo" not in re.findall(r"^(?:import|from) (\w+)", script.read_text(), re.MULTILINE)
+
+
+def test_there_is_no_example_for_what_predict_does_not_support(tmp_path):
+    net = nn.Conv2d(3, 4, 3).eval()
+    made = zoo.export(net, "torchscript", tmp_path, input_size=(1, 3, 8, 8))  # no mean and std
+    assert not (made.path.parent / "predict_example.py").exists()
+
+
+def test_files_that_fail_do_not_stop_the_others(classifier, folder, capsys):
+    os.mkfifo(folder / "pipe.png")
+    words = [folder / "absent.png", folder / "a.png", folder / "pipe.png", folder / "b.png"]
+    assert main(["predict", str(classifier), *map(str, words), "--top", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[1].split()[0] for line in out.splitlines()] == ["red", "green"]
+    assert err.splitlines() == [
+        f"error: image or folder '{folder}/absent.png' does not exist",
+        f"error: cannot read image {folder}/pipe.png (a FIFO, not a regular file)",
+        "error: 2 of 4 files have no prediction",
+    ]
+
+
+class Broken:
+    """Returns NaN for dark images."""
+
+    name = "broken"
+
+    def __init__(self, manifest):
+        self.manifest = manifest
+
+    def __call__(self, images):
+        return np.where(images.mean((2, 3)) > 0, images.mean((2, 3)), np.nan)
+
+
+def test_outputs_that_are_not_finite_are_errors(classifier, tmp_path, capsys):
+    files_ = [str(save_image(tmp_path / f"{c}.png", (c, c, c))) for c in (250, 3)]
+    predictor = Predictor(Broken(files.read(classifier)[1]))
+    with pytest.raises(zoo.BadInput, match="1 of 2 files have no prediction"):
+        print_predictions(predictor, files_)
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert err == (
+        f"error: the outputs for {files_[1]} are not finite (nan or inf), so there is no "
+        "prediction; export weights that are finite\n"
+    )
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_answers_are_printed_as_they_come(as_json, classifier, folder, capsys):
+    class Interrupted(Broken):
+        calls = 0
+
+        def __call__(self, images):
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return images.mean((2, 3))
+
+    predictor = Predictor(Interrupted(files.read(classifier)[1]))
+    paths = [str(folder / name) for name in ("a.png", "b.png", "c.gif")]
+    with pytest.raises(KeyboardInterrupt):
+        print_predictions(predictor, paths, as_json=as_json, batch_size=1)
+    out = capsys.readouterr().out
+    shown = [answer["file"] for answer in json.loads(out)] if as_json else out.splitlines()
+    assert [line.startswith(path) for line, path in zip(shown, paths, strict=False)] == [True] * 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_any_file_name_on_any_terminal(encoding, as_json, classifier, tmp_path, monkeypatch):
+    names = ["\u00fc.png", "\u732b.png", os.fsdecode(b"\xff.png")]  # the last is not UTF-8
+    for name in names:
+        save_image(tmp_path / name, (250, 0, 0))
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    paths = [str(tmp_path / name) for name in names]
+    assert main(["predict", str(classifier), *paths, *["--json"] * as_json]) == 0
+    written = stream.buffer.getvalue().decode(encoding)
+    if as_json:
+        assert [answer["file"] for answer in json.loads(written)] == paths
+    else:
+        assert len(written.splitlines()) == 3
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run folder as train.py writes it."""
+    folder = tmp_path_factory.mktemp("run")
+    arguments = {"name": "simplenet_cifar_310k", "num_classes": 3, "in_chans": 3}
+    prepared = {"size": [3, 32, 32], "mean": MEAN, "std": STD, "interpolation": "bilinear",
+                "crop_pct": 0.8}  # fmt: skip
+    content = {
+        "format": "zoo.checkpoint/1",
+        "state_dict": zoo.create_model(**arguments).state_dict(),
+        "model": arguments,
+        "data": {"class_names": NAMES, "num_classes": 3, "preprocessing": prepared},
+    }
+    (folder / "checkpoints").mkdir()
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+def test_a_run_predicts_what_its_artefact_predicts(run_folder, photos, tmp_path, capsys):
+    run_command("export", [f"weights={run_folder}", f"export.out={tmp_path}/m"])
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "m"), *photos]) == 0
+    expected = capsys.readouterr().out
+    for given in (run_folder, run_folder / "checkpoints" / "best.ckpt"):
+        assert main(["predict", str(given), *photos]) == 0
+        assert capsys.readouterr().out == expected
+
+
+def test_weights_that_do_not_name_a_model(tmp_path, photos, capsys):
+    torch.save(zoo.create_model("simplenet_cifar_310k").state_dict(), tmp_path / "w x.pth")
+    assert main(["predict", str(tmp_path / "w x.pth"), *photos]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/w x.pth does not say which model it belongs to; export it first: "
+        f"zoo export 'model=<name>' \"weights='{tmp_path}/w x.pth'\"\n"
+    )

@@ -78,15 +78,20 @@ def run(settings: ExportRun, explicit: resolve.Explicit) -> list[Artefact]:
 
 
 def load_model(
-    settings: ExportRun, explicit: resolve.Explicit
+    settings: ExportRun, explicit: resolve.Explicit, saved: resolve.SavedWeights | None = None
 ) -> tuple[ExportRun, nn.Module, Origin]:
     """Return the resolved settings, the model with its weights in evaluation mode, and its origin.
+
+    Args:
+        settings: The settings of `export.py`.
+        explicit: Keys that the user set.
+        saved: The content of `settings.weights`, if it was read before.
 
     Raises:
         BadInput: Two settings name weights.
         BadWeights: The weights cannot be read, or do not fit the model.
     """
-    saved = resolve.read_command_weights(settings)
+    saved = saved or resolve.read_command_weights(settings)
     settings, arguments = resolve.describe_model(settings, saved, explicit)
     return settings, *_build(settings, saved, arguments)
 
@@ -181,16 +186,14 @@ def _options(
 ) -> dict[str, Any]:
     """Return all arguments of `zoo.export` except model, format and path."""
     return {
-        "input_size": (batch if isinstance(batch, int) else 1, *_image_shape(model, origin, sides)),
+        "input_size": (batch if isinstance(batch, int) else 1, *image_shape(model, origin, sides)),
         "dynamic_batch": None if batch is None else batch == "dynamic",
         **{key: value for key, value in dataclasses.asdict(export).items() if key in OPTIONS},
         "origin": origin,
     }
 
 
-def _image_shape(
-    model: nn.Module, origin: Origin, sides: tuple[int, int] | None
-) -> tuple[int, ...]:
+def image_shape(model: nn.Module, origin: Origin, sides: tuple[int, int] | None) -> tuple[int, ...]:
     """Return the shape C H W of the images to export for; C D H W for volumes."""
     known = origin.preprocessing.get("size") or input_of(model, origin.name)["size"]
     if sides is None and known is None:

@@ -1,13 +1,17 @@
-"""`zoo predict`: classify or segment pictures with an artefact."""
+"""`zoo predict`: classify or segment pictures with an artefact, a run or a checkpoint."""
 
 import argparse
+import os
+from pathlib import Path
 
-HELP = "classify or segment pictures with an artefact"
+HELP = "classify or segment pictures with an artefact or a training run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("artefact", help="a file written by export.py, or its folder")
+    parser.add_argument(
+        "artefact", help="a file written by export.py, or its folder; or a run or a checkpoint"
+    )
     parser.add_argument("images", nargs="+", help="pictures, or folders of them")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--top", type=int, default=5, help="number of classes to print per picture")
@@ -22,6 +26,39 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ZooError: The artefact or a picture cannot be read.
     """
-    from zoo.deploy.predict import command  # imports NumPy and Pillow
+    from zoo.deploy.predict import Predictor, print_predictions  # imports NumPy and Pillow
 
-    command(args)
+    if _is_artefact(args.artefact):
+        predictor = Predictor(args.artefact, args.threads)
+    else:
+        from zoo.commands.checkpoint_predictor import CheckpointModel  # imports PyTorch
+
+        predictor = Predictor(CheckpointModel(args.artefact, args.threads))
+    print_predictions(
+        predictor,
+        args.images,
+        as_json=args.json,
+        batch_size=args.batch,
+        top=args.top,
+        out=args.out,
+    )
+
+
+def _is_artefact(given: str) -> bool:
+    """Return whether a path is an artefact rather than a run or a file of weights."""
+    from zoo.deploy import files, formats, publishing
+
+    path = Path(os.path.expanduser(given))
+    if path.is_dir():
+        names = (files.MANIFEST, publishing.PENDING)
+        return not (path / "checkpoints").is_dir() or any((path / name).exists() for name in names)
+    suffixes = [kind.suffix for kind in formats.FORMATS.values()]
+    if not path.exists() or (path.parent / files.MANIFEST).exists():
+        return True
+    # TorchScript's suffix is also that of many checkpoints.
+    return path.name.endswith(tuple(s for s in suffixes if s != ".pt")) or not path.name.endswith(
+        WEIGHTS
+    )
+
+
+WEIGHTS = (".ckpt", ".pth", ".pt", ".tar", ".safetensors", ".bin")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ def resolve_target(path: Path, kind: Format, overwrite: bool) -> Path:
     Raises:
         BadInput: The path has the suffix of another format, or a file exists already.
     """
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))  # unlike Path.expanduser, it never raises an error
     has_suffix = any(path.name.endswith(other.suffix) for other in FORMATS.values())
     if has_suffix and format_of_file(path.name) is not kind:
         raise BadInput(f"{str(path)!r} must end with {kind.suffix!r}, the suffix of the format")

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from zoo.deploy import publishing
-from zoo.errors import BadInput
+from zoo.deploy import publishing, schema
+from zoo.errors import BadInput, first_line
 
 MANIFEST = "manifest.json"
-SCHEMA = "zoo.manifest/1"
 
 
 def sha256(file: Path) -> str:
@@ -55,10 +54,11 @@ def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
         path: The artefact, its manifest, or the folder of both.
 
     Raises:
-        BadInput: A file is missing or unreadable, or the manifest belongs to another artefact.
+        BadInput: A file is missing or unreadable, the manifest does not follow its schema, or it
+            belongs to another artefact.
     """
-    given = Path(path).expanduser()
-    if not given.exists():
+    given = Path(os.path.expanduser(path))  # unlike Path.expanduser, it never raises an error
+    if not os.path.exists(given):
         raise BadInput(f"artefact {str(path)!r} does not exist")
     if given.is_dir():
         publishing.recover(given)
@@ -66,52 +66,68 @@ def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     folder = given if is_folder else given.parent
     publishing.recover(folder)
     file = folder / MANIFEST
-    content = _read_manifest(file)
+    content = _read_manifest(file, given)
     stated = content["artefact"]
     artefact = folder / stated["file"]
     if not is_folder and given.name not in (MANIFEST, artefact.name):
         raise BadInput(f"{file} describes {artefact.name}, not {given.name}; export again")
-    if not artefact.exists():
+    if not (artefact.is_file() or artefact.is_dir()):
         raise BadInput(f"{file} describes {artefact.name}, which does not exist; export again")
     found = describe(artefact)
-    for name in (artefact.name, *stated.get("parts", {})):
-        expected, actual = (
-            entry["sha256"] if name == artefact.name else entry.get("parts", {}).get(name)
-            for entry in (stated, found)
+    parts, actual = stated.get("parts", {}), found.get("parts", {})
+    for name in sorted({*parts, *actual}):
+        _compare(file, name, parts.get(name), actual.get(name))
+    _compare(file, artefact.name, stated["sha256"], found["sha256"])
+    if stated["bytes"] != found["bytes"]:
+        raise BadInput(
+            f"{file} says artefact.bytes: {stated['bytes']}, but it has {found['bytes']}; export "
+            "again"
         )
-        if expected != actual:
-            raise BadInput(
-                f"{file} does not match {folder / name}: the file's sha256 is "
-                f"{str(actual)[:12]}..., the manifest expects {str(expected)[:12]}...; export again"
-            )
     return artefact, content
 
 
-def _read_manifest(file: Path) -> dict[str, Any]:
-    """Read a manifest and check its schema and required entries."""
+def _compare(manifest: Path, name: str, expected: str | None, actual: str | None) -> None:
+    """Raise `BadInput` unless the checksum of a file is the expected one."""
+    if expected == actual:
+        return
+    has = "the file does not exist" if actual is None else f"the file's sha256 is {actual[:12]}..."
+    says = "does not name it" if expected is None else f"expects {expected[:12]}..."
+    raise BadInput(
+        f"{manifest} does not match {manifest.parent / name}: {has}, the manifest {says}; export "
+        "again"
+    )
+
+
+def _read_manifest(file: Path, given: Path) -> dict[str, Any]:
+    """Read a manifest and check it against its schema.
+
+    Args:
+        file: The manifest.
+        given: What the user gave, for messages.
+    """
+    if not file.is_file():
+        where = given if given.is_dir() else file.parent
+        raise BadInput(f"{given} has no manifest: {where / MANIFEST} does not exist; export again")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(
-            f"the artefact has no manifest: {file} does not exist; export again"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read {file} as a manifest: {error}") from error
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        raise BadInput(f"{file} is not a manifest: its schema is {schema!r}, not {SCHEMA!r}")
-    required = {"artefact": ("file", "sha256"), "input": ("shape", "size"), "comparison": ()}
-    for part, keys in required.items():
-        missing = [k for k in keys if k not in content.get(part, {})] if part in content else [part]
-        if missing:
-            raise BadInput(f"{file} lacks {part}: {', '.join(missing)}; export again")
-    return content
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"cannot read {file} as a manifest: {first_line(error)}") from error
+    try:
+        return schema.check(content)
+    except BadInput as error:
+        raise BadInput(f"{file} {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def stated_fused(artefact: Path) -> bool | None:
     """Return whether the model was fused, according to the manifest; None without a manifest."""
     try:
         content = json.loads((artefact.parent / MANIFEST).read_text(encoding="utf-8"))
-        return content["model"]["fused"] if content["artefact"]["file"] == artefact.name else None
+        is_its_own = content["artefact"]["file"] == artefact.name
+        fused = content["model"]["fused"] if is_its_own else None
+        return fused if isinstance(fused, bool) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

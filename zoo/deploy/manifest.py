@@ -12,10 +12,20 @@ import torch
 from torch import nn
 
 from zoo import registry
-from zoo.deploy.files import SCHEMA, sha256
+from zoo.deploy import schema
+from zoo.deploy.files import sha256
 from zoo.deploy.spec import ExportSpec
 from zoo.errors import BadInput
 from zoo.inputs import KEYS, input_of
+
+NORMALISATION = "(pixel / 255 - mean) / std"
+MEANINGS = {  # of the only output of a model, by its task and the artefact's postprocessing
+    ("classification", None): "logits; softmax over axis 1 gives probabilities",
+    ("classification", "softmax"): "probabilities",
+    ("segmentation", None): "logits; argmax over axis 1 gives the class of each pixel",
+    ("segmentation", "argmax"): "the class of each pixel",
+    ("super-resolution", None): "the enlarged image",
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ def describe_input(
     """
     known = preprocessing_of(model, origin)
     shape = [spec.dynamic_axes.get(i, n) for i, n in enumerate(spec.input_size)]
-    return {
+    found = {
         "name": name,
         "shape": shape,
         "size": list(spec.input_size[1:]),
@@ -109,16 +119,31 @@ def describe_input(
         "layout": "NCHW" if len(shape) == 4 else "NCDHW",
         "dtype": "uint8" if pixels else "float32",
         "channels": {1: "grey", 3: "RGB"}.get(spec.input_size[1]),
-        "range": [0, 255]
-        if pixels
-        else [0.0, 1.0],  # range of the values that mean and std apply to
+        # range of the values that mean and std apply to
+        "range": [0, 255] if pixels else [0.0, 1.0],
+        "normalisation": None if pixels or not known["mean"] else NORMALISATION,
         "mean": None if pixels else known["mean"],
         "std": None if pixels else known["std"],
         "normalised_inside": {"mean": known["mean"], "std": known["std"]} if pixels else None,
         "interpolation": known["interpolation"],
         "crop_pct": known["crop_pct"],
-        "resize": {"segmentation": "fit", "classification": "crop"}.get(task_of(model, origin)),
     }
+    return found | schema.steps(task_of(model, origin), found)
+
+
+def describe_outputs(
+    outputs: list[dict[str, Any]], task: str, postprocessing: str | None
+) -> list[dict[str, Any]]:
+    """Return the entry `outputs` of a manifest: name, shape and, for one output, its meaning.
+
+    Args:
+        outputs: Name and shape of each output.
+        task: The task of the model.
+        postprocessing: What the artefact does after the model.
+    """
+    if len(outputs) != 1:
+        return outputs
+    return [{**outputs[0], "meaning": MEANINGS.get((task, postprocessing))}]
 
 
 def preprocessing_of(model: nn.Module, origin: Origin) -> dict[str, Any]:
@@ -150,9 +175,19 @@ def check_class_names(model: nn.Module, origin: Origin) -> None:
 
 
 def write(content: dict[str, Any], file: Path) -> None:
-    """Write a manifest with `content`, the schema and the date to `file`."""
+    """Write a manifest with `content`, the schema and the date to `file`.
+
+    Raises:
+        BadInput: The content does not follow the schema, so that nobody could read the manifest.
+    """
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    text = json.dumps({"schema": SCHEMA, **content, "date": date}, indent=2, ensure_ascii=False)
+    whole = {"schema": schema.SCHEMA, **content, "date": date}
+    try:
+        schema.check(whole)
+    except BadInput as error:
+        reason = str(error).removesuffix(schema.ADVICE)
+        raise BadInput(f"the manifest would not be valid, because it {reason}") from error
+    text = json.dumps(whole, indent=2, ensure_ascii=False)
     file.write_text(text + "\n", encoding="utf-8")
 
 

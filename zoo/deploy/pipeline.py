@@ -12,7 +12,14 @@ from typing import Any
 from torch import nn
 
 from zoo import registry
-from zoo.deploy import atomic_output, files, formats, int8_graph, manifest
+from zoo.deploy import (
+    atomic_output,
+    files,
+    formats,
+    int8_graph,
+    manifest,
+    prediction_example,
+)
 from zoo.deploy.agreement import Agreement
 from zoo.deploy.comparison import Comparison, compare_artefact
 from zoo.deploy.formats import Exporter, Format
@@ -213,6 +220,8 @@ class Job:
         """
         draft, wrapped = folder / self.target.name, self.wrap(self.model)
         inside = wrapped if isinstance(wrapped, WithPrePostProcessing) else None
+        postprocessing = inside.postprocessing if inside else None
+        task = manifest.task_of(self.model, self.origin)
         return {
             "format": self.format_name,
             "artefact": {**files.describe(draft), **self.exporter.describe(draft)},
@@ -226,8 +235,8 @@ class Job:
                 inside is not None and inside.takes_pixels,
                 comparison.multiple,
             ),
-            "outputs": comparison.outputs,
-            "postprocessing": inside.postprocessing if inside else None,
+            "outputs": manifest.describe_outputs(comparison.outputs, task, postprocessing),
+            "postprocessing": postprocessing,
             "comparison": entry,
             "versions": versions(*PACKAGES, *self.exporter.PACKAGES, *packages),
         }
@@ -248,6 +257,7 @@ class Job:
             extra: Names of further files in `folder` to move next to the artefact.
         """
         manifest.write(content, folder / files.MANIFEST)
+        extra = [*extra, *prediction_example.write(content, folder)]
         atomic_output.publish(folder, self.target, extra, overwrite=self.overwrite)
         return Artefact(self.target, self.target.parent / files.MANIFEST, content, agreement)
 

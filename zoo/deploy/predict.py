@@ -5,11 +5,13 @@ PyTorch nor a model of this package is imported.
 """
 
 import json
+import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -28,52 +30,94 @@ class PreparedImage:
 
     Attributes:
         path: The file.
-        original: The image as it was read, upright, RGB or grey.
+        original: The image as it was read, upright, RGB or grey; None for classification, which
+            does not need it any more.
+        size: Its width and height in pixels.
         pixels: C H W, uint8 or normalised float32.
         content_size: Height and width, in pixels, of the part in the upper left corner that shows
             the image, the rest being padding; None if the image was cropped instead.
     """
 
     path: Path
-    original: Image.Image
+    original: Image.Image | None
+    size: tuple[int, int]
     pixels: np.ndarray
     content_size: tuple[int, int] | None
 
 
-class Predictor:
-    """A loaded artefact that classifies or segments images.
+class Classifier(Protocol):
+    """What predicts: an artefact or a model, with the description that a manifest has.
+
+    Attributes:
+        name: Name of the file or the model, for messages.
+        manifest: `task`, `input`, `class_names` and `postprocessing`, as in a manifest.
+    """
+
+    name: str
+    manifest: dict[str, Any]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the first output, B ..., for any number of images B C H W."""
+        ...
+
+
+class ArtefactFile:
+    """An artefact that was read from a file.
 
     Args:
-        artefact: The artefact, its manifest, or the folder of both.
+        path: The artefact, its manifest, or the folder of both.
         threads: Number of threads per call; None: all cores.
 
     Raises:
-        BadInput: The manifest is incomplete or does not match the artefact, or the artefact does
-            not classify or segment grey or RGB images.
+        BadInput: The manifest does not follow its schema, or does not match the artefact.
         MissingExtra: A package of the runtime is not installed.
     """
 
-    def __init__(self, artefact: str | Path, threads: int | None = None) -> None:
-        self.file, self.manifest = files.read(artefact)
-        self.task = self.manifest.get("task", "classification")
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        file, self.manifest = files.read(path)
+        self.name = file.name
+        self._run = LoadedArtefact(file, self.manifest, threads=threads)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the first output, B ..., for any number of images B C H W."""
+        return self._run(images)
+
+
+class Predictor:
+    """Classifies or segments images.
+
+    Args:
+        source: What predicts, or the path of an artefact, as for `ArtefactFile`.
+        threads: Number of threads per call of an artefact; None: all cores.
+
+    Raises:
+        BadInput: The source does not classify or segment grey or RGB images, or is an artefact
+            that cannot be used.
+        MissingExtra: A package of the runtime is not installed.
+    """
+
+    def __init__(self, source: Classifier | str | Path, threads: int | None = None) -> None:
+        if isinstance(source, str | Path):
+            source = ArtefactFile(source, threads)
+        self.source, self.manifest = source, source.manifest
+        self.task = self.manifest["task"]
         if self.task not in ("classification", "segmentation"):
             raise BadInput(
-                f"{self.file.name} is a {self.task} model; predict only supports classification "
-                "and segmentation"
+                f"{source.name} is a {self.task} model; predict only supports classification and "
+                "segmentation"
             )
         self.input = self.manifest["input"]
         if len(self.input["shape"]) != 4 or self.input["size"][0] not in (1, 3):
             raise BadInput(
-                f"{self.file.name} takes inputs of shape {self.input['shape']}; predict only "
-                "supports grey and RGB images"
+                f"{source.name} takes inputs of shape {self.input['shape']}; predict only supports "
+                "grey and RGB images"
             )
         pixels = self.input["dtype"] == "uint8"
         if not pixels and not (self.input["mean"] and self.input["std"]):
             raise BadInput(
-                f"{self.file.parent / files.MANIFEST} has no mean and std to normalise with; "
-                "export again with origin.preprocessing"
+                f"the manifest of {source.name} has no mean and std to normalise with; export "
+                "again with origin.preprocessing"
             )
-        self.artefact = LoadedArtefact(self.file, self.manifest, threads=threads)
 
     def prepare(self, path: Path) -> PreparedImage:
         """Read an image, resize it and normalise it as the manifest says.
@@ -81,28 +125,38 @@ class Predictor:
         Raises:
             BadInput: The file cannot be read as an image.
         """
+        if not os.path.exists(path):
+            raise BadInput(f"image or folder {str(path)!r} does not exist")
         channels, *size = self.input["size"]
         try:
-            with open_image(path) as image:
-                original = convert(image, channels)
-        except Exception as error:  # as in zoo.images.read_image
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, about damaged metadata or large images
+                with open_image(path) as image:
+                    original = convert(image, channels)
+            resized, content_size = resize(original, (size[0], size[1]), self.input)
+        except Exception as error:  # as in zoo.images.read_image; MemoryError, too
             raise BadInput(f"cannot read image {path} ({reason(error)})") from error
-        resized, content_size = resize(original, (size[0], size[1]), self.input)
         pixels = np.asarray(resized).reshape(*size, channels).transpose(2, 0, 1)
         if self.input["dtype"] != "uint8":
             # Mean and std are scaled to 0..255, not the pixels to 0..1: training does the same.
             mean, std = (255 * np.asarray(self.input[key], np.float64) for key in ("mean", "std"))
             pixels = pixels - mean.astype(np.float32).reshape(-1, 1, 1)
             pixels /= std.astype(np.float32).reshape(-1, 1, 1)
-        return PreparedImage(path, original, np.ascontiguousarray(pixels), content_size)
+        kept = original if self.task == "segmentation" else None
+        return PreparedImage(path, kept, original.size, np.ascontiguousarray(pixels), content_size)
 
     def __call__(self, batch: Sequence[PreparedImage]) -> np.ndarray:
-        """Return the first output of the artefact, B ..., for a batch of B images."""
-        return self.artefact(np.stack([prepared.pixels for prepared in batch]))
+        """Return the first output, B ..., for a batch of B images."""
+        return self.source(np.stack([prepared.pixels for prepared in batch]))
 
     def class_name(self, index: int) -> str:
         """Return the name of a class; its number if the manifest has no names."""
-        names = self.manifest.get("class_names")
+        names = self.manifest["class_names"]
+        if names and index >= len(names):
+            raise BadInput(
+                f"{self.source.name} returns class {index}, but its manifest has only {len(names)} "
+                "class_names; export again"
+            )
         return names[index] if names else str(index)
 
     def classify(self, output: np.ndarray, top: int) -> list[dict[str, Any]]:
@@ -112,7 +166,7 @@ class Predictor:
             output: The artefact's output for the image: K logits or probabilities.
             top: How many classes to return.
         """
-        is_probability = self.manifest.get("postprocessing") == "softmax"
+        is_probability = self.manifest["postprocessing"] == "softmax"
         probabilities = output if is_probability else softmax(output.astype(np.float64))
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [
@@ -133,11 +187,11 @@ class Predictor:
             sides = zip(classes.shape, prepared.content_size, self.input["size"][1:], strict=True)
             height, width = (max(1, round(n * part / whole)) for n, part, whole in sides)
         mask = Image.fromarray(classes[:height, :width].astype(np.int32))
-        return np.asarray(mask.resize(prepared.original.size, Image.Resampling.NEAREST))
+        return np.asarray(mask.resize(prepared.size, Image.Resampling.NEAREST))
 
     def _class_map(self, output: np.ndarray) -> np.ndarray:
         """Return the class of each pixel, H W."""
-        if self.manifest.get("postprocessing") == "argmax":
+        if self.manifest["postprocessing"] == "argmax":
             return output.astype(np.int64)
         if len(output) == 1:  # binary segmentation has a single logit
             return (output[0] > 0).astype(np.int64)
@@ -220,16 +274,17 @@ def list_images(paths: Sequence[str]) -> list[Path]:
     """Replace each folder in `paths` by the files in it, except hidden ones.
 
     Raises:
-        BadInput: A path does not exist, or a folder contains no file.
+        BadInput: A folder contains no file, or cannot be read.
     """
     found: list[Path] = []
     for given in map(Path, paths):
-        if not given.exists():
-            raise BadInput(f"image or folder {str(given)!r} does not exist")
         if not given.is_dir():
             found.append(given)
             continue
-        inside = sorted(f for f in given.iterdir() if f.is_file() and f.name[0] != ".")
+        try:
+            inside = sorted(f for f in given.iterdir() if f.is_file() and f.name[0] != ".")
+        except OSError as error:
+            raise BadInput(f"cannot read folder {str(given)!r}: {error.strerror}") from error
         if not inside:
             raise BadInput(f"folder {str(given)!r} contains no file")
         found += inside
@@ -247,7 +302,7 @@ def predict(
     """Yield the prediction for each file, in order, as a dictionary.
 
     Args:
-        predictor: A loaded artefact.
+        predictor: A loaded artefact or model.
         paths: Image files.
         batch_size: Images per call.
         top: Classes to return per image; only for classification.
@@ -255,33 +310,41 @@ def predict(
 
     Yields:
         `file` and `classes` (with `probability`, or `share` of the pixels), and the paths `mask`
-        and `overlay` if they were written; `file` and `error` for a file that is not an image.
+        and `overlay` if they were written; `file` and `error` for a file without a prediction.
 
     Raises:
-        BadInput: `batch_size` or `top` is less than 1, or `out` cannot be written.
+        BadInput: `batch_size` or `top` is less than 1, the runtime fails, or `out` cannot be
+            written.
     """
     for name, value in (("batch", batch_size), ("top", top)):
         if value < 1:
             raise BadInput(f"--{name}={value} must be at least 1")
     for begin in range(0, len(paths), batch_size):
-        answers: dict[Path, dict[str, Any]] = {}
-        batch: list[PreparedImage] = []
+        prepared: list[PreparedImage | BadInput] = []
         for path in paths[begin : begin + batch_size]:
             try:
-                batch.append(predictor.prepare(path))
+                prepared.append(predictor.prepare(path))
             except BadInput as error:
-                answers[path] = {"file": str(path), "error": str(error)}
-        for prepared, output in zip(batch, predictor(batch) if batch else (), strict=True):
-            answers[prepared.path] = {"file": str(prepared.path)} | _interpret(
-                predictor, prepared, output, top, out
-            )
-        yield from (answers[path] for path in paths[begin : begin + batch_size])
+                prepared.append(error)
+        batch = [item for item in prepared if isinstance(item, PreparedImage)]
+        outputs = iter(predictor(batch) if batch else ())
+        for path, item in zip(paths[begin : begin + batch_size], prepared, strict=True):
+            answer: dict[str, Any] = {"file": str(path)}
+            if isinstance(item, BadInput):
+                yield answer | {"error": str(item)}
+            else:
+                yield answer | _interpret(predictor, item, next(outputs), top, out)
 
 
 def _interpret(
     predictor: Predictor, prepared: PreparedImage, output: np.ndarray, top: int, out: Path | None
 ) -> dict[str, Any]:
     """Return the classes in the output for one image; write its mask if requested."""
+    if not np.isfinite(output).all():
+        return {
+            "error": f"the outputs for {prepared.path} are not finite (nan or inf), so there is no "
+            "prediction; export weights that are finite"
+        }
     if predictor.task == "classification":
         return {"classes": predictor.classify(output, top)}
     mask = predictor.segment(output, prepared)
@@ -303,6 +366,7 @@ def _write_masks(prepared: PreparedImage, mask: np.ndarray, out: Path) -> dict[s
     # The suffix is part of the name, so that a.png and a.jpg do not share a mask.
     name = prepared.path.name.replace(".", "_")
     mask_file, overlay_file = out / f"{name}_mask.png", out / f"{name}_overlay.png"
+    assert prepared.original is not None
     try:
         out.mkdir(parents=True, exist_ok=True)
         dtype = np.uint8 if mask.max() < 256 else np.uint16
@@ -313,37 +377,57 @@ def _write_masks(prepared: PreparedImage, mask: np.ndarray, out: Path) -> dict[s
     return {"mask": str(mask_file), "overlay": str(overlay_file)}
 
 
-def command(args: Any) -> None:
-    """Run `python -m zoo predict`; print predictions, and errors of files to standard error.
+def print_predictions(
+    predictor: Predictor,
+    images: Sequence[str],
+    *,
+    as_json: bool = False,
+    batch_size: int = 8,
+    top: int = 5,
+    out: str | None = None,
+) -> None:
+    """Print the prediction for each image when it is known, and errors to standard error.
 
     Args:
-        args: The parsed command line.
+        predictor: A loaded artefact or model.
+        images: Files, and folders of files.
+        as_json: Print a JSON array with one element per line.
+        batch_size: As for `predict`.
+        top: As for `predict`.
+        out: Folder for masks; None: `masks`.
 
     Raises:
-        BadInput: The artefact or a path cannot be used, or (at the end) a file is not an image.
+        BadInput: A folder cannot be used, or (at the end) a file has no prediction.
     """
-    paths = list_images(args.images)
-    predictor = Predictor(args.artefact, args.threads)
-    out = None
-    if predictor.task == "segmentation":
-        out = Path(args.out or "masks")
-    elif args.out:
+    paths = list_images(images)
+    if out and predictor.task != "segmentation":
         raise BadInput(
-            f"--out={args.out} has no effect: {predictor.file.name} is a classification model; "
-            "leave it out"
+            f"--out={out} has no effect: {predictor.source.name} is a classification model; leave "
+            "it out"
         )
-    answers, failed = [], 0
-    for answer in predict(predictor, paths, batch_size=args.batch, top=args.top, out=out):
-        answers.append(answer)
-        failed += "error" in answer
-        if "error" in answer:
-            print(f"error: {answer['error']}", file=sys.stderr)
-        elif not args.json:
-            print(_line(answer))
-    if args.json:
-        print(json.dumps(answers, indent=2, ensure_ascii=False))
+    folder = Path(out or "masks") if predictor.task == "segmentation" else None
+    count = failed = 0
+    answers = predict(predictor, paths, batch_size=batch_size, top=top, out=folder)
+    try:
+        for count, answer in enumerate(answers, start=1):
+            if as_json:
+                print(("[" if count == 1 else ",\n ") + _encoded(answer), end="", flush=True)
+            elif "error" not in answer:
+                print(_line(answer), flush=True)
+            if "error" in answer:
+                failed += 1
+                print(f"error: {answer['error']}", file=sys.stderr, flush=True)
+    finally:
+        if as_json and count:
+            print("]")
     if failed:
-        raise BadInput(f"{failed} of {len(paths)} files could not be read as images")
+        raise BadInput(f"{failed} of {len(paths)} files have no prediction")
+
+
+def _encoded(answer: dict[str, Any]) -> str:
+    """Return a prediction as JSON that the terminal can show."""
+    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    return json.dumps(answer, ensure_ascii=not is_unicode)
 
 
 def _line(answer: dict[str, Any]) -> str:

@@ -21,8 +21,8 @@ from zoo.errors import BadInput
 
 LOCK = ".export.lock"
 PENDING = ".publish"
-# Written next to int8 artefacts.
-REPORTS = ("quantization.json", "sensitivity.json", "sensitivity.csv")
+# Further files next to an artefact.
+REPORTS = ("predict_example.py", "quantization.json", "sensitivity.json", "sensitivity.csv")
 PARTIAL = ".partial-"  # start of the name of a folder that an export writes to
 _PLAN = "plan.json"
 _WAIT_S = 10.0  # how long a reader waits for a process that is moving files

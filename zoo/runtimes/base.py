@@ -71,6 +71,7 @@ class FileRuntime(abc.ABC):
         layouts: Values of `layout` that it supports.
         dtypes: Values of `dtype` that it supports.
         suffixes: Suffixes of the files that it loads.
+        shape: Shape of the input that the file states, None for a dynamic axis; None if unknown.
 
     Raises:
         BadInput: The file cannot be loaded.
@@ -82,6 +83,7 @@ class FileRuntime(abc.ABC):
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     suffixes: ClassVar[tuple[str, ...]]
     device = "cpu"
+    shape: tuple[int | None, ...] | None = None
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class OnnxRuntime(FileRuntime):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self.session = onnxruntime.InferenceSession(file, options, providers=[self.provider])
         self.input = self.session.get_inputs()[0]
+        self.shape = tuple(n if isinstance(n, int) else None for n in self.input.shape)
 
     @classmethod
     def check_machine(cls) -> None:

@@ -52,6 +52,8 @@ class OpenVino(FileRuntime):
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype],
         }
         self.model = core().compile_model(str(file), "CPU", settings)
+        axes = self.model.inputs[0].get_partial_shape()
+        self.shape = tuple(None if axis.is_dynamic else axis.get_length() for axis in axes)
 
     def bind(self, batch: np.ndarray) -> Callable[[], Any]:
         import openvino
