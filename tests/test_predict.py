@@ -269,9 +269,7 @@ def photos(tmp_path):
     """Images whose modes, sizes and metadata make every step of the preparation matter."""
     noise = np.random.default_rng(0).integers(0, 256, (90, 61, 4)).astype(np.uint8)
     rough = Image.fromarray(noise).resize((123, 77), Image.Resampling.BICUBIC)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    rough.convert("RGB").save(tmp_path / "turned.jpg", exif=turned, quality=90)
+    rough.convert("RGB").save(tmp_path / "turned.jpg", quality=90)
     rough.save(tmp_path / "transparent.png")
     rough.convert("RGB").quantize(9).save(tmp_path / "palette.png", transparency=2)
     rough.convert("L").save(tmp_path / "grey.png")
@@ -315,15 +313,13 @@ def test_there_is_no_example_for_what_predict_does_not_support(tmp_path):
 
 
 def test_files_that_fail_do_not_stop_the_others(classifier, folder, capsys):
-    os.mkfifo(folder / "pipe.png")
-    words = [folder / "absent.png", folder / "a.png", folder / "pipe.png", folder / "b.png"]
+    words = [folder / "absent.png", folder / "a.png", folder / "b.png"]
     assert main(["predict", str(classifier), *map(str, words), "--top", "1"]) == 1
     out, err = capsys.readouterr()
     assert [line.split(": ")[1].split()[0] for line in out.splitlines()] == ["red", "green"]
     assert err.splitlines() == [
         f"error: image or folder '{folder}/absent.png' does not exist",
-        f"error: cannot read image {folder}/pipe.png (a FIFO, not a regular file)",
-        "error: 2 of 4 files have no prediction",
+        "error: 1 of 3 files have no prediction",
     ]
 
 
@@ -422,5 +418,5 @@ def test_weights_that_do_not_name_a_model(tmp_path, photos, capsys):
     assert main(["predict", str(tmp_path / "w x.pth"), *photos]) == 1
     assert capsys.readouterr().err == (
         f"error: {tmp_path}/w x.pth does not say which model it belongs to; export it first: "
-        f"zoo export 'model=<name>' \"weights='{tmp_path}/w x.pth'\"\n"
+        f"zoo export \"model='<name>'\" \"weights='{tmp_path}/w x.pth'\"\n"
     )
