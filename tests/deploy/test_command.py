@@ -10,7 +10,8 @@ import torch
 import zoo
 from zoo.command_line.composition import parse
 from zoo.command_line.composition import run as run_command
-from zoo.commands.export import load_model
+from zoo.commands.export import load_model, output_path
+from zoo.deploy.manifest import Origin
 
 MODEL = "mobilenetv2_035"
 ARGUMENTS = {"name": MODEL, "num_classes": 3, "in_chans": 3, "drop_rate": 0.1}
@@ -57,7 +58,7 @@ def test_a_run_is_exported_with_its_classes_and_preprocessing(checkpoint, tmp_pa
     assert manifest["weights"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     printed, chatter = capfd.readouterr()
     assert printed.startswith(f"{MODEL} (fused) -> {out}/model.onnx")
-    assert len(printed.splitlines()) == 4
+    assert printed.splitlines()[4:] == [f"next: zoo predict {out} photo.jpg"]
     assert re.search(r", \d+ nodes$", printed.splitlines()[0])
     assert re.search(
         r"latency of 1 image in onnxruntime, 1 thread: median \d+\.\d{2,4} ms", printed
@@ -127,13 +128,45 @@ def test_values_that_cannot_work_are_refused(
     assert os.listdir(tmp_path) == []
 
 
-def test_the_default_path_of_an_artefact(tmp_path, monkeypatch, capsys):
+def test_random_weights_are_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     overrides = [f"model={MODEL}", "export.image_size=32", "export.batch=2", "export.fuse=false"]
     (artefact,) = run_command("export", overrides)
-    assert artefact.path.as_posix() == f"artefacts/{MODEL}/onnx/model.onnx"
+    assert artefact.path.as_posix() == f"artefacts/{MODEL}_32/onnx/model.onnx"
     assert artefact.manifest["input"]["shape"] == [2, 3, 32, 32]
-    assert f"{MODEL} (unfused, random weights)" in capsys.readouterr().out
+    printed, warned = capsys.readouterr()
+    assert f"{MODEL} (unfused, random weights)" in printed
+    assert warned.startswith("warning: the weights are random; give weights=<run or file>")
+    assert printed.splitlines()[-1] == f"next: zoo predict artefacts/{MODEL}_32/onnx photo.jpg"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "several", "expected"),
+    [
+        ([], False, "artefacts/emo_1m/onnx"),
+        (["quantize.int8=true"], False, "artefacts/emo_1m/onnx_int8"),
+        (["export.half=true"], True, "artefacts/emo_1m/onnx_half"),
+        (["export.image_size=[128,96]"], False, "artefacts/emo_1m_128x96/onnx"),
+        (["export.image_size=64", "quantize.int8=true"], True, "artefacts/emo_1m_64/onnx_int8"),
+        (["export.out=a"], False, "a"),
+        (["export.out=a"], True, "a/onnx"),
+    ],
+)
+def test_each_variant_has_a_default_folder_of_its_own(overrides, several, expected):
+    settings, _ = parse("export", overrides)
+    origin = Origin("emo_1m", {})
+    assert output_path(settings, origin, "onnx", several=several).as_posix() == expected
+
+
+def test_artefacts_of_a_run_are_in_its_folder(tmp_path):
+    settings, _ = parse("export", ["quantize.int8=true"])
+    weights = tmp_path / "run/checkpoints/best.ckpt"
+    origin = Origin("emo_1m", {}, weights=weights, data={"name": "digits"})
+    path = output_path(settings, origin, "openvino", several=False)
+    assert path == tmp_path / "run/export/openvino_int8"
+    settings, _ = parse("export", [])  # trained in int8
+    path = output_path(settings, origin, "openvino", several=False, is_int8=True)
+    assert path == tmp_path / "run/export/openvino_int8"
 
 
 def test_the_command(checkpoint, tmp_path, script, monkeypatch):
@@ -141,7 +174,15 @@ def test_the_command(checkpoint, tmp_path, script, monkeypatch):
     done = script("export", f"weights={checkpoint[0]}", "export.out=out")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{MODEL} (fused) -> out/model.onnx")
-    assert len(done.stdout.splitlines()) == 4
+    assert done.stdout.splitlines()[4:] == ["next: python -m zoo predict out photo.jpg"]
+    phases = [line.partition("] ")[2] for line in done.stderr.splitlines()]
+    assert phases[-5:] == [
+        "building the model",
+        "fusing",
+        "tracing, and writing onnx",
+        "comparing 18 images of 32x48 in onnxruntime",
+        "timing",
+    ]
     message = r"^out/model\.onnx exists; export\.overwrite=true replaces it$"
     with pytest.raises(zoo.BadInput, match=message):
         run_command("export", [f"weights={checkpoint[0]}", "export.out=out"])

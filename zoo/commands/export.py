@@ -4,11 +4,14 @@ With `quantize.int8=true` each artefact is quantised as well, by `zoo.commands.i
 """
 
 import dataclasses
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from zoo import progress
 from zoo.blocks.sizes import pair
 from zoo.commands import resolve
 from zoo.commands.int8_step import Int8Step, check_quantize, refuse_unused
@@ -20,8 +23,10 @@ from zoo.errors import BadInput, ZooError
 from zoo.factory import create_model
 from zoo.inputs import input_of
 from zoo.profiling.latency import measure
+from zoo.quoting import command_line
 from zoo.reports.claims import plus_minus
 from zoo.settings import ExportConfig, ExportRun
+from zoo.training.checkpoint import folder_of
 from zoo.weights import load_content
 
 # Keys of the group `export` that are arguments of `zoo.export`.
@@ -52,9 +57,17 @@ def run(settings: ExportRun, explicit: resolve.Explicit) -> list[Artefact]:
         refuse_unused(settings.quantize, explicit)
     if len(names) == 1:  # fail before building the model
         _check_format(names[0], batch, settings)
-    settings, model, origin = load_model(settings, explicit)
+    saved = resolve.read_command_weights(settings)
+    with progress.phase("building the model"):
+        settings, model, origin = load_model(settings, explicit, saved)
     options = _options(settings.export, model, origin, batch, sides)
     has_weights = origin.weights is not None or settings.model.pretrained
+    if not has_weights:
+        print(
+            "warning: the weights are random; give weights=<run or file> or model.pretrained=true"
+            " to export trained ones",
+            file=sys.stderr,
+        )
     step = None
     if settings.quantize.int8:
         step = Int8Step(settings, explicit, model, origin, options, has_weights)
@@ -62,7 +75,8 @@ def run(settings: ExportRun, explicit: resolve.Explicit) -> list[Artefact]:
     for name in names:
         try:
             _check_format(name, batch, settings)
-            path = _output_path(settings.export.out, origin, name, len(names) > 1)
+            several, is_int8 = len(names) > 1, int8_graph.is_converted(model)
+            path = output_path(settings, origin, name, several=several, is_int8=is_int8)
             if step is None:
                 artefacts.append(_export(model, name, path, options, has_weights))
             else:
@@ -74,6 +88,7 @@ def run(settings: ExportRun, explicit: resolve.Explicit) -> list[Artefact]:
     if failed:
         messages = "; ".join(f"{name}: {error}" for name, error in failed)
         raise type(failed[0][1])(f"{len(failed)} of {len(names)} formats failed. {messages}")
+    _print_next(artefacts)
     return artefacts
 
 
@@ -207,10 +222,39 @@ def image_shape(model: nn.Module, origin: Origin, sides: tuple[int, int] | None)
     return getattr(model, "in_chans", None) or (known[0] if known else 3), *chosen
 
 
-def _output_path(out: str | None, origin: Origin, name: str, several: bool) -> Path:
-    if not out:
-        return Path("artefacts") / str(origin.name) / name
-    return Path(out) / name if several else Path(out)
+def output_path(
+    settings: ExportRun, origin: Origin, name: str, *, several: bool, is_int8: bool = False
+) -> Path:
+    """Return where an artefact is written to.
+
+    By default, every format, image size and precision has a folder of its own: in the run folder
+    if the weights are those of a run, else in `artefacts`.
+
+    Args:
+        settings: The resolved settings.
+        origin: Where the model comes from.
+        name: Name of the format.
+        several: Whether several formats are exported.
+        is_int8: Whether the model was trained in int8.
+    """
+    export = settings.export
+    if export.out:
+        out = Path(os.path.expanduser(export.out))
+        return out / name if several else out
+    base = Path("artefacts") / str(origin.name)
+    if origin.weights is not None and origin.data is not None:  # of a run
+        base = _relative(folder_of(origin.weights)) / "export"
+    if export.image_size is not None:
+        size = "x".join(map(str, dict.fromkeys(pair(export.image_size, "export.image_size"))))
+        base = base.with_name(f"{base.name}_{size}")
+    suffix = "_int8" if is_int8 or settings.quantize.int8 else "_half" if export.half else ""
+    return base / f"{name}{suffix}"
+
+
+def _relative(path: Path) -> Path:
+    """Return a path below the current folder without the current folder."""
+    current = Path.cwd()
+    return path.relative_to(current) if path.is_relative_to(current) else path
 
 
 def _export(
@@ -222,9 +266,23 @@ def _export(
         print(f"not compared: {artefact.manifest['comparison']['why']}")
     else:
         print(artefact.agreement)
-        print(_latency(artefact))
+        with progress.phase("timing"):
+            latency = _latency(artefact)
+        print(latency)
     print(f"described in {artefact.manifest_path}")
     return artefact
+
+
+def _print_next(artefacts: list[Artefact]) -> None:
+    """Print the command that uses the last artefact, if it runs on this machine."""
+    content, folder = artefacts[-1].manifest, artefacts[-1].path.parent
+    if content["comparison"]["runtime"] is None:
+        return
+    is_image = len(content["input"]["size"]) == 3 and content["input"]["channels"] is not None
+    if is_image and content["task"] != "super-resolution":
+        print(f"next: {command_line('predict', None, folder, 'photo.jpg')}")
+    else:
+        print(f"next: {command_line('eval', {'artefact': folder})}")
 
 
 def _latency(artefact: Artefact) -> str:

@@ -19,6 +19,7 @@ from zoo.deploy.pipeline import Artefact, ExportOptions, Job, prepare
 from zoo.deploy.tracing import WithPrePostProcessing
 from zoo.environment import need
 from zoo.errors import BadInput, NotExportable, first_line
+from zoo.progress import phase
 from zoo.runtimes.artefacts import LoadedArtefact
 
 MODULES = {
@@ -91,7 +92,8 @@ def quantize(
         draft = folder / job.target.name
         kept = [inside + name for name in keep_float]
         precisions = quantizer.convert(wrapped, draft, job.spec, batches, kept)
-        sums = quantizer.check(wrapped, draft, batches)
+        with phase("checking integer sums"):
+            sums = quantizer.check(wrapped, draft, batches)
         content = job.describe(
             folder,
             precision="int8",

@@ -26,6 +26,7 @@ from zoo.deploy.int8_graph import make_padding_explicit
 from zoo.deploy.spec import ExportSpec
 from zoo.environment import need, quiet
 from zoo.errors import NotExportable
+from zoo.progress import track
 
 PACKAGES = (*exporter.PACKAGES, "torchao")
 SMALLEST_SCALE = 1e-9
@@ -159,7 +160,7 @@ def quantized(
     make_padding_explicit(graph)
     observed = prepare_pt2e(graph, _quantizer(keep_float))
     with torch.no_grad():
-        for batch in batches:
+        for batch in track(batches, "calibrating"):
             observed(torch.from_numpy(batch))
     return convert_pt2e(observed)
 

@@ -33,6 +33,7 @@ from zoo.deploy import tracing
 from zoo.deploy.spec import ExportSpec
 from zoo.environment import quiet
 from zoo.errors import NotExportable, first_line
+from zoo.progress import track
 
 PACKAGES = exporter.PACKAGES
 OPERATORS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -129,7 +130,7 @@ class _Reader:
     """Feeds the calibration batches to ONNX Runtime."""
 
     def __init__(self, batches: Sequence[np.ndarray]) -> None:
-        self.rest: Iterator[np.ndarray] = iter(batches)
+        self.rest: Iterator[np.ndarray] = iter(track(batches, "calibrating"))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self.rest, None)

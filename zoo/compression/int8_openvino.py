@@ -28,6 +28,7 @@ from zoo.deploy import tracing
 from zoo.deploy.spec import ExportSpec
 from zoo.environment import need, quiet
 from zoo.errors import NotExportable, first_line
+from zoo.progress import phase
 from zoo.runtimes.openvino import core
 
 PACKAGES = (*exporter.PACKAGES, "nncf")
@@ -106,7 +107,8 @@ def convert(
             if name in owners and op.get_type_name() in ("MatMul", *CONVOLUTIONS)
         }
         try:
-            program = _quantized(program, batches, names)
+            with phase(f"calibrating on {sum(map(len, batches))} images"):
+                program = _quantized(program, batches, names)
         except Exception as error:  # NNCF raises errors of every class
             raise NotExportable(
                 f"{tracing.model_name(model)} cannot be quantised for OpenVINO: {first_line(error)}"

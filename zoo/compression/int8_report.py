@@ -11,6 +11,7 @@ from torch import Tensor
 from zoo.compression.signal_to_noise import QUIET, SignalToNoise
 from zoo.deploy import files
 from zoo.profiling.latency import compare
+from zoo.progress import phase, track
 from zoo.runtimes.artefacts import LoadedArtefact
 from zoo.training.artefact_model import ArtefactModel
 from zoo.training.tasks import Forward, get_task
@@ -41,7 +42,8 @@ def latency(both: Sequence[LoadedArtefact], takes: Content) -> Content:
     batch = takes["shape"][0]
     size = (batch if isinstance(batch, int) else 1, *takes["size"])
     plain, quantized = (loaded.runtime for loaded in both)
-    found = compare(plain, quantized, size, min_runs=30, min_time=0.5, max_time=6)
+    with phase("timing float and int8"):
+        found = compare(plain, quantized, size, min_runs=30, min_time=0.5, max_time=6)
     return {
         "latency": {
             "runtime": plain.name,
@@ -68,9 +70,9 @@ def evaluate_both(both: Sequence[LoadedArtefact], content: Content, data: Any) -
     """
     task, device = get_task(data.task), torch.device("cpu")
     first, second = (ArtefactModel(loaded, content, data) for loaded in both)
-    before = task.validate(first, data.val_dataloader(), data, device)
     compared = _Compared(second, first, task.name)
-    after = task.validate(compared, data.val_dataloader(), data, device)
+    before = task.validate(first, track(data.val_dataloader(), "judging float"), data, device)
+    after = task.validate(compared, track(data.val_dataloader(), "judging int8"), data, device)
     return {
         "task": task.name,
         "data": data.config.name,

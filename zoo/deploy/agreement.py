@@ -27,6 +27,13 @@ INPUT_SCALES = (0.3, 1.0, 3.0)  # standard deviations of the random images
 # A deep model may lose more than the tolerance in float32. Then LOSS_FACTOR times its loss is
 # allowed; if the loss exceeds LOSS_LIMIT of the spread, nothing is proven.
 LOSS_FACTOR, LOSS_LIMIT = 3.0, 0.05
+UNTRAINED_SPREAD = 0.2  # with a smaller share of the magnitude, all images get nearly the same
+# Ways out, for messages.
+OTHER_FORMAT = "choose another format"
+UNTRAINED = (
+    "the outputs hardly differ between images, as those of an untrained model: train it for longer,"
+    " or choose another format"
+)
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,7 @@ def _judge_classes(
     if wrong > allowed:
         raise OutputsDiffer(
             f"the artefact does not match the model: {wrong:.1%} of the pixels get another class; "
-            f"at most {allowed:.1%} is allowed"
+            f"at most {allowed:.1%} is allowed; {OTHER_FORMAT}, or set export.fuse=false"
         )
     return Agreement(
         proven=spread > 10 * allowed,
@@ -236,7 +243,8 @@ def _judge_int8(
     if not rms <= allowed:  # also if the error is NaN
         raise OutputsDiffer(
             f"the artefact does not match the model: the root mean square error is {rms:.1e} at a "
-            f"spread of {spread:.1e}; at most {INT8_TOLERANCE:.0%} of the spread is allowed"
+            f"spread of {spread:.1e}; at most {INT8_TOLERANCE:.0%} of the spread is allowed; "
+            + (UNTRAINED if spread < UNTRAINED_SPREAD * magnitude else OTHER_FORMAT)
         )
     return Agreement(
         proven=spread > MIN_SPREAD * magnitude,
@@ -293,7 +301,7 @@ def _judge_values(
         share = f" ({error / spread:.1e} of their spread)" if spread else ""
         raise OutputsDiffer(
             f"the artefact does not match the model: outputs differ by up to {error:.1e}{share}; "
-            f"at most {allowed:.1e} is allowed"
+            f"at most {allowed:.1e} is allowed; {OTHER_FORMAT}, or set export.fuse=false"
         )
     return Agreement(
         proven=spread > max(MIN_SPREAD, rounding) * magnitude

@@ -10,11 +10,12 @@ import numpy as np
 from torch import nn
 
 from zoo import runtimes
-from zoo.deploy.agreement import Agreement, compare_outputs, worst
+from zoo.deploy.agreement import INPUT_SCALES, Agreement, compare_outputs, worst
 from zoo.deploy.int8_graph import is_converted
 from zoo.deploy.spec import DEFAULT_MULTIPLE, ExportSpec, output_names
 from zoo.deploy.tracing import not_dynamic
 from zoo.errors import NotExportable, first_line
+from zoo.progress import phase
 from zoo.runtimes import Runtime
 
 DYNAMIC_BATCHES = (1, 2, 3)  # compared if the batch is dynamic; 2 is the traced one
@@ -103,17 +104,19 @@ def _compare_at(
     """Compare at one image size, H W or D H W, with every batch size."""
     batch, channels = spec.input_size[:2]
     batch_sizes = {batch} | (set(DYNAMIC_BATCHES) if spec.dynamic_batch else set())
-    return compare_outputs(
-        reference,
-        artefact,
-        (channels, *sides),
-        sorted(batch_sizes),
-        half=spec.half,
-        int8=is_converted(model),
-        pixels=getattr(model, "takes_pixels", False),
-        classes=getattr(model, "postprocessing", None) == "argmax",
-        load_double=lambda: runtimes.load(copy.deepcopy(model).double(), "eager"),
-    )
+    images = len(INPUT_SCALES) * sum(batch_sizes)
+    with phase(f"comparing {images} images of {'x'.join(map(str, sides))} in {artefact.name}"):
+        return compare_outputs(
+            reference,
+            artefact,
+            (channels, *sides),
+            sorted(batch_sizes),
+            half=spec.half,
+            int8=is_converted(model),
+            pixels=getattr(model, "takes_pixels", False),
+            classes=getattr(model, "postprocessing", None) == "argmax",
+            load_double=lambda: runtimes.load(copy.deepcopy(model).double(), "eager"),
+        )
 
 
 def _compare_untraced(

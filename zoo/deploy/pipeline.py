@@ -31,6 +31,7 @@ from zoo.display import Displayed, byte_count
 from zoo.environment import need, versions
 from zoo.errors import BadInput
 from zoo.inputs import input_of
+from zoo.progress import phase
 from zoo.reparam import reparameterize
 
 PACKAGES = ("zoo", "torch", "timm")  # packages whose versions every manifest states
@@ -196,7 +197,8 @@ class Job:
     def write(self, folder: Path) -> Comparison:
         """Write the artefact to `folder`, load it again and compare it with the model."""
         draft = folder / self.target.name
-        self.exporter.convert(self.wrap(self.variant), draft, self.spec)
+        with phase(f"tracing, and writing {self.format_name}"):
+            self.exporter.convert(self.wrap(self.variant), draft, self.spec)
         # The unfused model is the reference, so that fusing is verified as well.
         return compare_artefact(self.wrap(self.model), draft, self.format.runtime, self.spec)
 
@@ -298,7 +300,8 @@ def prepare(
     if int8_graph.is_converted(model):
         int8_graph.check_export(model, format, spec, options.fuse)
     elif options.fuse:
-        variant = reparameterize(model)
+        with phase("fusing"):
+            variant = reparameterize(model)
     return Job(model, variant, format, kind, origin, spec, wrap, target, options.overwrite)
 
 
