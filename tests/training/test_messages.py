@@ -13,6 +13,7 @@ from zoo.command_line.composition import run as run_command
 from zoo.errors import BadInput, ZooError
 from zoo.training import classification, loop, optim, segmentation
 from zoo.training.checks import check_train
+from zoo.training.losses import create_loss
 from zoo.training.tasks import NotFinite
 
 from .conftest import checkpoint_of
@@ -165,6 +166,8 @@ WITHOUT_EFFECT = [
     (("scheduler=none", "warmup_epochs=0", "min_lr=0.1", "lr=1"), r"train\.min_lr=0\.1 has no eff"),
     (("seed=4294967296",), r"train\.seed=4294967296 must be below 2\*\*32"),
     (("epochs=99999999999",), r"must be below 2\*\*31"),
+    (("out=''",), r"train\.out is empty"),
+    (("resume=''",), r"train\.resume is empty"),
 ]
 
 
@@ -185,6 +188,13 @@ def test_settings_without_effect_are_rejected(overrides: tuple[str, ...], messag
         (("scheduler=cosine", "cycle_mul=2"), r"cycle_mul=2 has no effect .* without cycle_limit"),
         (("scheduler=cosine", "noise_std=2"), r"noise_std=2 has no effect .* without noise"),
         (("scheduler=cosine", "noise=[0.1]", "noise_pct=0"), "noise_pct=0 must be greater than 0"),
+        (("scheduler=cosine", "noise=[0.1]", "noise_std=1e9"), "noise_std=1000000000.0 must be at"),
+        (("scheduler=cosine", "noise=x"), "does not accept train.scheduler_args"),
+        (("scheduler=cosine", "k_decay=x"), "does not accept train.scheduler_args"),
+        (("scheduler=poly", "k_decay=-1"), "does not accept train.scheduler_args"),
+        (("scheduler=step", "decay_epochs=0"), "does not accept train.scheduler_args"),
+        (("scheduler=step", "decay_epochs=1", "decay_rate=-1"), "learning rate of update .* -"),
+        (("scheduler=multistep", "decay_milestones=[a]"), "does not accept train.scheduler_args"),
     ],
 )
 def test_arguments_that_a_schedule_ignores_are_rejected(
@@ -194,8 +204,25 @@ def test_arguments_that_a_schedule_ignores_are_rejected(
     words = [f"train.{scheduler}", *(f"+train.scheduler_args.{word}" for word in arguments)]
     train = compose("train", [*words, "train.warmup_epochs=0"]).train
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(BadInput, match=message) as hit:
         optim.create_scheduler(optimizer, train, 3)
+    assert "\n" not in str(hit.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "arguments"),
+    [
+        ("bce", {"target_threshold": "x"}),
+        ("bce", {"target_threshold": 2}),
+        ("bce", {"sum_classes": "x"}),
+        ("bias", {"alpha": "x"}),
+    ],
+)
+def test_arguments_of_a_loss_are_checked_before_training(loss: str, arguments: dict) -> None:
+    with pytest.raises(BadInput, match=r"train\.loss_args"):
+        create_loss(loss, **arguments)
+    with pytest.raises(BadInput, match=r"dice.*loss_args"):
+        create_loss("dice", task="segmentation", smooth="x")
 
 
 def test_a_run_that_is_all_warm_up_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -91,6 +91,8 @@ def _check_ranges(train: TrainConfig) -> None:
 
     for entry in dataclasses.fields(TrainConfig):
         value = getattr(train, entry.name)
+        if value == "":
+            raise BadInput(f"train.{entry.name} is empty; give a value, or leave it out")
         if isinstance(value, float):
             check(entry.name, math.isfinite(value), "a finite number")
     for key in _AT_LEAST_ONE:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbone import Backbone
-from zoo.errors import BadInput, unknown_value
-from zoo.training.checks import check_choice
+from zoo.errors import BadInput, first_line, unknown_value
+from zoo.training.checks import check_choice, check_value
 
 _LOSSES: dict[str, dict[str, Callable[..., nn.Module]]] = {}
 
@@ -71,7 +71,14 @@ def create_loss(
         raise BadInput(
             unknown_value("train.loss_args", min(unknown), sorted(parameters), where=where)
         )
-    return build(**kwargs)
+    try:
+        return build(**kwargs)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(
+            f"train.loss={name} does not accept train.loss_args={kwargs}: {first_line(error)}"
+        ) from error
 
 
 def _cross_entropy(label_smoothing: float) -> nn.Module:
@@ -81,6 +88,13 @@ def _cross_entropy(label_smoothing: float) -> nn.Module:
 def _bce(
     label_smoothing: float, target_threshold: float | None = None, sum_classes: bool = False
 ) -> nn.Module:
+    is_share = target_threshold is None or (
+        isinstance(target_threshold, int | float) and 0 <= target_threshold < 1
+    )
+    key = "train.loss_args.target_threshold"
+    check_value(key, target_threshold, is_share, "at least 0 and below 1")
+    is_flag = isinstance(sum_classes, bool)
+    check_value("train.loss_args.sum_classes", sum_classes, is_flag, "true or false")
     return BinaryCrossEntropy(
         smoothing=label_smoothing, target_threshold=target_threshold, sum_classes=sum_classes
     )

@@ -34,6 +34,7 @@ SCHEDULERS = (
 )
 
 
+REHEARSED = 200  # updates whose learning rates are computed before training
 _CYCLES = ("cycle_mul", "cycle_decay", "cycle_limit")
 _NOISE = ("noise", "noise_pct", "noise_std", "noise_seed")
 _ALL = ("warmup_prefix", *_NOISE)
@@ -155,9 +156,14 @@ def _check_scheduler_args(train: TrainConfig) -> None:
                 f"train.scheduler_args.{name}={value} has no effect with"
                 f" train.scheduler={train.scheduler}{other}; leave it out"
             )
-    noise = arguments.get("noise_pct", 1)
-    if not isinstance(noise, int | float) or not noise > 0:  # timm draws until it is below
+    noise, spread = arguments.get("noise_pct", 0.67), arguments.get("noise_std", 1.0)
+    if not isinstance(noise, int | float) or not noise > 0:
         raise BadInput(f"train.scheduler_args.noise_pct={noise} must be greater than 0")
+    if not isinstance(spread, int | float) or not 0 <= spread <= 100 * noise:
+        raise BadInput(  # timm draws noise until it is below noise_pct
+            f"train.scheduler_args.noise_std={spread} must be at most 100 times noise_pct, which"
+            f" is {noise}"
+        )
 
 
 def create_scheduler(optimizer: Optimizer, train: TrainConfig, updates_per_epoch: int) -> Any:
@@ -195,4 +201,29 @@ def create_scheduler(optimizer: Optimizer, train: TrainConfig, updates_per_epoch
         ) from error
     if scheduler is None and train.scheduler != "none":
         raise BadInput(f"train.scheduler={train.scheduler} needs a newer timm; upgrade it")
+    if scheduler is not None:
+        _rehearse(scheduler, optimizer, train, updates_per_epoch * train.epochs)
     return scheduler
+
+
+def _rehearse(scheduler: Any, optimizer: Optimizer, train: TrainConfig, updates: int) -> None:
+    """Raise `BadInput` unless the schedule gives valid learning rates over the whole run.
+
+    timm checks few arguments when it builds a schedule. The optimizer is left as it was.
+    """
+    before = [group["lr"] for group in optimizer.param_groups]
+    step = max(1, updates // REHEARSED)
+    try:
+        for update in [*range(0, updates, step), updates]:
+            scheduler.step_update(update)
+            rates = [group["lr"] for group in optimizer.param_groups]
+            wrong = [r for r in rates if not isinstance(r, float | int) or not 0 <= r < math.inf]
+            if wrong:
+                raise ValueError(f"the learning rate of update {update} would be {wrong[0]}")
+    except Exception as error:  # schedules raise errors of any kind
+        raise BadInput(
+            f"train.scheduler={train.scheduler} does not accept train.scheduler_args="
+            f"{dict(train.scheduler_args)}: {first_line(error)}"
+        ) from error
+    for group, lr in zip(optimizer.param_groups, before, strict=True):
+        group["lr"] = lr
