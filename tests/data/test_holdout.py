@@ -113,7 +113,7 @@ def opened(root, **keys):
 def test_a_fingerprint_does_not_depend_on_the_place(write_folder, tmp_path):
     root = write_folder(count=3)
     before = opened(root).fingerprint()
-    assert before["train"]["classes"] == {"cat": 3, "dog": 3}
+    assert before["train"]["classes"] == [3, 3]
     moved = tmp_path / "moved"
     shutil.move(root, moved)
     now = opened(moved).fingerprint()
@@ -148,8 +148,8 @@ def rename_image(root):
     ("change", "message"),
     [
         (swap_classes, r"files of split train have other contents \(exchanged or edited\)"),
-        (rename_class, "split train has no class dog and the new class wolf"),
-        (add_class, "split train has the new class eel"),
+        (rename_class, "split train has files of other names"),
+        (add_class, "split train has 9 images instead of 6"),
         (add_image, "split train has 4 images of class cat instead of 3"),
         (rename_image, "split train has files of other names"),
     ],
@@ -158,4 +158,6 @@ def test_a_fingerprint_notices(write_folder, change, message):
     root = write_folder(count=3)
     before = opened(root).fingerprint()
     change(root)
-    assert re.search(message, fingerprint.differences(before, opened(root).fingerprint()))
+    assert re.search(
+        message, fingerprint.differences(before, opened(root).fingerprint(), ["cat", "dog"])
+    )

@@ -62,7 +62,7 @@ def test_a_run_writes_its_split_and_its_counts(trained: tuple[Path, Path]) -> No
     assert all((holdout.position(key) < 0.3) for key in held)
     splits = checkpoint_of(run)["data"]["splits"]
     assert splits["val"]["images"] == len(held)
-    assert sum(splits["train"]["classes"].values()) == 30 - len(held)
+    assert sum(splits["train"]["classes"]) == 30 - len(held)
     log = (run / "train.log").read_text()
     assert "top-5" not in log
     assert f"folder: {30 - len(held)} + {len(held)} images, 10 a class" in log

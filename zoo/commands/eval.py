@@ -54,10 +54,9 @@ def run(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
     check_value("batch_size", settings.batch_size, settings.batch_size >= 1, "at least 1")
     if settings.out is not None:
         run_folder.check_writable(settings.out, "out")
-    logs.show_data_warnings(logs.make_console())
-    if settings.artefact is not None:
-        return _evaluate_artefact(settings, explicit)
-    return _evaluate_weights(settings, explicit)
+    evaluate = _evaluate_weights if settings.artefact is None else _evaluate_artefact
+    with logs.data_warnings(logs.make_console()):
+        return evaluate(settings, explicit)
 
 
 def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:

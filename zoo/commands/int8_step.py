@@ -83,9 +83,12 @@ class Int8Step:
 
     def run(self, name: str, path: Path) -> Artefact:
         """Create one artefact, and print its accuracy, size and latency next to float."""
+        with logs.data_warnings(logs.make_console()):
+            return self._run(name, path)
+
+    def _run(self, name: str, path: Path) -> Artefact:
         quantize, shape = self.settings.quantize, self.options["input_size"]
         if self._data is None:
-            logs.show_data_warnings(logs.make_console())
             self._data = self._open_data()
         images = calibration.calibration(self._data, quantize.images)
         if self._rows is None and (quantize.sensitivity or quantize.keep_float):

@@ -199,7 +199,7 @@ class ImageData:
                 for name, loader in zip(names, self._streams, strict=True)
             }
         return {
-            name: fingerprint.of_source(source, self.class_names)
+            name: fingerprint.of_source(source, self.num_classes)
             for name, source in self._sources.items()
             if hasattr(source, "key")
         }

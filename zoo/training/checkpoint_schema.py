@@ -62,6 +62,13 @@ _NAMES = _must_be(
     lambda value: value is None or _is_list(value, lambda name: isinstance(name, str)),
 )
 
+_SPLIT: dict[str, Any] = {  # a fingerprint of `zoo.data.fingerprint`
+    "images": _COUNT,
+    "names": _TEXT,
+    "content?": _TEXT,
+    "classes?": _must_be("a list of whole numbers", lambda value: _is_list(value, _is_count)),
+}
+
 # Tables of required entries; a name with a question mark may be missing.
 _EVALUATION: dict[str, Any] = {
     "state_dict": _WEIGHTS,
@@ -72,7 +79,7 @@ _EVALUATION: dict[str, Any] = {
     "data": {
         "num_classes": _POSITIVE,
         "class_names": _NAMES,
-        "splits?": _TABLE,
+        "splits?": {"train?": _SPLIT, "val?": _SPLIT},
         "preprocessing": {
             "size": _SIZE,
             "crop_pct": _must_be("a number above 0", lambda v: _is_number(v) and v > 0),

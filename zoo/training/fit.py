@@ -64,14 +64,15 @@ def train(
         fabric = _launch(run.train)
         console = logs.make_console()
         logger = logs.make_logger(console, fabric.is_global_zero)
-        with phase("opening the data"):
-            data = builders.build_data(run, fabric, mean, std)
-            if resumed is not None:
-                run_data.check_unchanged(resumed, data, resumed["path"])
-        method = method or TrainingMethod()
-        with phase(f"building {run.model.name}"):
-            components = _build(run, data, fabric, logger, resumed is not None, method)
-        return _train(run, components, fabric, console, logger, resumed, interrupt)
+        with logs.data_warnings(console):
+            with phase("opening the data"):
+                data = builders.build_data(run, fabric, mean, std)
+                if resumed is not None:
+                    run_data.check_unchanged(resumed, data, resumed["path"])
+            method = method or TrainingMethod()
+            with phase(f"building {run.model.name}"):
+                components = _build(run, data, fabric, logger, resumed is not None, method)
+            return _train(run, components, fabric, console, logger, resumed, interrupt)
 
 
 # Variables with which a cluster numbers the machines of a job.

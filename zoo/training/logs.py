@@ -146,16 +146,18 @@ def make_logger(console: Console, is_first: bool) -> logging.Logger:
     logger.propagate = False
     logger.setLevel(logging.INFO if is_first else logging.WARNING)
     logger.addHandler(_ConsoleHandler(console))
-    show_data_warnings(console)
     return logger
 
 
-def show_data_warnings(console: Console) -> None:
+@contextmanager
+def data_warnings(console: Console) -> Iterator[None]:
     """Print the warnings of `zoo.data`, such as images that are left out, on a console."""
-    data_log = logging.getLogger("zoo.data")
-    for handler in [h for h in data_log.handlers if isinstance(h, _ConsoleHandler)]:
+    data_log, handler = logging.getLogger("zoo.data"), _ConsoleHandler(console)
+    data_log.addHandler(handler)
+    try:
+        yield
+    finally:
         data_log.removeHandler(handler)
-    data_log.addHandler(_ConsoleHandler(console))
 
 
 @contextmanager

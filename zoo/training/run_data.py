@@ -40,7 +40,9 @@ def check_unchanged(saved: Mapping[str, Any], data: ImageData, path: Path) -> No
     changes = _class_changes(before, now)
     if not changes and "splits" not in before and data.split_keys() is not None:
         changes = "an older version of this package held out other images for validation"
-    changes = changes or fingerprint.differences(before.get("splits", {}), now["splits"])
+    if not changes:
+        splits = before.get("splits", {})
+        changes = fingerprint.differences(splits, now["splits"], data.class_names)
     if changes:
         raise BadInput(
             f"the data is not that of the run of {path}: {changes}; restore it, give the folder of"
