@@ -108,9 +108,14 @@ def unreadable(name: str, why: str, more: str = "") -> BadInput:
         more: Other images that cannot be read.
     """
     return BadInput(
-        f"cannot read image {name} ({why}){more}; "
+        f"cannot read image {one_line(name)} ({why}){more}; "
         "repair or remove it, or set data.skip_corrupt=true to skip such files"
     )
+
+
+def one_line(name: str) -> str:
+    """Return the name of a file with its line feeds and other control characters escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in name)
 
 
 def reason(error: Exception) -> str:

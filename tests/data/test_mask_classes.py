@@ -87,3 +87,17 @@ def test_metrics_without_a_judged_pixel_are_zero_and_finite():
     assert (result.mean_iou, result.accuracy, result.loss) == (0.0, 0.0, 0.0)
     assert "nan" not in result.summary()
     assert result.score > -1
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
+def test_masks_with_fractions_raise(opened, tmp_path, value):
+    opened()
+    (tmp_path / "val" / "masks" / "0.png").unlink()
+    Image.fromarray(np.full((8, 8), value, np.float32)).save(tmp_path / "val" / "masks" / "0.tif")
+    with pytest.raises(BadInput, match=r"0\.tif contains numbers that are not whole from 0 to 255"):
+        create_datamodule(
+            DataConfig(
+                "folder_segmentation", str(tmp_path), num_classes=2, image_size=8, num_workers=0
+            ),
+            batch_size=2,
+        ).setup()

@@ -281,3 +281,26 @@ def test_a_single_class_raises(write_folder):
         opened(root)
     with pytest.raises(BadInput, match="a single class"):
         opened(root, stage="validate")
+
+
+def test_names_with_line_feeds_stay_in_one_line(write_folder):
+    root = write_folder()
+    (root / "train" / "cat" / "a\nb.png").write_text("not an image")
+    with pytest.raises(BadInput, match=r"cat/a\\nb\.png") as hit:
+        opened(root)
+    assert "\n" not in str(hit.value)
+
+
+@pytest.mark.parametrize("root", ["x" * 5000, "~nobody_of_that_name/x"])
+def test_roots_that_are_no_paths_raise(root):
+    with pytest.raises(BadInput, match="data.root=.* is not a path") as hit:
+        opened(root)
+    assert len(str(hit.value)) < 300
+
+
+def test_one_folder_for_both_splits_is_a_warning(write_folder, caplog):
+    root = write_folder(splits=("train",))
+    (root / "val").symlink_to("train")
+    with caplog.at_level(logging.WARNING, "zoo.data"):
+        opened(root)
+    assert "train and val are the same folder" in caplog.text

@@ -6,8 +6,10 @@ import io
 import json
 import tarfile
 
+import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 
 from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
@@ -157,6 +159,17 @@ def test_errors(shards, tmp_path):
     raises("needs data.num_classes", shards, num_classes=None)
     raises("data.root=.*absent does not exist", tmp_path / "absent")
     raises("no split 'test': list it in .*_info.json", shards, val_split_name="test")
+    raises(
+        "names 100,000,000 shards; give at most 1,000,000",
+        shards,
+        train_split_name="train-{0..99999999}.tar|24",
+    )
+    raises(
+        "the number of samples in split 'train-0.tar.-5' is -5",
+        shards,
+        train_split_name="train-0.tar|-5",
+    )
+    raises("has a single class", shards, num_classes=1)
     raises("4 training shards cannot feed 5 loading processes", shards, num_workers=5)
 
 
@@ -186,3 +199,25 @@ def test_a_truncated_shard_raises(shards):
     (shards / "val-0.tar").write_bytes(whole[: len(whole) // 3])
     with pytest.raises(BadInput, match="cannot read sample .*val-0.tar"):
         list(opened(shards).val_dataloader())
+
+
+def test_an_index_that_is_no_table_raises(shards):
+    (shards / "_info.json").write_text("[]")
+    raises("no split 'train': list it in .*_info.json", shards)
+
+
+def test_samples_are_upright(tmp_path, picture):
+    """timm's reader ignores the EXIF orientation."""
+    upright, exif = picture(1, (16, 16)), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    buffer = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG", exif=exif)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i in range(4):
+            add(archive, f"{i}.png", buffer.getvalue())
+            add(archive, f"{i}.cls", b"1")
+    names = {"train_split_name": "a.tar|4", "val_split_name": "a.tar|4"}
+    data = opened(tmp_path, mean=[0.0] * 3, std=[1.0] * 3, crop_pct=1.0, **names)
+    images, _ = next(iter(data.val_dataloader()))
+    shown = (images[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(shown, np.asarray(upright))

@@ -1,5 +1,7 @@
 """`ImageData`: the loaders of a data set for classification, and the base of the other tasks."""
 
+import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -22,6 +24,10 @@ from zoo.data.sources import Part
 from zoo.data.streams import Stream, StreamLoader
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
+
+_FOLDERS = ("folder", "imagenet", "folder_segmentation")
+
+log = logging.getLogger("zoo.data")
 
 
 class ImageData:
@@ -144,18 +150,16 @@ class ImageData:
         self.source("val")
         self._check_several_classes()
         self._check_images()
+        if self._is_training:
+            self._report_shared_folder()
 
     def _check_several_classes(self) -> None:
         if self.task == "classification" and self.num_classes < 2:
             name = f" {self.class_names[0]!r}" if self.class_names else ""
+            beside = "" if self.streaming or not self.config.root else ", in a folder beside it"
             raise BadInput(
                 f"data.name={self.config.name} has a single class{name}, so there is nothing to"
-                " tell apart; add images of another class"
-                + (
-                    f" to a folder beside it (data.root={self.config.root})"
-                    if self.config.root
-                    else ""
-                )
+                f" tell apart; add images of another class{beside}"
             )
 
     def _check_images(self) -> None:
@@ -169,6 +173,18 @@ class ImageData:
             if hasattr(source, "files") and source.files(index)
         ]
         integrity.check_images(paths, self.in_chans)
+
+    def _report_shared_folder(self) -> None:
+        """Log a warning if the folders of train and val are one."""
+        roots = [getattr(self._sources[name], "root", "") for name in ("train", "val")]
+        is_listed = (
+            presets.family(self.config.name) in _FOLDERS and samplers.rank_and_world()[0] == 0
+        )
+        if is_listed and all(roots) and os.path.realpath(roots[0]) == os.path.realpath(roots[1]):
+            log.warning(
+                "train and val are the same folder: validation measures images that were trained"
+                " on; hold out others with data.val_split=0.2"
+            )
 
     def describe(self) -> str:
         """Return the numbers of images and how many each class has, for the first lines of a run.

@@ -10,7 +10,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from zoo.data import holdout
 from zoo.data.listing import entries, extensions_text, list_files, shortened
 from zoo.data.sources import Files, Part, Source
-from zoo.errors import BadInput
+from zoo.errors import BadInput, first_line
 from zoo.settings import DataConfig
 
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -43,8 +43,14 @@ def existing_root(cfg: DataConfig) -> Path:
     """
     if not cfg.root:
         raise BadInput(f"data.name={cfg.name} needs data.root, the folder of the images")
-    root = Path(cfg.root).expanduser()
-    if not root.exists():
+    try:
+        root = Path(cfg.root).expanduser()
+        exists = root.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, an unknown user
+        shown = cfg.root if len(cfg.root) <= 100 else f"{cfg.root[:100]}..."
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise BadInput(f"data.root={shown} is not a path ({why})") from error
+    if not exists:
         raise BadInput(f"data.root={cfg.root} does not exist; give the folder of the images")
     if not root.is_dir():
         raise BadInput(f"data.root={cfg.root} is not a folder; give the folder of the images")

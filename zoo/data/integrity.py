@@ -12,7 +12,7 @@ from zoo.data.loader import quiet_about_workers
 from zoo.data.samplers import rank_and_world
 from zoo.data.sources import Part, Source
 from zoo.errors import BadInput
-from zoo.images import convert, open_image, reason, unreadable
+from zoo.images import convert, one_line, open_image, reason, unreadable
 
 FEW = 500  # files; below this, starting worker processes takes longer than reading
 HEADERS = 20_000  # headers to read before training; of more files, evenly spaced ones
@@ -137,7 +137,7 @@ def check_images(paths: Sequence[str], in_chans: int) -> None:
             broken |= {path: found for path, found in zip(whole, faults, strict=True) if found}
     if broken:
         listed = [path for path in chosen if path in broken]
-        more = "".join(f", {path} ({broken[path]})" for path in listed[1:LISTED])
+        more = "".join(f", {one_line(path)} ({broken[path]})" for path in listed[1:LISTED])
         if len(listed) > LISTED:
             more += f" and {len(listed) - LISTED} more"
         raise unreadable(listed[0], str(broken[listed[0]]), more)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zoo.data.samplers import rank_and_world
 from zoo.errors import BadInput
-from zoo.images import kind_of
+from zoo.images import kind_of, one_line
 
 # Extensions of images that Pillow may read, but that no data set of folders takes.
 _OTHER_FORMATS = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".ico", ".psd", ".svg")
@@ -165,4 +165,6 @@ def extensions_text(extensions: tuple[str, ...]) -> str:
 
 def shortened(names: list[str], most: int = _FEW) -> str:
     """Return the first names as a list in words, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(one_line, names[:most])) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )

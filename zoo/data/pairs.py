@@ -119,6 +119,11 @@ class FilePairs:
             raise BadInput(
                 f"mask {path} is coloured; set data.palette to the colours of the classes in order"
             )
+        if pixels.dtype.kind == "f" and not np.isin(pixels, np.arange(256)).all():
+            raise BadInput(
+                f"mask {path} contains numbers that are not whole from 0 to 255; save class numbers"
+                " with 8 bits"
+            )
         numbers = np.where(pixels == IGNORE, IGNORE, pixels.astype(np.int64) - self.first)
         wrong = (numbers != IGNORE) & ((numbers < 0) | (numbers >= self.num_classes))
         if wrong.any():

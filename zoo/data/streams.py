@@ -6,6 +6,7 @@ drops them.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ from zoo.settings import DataConfig
 
 # timm's reader drops samples that it cannot decode; this log is the only trace of them.
 READER_LOG = "timm.data.readers.reader_wds"
+MOST_SHARDS = 1_000_000
+LARGEST_COUNT = 10_000_000_000  # samples of a split
+
 log = logging.getLogger("zoo.data")
 
 
@@ -51,6 +55,7 @@ def open_reader(cfg: DataConfig, split: str, *, training: bool, batch_size: int,
     names = {"train": cfg.train_split_name, "val": cfg.val_split_name}
     name = str(names.get(split) or split)
     root = existing_root(cfg)
+    _check_braces(name, split)
     try:
         reader: Any = create_reader(
             cfg.name,
@@ -63,13 +68,25 @@ def open_reader(cfg: DataConfig, split: str, *, training: bool, batch_size: int,
             target_key=cfg.target_key,
             input_img_mode=MODES[cfg.in_chans],
         )
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
         raise BadInput(
             f"{root} has no split {name!r}: list it in {root / '_info.json'}, or set "
             f'data.{split}_split_name="<shards>-{{000..007}}.tar|<number of samples>"'
         ) from error
     _check_shards(root, reader, name)
     return reader
+
+
+def _check_braces(name: str, split: str) -> None:
+    """Raise `BadInput` for braces like `{0..99999999}`, whose list of shards fills the memory."""
+    shards = 1
+    for first, last in re.findall(r"\{(\d+)\.\.(\d+)", name):
+        shards *= abs(int(last) - int(first)) + 1
+    if shards > MOST_SHARDS:
+        raise BadInput(
+            f"data.{split}_split_name={name!r} names {shards:,} shards; give at most"
+            f" {MOST_SHARDS:,}"
+        )
 
 
 def _check_shards(root: Path, reader: Any, name: str) -> None:
@@ -79,6 +96,11 @@ def _check_shards(root: Path, reader: Any, name: str) -> None:
                 f"shard {root / shard} of split {name!r} does not exist; "
                 "correct data.root or the split"
             )
+    if reader.num_samples is not None and not 0 <= reader.num_samples <= LARGEST_COUNT:
+        raise BadInput(
+            f"the number of samples in split {name!r} is {reader.num_samples}; give the number of"
+            " images in the shards"
+        )
     if not reader.num_samples:
         raise BadInput(
             f"the number of samples in split {name!r} is unknown; append it after a bar, like "

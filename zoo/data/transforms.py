@@ -1,5 +1,7 @@
 """Training and evaluation transforms of single images, built by timm."""
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,9 @@ from zoo.data.dataset import Preparation
 from zoo.errors import BadInput
 from zoo.images import resize_and_crop
 from zoo.settings import DataConfig
+
+_EXAMPLES = "examples: rand-m9-mstd0.5-inc1, augmix-m3-w3, original"
+_MOST = {"n": 20, "w": 20, "d": 20, "m": 100}  # steps, mixed images, their steps, magnitude
 
 
 def train_preparation(cfg: DataConfig) -> Preparation:
@@ -46,6 +51,7 @@ def _train_transform(cfg: DataConfig) -> Any:
         "interpolation": cfg.train_interpolation,
         "mean": cfg.mean,
     }
+    _check_policy(cfg.auto_augment)
     try:
         # With use_prefetcher the transform returns uint8; `Preparation` normalises.
         transform: Any = create_transform(
@@ -53,14 +59,31 @@ def _train_transform(cfg: DataConfig) -> Any:
         )
     except (AssertionError, ValueError, KeyError, IndexError, NotImplementedError) as error:
         raise BadInput(
-            f"data.auto_augment={cfg.auto_augment!r} is not a policy of timm; "
-            "examples: rand-m9-mstd0.5-inc1, augmix-m3-w3, original"
+            f"data.auto_augment={cfg.auto_augment!r} is not a policy of timm; {_EXAMPLES}"
         ) from error
     _posterize_to_one_bit_or_more(transform)
     transform.transforms[0] = RandomCrop(
         tuple(cfg.image_size), cfg.scale, cfg.ratio, str(cfg.train_interpolation)
     )
     return transform
+
+
+def _check_policy(policy: str | None) -> None:
+    """Raise `BadInput` for parts that timm would ignore, and for steps without end."""
+    for part in (policy or "").split("-")[1:]:
+        key, number = re.fullmatch(r"([a-z]*)(.*)", part).groups()  # type: ignore[union-attr]
+        if part.startswith("t"):  # names of transforms
+            continue
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise BadInput(
+                f"data.auto_augment={policy!r}: part {part!r} has no number; {_EXAMPLES}"
+            )
+        if key in _MOST and value > _MOST[key]:
+            raise BadInput(f"data.auto_augment={policy!r}: {key} must be at most {_MOST[key]}")
 
 
 class _AtLeastOneBit:
