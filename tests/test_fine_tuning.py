@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo import cli
+from zoo.command_line import composition
 from zoo.fine_tuning import adapted_filters
 
 NAME = "cct_2_3x2_32"
@@ -225,10 +225,10 @@ TINY = (
 def test_training_from_a_file_and_from_a_run(tmp_path, lines):
     file = saved(zoo.create_model("simplenet_cifar_310k", num_classes=100), tmp_path / "a.pth")
     run = ["model=simplenet_cifar_310k", *TINY, f"train.out={tmp_path / 'runs'}"]
-    result = cli.run("train", [*run, f"model.checkpoint_path={file}"])
+    result = composition.run("train", [*run, f"model.checkpoint_path={file}"])
     assert any("classifier 100 -> 10 starts fresh" in line for line in lines())
     with pytest.raises(zoo.BadWeights, match="another number of classes than the data"):
-        cli.run(
+        composition.run(
             "eval", ["model=simplenet_cifar_310k", "data=digits", f"model.checkpoint_path={file}"]
         )
     assert result is not None

@@ -15,8 +15,11 @@ import torch
 from support import difference, images
 
 import zoo
-from zoo import registry
-from zoo.fetch import local_file
+import zoo.timm_bridge
+from zoo import build, registry
+from zoo.command_line import composition
+from zoo.download import checked_address
+from zoo.fetch import cache_name, local_file
 from zoo.weights import read_state_dict
 
 NAME = "mobilenetv2_035"
@@ -302,3 +305,109 @@ def test_a_model_without_published_weights_says_where_there_are_some(monkeypatch
     monkeypatch.setitem(spec.facts, "weights", page)
     with pytest.raises(zoo.BadWeights, match=r"them from https://example\.org/a and give"):
         zoo.create_model(NAME, pretrained=True)
+
+
+# --- tags, branches, mirrors, licences ----------------------------------------------------------
+
+
+@pytest.fixture
+def facts(monkeypatch, server, tmp_path):
+    """Give a model other entries of published weights; files are served by their names."""
+
+    def give(*entries, name="cct_2_3x2_32", **files):
+        for file, content in files.items():
+            torch.save(content, tmp_path / file)
+            server.files[file] = (tmp_path / file).read_bytes()
+        full = [
+            {"tag": "a", "keys": "none", "licence": "MIT", "url": f"{server.address}/a", **entry}
+            for entry in entries
+        ]
+        monkeypatch.setitem(registry.get_spec(name).facts, "weights", full)
+        return name
+
+    return give
+
+
+def test_tags_choose_the_weights_their_classes_and_their_normalisation(server, facts):
+    source = zoo.create_model("cct_2_3x2_32", num_classes=100)
+    other = {"tag": "b", "url": f"{server.address}/b", "classes": 100}
+    other["input"] = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    name = facts({}, other, b=source.state_dict())
+    model = zoo.create_model(f"{name}.b", pretrained=True)
+    assert torch.equal(model.head.fc.weight, source.head.fc.weight)
+    assert [path for path, *_ in map(str.split, server.requests)] == ["/b"]
+    info = zoo.model_info(f"{name}.b")
+    assert (info["name"], info["num_classes"]) == (f"{name}.b", 100)
+    assert info["input"]["mean"] == [0.1, 0.2, 0.3]
+    assert info["input"]["size"] == zoo.model_info(name)["input"]["size"]
+    assert zoo.create_model(f"{name}.b").num_classes == 100
+    assert zoo.create_model(f"{name}.b", pretrained=True, num_classes=3).num_classes == 3
+    assert zoo.create_model(name).num_classes == 10
+    bridged = timm.create_model(f"zoo_{name}.b", pretrained=True)
+    assert torch.equal(bridged.head.fc.weight, source.head.fc.weight)
+    assert bridged.pretrained_cfg["mean"] == (0.1, 0.2, 0.3)
+    with pytest.raises(
+        zoo.UnknownModel, match=r"unknown tag 'bb' of .*; did you mean 'b'\? .*a, b"
+    ):
+        zoo.create_model(f"{name}.bb")
+    with pytest.raises(zoo.UnknownModel, match="unknown model 'cct_2_3x2_33.b'"):
+        zoo.create_model("cct_2_3x2_33.b")
+
+
+def test_the_branch_of_the_facts_is_taken(server, facts):
+    state = zoo.create_model("cct_2_3x2_32").state_dict()
+    other = {key: torch.zeros_like(t) for key, t in state.items()}
+    name = facts({"branch": "model"}, a={"model": state, "model_ema": other})
+    model = zoo.create_model(name, pretrained=True)
+    assert torch.equal(model.head.fc.weight, state["head.fc.weight"])
+    facts({"branch": "net"}, a={"model_ema": state})
+    zoo.create_model(name, pretrained=True)
+
+
+def test_weights_without_a_classifier(facts, caplog):
+    state = zoo.create_model("cct_2_3x2_32").state_dict()
+    trunk = {key: t for key, t in state.items() if not key.startswith("head.fc")}
+    name = facts({"head": False}, a=trunk)
+    with pytest.raises(zoo.BadWeights, match="have no classifier; give num_classes"):
+        zoo.create_model(name, pretrained=True)
+    model = zoo.create_model(name, pretrained=True, num_classes=10)
+    assert "classifier of 10 classes starts fresh" in caplog.text
+    assert torch.equal(model.stem[0].project.weight, state["stem.0.project.weight"])
+    zoo.create_model(name, pretrained=True, num_classes=0)
+    with pytest.raises(zoo.BadInput, match="have no classifier; train one"):
+        composition.run("eval", [f"model={name}", "model.pretrained=true", "data=digits"])
+
+
+def test_mirrors_are_tried_in_turn(server, facts):
+    state = zoo.create_model("cct_2_3x2_32").state_dict()
+    mirrors = [{"url": f"{server.address}/c"}, {"url": f"{server.address}/b"}]
+    name = facts({"sha256": "00000000", "mirrors": mirrors}, b=state)
+    assert torch.equal(
+        zoo.create_model(name, pretrained=True).head.fc.weight, state["head.fc.weight"]
+    )
+    assert server.requests == ["/a", "/c", "/b"]
+    facts({"mirrors": mirrors[:1]})
+    with pytest.raises(zoo.BadWeights, match="/a cannot be fetched: 404"):
+        zoo.create_model(name, pretrained=True)
+
+
+def test_weights_without_a_licence_are_named_once(server, facts, caplog):
+    state = zoo.create_model("cct_2_3x2_32").state_dict()
+    name = facts({"licence": "none stated"}, a=state)
+    build._say_once.cache_clear()
+    for _ in range(2):
+        zoo.create_model(name, pretrained=True)
+    assert caplog.text.count("state no licence for these weights") == 1
+
+
+def test_every_published_address_is_one_that_is_fetched():
+    """113 variants have an address; two of them take the place of a page that has no file."""
+    with_address = zoo.list_models(pretrained=True)
+    assert len(with_address) == 113
+    addresses = [e["url"] for n in with_address for e in zoo.model_info(n)["weights"] if "url" in e]
+    assert len(addresses) == len(set(addresses))
+    for address in addresses:
+        if not address.startswith("hf:"):
+            checked_address(address)
+        assert len(cache_name(address)) < 150
+    assert len({cache_name(address) for address in addresses}) == len(addresses)

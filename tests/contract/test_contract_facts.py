@@ -7,6 +7,8 @@ import torch
 from support import FINISHED
 
 import zoo
+from zoo.download import Sums
+from zoo.fetch import is_address
 
 CAPABILITIES = {
     *("features", "reparam", "dynamic_size", "onnx", "distilled", "output_stride"),
@@ -15,6 +17,14 @@ CAPABILITIES = {
     "floors",  # from this reduction on, odd maps are halved with rounding down, not up
     "smallest",  # the least side of an image, where not 1 or that of a patch
     "drop_path",  # whether there are branches to drop, true unless stated otherwise
+}
+WEIGHTS = {
+    *("tag", "keys", "licence", "url", "page", "mirrors", "megabytes", "sha256", "git_sha1"),
+    "classes",  # of these weights, where not those of the variant
+    "input",  # mean and std, where not those of the variant
+    "branch",  # key of the weights in the file, where it has several
+    "head",  # false: the file has no classifier
+    "top1",
 }
 KNOWN_TASKS = {"classification", "segmentation", "super-resolution"}
 
@@ -67,12 +77,19 @@ def test_facts_are_complete(name):
     assert facts["capabilities"].keys() <= CAPABILITIES, "a capability that no test knows"
     styles = {style.name for style in on_meta(name).key_styles}
     for entry in facts.get("weights", []):
-        assert {"tag", "keys"} <= entry.keys()
+        assert {"tag", "keys"} <= entry.keys() <= WEIGHTS
+        assert "licence" in entry or "page" in entry
         assert ("url" in entry) != ("page" in entry), "an address to fetch from, or a page"
         assert entry["keys"] in styles, f"no conversion for keys of {entry['keys']}"
-        if "url" in entry:
-            assert entry["url"].startswith(("https:", "hf:"))
-            assert entry["licence"], "what is fetched without asking has a known licence"
+        assert entry.get("input", {}).keys() <= {"mean", "std"}
+        for place in (entry, *entry.get("mirrors", ())):
+            Sums(place.get("sha256"), place.get("git_sha1"))
+            if "url" in place:
+                assert is_address(place["url"])
+                assert not place["url"].startswith("http:")
+                assert "/blob/" not in place["url"]
+    tags = [entry["tag"] for entry in facts.get("weights", [])]
+    assert len(set(tags)) == len(tags)
 
 
 @pytest.mark.parametrize("name", FINISHED)

@@ -9,10 +9,11 @@ from torch import nn
 
 import zoo
 from zoo.blocks.positions import sinusoid
+from zoo.keys import convert_keys
 from zoo.models.compact_transformers import VARIANTS, RenormedBlock, SeqPoolHead
 
 # Published names that do not follow from the records: a second layer in the tokeniser.
-OWN_LAYOUTS = ("cct_14_7x2_*", "cct_7_7x2_224_sine")
+OWN_LAYOUTS = ("cct_14_7x2_*", "cct_7_7x2_224_sine", "cct_*_3x2_32")
 
 KINDS = ("vit_2_4_32", "cvt_2_4_32", "cct_2_3x2_32")
 
@@ -166,3 +167,18 @@ def test_published_initialisation():
     conv = model.stem[0].project.weight
     assert conv.std().item() == pytest.approx((2 / 48) ** 0.5, rel=0.05)
     assert model.stages[1].blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_two_convolutions_have_the_authors_names():
+    """The layers of the tokeniser are numbered; its second convolution is `conv_layers.1.0`."""
+    model = zoo.create_model("cct_2_3x2_32")
+    one = public_state("cct_7_3x1_32")
+    own = model.state_dict()
+    public = {key: own[f"stem.{i}.project.weight"] for i, key in enumerate(CONVOLUTIONS)}
+    assert set(CONVOLUTIONS[:1]) <= one.keys()
+    head = {key: t for key, t in one.items() if key.startswith("classifier.")}
+    found = convert_keys(public | head, model)
+    assert torch.equal(found["stem.1.project.weight"], own["stem.1.project.weight"])
+
+
+CONVOLUTIONS = ("tokenizer.conv_layers.0.0.weight", "tokenizer.conv_layers.1.0.weight")

@@ -1,6 +1,7 @@
 """MobileNetV2 against timm's and torchvision's, whatever the width."""
 
 import functools
+import re
 
 import pytest
 import timm
@@ -51,6 +52,37 @@ def test_weights_of_torchvision(name):
     state, want = of_torchvision(name)
     model = zoo.create_model(name).eval()
     assert zoo.load_weights(model, state) == []
+    with torch.no_grad():
+        assert difference(model(images(2, SIZE)), want) < 1e-5
+
+
+def as_d_li14(state):
+    """Name torchvision's tensors as d-li14 does: the layers of a block in one sequence."""
+    last = max(int(key.split(".")[1]) for key in state if key.startswith("features."))
+
+    def name(key):
+        key = key.replace("classifier.1.", "classifier.").replace(f"features.{last}.", "conv.")
+        expands = not key.startswith("features.1.")
+        parts = (("0.0", 0), ("0.1", 1), ("1.0", 3), ("1.1", 4), ("2", 6), ("3", 7))
+        parts = parts if expands else (("0.0", 0), ("0.1", 1), ("1", 3), ("2", 4))
+        for old, new in parts:
+            found = re.sub(
+                rf"^(features\.\d+\.conv)\.{re.escape(old)}\.(?=[a-z])", rf"\1.{new}.", key
+            )
+            if found != key:
+                return found
+        return key
+
+    return {name(key): tensor for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_weights_of_d_li14(name):
+    state, want = of_torchvision(name)
+    public = as_d_li14(state)
+    assert {"features.1.conv.4.weight", "features.2.conv.7.weight", "conv.1.bias"} <= public.keys()
+    model = zoo.create_model(name).eval()
+    assert zoo.load_weights(model, public) == []
     with torch.no_grad():
         assert difference(model(images(2, SIZE)), want) < 1e-5
 

@@ -46,6 +46,51 @@ def as_original(state):
     return {name(key): tensor for key, tensor in state.items()}
 
 
+def as_detectron2(state):
+    """Name the tensors of timm's "ese" models as vovnet-detectron2 does; it has no classifier."""
+    layers = (("conv_dw", "dw_conv3x3"), ("conv_pw", "pw_conv1x1"), ("bn", "pw_norm"))
+
+    def name(key):
+        for part, new in layers:
+            if part != "bn" or separable(key):
+                key = re.sub(rf"\.{part}\.(\w+)$", rf".{new}.\1", key)
+        key = re.sub(r"^stem\.(\d)\.", lambda m: f"stem.stem_{int(m[1]) + 1}/", key)
+
+        def module(m):
+            stage, block, rest = int(m[1]) + 2, int(m[2]) + 1, m[3]
+            osa = f"OSA{stage}_{block}"
+            rest = re.sub(r"^conv_mid\.(\d)\.", rf"layers.\1.{osa}_\1/", rest)
+            rest = rest.replace("conv_concat.", f"concat.{osa}_concat/").replace("attn.", "ese.")
+            rest = rest.replace("conv_reduction.", f"conv_reduction.{osa}_reduction_0/")
+            return f"stage{stage}.{osa}.{rest}"
+
+        key = re.sub(r"^stages\.(\d)\.blocks\.(\d+)\.(.*)", module, key)
+        return re.sub(r"/bn", "/norm", key)
+
+    def separable(key):
+        return key.rsplit(".bn.", 1)[0] + ".conv_dw.weight" in state
+
+    return {name(key): tensor for key, tensor in state.items() if not key.startswith("head.")}
+
+
+@pytest.mark.parametrize(
+    "name", ["ese_vovnet19b_dw", "ese_vovnet19b_slim", "ese_vovnet19b_slim_dw"]
+)
+def test_weights_of_detectron2_have_all_but_the_classifier(name):
+    state, _ = theirs(name)
+    public = as_detectron2(state)
+    assert "stage2.OSA2_1.ese.fc.weight" in public
+    pyramid = zoo.create_model(name, features_only=True).eval()
+    assert zoo.load_weights(pyramid, public) == []
+    model = zoo.create_model(name)
+    lines = zoo.load_weights(model, public, strict=False)
+    assert lines == ["missing head.fc.weight, head.fc.bias"]
+    want = zoo.create_model(name)
+    zoo.load_weights(want, state)
+    own, others = model.state_dict(), want.state_dict()
+    assert all(torch.equal(own[key], others[key]) for key in own if not key.startswith("head."))
+
+
 def load(name, state):
     with torch.device("meta"):
         model = zoo.create_model(name)

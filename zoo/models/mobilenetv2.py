@@ -2,8 +2,9 @@
 
 Paper: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (arXiv 1801.04381),
        table 2; the widened and deepened "d" variants are timm's.
-Code:  timm's mobilenetv2_* (Apache-2.0) and torchvision's MobileNetV2 (BSD-3-Clause), which compute
-       the same function; both key styles are read.
+Code:  timm's mobilenetv2_* (Apache-2.0), torchvision's MobileNetV2 (BSD-3-Clause) and
+       github.com/d-li14/mobilenetv2.pytorch (Apache-2.0), which compute the same function; all
+       three key styles are read.
 Here:  padding is symmetric, as in both; the original in TensorFlow pads more on one side.
        `output_stride` 8 or 16 turns later strides into dilations, for dense tasks.
 """
@@ -134,8 +135,31 @@ def _torchvision(model: MobileNetV2) -> list[Any]:
     return rows
 
 
+def _d_li14(model: MobileNetV2) -> list[Any]:
+    """Return the rows; d-li14 numbers blocks from 1, and every layer of a block in one sequence."""
+    rows: list[Any] = [
+        (r"features\.0\.0\.", "stem.conv."),
+        (r"features\.0\.1\.", "stem.norm."),
+        (r"conv\.0\.", "norm.conv."),
+        (r"conv\.1\.", "norm.norm."),
+        (r"classifier\.", "head.fc."),
+    ]
+    for number, (s, j, block) in enumerate(numbered_blocks(model), start=1):
+        parts = ["expand", "depthwise", "project"]
+        parts = parts if isinstance(block.expand, ConvNorm) else parts[1:]
+        for place, part in enumerate(parts):  # an activation follows each but the last
+            for offset, layer in enumerate(("conv", "norm")):
+                rows += prefixed(
+                    rf"features\.{number}\.conv\.",
+                    f"stages.{s}.blocks.{j}.",
+                    [(rf"{3 * place + offset}\.", f"{part}.{layer}.")],
+                )
+    return rows
+
+
 KEY_STYLES = (
     KeyStyle("timm", "conv_stem.weight", rows=TIMM),
+    KeyStyle("d-li14/mobilenetv2.pytorch", "conv.0.weight", rows=_d_li14),
     KeyStyle("torchvision", "features.0.0.weight", rows=_torchvision),
 )
 

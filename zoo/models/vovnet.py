@@ -3,7 +3,8 @@
 Paper: Lee et al., "An Energy and GPU-Computation Efficient Backbone Network for Real-Time Object
        Detection" (arXiv 1904.09730), table 1; the "ese" variants: CenterMask (arXiv 1911.06667).
 Code:  github.com/stigma0617/VoVNet.pytorch @ 039d9dcbd07d (no licence; written from a description)
-       and timm's vovnet.py (Apache-2.0); both key styles are read.
+       timm's vovnet.py (Apache-2.0) and github.com/youngwanLEE/vovnet-detectron2 (Apache-2.0);
+       all three key styles are read.
 Here:  the two code bases differ in `vovnet39` and `vovnet57`: the authors' modules add their input,
        except the first of a stage; timm's `vovnet39a` and `vovnet57a` do not. Both are kept under
        their own names, as their weights are not interchangeable.
@@ -184,8 +185,25 @@ AUTHORS = (
     ),
     (r"stage(\d)\.OSA\d_(\d+)\.concat\.OSA\d_\d+_concat/", "stages.{1-1}.blocks.{2-1}.join."),
 )
+_MODULE = r"stage(\d)\.OSA\d_(\d+)\."
+DETECTRON2 = (
+    *AUTHORS,
+    (_MODULE + r"conv_reduction\.OSA\d_\d+_reduction_0/", "stages.{1-1}.blocks.{2-1}.reduce."),
+    (_MODULE + r"ese\.fc\.", "stages.{1-1}.blocks.{2-1}.gate.fc."),
+)
+DETECTRON2_PARTS = (
+    (r"\.dw_conv3x3\.(\w+)$", r".conv.depthwise.\1"),
+    (r"\.pw_conv1x1\.(\w+)$", r".conv.pointwise.\1"),
+    (r"\.pw_norm\.(\w+)$", r".norm.\1"),
+)
 KEY_STYLES = (
     KeyStyle("timm", "stem.0.conv.weight", rows=TIMM, inside=TIMM_PARTS),
+    KeyStyle(
+        "youngwanLEE/vovnet-detectron2",
+        "stage2.OSA2_1.ese.fc.weight",
+        rows=DETECTRON2,
+        inside=DETECTRON2_PARTS,
+    ),
     KeyStyle("stigma0617/VoVNet.pytorch", "stem.stem_1/conv.weight", rows=AUTHORS),
 )
 
