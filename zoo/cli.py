@@ -43,6 +43,7 @@ COMMANDS = {
     "compare": Command("which measurements became faster or slower", "before.jsonl after.jsonl"),
     "list": Command("models by name", "'mobilenet*' --long"),
     "info": Command("paper, figures, weights and licence of a model", "mobilenetv2_100"),
+    "weights": Command("where published weights are, and whether they fit", "mobilenetv2_100"),
     "count": Command("parameters, MACs and activations", "mobilenetv2_100 --depth 2"),
     "completion": Command("completion for bash, zsh or fish", "bash"),
 }

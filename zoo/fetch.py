@@ -85,6 +85,23 @@ def local_file(
     return path
 
 
+def in_cache(source: str, sha256: str | None = None, *, git_sha1: str | None = None) -> Path | None:
+    """Return the file that `local_file` would take without a download; None if there is none."""
+    folder, sums = cache_folder(), Sums(sha256, git_sha1)
+    path = folder / cache_name(source)
+    candidates = [path]
+    if source.startswith("hf:") and source.count("/") >= 2:
+        from huggingface_hub import try_to_load_from_cache
+
+        owner, repository, file = source.removeprefix("hf:").split("/", 2)
+        found = try_to_load_from_cache(f"{owner}/{repository}", file)
+        candidates += [Path(found)] if isinstance(found, str) else []
+        return next((candidate for candidate in candidates if candidate.is_file()), None)
+    if not source.startswith("gdrive:"):
+        candidates.append(folder / Path(urllib.parse.urlsplit(source).path).name[:200])
+    return next((one for one in candidates if _is_usable(one, path, sums)), None)
+
+
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
     """Return the folder of downloaded files, which need not exist."""
     return Path(torch.hub.get_dir()) / "checkpoints" if cache_dir is None else Path(cache_dir)

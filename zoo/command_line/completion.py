@@ -79,7 +79,7 @@ def candidates(words: list[str], commands: Sequence[str] | dict[str, str]) -> li
         return []
     if last.startswith("-"):
         return _matching(last, _options(command))
-    return _matching(last, _models()) if command in ("list", "info", "count") else []
+    return _matching(last, _models()) if command in ("list", "info", "count", "weights") else []
 
 
 def _settings(command: str, last: str) -> list[str]:
