@@ -156,14 +156,14 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _check_values(state: State, own: State, named: str) -> None:
     """Raise `BadWeights` for tensors whose values cannot be those of weights."""
-    faults = {key: what for key, t in state.items() if (what := _fault(key, t, own[key]))}
+    faults = {key: what for key, t in state.items() if (what := _fault(t, own[key]))}
     if faults:
         key, what = next(iter(faults.items()))
         more = f", and {len(faults) - 1} more tensors" if len(faults) > 1 else ""
         raise BadWeights(f"{named} cannot be loaded: {key} {what}{more}")
 
 
-def _fault(key: str, tensor: Tensor, own: Tensor) -> str:
+def _fault(tensor: Tensor, own: Tensor) -> str:
     """Return why `tensor` cannot become the values of `own`; "" if it can."""
     if tensor.layout != torch.strided:
         return "is sparse; save dense tensors"
@@ -188,8 +188,6 @@ def _fault(key: str, tensor: Tensor, own: Tensor) -> str:
             return f"has values beyond the range of {wanted}"
         what = "NaN" if bool(tensor.isnan().any()) else "infinite values"
         return f"contains {what}; the training diverged, or the file is damaged"
-    if key.endswith("running_var") and bool((converted < 0).any()):
-        return "contains negative variances; the file is damaged"
     return ""
 
 
