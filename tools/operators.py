@@ -1,7 +1,7 @@
 """Record the operators that one small model of each module of timm and torchvision executes.
 
 A test requires a counting rule for each of them. Run this after an update of either package; it
-takes some minutes.
+takes some minutes, and goes on where it was stopped.
 """
 
 import json
@@ -20,14 +20,18 @@ from torch.utils._pytree import tree_leaves
 
 FILE = Path(__file__).parents[1] / "tests" / "profiling" / "operators.json"
 _LARGE = re.compile(
-    "base|large|huge|giant|xl|_[lbh]([_0-9]|$)|384|448|512|so400m|enormous|_7b|x32|101|152|b36"
+    "base|large|huge|giant|xl|_[lbh]([_0-9]|$)|384|448|512|so[0-9]+m|[0-9]{3}m|enormous|_7b|x32|101|152|b36"
 )
 
 
 def write() -> None:
     """Trace one model of each module and write `tests/profiling/operators.json`."""
-    found: dict[str, dict[str, Any]] = {}
+    versions = {"timm": timm.__version__, "torchvision": torchvision.__version__.split("+")[0]}
+    stored = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    found: dict[str, Any] = stored.get("modules", {}) if stored.get("versions") == versions else {}
     for module, name, build in _models():
+        if found.get(module, {}).get("model") == name:
+            continue
         model = build().eval()
         image = torch.zeros(_input_size(module, model))
         with torch.no_grad(), warnings.catch_warnings():
@@ -36,10 +40,9 @@ def write() -> None:
         kinds = {node.kind() for node in _nodes(traced.inlined_graph)}
         operators = sorted(kind for kind in kinds if not kind.startswith("prim::"))
         found[module] = {"model": name, "operators": operators}
+        content = json.dumps({"versions": versions, "modules": dict(sorted(found.items()))}, indent=1)
+        FILE.write_text(content + "\n", encoding="utf-8")
         print(f"{module}: {name}, {len(operators)} operators", flush=True)
-    versions = {"timm": timm.__version__, "torchvision": torchvision.__version__.split("+")[0]}
-    content = json.dumps({"versions": versions, "modules": found}, indent=1)
-    FILE.write_text(content + "\n", encoding="utf-8")
 
 
 class _TensorsOnly(nn.Module):
