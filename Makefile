@@ -1,6 +1,7 @@
 # make demo: set up, train a model on real images, evaluate, count, time, export, compare
 # make test: set up, run the tests              make lint: the other checks of CI
 # make quick: set up, run the tests without the slow ones and for five families only
+# make docs: build the documentation site in site/; a broken link is an error
 # make generated: write all generated files      make results: measure the models that have no latencies
 # make family NAME=<family>: write all generated files of a new family; MEASURE=1 measures it, too
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test quick lint types style generated family results clean
+.PHONY: demo test quick lint docs types style generated family results clean
 
 # Install again when the requirements have changed. pip compiles one file after the other; on all
 # cores it takes a part of the time. Some packages contain files that are no Python of this version.
@@ -36,6 +37,9 @@ test: $(VENV)/installed
 quick: $(VENV)/installed
 	$(BIN)/python -m pytest --quick
 
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
+
 generated: $(VENV)/installed
 	$(BIN)/python -m tools write
 
@@ -62,4 +66,4 @@ style: $(VENV)/installed
 	$(BIN)/python -m tools check
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache

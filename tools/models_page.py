@@ -15,14 +15,14 @@ from zoo.reports.records import Record
 FILE = ROOT / "docs" / "models.md"
 
 _ABOUT = (
-    "Written by `make generated` from [zoo/facts](../zoo/facts) and the counts in "
-    "[results/counts.json](../results/counts.json); do not edit. Latency and memory: "
-    "[results/](../results). Adding a model: [add_a_model.md](add_a_model.md)."
+    "Written by `make generated` from `zoo/facts` and the counts in "
+    "`results/counts.json`; do not edit. Latency and memory: "
+    "`results/`. Adding a model: [add_a_model.md](add_a_model.md)."
 )
 _MEANING = (
     "Parameters and MACs are those of the model as trained (not fused), MACs for one image of the "
     "size in the row. The ms are medians of the fused model on the machine of "
-    "[results/](../results); each family is sorted by the lower one. *Published* figures come from "
+    "`results/`; each family is sorted by the lower one. *Published* figures come from "
     "the sources; where ours differ by more than "
     "1 %, the reason is below the table. Top-1 is the best published accuracy on the data set of "
     "the model. Weights: *automatic* if `pretrained=True` downloads them, *manual* if a page "

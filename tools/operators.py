@@ -40,7 +40,9 @@ def write() -> None:
         kinds = {node.kind() for node in _nodes(traced.inlined_graph)}
         operators = sorted(kind for kind in kinds if not kind.startswith("prim::"))
         found[module] = {"model": name, "operators": operators}
-        content = json.dumps({"versions": versions, "modules": dict(sorted(found.items()))}, indent=1)
+        content = json.dumps(
+            {"versions": versions, "modules": dict(sorted(found.items()))}, indent=1
+        )
         FILE.write_text(content + "\n", encoding="utf-8")
         print(f"{module}: {name}, {len(operators)} operators", flush=True)
 
