@@ -1,6 +1,7 @@
 """The commands `list`, `info` and `count`: filters, order, tables that fit, errors."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_the_shipped_figures_are_those_of_the_results():
         assert figures.of(name).macs == COUNTS[name]["macs"]
         assert set(figures.of(name).ms) == set(figures.runtimes()), name
     assert figures.of("timm/resnet18").latency() is None
+
+
+def test_the_figures_are_in_the_package():
+    project = Path(__file__).parents[1]
+    text = (project / "pyproject.toml").read_text("utf-8")
+    globs = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["zoo"]
+    packaged = {path for glob in globs for path in (project / "zoo").glob(glob)}
+    assert project / "zoo" / "facts" / figures.FILE in packaged
+    for name in ("page.html", "page.css", "tables.js", "plot.js", "page.js"):
+        assert project / "zoo" / "reports" / "page" / name in packaged
 
 
 def test_the_long_list_has_a_heading_and_fits_80_columns(printed):

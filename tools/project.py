@@ -49,7 +49,8 @@ def members(family: str) -> list[str]:
     known = families()
     if family in known:
         return known[family]
-    if unfinished := registry.list_models(family=family):
+    others = [registry.get_spec(name) for name in registry.list_models()]
+    if unfinished := [spec.name for spec in others if spec.family == family]:
         status = registry.get_spec(unfinished[0]).facts.get("status", "not a part of the package")
         raise BadInput(
             f"family {family!r} is {status}; remove `status` from zoo/facts/{family}.yaml first"

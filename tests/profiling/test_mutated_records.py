@@ -33,6 +33,8 @@ GOOD = record(
     peak_memory_bytes=2**20,
     energy_j=0.5,
     intensity=3.0,
+    paired={"ratio": 0.9, "low": 0.8, "high": 1.0, "n": 50},
+    fused=True,
     warmup_s=1.0,
     steady=False,
 )
@@ -41,6 +43,7 @@ PATHS = [
     *(("layers", key) for key in GOOD["layers"]),
     *(("layers", "roofline", key) for key in GOOD["layers"]["roofline"]),
     *(("layers", "layers", 0, key) for key in GOOD["layers"]["layers"][0]),
+    *(("paired", key) for key in ("ratio", "low", "high", "n")),
     *(("machine", "cpu"), ("versions", "torch"), ("asked", "min_runs"), ("args", "in_chans")),
 ]
 
@@ -65,7 +68,7 @@ def without(path):
 
 def use(records):
     """Make everything that this package makes of records."""
-    other = record(model="efficientformer_l1", fused=True, runtime="eager")
+    other = record(model="efficientformer_l1", fused=False, runtime="eager")
     both = [*records, other]
     view = View(both)
     page = render(view, "title")

@@ -262,6 +262,15 @@ def test_models_without_a_published_accuracy_are_in_a_strip(page):
     assert "None of these models" in one(page, "#plot-notes").text
 
 
+def test_all_models_of_a_small_plot_are_named(page):
+    choose(page, "#setting", "eager 2.15.0, machine 1")
+    choose(page, "#variant", "all")
+    names = [text.text for text in all_of(page, "#points text.name")]
+    assert sorted(names) == sorted(
+        2 * ["mobilenetv2_100", "efficientformer_l1", "efficientformer_l3"]
+    )
+
+
 def test_names_neither_take_the_pointer_nor_cover_points(page):
     script = """
     const names = [...document.querySelectorAll('#points text.name')];

@@ -10,6 +10,7 @@ const AXES = {
   params: { title: "parameters (logarithmic)", name: "parameters" },
 };
 const FONT = 12; // px; the drawing is as wide as its place on the page, so that text keeps its size
+const NAMED = 20; // a plot of at most this many models names those that are not on the front, too
 const STRIP = 26; // px below the plot, for models without a published accuracy
 
 function logTicks(low, high, most) {
@@ -88,7 +89,8 @@ class Plot {
     for (const p of known.slice().sort((a, b) => order(a) - order(b))) {
       this.mark(p, this.x(value(p)), p.top1 === null ? this.bottom + STRIP / 2 : this.y(p.top1), front.includes(p), fits(p.row), axis);
     }
-    this.label(front, value);
+    const others = known.filter((p) => fits(p.row) && !front.includes(p));
+    this.label(front, others.length + front.length <= NAMED ? others : [], value);
     this.legend(new Set(known.filter((p) => fits(p.row)).map((p) => data.families[p.row])));
   }
 
@@ -150,8 +152,9 @@ class Plot {
     this.marks.push({ made, x, y, fits });
   }
 
-  // Names the models on the front where there is room, with a line to the model if it is not near.
-  label(front, value) {
+  // Names the models on the front, and then others, where there is room; with a line to the model
+  // if its name is not near.
+  label(front, others, value) {
     const taken = this.marks.filter((m) => m.fits).map(({ x, y }) => ({ x: x - 6, y: y - 6, width: 12, height: 12 }));
     front.forEach((p, i) => {
       const [x, y] = [this.x(value(p)), this.y(p.top1)];
@@ -160,12 +163,12 @@ class Plot {
       taken.push({ x: px, y: py - 1, width: x - px, height: 2 }, { x: x - 1, y, width: 2, height: py - y });
     });
     const meets = (a, b) => a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height;
-    for (const p of front) {
-      const [cx, cy] = [this.x(value(p)), this.y(p.top1)];
+    for (const p of [...front, ...others]) {
+      const [cx, cy] = [this.x(value(p)), p.top1 === null ? this.bottom + STRIP / 2 : this.y(p.top1)];
       const text = node(this.svg, "text", { class: "name" }, cell(p.row, "model"));
       const { width, height } = text.getBBox();
       const found = this.places(cx, cy, width, height).find(({ box }) =>
-        box.x >= this.left && box.x + box.width <= this.right && box.y >= this.top - 4 && box.y + box.height <= this.bottom && !taken.some((other) => meets(box, other)));
+        box.x >= this.left && box.x + box.width <= this.right && box.y >= this.top - 4 && box.y + box.height <= (p.top1 === null ? this.axis : this.bottom) && !taken.some((other) => meets(box, other)));
       if (!found) { text.remove(); continue; }
       const { box, far } = found;
       taken.push(box);
