@@ -17,10 +17,15 @@ _LAZY = {
     "load_weights": "zoo.weights",
     "reparameterize": "zoo.reparam",
     "recalibrate": "zoo.recalibration",
-    "count": "zoo.counting.count",
+    "count": "zoo.functions",
     "measure": "zoo.profiling.latency",
     "compare": "zoo.profiling.latency",
-    "export": "zoo.deploy.pipeline",
+    "export": "zoo.functions",
+    "train": "zoo.functions",
+    "eval": "zoo.functions",
+    "benchmark": "zoo.functions",
+    "predict": "zoo.functions",
+    "report": "zoo.functions",
     "quantize": "zoo.compression.int8",
     "ZooError": "zoo.errors",
     "UnknownModel": "zoo.errors",
@@ -37,8 +42,6 @@ __all__ = [*_LAZY, *_PACKAGES, "__version__"]
 
 if TYPE_CHECKING:
     from zoo.compression.int8 import quantize as quantize
-    from zoo.counting.count import count as count
-    from zoo.deploy.pipeline import export as export
     from zoo.errors import BadInput as BadInput
     from zoo.errors import BadWeights as BadWeights
     from zoo.errors import MissingExtra as MissingExtra
@@ -47,6 +50,13 @@ if TYPE_CHECKING:
     from zoo.errors import UnknownModel as UnknownModel
     from zoo.errors import ZooError as ZooError
     from zoo.factory import create_model as create_model
+    from zoo.functions import benchmark as benchmark
+    from zoo.functions import count as count
+    from zoo.functions import eval as eval
+    from zoo.functions import export as export
+    from zoo.functions import predict as predict
+    from zoo.functions import report as report
+    from zoo.functions import train as train
     from zoo.profiling.latency import compare as compare
     from zoo.profiling.latency import measure as measure
     from zoo.recalibration import recalibrate as recalibrate
