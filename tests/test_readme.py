@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from published import RECORDS, public_state
 
 import zoo
 from tools import latencies, picture
+from zoo.cli import COMMANDS as COMMAND_NAMES
 from zoo.command_line.composition import run as run_command
 
 pytestmark = pytest.mark.slow
@@ -30,7 +32,7 @@ LINKS = [
     for page, text in TEXTS.items()
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
 ]
-PYTHON = [code for language, code in BLOCKS if language == "python"]
+PYTHON = [code for language, code in BLOCKS if language in ("python", "py")]  # py: not run here
 RUN = ("README.md", "quantization.md")  # pages whose Python code runs here, block by block
 COMMANDS = [
     line.strip()
@@ -45,9 +47,10 @@ def test_it_opens_with_what_this_is_and_two_commands():
     assert TEXT.startswith("# ")
     assert "make demo" in TEXT
     assert "make test" in TEXT
-    assert TEXT.index("make demo") < TEXT.index("python train.py")
+    assert TEXT.index("make demo") < TEXT.index("zoo train")
     for script in ("train", "eval", "benchmark", "export"):
-        assert any(f"{script}.py" in command for command in COMMANDS), script
+        assert any(command.startswith(f"zoo {script} ") for command in COMMANDS), script
+        assert f"{script}.py`" in TEXT
 
 
 def test_figures_of_the_opening_are_true():
@@ -120,11 +123,20 @@ def test_python_uses_public_names_and_known_models(code):
             assert zoo.registry.is_model(name) or name.startswith("timm/"), name
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ")])
+def test_every_extra_is_listed_by_what_it_is_for():
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    listed = re.findall(r"\| `pip install '\.\[(.*?)\]'` \|", TEXT)
+    names = {name for row in listed for name in row.split(",")}
+    assert names == set(project["optional-dependencies"]) - {"dev"}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("python ", "zoo "))])
 def test_commands_name_scripts_and_models_that_exist(command):
     words = shlex.split(command, comments=True)
-    target = words[1]
-    assert target == "-m" or (README.parent / target).is_file(), target
+    if words[0] == "zoo":
+        assert words[1] in COMMAND_NAMES
+    else:
+        assert words[1] == "-m" or (README.parent / words[1]).is_file()
     for word in words[2:]:
         key, _, value = word.partition("=")
         if key == "model" and "*" not in value and not value.startswith(("timm/", "<")):

@@ -15,6 +15,7 @@ from tools import (
 )
 from tools.project import ROOT, checked_root, finished, members, smallest
 from zoo import registry
+from zoo.command_line import help as settings_help
 from zoo.errors import BadInput
 
 WRITE = "run `make generated`"
@@ -34,6 +35,7 @@ def pages() -> dict[Path, str]:
         latencies.TABLE: latencies.render(counted, records),
         figures.FILE: figures.render(counted, records),
         capabilities.PAGE: capabilities.render(),
+        ROOT / "docs" / "configuration.md": settings_help.page(),
     }
 
 

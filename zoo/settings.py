@@ -14,16 +14,16 @@ from typing import Any
 class ModelConfig:
     """Group `model`: the arguments of `zoo.create_model`."""
 
-    name: str = "efficientformer_l1"
+    name: str = "efficientformer_l1"  # a name that `zoo list` prints, or timm/<name>
     encoder: str | None = None  # backbone of a decoder such as unet or fpn
-    pretrained: bool = False
-    checkpoint_path: str | None = None
+    pretrained: bool = False  # start from published weights, downloaded once
+    checkpoint_path: str | None = None  # start from a run folder, or a file or URL of weights
     num_classes: int | None = None  # null: number of classes of the data
     in_chans: int | None = None  # null: number of channels of the data
     img_size: Any = None  # only for models whose parameters depend on the image size
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    global_pool: str | None = None
+    drop_rate: float = 0.0  # dropout in front of the classifier
+    drop_path_rate: float = 0.0  # stochastic depth: probability of skipping the last block
+    global_pool: str | None = None  # how features are pooled for the classifier: avg, max, ...
     kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of a single model family
 
 
@@ -31,10 +31,7 @@ class ModelConfig:
 class DataConfig:
     """Group `data`: the data set, its preprocessing and its augmentation."""
 
-    # classification: digits, folder, imagenet, cifar10, cifar100, hfds/<name>, wds/<name>;
-    # segmentation: digits_segmentation, folder_segmentation, voc, oxford_pet;
-    # super-resolution: photos_superres
-    name: str = "digits"
+    name: str = "digits"  # name of the data set
     root: str | None = None  # folder of the data; cache folder for hfds/<name>
     download: bool = False  # download CIFAR, VOC or Oxford Pets if they are missing
     train_split_name: str | None = None  # folder or split to train on
@@ -77,7 +74,7 @@ class TrainConfig:
     """Group `train`: how a model is trained."""
 
     # length
-    epochs: int = 8
+    epochs: int = 8  # passes over the training images
     stop_at_epoch: int | None = None  # stop early, to resume later; the schedule still has `epochs`
     limit_train_batches: int | None = None  # batches per epoch, for a smoke test
     limit_val_batches: int | None = None  # batches per validation, for a smoke test
@@ -88,28 +85,28 @@ class TrainConfig:
     accumulate: int = 1  # batches per update
 
     # optimizer and schedule, with the names and arguments of timm's factories
-    optimizer: str = "adamw"
-    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = "adamw"  # adamw, sgd, lamb, ...
+    optimizer_args: dict[str, Any] = field(default_factory=dict)  # such as {betas:[0.9,0.99]}
     lr: float = 2e-3  # learning rate for updates of `lr_base_batch` images
-    lr_base_batch: int = 16
+    lr_base_batch: int = 16  # images per update that `lr` is meant for
     lr_scale: str = "sqrt"  # scaling with the images per update: linear, sqrt (for Adam), none
     weight_decay: float = 0.05  # except vectors and parameters in model.no_weight_decay()
     layer_decay: float | None = None  # factor of the learning rate per layer, from head to input
-    scheduler: str = "cosine"
-    scheduler_args: dict[str, Any] = field(default_factory=dict)
-    warmup_epochs: float = 1.0
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-6
-    clip_grad: float | None = None
+    scheduler: str = "cosine"  # cosine, step, multistep, poly, constant, none, ...
+    scheduler_args: dict[str, Any] = field(default_factory=dict)  # such as {decay_rate:0.5}
+    warmup_epochs: float = 1.0  # epochs over which the learning rate rises to `lr`
+    warmup_lr: float = 1e-6  # learning rate at the start
+    min_lr: float = 1e-6  # learning rate at the end
+    clip_grad: float | None = None  # largest norm or value of the gradient; null: no clipping
     clip_mode: str = "norm"  # norm, value, agc
     freeze: list[str] = field(default_factory=list)  # globs of module names, or all-but-head
 
     # loss, mixing, distillation
     loss: str | None = None  # null: cross-entropy, or charbonnier for super-resolution
-    loss_args: dict[str, Any] = field(default_factory=dict)
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    loss_args: dict[str, Any] = field(default_factory=dict)  # arguments of that loss
+    label_smoothing: float = 0.0  # share of each target that is spread over all classes
+    mixup: float = 0.0  # alpha of mixup; 0: none
+    cutmix: float = 0.0  # alpha of cutmix; 0: none
     mixup_prob: float = 1.0  # probability of mixing a batch
     mixup_switch_prob: float = 0.5  # probability of cutmix instead of mixup, if both are enabled
     mixup_off_epoch: int = 0  # stop mixing at this epoch; 0: never
@@ -119,15 +116,14 @@ class TrainConfig:
     distill_alpha: float = 0.5  # weight of the teacher's loss
     distill_tau: float = 1.0  # temperature of soft distillation
 
-    # quantisation-aware training, starting from trained weights (docs/qat.md)
-    qat: bool = False
+    qat: bool = False  # quantisation-aware training, from trained weights (docs/qat.md)
 
     # exponential moving average of the weights
     ema_decay: float = 0.0  # 0: no averaging
     ema_warmup: bool = True  # start with a lower decay
 
     # machine
-    accelerator: str = "auto"
+    accelerator: str = "auto"  # auto, cpu, cuda, mps
     devices: Any = "auto"  # processes on this machine; torchrun sets the number itself
     num_nodes: int = 1  # number of machines
     strategy: str = "auto"  # auto, ddp
@@ -135,13 +131,13 @@ class TrainConfig:
     sync_bn: bool = False  # synchronise batch norms between GPUs
     channels_last: bool = True  # images and weights as NHWC in memory
     compile: bool = False  # use torch.compile
-    seed: int = 0
+    seed: int = 0  # of weights, order of images and augmentation
     deterministic: bool = False  # raise an error for operators that are not reproducible
 
     # output
     out: str = "runs"  # parent of the run folder
-    loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])
-    log_every: int = 10  # updates
+    loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])  # files of metrics
+    log_every: int = 10  # updates between values in TensorBoard
     progress: bool = True  # show a progress bar
 
 
@@ -150,7 +146,7 @@ class ProfileConfig:
     """Group `profile`: what to measure, for how long, and where to write the records."""
 
     runtimes: list[str] = field(default_factory=lambda: ["eager"])  # see zoo.runtimes
-    batch_sizes: list[int] = field(default_factory=lambda: [1])
+    batch_sizes: list[int] = field(default_factory=lambda: [1])  # images per call
     image_sizes: list[Any] | None = None  # numbers or [height, width]; null: each model's default
     fused: Any = "both"  # true: re-parameterised, false: as built, both: one row each
     threads: int | None = None  # threads per call; null: PyTorch's default
@@ -207,9 +203,9 @@ class EvalRun:
     weights: str | None = None  # run folder, checkpoint, or file or URL of published weights
     artefact: str | None = None  # exported file or its folder, instead of a model
     runtime: str | None = None  # runtime of the artefact; null: the one it was tested in
-    batch_size: int = 64
+    batch_size: int = 64  # images per call
     fused: bool = False  # evaluate the re-parameterised model
-    device: str = "auto"
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     out: str | None = None  # folder of the report; null: next to the weights or the artefact
 
 

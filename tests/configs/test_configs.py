@@ -104,7 +104,7 @@ def test_the_keys_are_the_frozen_ones() -> None:
 
 
 def documented() -> list[tuple[str, str]]:
-    """Return the commands in README, docs and the comments of configuration files."""
+    """Return the commands in README, docs and the comments of configuration files, as scripts."""
     files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     files += sorted(CONFIGS.rglob("*.yaml"))
     found = []
@@ -112,8 +112,9 @@ def documented() -> list[tuple[str, str]]:
         if not file.exists():
             continue
         text = file.read_text().replace("\\\n", " ")
+        text = re.sub(r"(?:python -m )?zoo (train|eval|benchmark|export)(?= \w)", r"\1.py", text)
         for match in re.finditer(
-            r"(?m)^[\s$#>]*(?:torchrun [^\n]*?|python3? )(\w+\.py)( .*)?$", text
+            r"(?m)^[\s$#>]*(?:torchrun [^\n]*?|python3? )?(\w+\.py)( \w.*)?$", text
         ):
             if match[1] in SCRIPTS:
                 found.append((str(file.relative_to(ROOT)), f"{match[1]}{match[2] or ''}".strip()))

@@ -12,7 +12,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 EMBEDDED = ("data=digits_segmentation", "data=photos_superres")
 COMMANDS = [
     line
-    for line in re.findall(r"^python train\.py .*$", README, re.MULTILINE)
+    for line in re.findall(r"^zoo train .*$", README, re.MULTILINE)
     if any(data in line for data in EMBEDDED)
 ]
 SHORT = ["train.epochs=1", "train.limit_train_batches=2", "train.limit_val_batches=1"]

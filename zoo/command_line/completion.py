@@ -11,7 +11,6 @@ from zoo.errors import BadInput, unknown_value
 from zoo.quoting import SCRIPTS
 
 _BASH = """\
-# zoo completion for bash: add to ~/.bashrc:  source <(zoo completion bash)
 _zoo() {
     local line="${COMP_LINE:0:COMP_POINT}" word part
     word="${line##* }"
@@ -28,7 +27,6 @@ complete -o default -F _zoo zoo
 
 _ZSH = """\
 #compdef zoo
-# zoo completion for zsh: add to ~/.zshrc after compinit:  source <(zoo completion zsh)
 _zoo() {
     local -a found
     found=("${(@f)$(zoo completion words -- "${words[@]:1:$((CURRENT-1))}" 2>/dev/null)}")
@@ -38,11 +36,15 @@ compdef _zoo zoo
 """
 
 _FISH = """\
-# zoo completion for fish:  zoo completion fish > ~/.config/fish/completions/zoo.fish
 complete -c zoo -a '(zoo completion words -- (commandline -opc)[2..] (commandline -ct) 2>/dev/null)'
 """
 
 SHELLS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+_INSTALLING = {
+    "bash": "bash: add to ~/.bashrc:  source <(zoo completion bash)",
+    "zsh": "zsh: add to ~/.zshrc, after compinit:  source <(zoo completion zsh)",
+    "fish": "fish: zoo completion fish > ~/.config/fish/completions/zoo.fish",
+}
 
 
 def run(arguments: Sequence[str], commands: dict[str, str]) -> None:
@@ -57,6 +59,10 @@ def run(arguments: Sequence[str], commands: dict[str, str]) -> None:
     """
     if list(arguments[:2]) == ["words", "--"]:
         print("\n".join(candidates(list(arguments[2:]), commands)))
+        return
+    if list(arguments) in (["-h"], ["--help"]):
+        print(f"usage: zoo completion {'|'.join(SHELLS)}\n")
+        print("\n".join(_INSTALLING.values()))
         return
     if len(arguments) != 1:
         raise BadInput(f"give one shell: zoo completion {'|'.join(SHELLS)}")

@@ -1,6 +1,6 @@
 """Explain every setting: the comments of the dataclasses in `zoo.settings`, with their defaults.
 
-`zoo train --help` prints `text`; `python -m tools write` writes `page` to docs/configuration.md.
+`zoo train --help` prints `text`. `make generated` writes `page` to docs/configuration.md.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def text(command: str) -> str:
         width,
     )
     for group, rows in groups(schema):
-        lines += ["", group]
+        lines += ["", *_wrapped(group, width)]
         for row in rows:
             if row.heading:
                 lines += ["", *_wrapped(f"# {row.heading}", width, "  ")]
@@ -74,7 +74,7 @@ def page() -> str:
         "# Configuration",
         "Every setting of `zoo train`, `eval`, `benchmark` and `export`, and of the scripts of the"
         " same names. `zoo <command> --help` prints the same. The comments come from"
-        " `zoo/settings.py`; `python -m tools write` writes this page.",
+        " `zoo/settings.py`; `make generated` writes this page.",
         "Settings are given as `key=value`: `zoo train model=mobilenetv2_100 train.epochs=30`. From"
         ' Python, `zoo.train(model="mobilenetv2_100", epochs=30)` does the same.',
     ]
@@ -112,7 +112,7 @@ def _settings(schema: type, defaults: Any, prefix: str) -> Iterator[Setting]:
         heading, comment = notes.get(entry.name, ("", ""))
         value = getattr(defaults, entry.name)
         if prefix + entry.name == "data.name":
-            comment = f"data=<name>: {', '.join(options('data'))}"
+            comment += f", usually given as data=<name>: {', '.join(options('data'))}"
         shown = "" if dataclasses.is_dataclass(value) else hydra(value)
         yield Setting(prefix + entry.name, shown, comment, heading)
 
@@ -146,10 +146,15 @@ def _comments(schema: type) -> dict[str, tuple[str, str]]:
 def _table(rows: list[Setting]) -> str:
     lines = ["| key | default | meaning |", "| --- | --- | --- |"]
     for row in rows:
-        meaning = f"{row.heading}. {row.comment}" if row.heading else row.comment
-        cells = [f"`{row.key}`", f"`{row.default}`" if row.default else "", meaning.strip(". ")]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        if row.heading:
+            lines.append(f"| *{_escaped(row.heading)}* | | |")
+        cells = [f"`{row.key}`", f"`{row.default}`", _escaped(row.comment)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _wrapped(line: str, width: int, start: str = "", indent: str = "  ") -> list[str]:
