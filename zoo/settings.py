@@ -163,7 +163,7 @@ class ProfileConfig:
 class ExportConfig:
     """Group `export`: how an artefact is exported, and where it is written."""
 
-    out: str | None = None  # file or folder; null: artefacts/<model>/<format>
+    out: str | None = None  # file or folder; null: in the run folder, or artefacts/<model>/<format>
     image_size: Any = None  # one number or [height, width]; null: the model's default
     batch: Any = None  # dynamic, or a static size; null: dynamic if the format supports it
     dynamic_size: bool = False  # accept any image size; also tested at sizes besides image_size

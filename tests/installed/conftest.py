@@ -24,7 +24,11 @@ class Installed:
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("PYTHON", "COV_", "PYTEST"))
-        } | {"OMP_NUM_THREADS": "1", "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
+        } | {
+            "OMP_NUM_THREADS": "1",
+            "XDG_STATE_HOME": str(folder / "state"),
+            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+        }
 
     def __call__(self, *command: str | Path, cwd: Path, code: int = 0) -> str:
         """Run a command and return what it printed; its exit code must be `code`."""

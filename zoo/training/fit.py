@@ -107,6 +107,7 @@ def _train(
     folder = _agree_on_folder(fabric, run, resumed_folder)
     own_folder = folder if fabric.is_global_zero else None
     with contextlib.ExitStack() as stack:
+        stack.enter_context(folder_noted(folder))
         if own_folder is not None:
             stack.enter_context(sole_writer(own_folder))
         loop = Loop(fabric, components, run.train, own_folder, logger)
