@@ -121,7 +121,6 @@ def _train(
                 kept=lambda: _kept(folder),
             )
         )
-        stack.enter_context(folder_noted(folder))
         if own_folder is not None:
             run_folder.describe(own_folder, components.about["config"])
             if resumed is None and (halves := components.data.split_keys()) is not None:
