@@ -186,8 +186,8 @@ def test_the_command_lists_the_commands(installed, empty):
     for command in ("train", "eval", "benchmark", "export", "predict", "list", "count"):
         assert f"\n  {command}" in printed
         assert f"zoo {command} " in printed
-    printed = installed(installed.bin / "zoo", "trian", cwd=empty, code=1)
-    assert printed.startswith("error: unknown command 'trian'; did you mean 'train'?")
+    printed = installed(installed.bin / "zoo", "tran", cwd=empty, code=1)
+    assert printed.startswith("error: unknown command 'tran'; did you mean 'train'?")
     assert installed(installed.python, "-m", "zoo", "--version", cwd=empty).startswith("zoo 0.")
     assert list(empty.iterdir()) == []
 
