@@ -10,16 +10,17 @@ RECORDS = Path(__file__).parent / "reference" / "records"
 
 
 def public_state(record: str, keep=lambda key: True) -> dict[str, Tensor]:
-    """Return random tensors under the public names of a record, each different."""
+    """Return random tensors under the public names of a record; variances are positive."""
     generator = torch.Generator().manual_seed(0)
     rows = json.loads((RECORDS / f"{record}.json").read_text())["state"]
-    return {
+    state = {
         key: torch.randn(shape, generator=generator)
         if dtype.startswith("float")
         else torch.zeros(shape, dtype=torch.int64)
         for key, shape, dtype in rows
         if keep(key)
     }
+    return {key: t.abs() if key.endswith("running_var") else t for key, t in state.items()}
 
 
 def wrapped(state: dict[str, Tensor]) -> dict[str, dict]:

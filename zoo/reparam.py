@@ -362,7 +362,9 @@ def randomize_parameters(model: Model, seed: int = 0) -> Model:
     to zero. Randomise it before comparing two forms of it.
 
     If many branches of order one would add up to large values, a block lists the norms at their
-    ends in `branch_ends`; the weights of these norms are made smaller.
+    ends in `branch_ends`; the weights of these norms are made smaller. If a deep network without
+    many shortcuts would see all images alike, a block lists norms in `branch_gains`, whose weights
+    are made larger.
 
     Returns:
         The same model.
@@ -389,6 +391,8 @@ def randomize_parameters(model: Model, seed: int = 0) -> Model:
         for module in model.modules():
             for path in getattr(module, "branch_ends", ()):
                 module.get_parameter(f"{path}.weight").mul_(0.3)
+            for path in getattr(module, "branch_gains", ()):
+                module.get_parameter(f"{path}.weight").mul_(2)
     return model
 
 

@@ -126,11 +126,13 @@ def test_affine_maps_go_into_linear_layers(bias, shift):
 def test_the_mean_of_linear_layers_and_the_halves_of_a_norm():
     layers, x = [nn.Linear(4, 3).double() for _ in range(3)], noise(5, 4)
     torch.testing.assert_close(mean_of(layers)(x), sum(layer(x) for layer in layers) / 3)
-    norm = randomize_parameters(nn.LayerNorm(4).double())
-    plain, weight, bias = split_affine(norm)
-    torch.testing.assert_close(plain(x) * weight + bias, norm(x))
-    assert norm.elementwise_affine
-    assert norm.weight is weight
+    for norm in (nn.LayerNorm(4).double(), nn.GroupNorm(2, 4).double()):
+        plain, weight, bias = split_affine(randomize_parameters(norm))
+        torch.testing.assert_close(plain(x) * weight + bias, norm(x))
+        assert norm.weight is weight
+        assert plain.weight is None
+        assert "affine=True" in str(norm)
+        assert "affine=False" in str(plain)
 
 
 @pytest.mark.parametrize("norm", ["", "batch"])

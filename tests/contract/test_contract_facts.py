@@ -16,6 +16,7 @@ CAPABILITIES = {
     "patch",  # the stem cuts patches of this side and drops what is left of an image
     "floors",  # from this reduction on, odd maps are halved with rounding down, not up
     "smallest",  # the least side of an image, where not 1 or that of a patch
+    "factored",  # weights are products: fused, there are more parameters
     "drop_path",  # whether there are branches to drop, true unless stated otherwise
 }
 WEIGHTS = {

@@ -22,7 +22,7 @@ def layers(model):
 
 def hidden(model):
     """Return whether there is a layer between pooling and classifier."""
-    return model.head_hidden_size != model.num_features
+    return hasattr(model.head, "hidden")
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -47,7 +47,7 @@ def test_classifiers_and_first_convolution_are_where_the_names_say(name):
         assert named[path] is layer
         assert layer.out_features == model.num_classes
         assert layer.in_features == model.head_hidden_size
-    assert named[model.first_conv_name()].weight.shape[1] == model.in_chans
+    assert named[model.first_conv_name()].in_channels == model.in_chans
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

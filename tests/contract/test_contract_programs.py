@@ -87,7 +87,7 @@ WIDE = ((2, (128, 256)), (3, (256, 128)))
 FAR = {"mobilemamba_t2": ((2, (128, 256)), (3, (128, 384)))}
 # One model of each kind of block: the others have the same operators, in other numbers.
 ALIKE = ("efficientvmamba", "emo1_1m", "lightm_unet_3d", "mobilenetv2", "simplenet", "spnasnet")
-ALIKE += ("wavemix_s",)
+ALIKE += ("elasticvit", "ofa_", "wavemix_s")  # the shortcuts of AttentiveNAS, attention of LSNet
 COMPILED = [name for name in SMALLEST if not name.startswith(ALIKE)]
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # support.py
+sys.path.insert(0, str(Path(__file__).parents[1]))  # records.py, support.py
 
+from records import against_noise, draw, public_state  # noqa: E402
 from support import tensors  # noqa: E402
-from test_records import against_noise, draw, public_state  # noqa: E402
 
 RECORDS = Path(__file__).parent / "records"
 

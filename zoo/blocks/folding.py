@@ -64,7 +64,7 @@ def _split(part: Any) -> tuple[nn.Module, Tensor | None, Tensor | None]:
     """Return a norm or scale without its affine map, and the scale and shift of that map."""
     if is_fixed_batch_norm(part):
         return nn.Identity(), *batch_norm_affine(part)
-    if isinstance(part, nn.LayerNorm) and part.weight is not None:
+    if isinstance(part, nn.LayerNorm | nn.GroupNorm) and part.weight is not None:
         return split_affine(part)
     factors: Any = getattr(part, "factors", None)
     return (part, None, None) if factors is None else (nn.Identity(), factors(), None)
@@ -261,10 +261,12 @@ def fold_batch_norm(layer: Module, norm: nn.Module) -> Module:
     return scale_outputs(layer, *batch_norm_affine(norm))
 
 
-def split_affine(norm: nn.LayerNorm) -> tuple[nn.LayerNorm, Tensor, Tensor]:
-    """Split a layer norm into one without an affine part, its scale and its shift."""
+def split_affine(
+    norm: nn.LayerNorm | nn.GroupNorm,
+) -> tuple[nn.LayerNorm | nn.GroupNorm, Tensor, Tensor]:
+    """Split a layer or group norm into one without an affine part, its scale and its shift."""
     plain = rebuilt(norm, weight=None, bias=None)
-    plain.elementwise_affine = False
+    setattr(plain, "affine" if isinstance(norm, nn.GroupNorm) else "elementwise_affine", False)
     return plain, norm.weight, norm.bias
 
 

@@ -1,6 +1,7 @@
 """Heads: from the last feature map to logits."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -229,6 +230,12 @@ class UpsamplingHead(DenseHead):
         return head
 
 
+def _hidden_layer(
+    in_features: int, out_features: int, bias: bool, act: type[nn.Module]
+) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_features, out_features, bias=bias), act())
+
+
 class HiddenHead(ClassifierHead):
     """A classifier with a hidden layer (MobileNetV3, arXiv 1905.02244, table 1).
 
@@ -257,8 +264,8 @@ class HiddenHead(ClassifierHead):
         act: type[nn.Module] = nn.Hardswish,
         **settings: Any,
     ):
-        # The layers are built below.
-        self.__dict__.update(hidden_size=hidden_size, hidden_bias=bias, hidden_act=act)
+        make = partial(_hidden_layer, num_features, hidden_size, bias, act)
+        self.__dict__.update(hidden_size=hidden_size, make_hidden=make)  # the layers follow below
         super().__init__(num_features, num_classes, **settings)
 
     def _make_classifiers(self) -> None:
@@ -268,8 +275,7 @@ class HiddenHead(ClassifierHead):
         if not self.pool:
             self.hidden: nn.Module = nn.Identity()
         elif not isinstance(getattr(self, "hidden", None), nn.Sequential):
-            layer = nn.Linear(self.num_features, self.hidden_size, bias=self.hidden_bias)
-            self.hidden = nn.Sequential(layer, self.hidden_act())
+            self.hidden = self.__dict__["make_hidden"]()
         for part in (self.fc, self.hidden):
             part.train(self.training)
 

@@ -77,7 +77,8 @@ def init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         # timm's bound of 1 / sqrt(classes) gives large logits if there are few classes.
         nn.init.normal_(module.weight, std=0.01)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 # Keys of timm's EfficientNets without gates; in stage 0, which does not expand, the same names mean

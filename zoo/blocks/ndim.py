@@ -20,11 +20,20 @@ def check_axes(axes: int) -> int:
 
 
 def conv(
-    axes: int, in_channels: int, out_channels: int, kernel_size: int = 1, **settings: Any
+    axes: int,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 1,
+    *,
+    dilation: int = 1,
+    **settings: Any,
 ) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
     """Return a convolution over `axes` spatial axes that keeps their sizes (before the stride)."""
     kind = _CONVS[check_axes(axes) - 1]
-    return kind(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **settings)
+    padding = dilation * (kernel_size // 2)
+    return kind(
+        in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, **settings
+    )
 
 
 def max_pool(axes: int, size: int) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.folding import add_identity, rebuilt
+from zoo.blocks.sizes import is_dynamic
 
 
 class Residual(nn.Module):
@@ -35,13 +36,27 @@ class Residual(nn.Module):
         return rebuilt(branch, conv=add_identity(branch.conv))
 
 
+def _are_even(height: int, width: int) -> bool:
+    if torch.jit.is_scripting():
+        return height % 2 == 0 and width % 2 == 0
+    else:
+        if is_dynamic(height) or is_dynamic(width):
+            return False
+        return height % 2 == 0 and width % 2 == 0
+
+
 def pool_pairs(x: Tensor) -> Tensor:
     """Average 2 x 2 positions: B C H W -> B C ceil(H/2) ceil(W/2).
 
     An odd side is padded with a zero in front, which counts in the mean, as padding does in public
     code that chooses it by the width of the feature map.
     """
-    return F.avg_pool2d(F.pad(x, [x.shape[3] % 2, 0, x.shape[2] % 2, 0]), 2)
+    height, width = x.shape[2], x.shape[3]
+    if _are_even(height, width):
+        return F.avg_pool2d(x, 2)
+    # An even side is padded behind: then its size is side + 1 either way, as for a convolution.
+    odd_height, odd_width = height % 2, width % 2
+    return F.avg_pool2d(F.pad(x, [odd_width, 1 - odd_width, odd_height, 1 - odd_height]), 2)
 
 
 torch.fx.wrap("pool_pairs")

@@ -18,6 +18,7 @@ class SeparableConv(nn.Module):
         stride: Stride of the depthwise convolution.
         bias: Whether both convolutions have a bias.
         axes: Number of spatial axes.
+        dilation: Spacing of the taps of the depthwise convolution.
     """
 
     output_parts = ("pointwise",)
@@ -31,6 +32,7 @@ class SeparableConv(nn.Module):
         stride: int = 1,
         bias: bool = False,
         axes: int = 2,
+        dilation: int = 1,
     ):
         super().__init__()
         self.depthwise = ndim.conv(
@@ -41,6 +43,7 @@ class SeparableConv(nn.Module):
             stride=stride,
             groups=in_channels,
             bias=bias,
+            dilation=dilation,
         )
         self.pointwise = ndim.conv(axes, in_channels, out_channels, bias=bias)
 
@@ -65,6 +68,7 @@ class SeparableConvNorm(Absorbing):
         kernel_size: Kernel size of the depthwise convolution; odd.
         stride: Stride of the depthwise convolution.
         act: Class of the activation; None leaves the block linear.
+        dilation: Spacing of the taps of the depthwise convolution.
     """
 
     absorbs_after = {"conv": "norm"}
@@ -77,9 +81,12 @@ class SeparableConvNorm(Absorbing):
         kernel_size: int = 3,
         stride: int = 1,
         act: type[nn.Module] | None = None,
+        dilation: int = 1,
     ):
         super().__init__()
-        self.conv = SeparableConv(in_channels, out_channels, kernel_size=kernel_size, stride=stride)
+        self.conv = SeparableConv(
+            in_channels, out_channels, kernel_size=kernel_size, stride=stride, dilation=dilation
+        )
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = act() if act is not None else nn.Identity()
 

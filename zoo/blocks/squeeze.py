@@ -11,6 +11,7 @@ class SqueezeExcite(nn.Module):
         hidden: Hidden width of the gate.
         act: Class of the activation between the two layers of the gate.
         gate: Class of the activation after the last layer.
+        bias: Whether both layers have a bias.
     """
 
     def __init__(
@@ -20,11 +21,12 @@ class SqueezeExcite(nn.Module):
         *,
         act: type[nn.Module] = nn.ReLU,
         gate: type[nn.Module] = nn.Sigmoid,
+        bias: bool = True,
     ):
         super().__init__()
-        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.reduce = nn.Conv2d(channels, hidden, 1, bias=bias)
         self.act = act()
-        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1, bias=bias)
         self.gate = gate()
 
     def forward(self, x: Tensor) -> Tensor:
