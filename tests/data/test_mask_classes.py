@@ -79,14 +79,12 @@ def test_evaluation_needs_a_judged_pixel_only(opened, caplog):
         opened(val=(255,), stage="validate")
 
 
-def test_metrics_without_a_judged_pixel_are_zero_and_finite():
+def test_metrics_without_a_judged_pixel_are_refused():
     """Possible with train.limit_val_batches, or where resizing drops the few pixels of a class."""
     meter = SegmentationMeter(2)
     meter.update(torch.zeros(1), torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 255))
-    result = meter.compute()
-    assert (result.mean_iou, result.accuracy, result.loss) == (0.0, 0.0, 0.0)
-    assert "nan" not in result.summary()
-    assert result.score > -1
+    with pytest.raises(BadInput, match="no pixel of the validation masks has a class: in 1 images"):
+        meter.compute()
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf])

@@ -128,7 +128,9 @@ def hub(picture, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="pip install 'zoo-vision[data]'")
     datasets.disable_progress_bars()
 
-    def write(splits=("train", "validation"), names=("cat", "dog"), label="label", broken=()):
+    def write(
+        splits=("train", "validation"), names=("cat", "dog"), label="label", broken=(), scale=1
+    ):
         home = tmp_path / "set"
         for s, split in enumerate(splits):
             cells = []
@@ -139,7 +141,7 @@ def hub(picture, tmp_path, monkeypatch):
                 cells.append({"bytes": content[:99] if i in broken else content, "path": None})
             kind = datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64")
             features = datasets.Features({"image": datasets.Image(), label: kind})
-            rows = {"image": cells, label: [i % 2 for i in range(6)]}
+            rows = {"image": cells, label: [i % 2 * scale for i in range(6)]}
             made = datasets.Dataset.from_dict(rows, features=features)
             home.mkdir(exist_ok=True)
             made.to_parquet(home / f"{split}-00000-of-00001.parquet")
@@ -186,6 +188,11 @@ def test_hugging_face_errors(hub, tmp_path):
     raises("column 'img' is missing or empty", **keys | {"input_key": "img"})
     raises("does not contain class numbers", **keys | {"target_key": "image"})
     raises("cannot open hfds/.*absent", name=f"hfds/{tmp_path / 'absent'}")
+
+
+def test_class_numbers_without_end_raise(hub):
+    keys = hub(names=(), scale=10**12)
+    raises("has class numbers up to 1000000000000; set data.target_key", **keys)
 
 
 def test_a_corrupt_row_raises_or_is_skipped(hub, caplog):

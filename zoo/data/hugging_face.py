@@ -13,6 +13,8 @@ from zoo.errors import BadInput, first_line
 from zoo.images import read_image
 from zoo.settings import DataConfig
 
+LARGEST_COUNT = 10_000_000  # classes
+
 
 @dataclass
 class Rows(Source):
@@ -112,6 +114,11 @@ def _labels(reader: Any, key: str, title: str) -> tuple[list[int], list[str] | N
     if column.min() < 0:
         raise BadInput(
             f"{title} has rows without a label ({key}={column.min()}); choose another split"
+        )
+    if column.max() >= LARGEST_COUNT:
+        raise BadInput(
+            f"{title} has class numbers up to {column.max()}; set data.target_key to a column of"
+            " class numbers from 0"
         )
     names = reader.class_to_idx
     return column.tolist(), sorted(names, key=names.get) if names else None

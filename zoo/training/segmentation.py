@@ -103,18 +103,20 @@ class SegmentationMeter(Meter):
         self.images.update(len(images))
 
     def compute(self) -> SegmentationResult:
-        if not self.pixels.compute():
+        pixels, images = int(self.pixels.compute()), int(self.images.compute())
+        if not pixels:
             raise BadInput(
-                f"no pixel of the validation masks has a class: all are {IGNORE}, which means no"
-                " class; for masks of 0 and 255 give data.palette=[[0,0,0],[255,255,255]]"
+                f"no pixel of the validation masks has a class: in {images} images all are"
+                f" {IGNORE}, which means no class; raise train.limit_val_batches or"
+                " data.image_size, or check the masks (those of 0 and 255 need"
+                " data.palette=[[0,0,0],[255,255,255]])"
             )
         values = self.metrics.compute()
-        pixels = int(self.pixels.compute())  # 0 if no pixel has a class: all metrics are then 0
         return SegmentationResult(
-            images=int(self.images.compute()),
-            mean_iou=float(values["mean_iou"]) if pixels else 0.0,
-            accuracy=float(values["accuracy"]) if pixels else 0.0,
-            loss=float(self.loss_sum.compute() / max(pixels, 1)),
+            images=images,
+            mean_iou=float(values["mean_iou"]),
+            accuracy=float(values["accuracy"]),
+            loss=float(self.loss_sum.compute() / pixels),
             ious=values["ious"].cpu(),
             confusion=values["confusion"].cpu(),
         )
