@@ -269,6 +269,8 @@ def test_https_does_not_become_http_even_on_this_machine():
         "hf:",
         "hf:a/b",
         "hf://",
+        "hf:a/b/../c",
+        "hf:a/b/\0",
         "gdrive:",
         "gdrive:../../x",
         "https://127.0.0.1:9/a\nb.pth",

@@ -429,6 +429,13 @@ def test_wrappers_of_torch_are_looked_through():
         assert torch.equal(next(model.parameters()), layer.weight)
 
 
+@pytest.mark.parametrize("key", ["", "a\nb", "\ud800", "k" * 5000])
+def test_odd_names_in_a_file_stay_short_and_on_one_line(key, blank):
+    message = refused(blank, {key: torch.ones(1)})
+    assert len(message) < 500
+    message.encode()
+
+
 def test_branches_inside_themselves_end():
     content: dict = {}
     content["model"] = content

@@ -173,9 +173,10 @@ def _from_hub(
     from huggingface_hub import hf_hub_download
 
     name = source.removeprefix("hf:")
-    if name.count("/") < 2 or not all(name.split("/", 2)):
+    parts = name.split("/", 2)
+    if len(parts) < 3 or not all(parts) or not name.isprintable() or ".." in name.split("/"):
         raise BadWeights(f"{shown(source)} is incomplete; give hf:owner/name/file")
-    owner, repository, file = name.split("/", 2)
+    owner, repository, file = parts
     options: dict[str, Any] = {"force_download": True} if refresh else {}
     options |= {} if cache_dir is None else {"cache_dir": cache_dir}
     try:

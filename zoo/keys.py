@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from zoo.errors import shown
+
 State = dict[str, Tensor]
 Replacement = str | Callable[[re.Match], str] | None
 Rows = Sequence[tuple[str, Replacement]]
@@ -107,7 +109,7 @@ def misfits(state: State, model: nn.Module) -> list[str]:
 
 def _listed(what: str, keys: list[str]) -> str:
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"{what} {', '.join(keys[:3])}{more}"
+    return f"{what} {', '.join(shown(key)[:100] for key in keys[:3])}{more}"
 
 
 def _shape(tensor: Tensor) -> str:
