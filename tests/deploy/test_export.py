@@ -16,6 +16,7 @@ from torch import nn
 import zoo
 from zoo.deploy import comparison
 from zoo.deploy.manifest import Origin
+from zoo.deploy.predict import Predictor
 
 
 class Broken(Net):
@@ -288,3 +289,42 @@ def test_a_registered_model_is_exported_with_the_preprocessing_of_its_facts(tmp_
     )
     assert artefact.agreement.proven
     assert artefact.manifest["input"]["mean"] == zoo.model_info(name)["input"]["mean"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((None, "onnx", "x"), {}, "model=None is not an nn.Module"),
+        (("emo_1m", "onnx", "x"), {}, "model='emo_1m' is not an nn.Module"),
+        (([1], "onnx", "x"), {}, "model=list is not an nn.Module"),
+        (("net", None, "x"), {}, "unknown format None"),
+        (("net", ["onnx"], "x"), {}, r"unknown format \['onnx'\]"),
+        (("net", "onnx", None), {}, "path=None is no path"),
+        (("net", "onnx", ""), {}, "path='' is no path"),
+        (("net", "onnx", 3), {}, "path=3 is no path"),
+        (("net", "onnx", "x"), {"input_sise": 3}, "did you mean 'input_size'"),
+        (("net", "onnx", "x"), {"input_size": 8}, "must be four positive integers"),
+        (("net", "onnx", "x"), {"input_size": "abcd"}, "must be four positive integers"),
+        (("net", "onnx", "x"), {"half": None}, "half=None must be True or False"),
+        (("net", "onnx", "x"), {"fuse": "no"}, "fuse='no' must be True or False"),
+        (("net", "onnx", "x"), {"dynamic_batch": 3}, "dynamic_batch=3 must be True, False or None"),
+        (("net", "onnx", "x"), {"opset": "18"}, "opset='18' must be an integer"),
+        (("net", "onnx", "x"), {"origin": "me"}, "origin='me' must be a"),
+    ],
+)
+def test_arguments_of_other_types(arguments, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = nn.Conv2d(3, 4, 3).eval()
+    model, *others = arguments
+    options = {"input_size": (1, 3, 8, 8), **options}
+    with pytest.raises(zoo.BadInput, match=message):
+        zoo.export(net if model == "net" else model, *others, **options)
+    with pytest.raises(zoo.BadInput):
+        zoo.quantize(net if model == "net" else model, *others, batches=[], **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", [None, 3, [], {"manifest": 1}])
+def test_what_is_no_artefact(source):
+    with pytest.raises(zoo.BadInput, match="is no path; give a file or a folder"):
+        Predictor(source)

@@ -204,13 +204,10 @@ def test_a_runtime_without_an_artefact_is_an_error() -> None:
     [
         ({"data": None}, "does not name a data set; give data=<name>"),
         ({"comparison": {"runtime": None}}, "no runtime on this platform loads format 'onnx'"),
-        ({"artefact": {"file": "model.onnx", "sha256": "0" * 64}}, "does not match .*model.onnx"),
-        ({"input": {"size": [3, 32, 32]}}, "lacks input: shape"),
-        ({"model": {"num_classes": 4}}, "has 4 classes, but data.name=digits has 10"),
-        (
-            {"task": "segmentation"},
-            "is for segmentation, but data.name=digits is for classification",
-        ),
+        ({"artefact": {"sha256": "0" * 64}}, "does not match .*model.onnx"),
+        ({"input": {"size": [3, 48, 48]}}, "does not fit input.shape"),
+        ({"model": {"num_classes": 4}}, "(num_classes is|does not fit) 4"),
+        ({"task": "segmentation"}, "but it must be fit"),
     ],
 )
 def test_invalid_manifests_are_rejected(
@@ -218,7 +215,9 @@ def test_invalid_manifests_are_rejected(
 ) -> None:
     shutil.copy(onnx, tmp_path)
     content = json.loads((onnx.parent / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps(content | change))
+    for key, value in change.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match=message) as error:
         evaluated(f"artefact={tmp_path}")
     assert "\n" not in str(error.value)

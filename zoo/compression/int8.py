@@ -15,7 +15,7 @@ from zoo.compression.signal_to_noise import SignalToNoise
 from zoo.deploy.comparison import DYNAMIC_BATCHES, Comparison
 from zoo.deploy.formats import get_format
 from zoo.deploy.int8_graph import is_converted
-from zoo.deploy.pipeline import Artefact, ExportOptions, Job, prepare
+from zoo.deploy.pipeline import Artefact, Job, prepare
 from zoo.deploy.tracing import WithPrePostProcessing
 from zoo.environment import need
 from zoo.errors import BadInput, NotExportable, first_line
@@ -79,7 +79,11 @@ def quantize(
             "quantize.int8=true: the model was trained with train.qat and is in int8 already; "
             "leave quantize.int8 out"
         )
-    job = prepare(model, format, path, ExportOptions(**options))
+    if isinstance(keep_float, str) or not isinstance(keep_float, Collection):
+        raise BadInput(f"keep_float={keep_float!r} must be a list of names of modules")
+    if not isinstance(batches, Sequence) or not all(isinstance(x, np.ndarray) for x in batches):
+        raise BadInput("batches must be a list of NumPy arrays, the images to calibrate on")
+    job = prepare(model, format, path, options)
     quantizer: Any = importlib.import_module(MODULES[format])
     check_names(job.variant, keep_float)
     _check_batches(job, batches)

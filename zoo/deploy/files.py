@@ -57,6 +57,8 @@ def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
         BadInput: A file is missing or unreadable, the manifest does not follow its schema, or it
             belongs to another artefact.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise BadInput(f"artefact {path!r} is no path; give a file or a folder")
     given = Path(os.path.expanduser(path))  # unlike Path.expanduser, it never raises an error
     if not os.path.exists(given):
         raise BadInput(f"artefact {str(path)!r} does not exist")

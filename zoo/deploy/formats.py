@@ -98,7 +98,7 @@ def get_format(name: str) -> Format:
     Raises:
         BadInput: The format is unknown; the message suggests the nearest name.
     """
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise BadInput(unknown_value("format", name, FORMATS))
     return FORMATS[name]
 

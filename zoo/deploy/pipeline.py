@@ -2,9 +2,10 @@
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from zoo.deploy.spec import ExportSpec
 from zoo.deploy.tracing import WithPrePostProcessing
 from zoo.display import Displayed, byte_count
 from zoo.environment import need, versions
-from zoo.errors import BadInput
+from zoo.errors import BadInput, unknown_value
 from zoo.inputs import input_of
 from zoo.progress import phase
 from zoo.reparam import reparameterize
@@ -147,7 +148,7 @@ def export(model: nn.Module, format: str, path: str | os.PathLike[str], **option
         NotExportable: The format does not support an option, the model cannot be converted, or the
             artefact does not match the model.
     """
-    job = prepare(model, format, path, ExportOptions(**options))
+    job = prepare(model, format, path, options)
     with job.folder() as folder:
         comparison = job.write(folder)
         content = job.describe(
@@ -265,12 +266,17 @@ class Job:
 
 
 def prepare(
-    model: nn.Module, format: str, path: str | os.PathLike[str], options: ExportOptions
+    model: nn.Module, format: str, path: str | os.PathLike[str], given: dict[str, Any]
 ) -> Job:
     """Check the arguments of `export` and fuse the model; write nothing.
 
-    Arguments and errors are those of `export`.
+    Arguments and errors are those of `export`; `given` has its `options`.
     """
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model={_kind(model)} is not an nn.Module; give the model itself")
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise BadInput(f"path={_kind(path)} is no path; give a file or a folder")
+    options = _options(given)
     kind = get_format(format)
     origin = options.origin or Origin()
     if any(module.training for module in model.modules()):
@@ -303,6 +309,37 @@ def prepare(
         with phase("fusing"):
             variant = reparameterize(model)
     return Job(model, variant, format, kind, origin, spec, wrap, target, options.overwrite)
+
+
+def _kind(value: object) -> str:
+    """Return a value as a message shows it: itself if it is plain, else its type."""
+    plain = value is None or isinstance(value, str | int | float)
+    return repr(value) if plain else type(value).__name__
+
+
+def _options(given: dict[str, Any]) -> ExportOptions:
+    """Return the options of `export`.
+
+    Raises:
+        BadInput: An option is unknown, or has a value of another type.
+    """
+    names = [entry.name for entry in dataclasses.fields(ExportOptions)]
+    for name in given:
+        if name not in names:
+            raise BadInput(unknown_value("option of export", name, names))
+    options = ExportOptions(**given)
+    for name in ("dynamic_size", "half", "preprocess", "postprocess", "fuse", "overwrite"):
+        value = getattr(options, name)
+        if not isinstance(value, bool):
+            raise BadInput(f"{name}={_kind(value)} must be True or False")
+    if not isinstance(options.dynamic_batch, bool | None):
+        raise BadInput(f"dynamic_batch={_kind(options.dynamic_batch)} must be True, False or None")
+    opset = options.opset
+    if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int)):
+        raise BadInput(f"opset={_kind(opset)} must be an integer or None")
+    if not isinstance(options.origin, Origin | None):
+        raise BadInput(f"origin={_kind(options.origin)} must be a zoo.deploy.manifest.Origin")
+    return options
 
 
 def convert(
@@ -381,7 +418,7 @@ def _input_size(model: nn.Module, name: str | None, given: Sequence[int] | None)
         if published is None:
             raise BadInput("the model has no default input size; pass input_size=(1, 3, H, W)")
         given = (1, *published)
-    size = tuple(given)
+    size = tuple(given) if isinstance(given, Iterable) else (given,)
     numbers = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in size)
     if not numbers or len(size) not in lengths:
         expected = {4: "four positive integers, B C H W", 5: "five positive integers, B C D H W"}

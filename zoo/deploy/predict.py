@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -97,8 +97,9 @@ class Predictor:
     """
 
     def __init__(self, source: Classifier | str | Path, threads: int | None = None) -> None:
-        if isinstance(source, str | Path):
-            source = ArtefactFile(source, threads)
+        if not hasattr(source, "manifest"):
+            source = ArtefactFile(cast(str, source), threads)
+        source = cast(Classifier, source)
         self.source, self.manifest = source, source.manifest
         self.task = self.manifest["task"]
         if self.task not in ("classification", "segmentation"):

@@ -458,6 +458,11 @@ def _without_settings(
     dtype: str | None,
     channels_last: bool,
 ) -> runtimes.Runtime:
+    if not hasattr(loaded, "process_settings"):
+        raise BadInput(
+            f"model={type(loaded).__name__} cannot be measured; give a model, the path of an "
+            "exported file, or a runtime from zoo.runtimes.load"
+        )
     if fused or threads is not None or dtype is not None or channels_last:
         raise BadInput(
             f"fused, threads, dtype and channels_last cannot change in a loaded runtime "
