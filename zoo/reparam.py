@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from zoo.blocks.folding import fold_batch_norm, is_fixed_batch_norm
 from zoo.blocks.scale import LayerScale
+from zoo.display import Displayed
 from zoo.errors import BadInput
 from zoo.fold_check import ReferenceRun
 
@@ -37,8 +38,8 @@ _FOLDABLE = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
 _TRUSTED = ("zoo.", "torch.nn.", "timm.layers.")
 
 
-@dataclass
-class FoldReport:
+@dataclass(repr=False)
+class FoldReport(Displayed):
     """What `reparameterize` did with a model.
 
     Attributes:
@@ -50,6 +51,18 @@ class FoldReport:
     folded: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     verified: bool = False
+
+    def __repr__(self) -> str:
+        return f"FoldReport({str(self).splitlines()[0]})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a dictionary that JSON can encode."""
+        return {"folded": self.folded, "kept": self.kept, "verified": self.verified}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what was folded and what was not, for display."""
+        counts = [("folded", str(len(self.folded))), ("kept", str(len(self.kept)))]
+        return [*counts, *self.kept.items()]
 
     def __str__(self) -> str:
         lines = [f"folded: {len(self.folded)}; kept: {len(self.kept)} batch norms"]

@@ -9,6 +9,7 @@ from synthetic import Clock, Synthetic, noisy
 from torch import nn
 
 import zoo
+from zoo import reparam
 from zoo.display import Displayed, html_table
 from zoo.profiling.fusing import report
 from zoo.profiling.latency import compare, measure
@@ -25,6 +26,7 @@ def results():
     yield compare(a, b, (1, 3, 8, 8), **settings)
     yield profile_layers(model, (1, 3, 8, 8), passes=1)
     yield report(model, zoo.reparameterize(model), (2, 3, 8, 8), timed=False)
+    yield reparam.report(zoo.reparameterize(model))
 
 
 @pytest.mark.parametrize("result", list(results()), ids=lambda result: type(result).__name__)

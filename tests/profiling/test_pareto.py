@@ -48,3 +48,10 @@ def test_records_without_a_comparable_accuracy(changes):
 
 def test_arguments_that_do_not_affect_the_accuracy():
     assert published(record(model="efficientformer_l1", args={"pretrained": True})) is not None
+
+
+def test_a_model_of_timm_that_is_also_ours_has_the_figure_of_its_weights():
+    found = published(record(model="timm/mobilenetv2_100"))
+    entries = zoo.model_info("mobilenetv2_100")["published"]
+    (stated,) = [e["top1"] for e in entries if "top1" in e and e["source"].startswith("timm ")]
+    assert (found.top1, found.size) == (stated, (224, 224))
