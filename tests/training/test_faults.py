@@ -193,6 +193,8 @@ def test_a_run_that_is_killed_before_its_first_epoch_ends_starts_over(
     monkeypatch.undo()
     (folder,) = (tmp_path / "killed").iterdir()
     assert checkpoint_of(folder)["progress"]["update"] == 0
+    with pytest.raises(ZooError, match=r"has no update yet; continue it with: .*train\.resume"):
+        run_command("eval", [f"weights={folder}"])
     resume_run(folder)
     ours, theirs = checkpoint_of(folder)["state_dict"], checkpoint_of(whole)["state_dict"]
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

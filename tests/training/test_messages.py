@@ -228,3 +228,15 @@ def test_arguments_of_a_loss_are_checked_before_training(loss: str, arguments: d
 def test_a_run_that_is_all_warm_up_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run_command("train", [*FAST, "train.warmup_epochs=1", f"train.out={tmp_path}"])
     assert "the whole run is warm-up" in capsys.readouterr().out
+
+
+def test_settings_that_a_checkpoint_lacks_are_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    content = checkpoint_of(finished)
+    del content["config"]["train"]["clip_mode"], content["config"]["data"]["cache"]
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    file.parent.mkdir()
+    torch.save(content, file)
+    run_command("train", [f"train.resume={tmp_path}", "train.epochs=2"])
+    assert "the checkpoint has no data.cache, train.clip_mode" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import BadInput, BadWeights, first_line
+from zoo.quoting import command_line
 from zoo.settings import DataConfig, ModelConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
 from zoo.training.checkpoint_schema import check as check_checkpoint
@@ -120,6 +121,11 @@ def read_weights(source: str, *, resumes: bool = False) -> SavedWeights:
     saved = SavedWeights(source, *read_source(source, which="last" if resumes else "best"))
     if saved.is_run:
         check_checkpoint(saved.content, saved.path, resumes=resumes)
+        if not resumes and saved.content.get("progress", {}).get("update") == 0:
+            command = command_line("train", {"train.resume": source})
+            raise BadWeights(
+                f"the run of {saved.path} has no update yet; continue it with: {command}"
+            )
     return saved
 
 

@@ -366,7 +366,17 @@ def _log_start(
         f"continuing {folder} after epoch {progress.epoch}, batch {progress.batch}"
         f" (update {progress.update})"
     )
-    before = resumed["config"]["train"]["epochs"]
+    saved = resumed["config"]
+    settings = about["config"]
+    missing = [
+        f"{group}.{key}" for group in saved for key in settings[group] if key not in saved[group]
+    ]
+    if missing:
+        logger.warning(
+            f"the checkpoint has no {', '.join(missing)}: an older version wrote it, or it was"
+            " edited; the default is used"
+        )
+    before = loop.train.epochs if "train.epochs" in missing else saved["train"]["epochs"]
     if before != loop.train.epochs and loop.components.scheduler is not None:
         logger.warning(
             f"train.epochs changed from {before} to {loop.train.epochs}: from now on the learning"
