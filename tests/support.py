@@ -69,7 +69,7 @@ KINDS += ("pvt_tiny", "skipblocknet_m", "lsnet_t")
 NARROW = {"wavemix_seg_192_16_l3_cityscapes": {"dim": 32, "widths": (32, 24)}}
 
 # Families without an argument of their depth: blocks behind the first of a stage repeat its form.
-CUT = ("mobilenetv2", "skipblocknet", "spnasnet", "sret")
+CUT = ("mobilenetv2", "once_for_all", "skipblocknet", "spnasnet", "sret")
 
 
 def sizes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
