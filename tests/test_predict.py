@@ -86,7 +86,7 @@ def folder(tmp_path):
     images.mkdir()
     save_image(images / "a.png", (250, 10, 10))
     save_image(images / "b.png", (10, 250, 10), (20, 90), "RGBA")
-    save_image(images / "c.gif", (10, 10, 250), (200, 200), "P")
+    save_image(images / "c.bmp", (10, 10, 250), (200, 200), "P")
     (images / "d.txt").write_text("not an image")
     return images
 
@@ -149,7 +149,7 @@ def test_only_the_runtime_is_imported(format, folder, tmp_path):
 
 def test_a_static_batch_is_filled_up(folder, tmp_path):
     path = made(tmp_path / "m", input_size=(2, 3, 32, 48), dynamic_batch=False).path
-    files = [folder / name for name in ("a.png", "b.png", "c.gif")]
+    files = [folder / name for name in ("a.png", "b.png", "c.bmp")]
     answers = predict(Predictor(path), files)
     assert [answer["classes"][0]["name"] for answer in answers] == NAMES
 
@@ -364,7 +364,7 @@ def test_answers_are_printed_as_they_come(as_json, classifier, folder, capsys):
             return images.mean((2, 3))
 
     predictor = Predictor(Interrupted(files.read(classifier)[1]))
-    paths = [str(folder / name) for name in ("a.png", "b.png", "c.gif")]
+    paths = [str(folder / name) for name in ("a.png", "b.png", "c.bmp")]
     with pytest.raises(KeyboardInterrupt):
         print_predictions(predictor, paths, as_json=as_json, batch_size=1)
     out = capsys.readouterr().out
@@ -423,4 +423,15 @@ def test_weights_that_do_not_name_a_model(tmp_path, photos, capsys):
     assert capsys.readouterr().err == (
         f"error: {tmp_path}/w x.pth does not say which model it belongs to; export it first: "
         f"zoo export \"model='<name>'\" \"weights='{tmp_path}/w x.pth'\"\n"
+    )
+
+
+def test_images_of_other_formats_are_left_out_of_folders(folder, capsys):
+    for name in ("x.gif", "y.GIF", "z.heic"):
+        (folder / name).write_text("not opened")
+    names = [path.name for path in list_images([str(folder), str(folder / "x.gif")])]
+    assert names == ["a.png", "b.png", "c.bmp", "d.txt", "x.gif"]
+    assert capsys.readouterr().err == (
+        f"warning: {folder}: left out images of other formats (2 .gif, 1 .heic); convert them to "
+        "jpg or png to use them\n"
     )

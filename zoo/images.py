@@ -19,6 +19,9 @@ for _category in (UserWarning, Image.DecompressionBombWarning):
 
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
 
+# Extensions of images that Pillow may read, but that are left out of folders of images.
+OTHER_FORMATS = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".ico", ".psd", ".svg")
+
 # EXIF orientation -> how to turn the stored pixels. 1 is upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from zoo.data.samplers import rank_and_world
 from zoo.errors import BadInput
-from zoo.images import kind_of, one_line
+from zoo.images import OTHER_FORMATS, kind_of, one_line
 
-# Extensions of images that Pillow may read, but that no data set of folders takes.
-_OTHER_FORMATS = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga", ".ico", ".psd", ".svg")
 _FEW = 3  # examples in a line
 
 log = logging.getLogger("zoo.data")
@@ -131,7 +129,7 @@ def _walk(
                     yield parent, entry.name
                 else:
                     listing.odd.append(f"{entry.path} ({_kind(entry)})")
-            elif extension in _OTHER_FORMATS:
+            elif extension in OTHER_FORMATS:
                 listing.others[extension] += 1
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 
 from zoo.deploy import files
 from zoo.errors import BadInput
-from zoo.images import convert, open_image, reason, resize_and_crop
+from zoo.images import OTHER_FORMATS, convert, open_image, reason, resize_and_crop
 from zoo.runtimes.artefacts import LoadedArtefact
 
 OPACITY = 0.5  # opacity of a mask drawn over its image
@@ -272,7 +273,10 @@ def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
 
 
 def list_images(paths: Sequence[str]) -> list[Path]:
-    """Replace each folder in `paths` by the files in it, except hidden ones.
+    """Replace each folder in `paths` by the files in it.
+
+    Hidden files are left out, and images of formats that no training takes, with a warning. A file
+    that is named itself is always in the result.
 
     Raises:
         BadInput: A folder contains no file, or cannot be read.
@@ -286,6 +290,15 @@ def list_images(paths: Sequence[str]) -> list[Path]:
             inside = sorted(f for f in given.iterdir() if f.is_file() and f.name[0] != ".")
         except OSError as error:
             raise BadInput(f"cannot read folder {str(given)!r}: {error.strerror}") from error
+        others = Counter(f.suffix.lower() for f in inside if f.suffix.lower() in OTHER_FORMATS)
+        inside = [f for f in inside if f.suffix.lower() not in OTHER_FORMATS]
+        if others:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+            print(
+                f"warning: {given}: left out images of other formats ({kinds}); convert them to "
+                "jpg or png to use them",
+                file=sys.stderr,
+            )
         if not inside:
             raise BadInput(f"folder {str(given)!r} contains no file")
         found += inside
