@@ -25,22 +25,27 @@ def restore_module(module: nn.Module, state: Mapping[str, Tensor], entry: str, p
     Raises:
         BadWeights: Names, shapes or types differ, or a number is not finite.
     """
-    own = module.state_dict()
+    own, parameters = module.state_dict(), dict(module.named_parameters())
     for key in [*own, *state]:
         if key not in state:
             raise damaged(path, f"{entry} has no {key}")
         if key not in own:
             raise damaged(path, f"{entry} has {key}, which the model does not have")
         saved = state[key]
+        if saved.layout != torch.strided or saved.device.type == "meta":
+            raise damaged(path, f"{entry} has no values for {key}")
+        if key not in parameters:  # buffers, such as ranges, may change their size or be infinite
+            continue
         if saved.shape != own[key].shape or saved.dtype != own[key].dtype:
             raise damaged(
                 path, f"{entry} has {_described(saved)} as {key}, not {_described(own[key])}"
             )
-        if saved.layout != torch.strided or saved.device.type == "meta":
-            raise damaged(path, f"{entry} has no values for {key}")
-        if saved.is_floating_point() and not saved.isfinite().all():
+        if not saved.isfinite().all():
             raise damaged(path, f"{entry} has numbers that are not finite in {key}")
-    module.load_state_dict(dict(state))
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise damaged(path, f"{entry} does not fit ({first_line(error)})") from error
 
 
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], path: Path) -> None:
