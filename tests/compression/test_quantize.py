@@ -59,7 +59,7 @@ def checkpoint(folder, classes: int = 10):
         "model": arguments,
         "config": {"model": {"name": MODEL}, "data": {"name": "digits"}},
         "data": {
-            "class_names": [f"c{i}" for i in range(classes)],
+            "class_names": [str(i) for i in range(classes)],
             "num_classes": classes,
             "preprocessing": PREPARED,
         },
