@@ -110,7 +110,7 @@ def test_mistakes_stay_ours():
         timm.create_model("zoo_mobilenetv2_035", patches=3)
     assert isinstance(caught.value, zoo.BadInput)
     with pytest.raises(zoo.BadWeights, match="no published weights"):
-        timm.create_model("zoo_mobilenetv2_035", pretrained=True)
+        timm.create_model("zoo_vovnet27_slim", pretrained=True)
 
 
 def test_names_have_the_prefix():

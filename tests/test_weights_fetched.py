@@ -299,6 +299,7 @@ def test_a_published_pyramid(published):
 
 def test_a_model_without_published_weights_says_where_there_are_some(monkeypatch):
     spec = registry.get_spec(NAME)
+    monkeypatch.setitem(spec.facts, "weights", [])
     with pytest.raises(zoo.BadWeights, match="has no published weights: its authors offer none"):
         zoo.create_model(NAME, pretrained=True)
     page = [{"tag": "a", "keys": "timm", "page": "https://example.org/a"}]
