@@ -16,6 +16,9 @@ from typing import Any
 
 from zoo.errors import MissingExtra
 
+# More threads or processes than this per core are a mistake, which can bring a machine down.
+MOST_PER_CORE, FEWEST_LIMIT = 4, 16
+
 _PACKAGES = {
     "zoo": "zoo-vision",
     "torch": "torch",
@@ -42,7 +45,7 @@ def describe_machine() -> dict[str, Any]:
     machine: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "usable_cores": _usable_cores(),
+        "usable_cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "architecture": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
@@ -86,10 +89,16 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def parallel_limit() -> int:
+    """Return how many threads or processes of this machine a setting may request."""
+    return max(FEWEST_LIMIT, MOST_PER_CORE * usable_cores())
 
 
 def _memory_gib() -> float | None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.environment import need
+from zoo.environment import need, parallel_limit, usable_cores
 from zoo.errors import BadInput, unknown_value
 from zoo.runtimes.base import Runtime as Runtime
 
@@ -56,6 +56,11 @@ def check_settings(
     kind = _class(runtime)
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise BadInput(f"threads={threads!r} must be a positive integer")
+    if threads is not None and threads > parallel_limit():
+        raise BadInput(
+            f"threads={threads} is too many for {usable_cores()} cores; use at most"
+            f" {parallel_limit()}"
+        )
     if dtype is not None and dtype not in kind.dtypes:
         raise BadInput(
             f"dtype={dtype!r} is not supported by runtime {runtime!r}. Choices: "
@@ -136,4 +141,4 @@ def _threads() -> int:
     """Return how many threads PyTorch uses; if it is not imported, the usable cores."""
     if "torch" in sys.modules:
         return sys.modules["torch"].get_num_threads()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from zoo.environment import parallel_limit, usable_cores
 from zoo.errors import BadInput, unknown_value
 from zoo.settings import TrainConfig
 
@@ -116,6 +117,12 @@ def _check_ranges(train: TrainConfig) -> None:
 def _check_devices(devices: Any) -> None:
     is_count = isinstance(devices, int) and not isinstance(devices, bool) and devices >= 1
     check_value("train.devices", devices, devices == "auto" or is_count, "auto or at least 1")
+    limit = parallel_limit()
+    if is_count and devices > limit:
+        raise BadInput(
+            f"train.devices={devices} starts as many processes, which are too many for"
+            f" {usable_cores()} cores; use at most {limit}, and one per GPU if there are GPUs"
+        )
 
 
 def _check_combinations(train: TrainConfig) -> None:
