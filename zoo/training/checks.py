@@ -118,7 +118,7 @@ def _check_devices(devices: Any) -> None:
     is_count = isinstance(devices, int) and not isinstance(devices, bool) and devices >= 1
     check_value("train.devices", devices, devices == "auto" or is_count, "auto or at least 1")
     limit = parallel_limit()
-    if is_count and devices > limit:
+    if isinstance(devices, int) and devices > limit:
         raise BadInput(
             f"train.devices={devices} starts as many processes, which are too many for"
             f" {usable_cores()} cores; use at most {limit}, and one per GPU if there are GPUs"
