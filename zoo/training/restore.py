@@ -43,7 +43,7 @@ def restore_module(module: nn.Module, state: Mapping[str, Tensor], entry: str, p
         if not saved.isfinite().all():
             raise damaged(path, f"{entry} has numbers that are not finite in {key}")
     try:
-        module.load_state_dict(dict(state))
+        module.load_state_dict(state)  # not a copy, which would lose its versions
     except RuntimeError as error:
         raise damaged(path, f"{entry} does not fit ({first_line(error)})") from error
 
