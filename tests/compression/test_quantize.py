@@ -103,7 +103,8 @@ def validation():
 def test_what_is_left(made):
     folder = made.path.parent
     assert sorted(os.listdir(folder)) == [
-        "manifest.json", "model.onnx", "quantization.json", "sensitivity.csv", "sensitivity.json"
+        "manifest.json", "model.onnx", "predict_example.py", "quantization.json", "sensitivity.csv",
+        "sensitivity.json",
     ]  # fmt: skip
     manifest = read(folder / "manifest.json")
     assert manifest["precision"] == "int8"
