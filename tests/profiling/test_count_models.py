@@ -47,7 +47,8 @@ def test_the_counter_of_pytorch_agrees_and_fused_models_cost_less(name):
     before, after = (zoo.count(model, size) for model in (plain, fused))
     for model, counts in ((plain, before), (fused, after)):
         assert counts.macs == pytest.approx(macs_of_pytorch(model, size), rel=0.01)
-    assert after.params < 1.01 * before.params  # a norm's shift may give a layer a bias
+    if name not in zoo.list_models(factored=True):  # a norm's shift may give a layer a bias
+        assert after.params < 1.01 * before.params
     assert after.macs <= before.macs
     assert after.operators <= before.operators
     if name in zoo.list_models(reparam=True):
