@@ -29,6 +29,7 @@ def write() -> None:
     versions = {"timm": timm.__version__, "torchvision": torchvision.__version__.split("+")[0]}
     stored = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     found: dict[str, Any] = stored.get("modules", {}) if stored.get("versions") == versions else {}
+    torch.backends.mha.set_fastpath_enabled(False)  # as `zoo.count` does
     for module, name, build in _models():
         if found.get(module, {}).get("model") == name:
             continue
@@ -36,7 +37,8 @@ def write() -> None:
         image = torch.zeros(_input_size(module, model))
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns of values that become constants
-            traced: Any = torch.jit.trace(_TensorsOnly(model), image, check_trace=False)
+            whole = _TensorsOnly(model, 2 if "optical_flow" in module else 1)
+            traced: Any = torch.jit.trace(whole, image, check_trace=False)
         kinds = {node.kind() for node in _nodes(traced.inlined_graph)}
         operators = sorted(kind for kind in kinds if not kind.startswith("prim::"))
         found[module] = {"model": name, "operators": operators}
@@ -48,14 +50,20 @@ def write() -> None:
 
 
 class _TensorsOnly(nn.Module):
-    """Returns the tensors in an output of any type, as tracing requires."""
+    """Returns the tensors in an output of any type, as tracing requires.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: The model.
+        inputs: Number of images that it takes.
+    """
+
+    def __init__(self, model: nn.Module, inputs: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.inputs = model, inputs
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(leaf for leaf in tree_leaves(self.model(x)) if isinstance(leaf, Tensor))
+        leaves = tree_leaves(self.model(*[x] * self.inputs))
+        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def _models() -> Iterator[tuple[str, str, Callable[[], nn.Module]]]:

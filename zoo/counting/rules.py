@@ -288,7 +288,8 @@ _ACTIVATIONS = (
 FREE = frozenset(
     f"aten::{name}"
     for name in (
-        "Int ScalarImplicit FloatImplicit IntImplicit Bool Float size numel arange linspace zeros "
+        "__contains__ __is__ format list Int ScalarImplicit FloatImplicit IntImplicit Bool Float "
+        "size numel arange linspace zeros "
         "ones full empty new_zeros new_ones new_full new_empty zeros_like ones_like full_like "
         "empty_like scalar_tensor tensor lift_fresh eye tril triu meshgrid tril_indices "
         "contiguous clone copy detach alias to type_as view view_as reshape flatten unflatten "
