@@ -141,7 +141,7 @@ def test_several_processes_and_several_jobs(installed, empty):
     torchrun = next(c for c in COMMANDS if c.startswith("torchrun"))
     launcher = shlex.split(torchrun.partition(" zoo ")[0])
     short = [*shortened(torchrun), "train.accelerator=cpu"]
-    command = [launcher[0], "--master_port", "0", *launcher[1:], "zoo", *short]
+    command = [launcher[0], "--standalone", *launcher[1:], "zoo", *short]
     printed = installed(installed.bin / command[0], *command[1:], cwd=empty)
     assert "2 x cpu" in printed
     assert len(list((empty / "runs").iterdir())) == 1
