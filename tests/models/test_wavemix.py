@@ -354,7 +354,7 @@ def test_public_weights_go_into_pyramids():
 
 
 def test_weights_of_another_variant_are_named():
-    model = on_meta("wavemix_192_16_l1")
+    model = zoo.create_model("wavemix_192_16_l1")
     with pytest.raises(zoo.BadWeights, match=r"missing stages\.0\.blocks\.0\.mlps\.0"):
         zoo.load_weights(model, public("wavemix_192_16_l3"))
     with pytest.raises(zoo.BadWeights, match=r"missing stages\.0\.blocks\.0\.mlps"):
