@@ -31,6 +31,7 @@ FILES = {
     capabilities.PAGE: (capabilities, "PAGE"),
     key_lists.FOLDER: (key_lists, "FOLDER"),
     picture.FILE: (picture, "FILE"),
+    generated.CONFIGURATION: (generated, "CONFIGURATION"),
 }
 
 

@@ -35,7 +35,8 @@ def error_of(capsys, *words):
 def test_the_shipped_figures_are_those_of_the_results():
     for name in zoo.list_models():
         assert figures.of(name).macs == COUNTS[name]["macs"]
-        assert set(figures.of(name).ms) == set(figures.runtimes()), name
+        measured = set(figures.of(name).ms)
+        assert measured in (set(), set(figures.runtimes())), name
     assert figures.of("timm/resnet18").latency() is None
 
 
@@ -80,7 +81,8 @@ def test_limits_and_order(printed, runtime):
     expected = {
         name
         for name in zoo.list_models()
-        if (figures.imagenet_top1(name) or 0) >= 75 and figures.of(name).latency(runtime) <= 50
+        if (figures.imagenet_top1(name) or 0) >= 75
+        and (figures.of(name).latency(runtime) or 99) <= 50
     }
     assert set(names) == expected
 

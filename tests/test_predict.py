@@ -293,6 +293,8 @@ def photos(tmp_path):
         ("executorch", {}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_the_example_script_prints_what_predict_prints(
     format, kwargs, photos, tmp_path, monkeypatch, capsys
 ):

@@ -140,7 +140,8 @@ def test_commands_name_scripts_and_models_that_exist(command):
     for word in words[2:]:
         key, _, value = word.partition("=")
         if key == "model" and "*" not in value and not value.startswith(("timm/", "<")):
-            assert zoo.registry.is_model(value) or value in zoo.registry.DECODERS, value
+            for name in value.split(","):
+                assert zoo.registry.is_model(name) or name in zoo.registry.DECODERS, name
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)

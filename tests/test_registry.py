@@ -49,7 +49,7 @@ def test_filters_by_facts():
         assert all(zoo.model_info(name)["task"] == task for name in listed)
     fetched = zoo.list_models(pretrained=True)
     assert sorted([*fetched, *zoo.list_models(pretrained=False)]) == NAMES
-    assert "mobilenetv2_035" not in fetched
+    assert "lightm_unet_2d" not in fetched
     assert "mobilenetv2_100" in fetched
     distilled = zoo.list_models(distilled=True)
     assert "efficientformer_l1" in distilled

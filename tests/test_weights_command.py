@@ -88,5 +88,6 @@ def test_a_damaged_record_is_left_out(content, cached):
 def test_all_models_are_listed_without_building_one(capsys):
     code, text, _ = printed(capsys)
     assert code == 0
-    assert text.count("publish no weights") == 50
+    without = [name for name in zoo.list_models() if not zoo.model_info(name).get("weights")]
+    assert text.count("publish no weights") == len(without) > 20
     assert "none stated" in text

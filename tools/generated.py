@@ -19,6 +19,7 @@ from zoo.command_line import help as settings_help
 from zoo.errors import BadInput
 
 WRITE = "run `make generated`"
+CONFIGURATION = ROOT / "docs" / "configuration.md"
 
 
 def pages() -> dict[Path, str]:
@@ -35,7 +36,7 @@ def pages() -> dict[Path, str]:
         latencies.TABLE: latencies.render(counted, records),
         figures.FILE: figures.render(counted, records),
         capabilities.PAGE: capabilities.render(),
-        ROOT / "docs" / "configuration.md": settings_help.page(),
+        CONFIGURATION: settings_help.page(),
     }
 
 

@@ -63,6 +63,7 @@ def _default_cfg(spec: registry.ModelSpec) -> dict[str, Any]:
     _, height, width = image["size"]
     stride = traits.pop("stride")
     stride = spec.facts.get("reduction", stride)
+    traits["first_conv"] = spec.facts.get("first_conv", traits["first_conv"])
     traits["classifier"] = tuple(spec.facts.get("classifiers", traits["classifier"]))
     return {
         **traits,

@@ -16,6 +16,7 @@ from torch import nn
 import zoo
 from zoo.deploy import comparison
 from zoo.deploy.manifest import Origin
+from zoo.deploy.pipeline import export as export_module
 from zoo.deploy.predict import Predictor
 
 
@@ -318,7 +319,7 @@ def test_arguments_of_other_types(arguments, options, message, tmp_path, monkeyp
     model, *others = arguments
     options = {"input_size": (1, 3, 8, 8), **options}
     with pytest.raises(zoo.BadInput, match=message):
-        zoo.export(net if model == "net" else model, *others, **options)
+        export_module(net if model == "net" else model, *others, **options)
     with pytest.raises(zoo.BadInput):
         zoo.quantize(net if model == "net" else model, *others, batches=[], **options)
     assert list(tmp_path.iterdir()) == []

@@ -68,7 +68,7 @@ def test_a_size_beyond_any_memory_is_one_line() -> None:
     with pytest.raises((RuntimeError, MemoryError)) as hit:
         torch.zeros(2**60)
     assert is_out_of_memory(hit.value)
-    with pytest.raises(ZooError, match=r"memory.*; lower .*data\.image_size"):
+    with pytest.raises(ZooError, match=r"data\.image_size=4000000 is larger .*; lower it"):
         run_command("train", ["model=simplenet_cifar_310k", "data.image_size=4000000"])
 
 
@@ -141,7 +141,8 @@ def test_a_disk_that_gets_full_while_training_names_the_way_out(
 
         def write(*args: Any, **kwargs: Any) -> Any:
             calls.append(1)
-            if len(calls) > 2:
+            tables = [file.read_text("utf-8") for file in tmp_path.glob("*/metrics.csv")]
+            if writer == "tensorboard" and len(calls) > 2 or any(x.count("\n") > 1 for x in tables):
                 raise full()
             return original(*args, **kwargs)
 
@@ -218,7 +219,7 @@ def test_a_killed_loader_process_is_one_line(
 
 def test_more_processes_than_cores_are_rejected_before_anything_starts(tmp_path: Path) -> None:
     overrides = [*FAST, "train.accelerator=cpu", "train.devices=999", f"train.out={tmp_path}"]
-    with pytest.raises(BadInput, match=r"train\.devices=999 is more than the \d+ cores"):
+    with pytest.raises(BadInput, match=r"train\.devices=999 starts .* too many for \d+ cores"):
         run_command("train", overrides)
     assert not list(tmp_path.iterdir())
 

@@ -159,7 +159,7 @@ def test_distillation_does_not_change_the_teacher(
 
     monkeypatch.setattr(Distillation, "forward", recorded)
     tiny_run(
-        "model=efficientformer_l1",
+        "model.name=efficientformer_l1",
         "model.drop_rate=0",
         f"train.out={tmp_path}",
         f"train.distill={kind}",

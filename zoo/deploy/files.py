@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from zoo.deploy import publishing, schema
+from zoo.deploy import publishing
 from zoo.errors import BadInput, first_line
 
 MANIFEST = "manifest.json"
@@ -114,6 +114,8 @@ def _read_manifest(file: Path, given: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"cannot read {file} as a manifest: {first_line(error)}") from error
+    from zoo.deploy import schema  # imports Pillow: only when a manifest is read
+
     try:
         return schema.check(content)
     except BadInput as error:
