@@ -1,6 +1,7 @@
 """Describe the machine and the installed packages, and suppress what packages print."""
 
 import contextlib
+import errno
 import functools
 import importlib.metadata
 import importlib.util
@@ -8,6 +9,7 @@ import io
 import logging
 import os
 import platform
+import re
 import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,24 @@ _PACKAGES = {
     "nncf": "nncf",
     "torchao": "torchao",
 }
+
+# Parts of messages of PyTorch, CUDA and oneDNN about memory; the last three are about sizes beyond
+# any memory.
+_MEMORY = re.compile(
+    r"can'?t allocate memory|cannot allocate memory|not enough memory|out of memory|bad_alloc"
+    r"|failed to allocate|ALLOC_FAILED|Storage size calculation overflowed"
+    r"|integer multiplication overflow|invalid size, tried to allocate",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory, of the processor or of a GPU, did not suffice."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of PyTorch
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None
 
 
 @functools.cache

@@ -11,9 +11,10 @@ import torch
 from filelock import FileLock
 
 from zoo.command_line.composition import run as run_command
+from zoo.environment import is_out_of_memory
 from zoo.errors import BadInput, ZooError
 from zoo.training import checkpoint, disk, fit, loop
-from zoo.training.faults import MachineFault, is_out_of_memory, report_machine_faults
+from zoo.training.faults import MachineFault, report_machine_faults
 
 from .conftest import checkpoint_of, resume_run
 

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from zoo import progress
-from zoo.environment import versions
+from zoo.environment import is_out_of_memory, versions
 from zoo.errors import ZooError, first_line, noted_folder
 
 INTERRUPTED, CLOSED_PIPE = 130, 141
 ISSUES = "report it with this file"
 
 # What PyTorch and its allocators say when memory is short, besides their own class of error.
-_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
 
 def run(function: Callable[[], Any]) -> int:
@@ -91,14 +90,6 @@ def describe(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return f"something is nested too deeply: {_short(error)} ({where})"
     return f"unexpected {type(error).__name__}: {_short(error)} ({where}; please {ISSUES})"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory is short, on the processor or on a GPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in words for word in _MEMORY_WORDS)
 
 
 def state_folder() -> Path:

@@ -13,13 +13,13 @@ from zoo.data.create import create_datamodule
 from zoo.data.datamodule import ImageData
 from zoo.data.holdout import SavedSplit
 from zoo.data.processes import download_once
+from zoo.environment import is_out_of_memory
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
 from zoo.inputs import published_statistics
 from zoo.settings import DataConfig, ModelConfig, TrainConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
 from zoo.training.checkpoint_schema import check as check_checkpoint
-from zoo.training.faults import is_out_of_memory
 from zoo.training.losses import BiasLoss, Distillation, create_loss
 from zoo.training.mixing import Mixing
 from zoo.training.tasks import check_task, get_task

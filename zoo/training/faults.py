@@ -6,34 +6,16 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
+from zoo.environment import is_out_of_memory
 from zoo.errors import ZooError
 from zoo.training.disk import describe_disk_error, disk_error
 
-# Parts of messages of PyTorch, CUDA and oneDNN about memory; the last three are about sizes beyond
-# any memory.
-_MEMORY = re.compile(
-    r"can'?t allocate memory|cannot allocate memory|not enough memory|out of memory|bad_alloc"
-    r"|failed to allocate|ALLOC_FAILED|Storage size calculation overflowed"
-    r"|integer multiplication overflow|invalid size, tried to allocate",
-    re.IGNORECASE,
-)
 _LOADER = re.compile(r"DataLoader worker \(pid")
 _SHARED_MEMORY = re.compile(r"shared memory|/torch_\d+|shm_open|shm", re.IGNORECASE)
 
 
 class MachineFault(ZooError):
     """The machine ran out of memory or disk, or a process was killed; settings may avoid it."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory, of the CPU or the GPU, did not suffice."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None
 
 
 @contextlib.contextmanager

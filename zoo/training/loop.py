@@ -21,10 +21,10 @@ from torch.optim import Optimizer
 
 from zoo.data.datamodule import ImageData
 from zoo.data.samplers import mix
+from zoo.environment import is_out_of_memory
 from zoo.errors import BadWeights, ZooError
 from zoo.settings import TrainConfig
 from zoo.training import checkpoint, restore
-from zoo.training.faults import is_out_of_memory
 from zoo.training.interrupt import Interrupt
 from zoo.training.logs import MetricsLog, ProgressBar
 from zoo.training.losses import Distillation
