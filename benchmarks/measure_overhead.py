@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from zoo.environment import summary
-from zoo.profiling.latency import MeasurementBudget, time_calls
+from zoo.profiling.timing import MeasurementBudget, time_calls
 
 LIMIT_US = 20.0
 

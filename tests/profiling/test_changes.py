@@ -10,7 +10,7 @@ from synthetic import noisy, record
 
 import zoo
 from zoo.cli import execute as main
-from zoo.profiling.latency import Comparison
+from zoo.profiling.results import Comparison
 from zoo.profiling.stats import summarize
 from zoo.reports.changes import Ratio, changes, notes, outcome, ratio, table
 from zoo.reports.claims import TOLERANCE

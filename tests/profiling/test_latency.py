@@ -14,14 +14,8 @@ from synthetic import Clock, Synthetic, noisy
 from torch import nn
 
 import zoo
-from zoo.profiling.latency import (
-    MeasurementBudget,
-    compare,
-    compare_calls,
-    measure,
-    time_calls,
-    warm_up,
-)
+from zoo.profiling.latency import compare, measure
+from zoo.profiling.timing import MeasurementBudget, compare_calls, time_calls, warm_up
 
 QUICK = {"min_runs": 6, "min_time": 0.0, "max_time": 5.0, "threads": 1}
 

@@ -10,7 +10,8 @@ from torch import nn
 from zoo.counting.count import count
 from zoo.display import Displayed
 from zoo.errors import BadInput
-from zoo.profiling.latency import Comparison, compare
+from zoo.profiling.latency import compare
+from zoo.profiling.results import Comparison
 from zoo.reparam import randomize_parameters, reparameterize
 
 

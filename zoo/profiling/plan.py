@@ -13,7 +13,7 @@ import torch
 from zoo import registry, runtimes
 from zoo.errors import BadInput, UnknownModel
 from zoo.inputs import published_input
-from zoo.profiling.latency import MeasurementBudget
+from zoo.profiling.timing import MeasurementBudget
 from zoo.settings import ProfileConfig
 
 FUSED = {"both": (False, True), "true": (True,), "false": (False,)}
