@@ -223,7 +223,7 @@ class ExportRun:
     """The settings of `export.py`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)  # data to calibrate and evaluate int8
+    data: DataConfig = field(default_factory=DataConfig)  # for int8; mean, std: for all artefacts
     weights: str | None = None  # run folder, checkpoint, or file or URL of published weights
     format: Any = "onnx"  # one format or a list; see docs/export.md
     export: ExportConfig = field(default_factory=ExportConfig)

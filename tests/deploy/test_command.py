@@ -94,9 +94,27 @@ def test_a_file_with_only_weights(checkpoint, tmp_path):
     assert origin.class_names is None
 
 
+def test_preprocessing_that_the_user_sets_is_that_of_the_artefact(checkpoint, tmp_path):
+    torch.save(checkpoint[1].state_dict(), tmp_path / "w.pth")
+    overrides = [f"model={MODEL}", f"weights={tmp_path}/w.pth", "model.num_classes=3"]
+    chosen = ["data.mean=[0.1,0.2,0.3]", "data.std=[0.4,0.5,0.6]", "data.crop_pct=0.95"]
+    out = f"export.out={tmp_path}/out"
+    (artefact,) = run_command(
+        "export", [*overrides, *chosen, out, "format=torchscript", "export.image_size=32"]
+    )
+    found = artefact.manifest["input"]
+    assert (found["mean"], found["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert found["crop_pct"] == 0.95
+    assert found["interpolation"] == zoo.model_info(MODEL)["input"]["interpolation"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
+        ([f"model={MODEL}", "data.mean=[0.5]"], zoo.BadInput, "must have 3 numbers"),
+        ([f"model={MODEL}", "data.std=[0.5,0,0.5]"], zoo.BadInput, "data.std=.* above 0"),
+        ([f"model={MODEL}", "data.interpolation=cubic"], zoo.BadInput, "data.interpolation"),
+        ([f"model={MODEL}", "data.hflip=0.5"], zoo.BadInput, "data.hflip has no effect"),
         (
             ["model=efficientformer_l1", "weights={run}"],
             zoo.BadWeights,

@@ -15,6 +15,7 @@ from zoo import progress
 from zoo.blocks.sizes import pair
 from zoo.commands import resolve
 from zoo.commands.int8_step import Int8Step, check_quantize, refuse_unused
+from zoo.data import presets
 from zoo.deploy import formats, int8_graph
 from zoo.deploy.manifest import Origin
 from zoo.deploy.pipeline import Artefact, export
@@ -25,7 +26,7 @@ from zoo.inputs import input_of
 from zoo.profiling.latency import measure
 from zoo.quoting import command_line
 from zoo.reports.claims import plus_minus
-from zoo.settings import ExportConfig, ExportRun
+from zoo.settings import DataConfig, ExportConfig, ExportRun
 from zoo.training.checkpoint import folder_of
 from zoo.weights import load_content
 
@@ -108,7 +109,22 @@ def load_model(
     """
     saved = saved or resolve.read_command_weights(settings)
     settings, arguments = resolve.describe_model(settings, saved, explicit)
-    return settings, *_build(settings, saved, arguments)
+    model, origin = _build(settings, saved, arguments)
+    chosen = _chosen_preprocessing(settings.data, explicit, getattr(model, "in_chans", 3))
+    preprocessing = {**origin.preprocessing, **chosen}
+    return settings, model, dataclasses.replace(origin, preprocessing=preprocessing)
+
+
+def _chosen_preprocessing(
+    data: DataConfig, explicit: resolve.Explicit, in_chans: int
+) -> dict[str, Any]:
+    """Return the preprocessing that the user set, for weights that expect other images.
+
+    Raises:
+        BadInput: A value is invalid.
+    """
+    presets.check_preprocessing(dataclasses.replace(data, in_chans=in_chans))
+    return {key: getattr(data, key) for key in presets.PREPROCESSING if f"data.{key}" in explicit}
 
 
 def _formats(value: Any) -> list[str]:

@@ -11,6 +11,7 @@ from torch import nn
 from zoo.commands import resolve
 from zoo.compression import calibration, int8, int8_report, sensitivity
 from zoo.data.datamodule import ImageData
+from zoo.data.presets import PREPROCESSING
 from zoo.deploy.formats import get_format
 from zoo.deploy.manifest import Origin, preprocessing_of
 from zoo.deploy.pipeline import Artefact
@@ -37,7 +38,8 @@ def check_quantize(quantize: QuantizeConfig) -> None:
 def refuse_unused(quantize: QuantizeConfig, explicit: resolve.Explicit) -> None:
     """Raise `BadInput` for settings that have no effect without int8."""
     defaults = QuantizeConfig()
-    unused = [key for key in explicit if key.startswith("data.")]
+    taken = {f"data.{key}" for key in PREPROCESSING}
+    unused = [key for key in explicit if key.startswith("data.") and key not in taken]
     unused += [
         f"quantize.{key}"
         for key, value in dataclasses.asdict(quantize).items()

@@ -21,6 +21,8 @@ SMALLEST_CROP = 0.05  # crop_pct
 LARGEST_RATIO = 100.0  # aspect ratio of a crop, either way
 LARGEST_COUNT = 10_000_000  # images of an epoch that are made, classes
 MOST_BOXES = 100  # of random erasing
+INTERPOLATIONS = ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+PREPROCESSING = ("mean", "std", "interpolation", "crop_pct")  # of the group `data`
 LARGEST_STATISTIC = 10.0  # mean and std, of values in 0..1
 SMALLEST_STD = 1e-4
 
@@ -293,13 +295,6 @@ def _check_values(cfg: DataConfig) -> None:
         value = getattr(cfg, key)
         if value is not None and not 0 <= value <= 1:
             raise BadInput(f"data.{key}={value} must be a probability between 0 and 1")
-    if cfg.crop_pct is not None and not 0 < cfg.crop_pct <= 1:
-        raise BadInput(f"data.crop_pct={cfg.crop_pct} must be above 0 and at most 1")
-    if cfg.crop_pct is not None and cfg.crop_pct < SMALLEST_CROP:
-        raise BadInput(
-            f"data.crop_pct={cfg.crop_pct} keeps almost nothing of an image; give at least"
-            f" {SMALLEST_CROP}"
-        )
     for key, most in (
         ("num_classes", LARGEST_COUNT),
         ("train_images", LARGEST_COUNT),
@@ -317,16 +312,26 @@ def _check_values(cfg: DataConfig) -> None:
     _check_range(cfg, "ratio", largest=LARGEST_RATIO)
     if cfg.ratio is not None and cfg.ratio[0] < 1 / LARGEST_RATIO:
         raise BadInput(f"data.ratio={cfg.ratio} must be at least {1 / LARGEST_RATIO}")
-    _check_statistics(cfg)
+    check_preprocessing(cfg)
     if (cfg.num_workers or 0) < 0:
         raise BadInput(f"data.num_workers={cfg.num_workers} must be at least 0")
     _check_choices(cfg)
 
 
-def _check_statistics(cfg: DataConfig) -> None:
-    """Raise `BadInput` unless `mean` and `std` can normalise values in 0..1."""
+def check_preprocessing(cfg: DataConfig) -> None:
+    """Raise `BadInput` for invalid preprocessing: values of `PREPROCESSING` that are not None."""
+    if cfg.crop_pct is not None and not 0 < cfg.crop_pct <= 1:
+        raise BadInput(f"data.crop_pct={cfg.crop_pct} must be above 0 and at most 1")
+    if cfg.crop_pct is not None and cfg.crop_pct < SMALLEST_CROP:
+        raise BadInput(
+            f"data.crop_pct={cfg.crop_pct} keeps almost nothing of an image; give at least"
+            f" {SMALLEST_CROP}"
+        )
+    _one_of("interpolation", cfg.interpolation, INTERPOLATIONS)
     for key in ("mean", "std"):
         values = getattr(cfg, key)
+        if values is None:
+            continue
         if len(values) != cfg.in_chans:
             raise BadInput(f"data.{key}={values} must have {cfg.in_chans} numbers, one per channel")
         if not all(math.isfinite(value) for value in values):
@@ -336,9 +341,10 @@ def _check_statistics(cfg: DataConfig) -> None:
                 f"data.{key}={values} must be for pixel values in 0..1; divide it by 255 if it is"
                 " for 0..255"
             )
-    if min(cfg.std or []) <= 0:
+    smallest = math.inf if cfg.std is None else min(cfg.std)
+    if smallest <= 0:
         raise BadInput(f"data.std={cfg.std} must be above 0")
-    if min(cfg.std or []) < SMALLEST_STD:
+    if smallest < SMALLEST_STD:
         raise BadInput(f"data.std={cfg.std} must be at least {SMALLEST_STD}")
 
 
@@ -350,9 +356,7 @@ def _check_range(cfg: DataConfig, key: str, largest: float) -> None:
 
 
 def _check_choices(cfg: DataConfig) -> None:
-    modes = ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
-    _one_of("interpolation", cfg.interpolation, modes)
-    _one_of("train_interpolation", cfg.train_interpolation, [*modes, "random"])
+    _one_of("train_interpolation", cfg.train_interpolation, [*INTERPOLATIONS, "random"])
     _one_of("re_mode", cfg.re_mode, ["const", "rand", "pixel"])
     jitter = 0.0 if cfg.color_jitter is None else cfg.color_jitter
     strengths = jitter if isinstance(jitter, list) else [jitter]
