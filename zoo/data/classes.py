@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zoo.data.listing import shortened
 from zoo.data.samplers import rank_and_world
@@ -28,6 +28,7 @@ class KnownClasses:
     owner: str
     data: str = ""
     leaves_out: bool = False
+    _warnings: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def numbers(self, split: str, count: int, names: Sequence[str] | None) -> list[int | None]:
         """Return the number here of each class of a split; None for a class that is unknown.
@@ -52,12 +53,12 @@ class KnownClasses:
         if len(unknown) == len(names) or (unknown and not self.leaves_out):
             raise BadInput(self._differences(split, unknown, missing))
         if unknown:
-            _warn(
+            self._warn(
                 f"split {split}: left out the images of {_classes(unknown)},"
                 f" unknown to {self.owner}"
             )
         if missing:
-            _warn(f"split {split} has no images of {_classes(missing)}")
+            self._warn(f"split {split} has no images of {_classes(missing)}")
         return found
 
     def _by_position(self, count: int, names: Sequence[str] | None) -> list[int | None]:
@@ -70,11 +71,17 @@ class KnownClasses:
                 " was trained on"
             )
         if names != self.names:
-            _warn(
+            self._warn(
                 f"the classes of {self.owner} and of the data are matched by position: one of them"
                 " has no class names"
             )
         return list(range(count))
+
+    def _warn(self, text: str) -> None:
+        """Log a warning once, although every split is matched."""
+        if rank_and_world()[0] == 0 and text not in self._warnings:
+            self._warnings.add(text)
+            log.warning("%s", text)
 
     def _differences(self, split: str, unknown: list[str], missing: list[str]) -> str:
         lacking = f"lacks {shortened(missing)}" if missing else ""
@@ -94,8 +101,3 @@ class KnownClasses:
 def _classes(names: list[str]) -> str:
     kind = "class" if len(names) == 1 else f"{len(names)} classes:"
     return f"{kind} {shortened(names, 5)}"
-
-
-def _warn(text: str) -> None:
-    if rank_and_world()[0] == 0:
-        log.warning("%s", text)
