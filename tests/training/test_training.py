@@ -36,6 +36,10 @@ def test_files_of_a_run_folder(whole_run: Path) -> None:
     saved = OmegaConf.load(whole_run / "config.yaml")
     assert saved.train.batch_size == 8
     assert saved.train.precision == "32"
+    used = (saved.model.num_classes, saved.data.num_workers, saved.data.interpolation)
+    assert None not in used, "values that were used, not null"
+    assert used[0] == 10
+    assert saved.data.mean == checkpoint_of(whole_run)["data"]["preprocessing"]["mean"]
     versions = yaml.safe_load((whole_run / "versions.yaml").read_text())
     assert versions["torch"] == torch.__version__.split("+")[0]
     with (whole_run / "metrics.csv").open() as file:

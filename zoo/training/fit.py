@@ -122,10 +122,18 @@ def _train(
             )
         )
         if own_folder is not None:
-            run_folder.describe(own_folder, components.about["config"])
+            run_folder.describe(own_folder, _used_settings(components))
             if resumed is None and (halves := components.data.split_keys()) is not None:
                 holdout.write(own_folder, halves)
         return _run_loop(run, loop, fabric, console, logger, resumed, interrupt, folder)
+
+
+def _used_settings(components: Components) -> dict[str, Any]:
+    """Return the settings with the values that replaced null in the groups `model` and `data`."""
+    config, model = components.about["config"], components.about["model"]
+    used = {key: value for key, value in model.items() if key in config["model"]}
+    data = dataclasses.asdict(components.data.config)
+    return {**config, "model": config["model"] | used, "data": data}
 
 
 def _run_loop(
