@@ -1,4 +1,7 @@
-"""`results/counts.json`: parameters and multiply-accumulates of each model at its own size."""
+"""`results/counts.json`: parameters, multiply-accumulates and traffic of each model at its size.
+
+Older entries of models that `zoo pick` does not consider lack `moved_bytes`.
+"""
 
 import json
 from typing import Any
@@ -8,7 +11,7 @@ from zoo import registry
 
 FILE = ROOT / "results" / "counts.json"
 
-Counts = dict[str, dict[str, Any]]  # of each model its params, macs and input (C H W)
+Counts = dict[str, dict[str, Any]]  # of each model its params, macs, input (C H W) and moved_bytes
 
 
 def read() -> Counts:
@@ -43,4 +46,9 @@ def count_model(name: str) -> dict[str, Any]:
 
     size = registry.get_spec(name).facts["input"]["size"]
     counted = count(create_model(name).eval(), (1, *size))
-    return {"params": counted.params, "macs": counted.macs, "input": size}
+    return {
+        "params": counted.params,
+        "macs": counted.macs,
+        "input": size,
+        "moved_bytes": counted.moved_bytes,
+    }

@@ -21,7 +21,7 @@ def render(counts: Counts, records: Sequence[Record]) -> str:
         records: Latencies; those of fused models are shipped.
     """
     found = by_model(records)
-    models = {name: _entry(entry["macs"], found.get(name, {})) for name, entry in counts.items()}
+    models = {name: _entry(entry, found.get(name, {})) for name, entry in counts.items()}
     rows = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(models.items())]
     runtimes = list(dict.fromkeys(runtime for entry in models.values() for runtime in entry["ms"]))
     return (
@@ -30,13 +30,14 @@ def render(counts: Counts, records: Sequence[Record]) -> str:
     )
 
 
-def _entry(macs: int, forms: dict[tuple[str, bool], Record]) -> dict[str, Any]:
+def _entry(counted: dict[str, Any], forms: dict[tuple[str, bool], Record]) -> dict[str, Any]:
     times = {
         runtime: [_rounded(record.get(key)) for key in ("p50_ms", "low_ms", "high_ms")]
         for (runtime, fused), record in forms.items()
         if fused
     }
-    return {"macs": macs, "ms": times}
+    cost = {key: counted[key] for key in ("macs", "moved_bytes") if key in counted}
+    return {**cost, "ms": times}
 
 
 def _rounded(value: float | None) -> float | None:

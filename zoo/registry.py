@@ -91,6 +91,7 @@ class ModelSpec:
 
 
 TIMM = "timm/"  # prefix of the names of timm's models
+PEERS = "peers/timm.yaml"  # recorded figures of some of them, in zoo.facts
 _UNKNOWN_FACTS = {"task": "classification"}  # all that is known about them
 _BUILDERS: dict[str, Callable[..., Any]] = {}
 _THIRD_PARTY: dict[str, ModelSpec] = {}  # registered by other packages, with their own facts
@@ -112,6 +113,38 @@ def _packaged() -> dict[str, ModelSpec]:
                     f"model {name!r} is listed twice, in {specs[name].family} and in {family}"
                 )
             specs[name] = ModelSpec(name, family, _completed(own or {}, shared))
+    return specs
+
+
+@functools.cache
+def _peers() -> dict[str, ModelSpec]:
+    """Return timm's models with recorded figures, by `timm/<name>.<tag>`.
+
+    The weights that timm loads without a tag are also found by `timm/<name>`.
+    """
+    text = resources.files("zoo.facts").joinpath(PEERS).read_text(encoding="utf-8")
+    sheet = yaml.load(text, Loader=_YamlLoader)
+    specs: dict[str, ModelSpec] = {}
+    for name, own in sheet["models"].items():
+        tag, sizes = name.partition(".")[2], own["sizes"]
+        side = own["side"]
+        facts = {
+            "task": "classification",
+            "params": own["params"],
+            "input": {"size": [3, side, side]},
+            "costs": {n: [row["macs"], row["moved_bytes"]] for n, row in sizes.items()},
+            "published": [
+                {"source": f"{sheet['source']}, {n} pixels, crop {row['crop']:g}"}
+                | {"top1": row["top1"]}
+                for n, row in sizes.items()
+            ],
+            "weights": [
+                {"tag": tag, "keys": "timm", "licence": own["licence"]}
+                | {"url": f"hf:timm/{name}/model.safetensors"}
+            ],
+        }
+        names = [name, name.partition(".")[0]] if own.get("default") else [name]
+        specs |= {TIMM + one: ModelSpec(TIMM + one, "timm", facts) for one in names}
     return specs
 
 
@@ -167,6 +200,8 @@ def get_spec(name: str) -> ModelSpec:
         return _tagged(specs[bare], tag)
     if name in DECODERS:
         return ModelSpec(name, "decoders", {"task": "segmentation"})
+    if name in _peers():
+        return _peers()[name]
     if is_timm(name):
         return ModelSpec(TIMM + timm_name(name), "timm", dict(_UNKNOWN_FACTS))
     choices = [*specs, *DECODERS]
@@ -182,6 +217,11 @@ def _tagged(spec: ModelSpec, tag: str) -> ModelSpec:
     own = {"input": entry.get("input", {}), "weights": [entry]}
     own |= {"num_classes": entry["classes"]} if "classes" in entry else {}
     return ModelSpec(spec.name, spec.family, _completed(own, spec.facts), tag)
+
+
+def is_peer(name: str) -> bool:
+    """Return whether `name` is a model of timm with recorded figures, `"timm/<name>[.<tag>]"`."""
+    return is_timm(name) and name in _peers()
 
 
 def is_timm(name: str) -> bool:
@@ -215,7 +255,7 @@ def timm_name(name: str) -> str:
 def _timm_names() -> list[str]:
     import timm  # takes seconds; listing our own models does without it
 
-    return timm.list_models()
+    return [TIMM + name for name in timm.list_models()]
 
 
 def is_packaged(name: str) -> bool:
@@ -237,6 +277,7 @@ def list_models(
     family: str | None = None,
     pretrained: bool | None = None,
     smallest_of_family: bool = False,
+    peers: bool = False,
     **capabilities: Any,
 ) -> list[str]:
     """List registered names in alphabetical order, without importing or building a model.
@@ -249,6 +290,7 @@ def list_models(
         family: Only variants of this family.
         pretrained: Only models with (or without) a published checkpoint that can be downloaded.
         smallest_of_family: Only the variant with the fewest parameters in each family.
+        peers: Also timm's models with recorded figures, as `timm/<name>.<tag>`.
         **capabilities: Only models whose facts state these capabilities, such as `onnx=True`.
 
     Raises:
@@ -271,8 +313,11 @@ def list_models(
         )
 
     specs = list(_specs().values())
+    if peers:
+        specs += [spec for name, spec in _peers().items() if "." in name]
     if any(map(is_timm, included)):
-        specs += [ModelSpec(TIMM + name, "timm", dict(_UNKNOWN_FACTS)) for name in _timm_names()]
+        unknown = {name: ModelSpec(name, "timm", dict(_UNKNOWN_FACTS)) for name in _timm_names()}
+        specs += [_peers().get(name, spec) for name, spec in unknown.items()]
     kept = [spec for spec in specs if keep(spec)]
     if smallest_of_family:
         smallest: dict[str, ModelSpec] = {}

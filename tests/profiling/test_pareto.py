@@ -35,7 +35,7 @@ def test_the_best_published_accuracy_is_used_with_its_source_and_size():
     "changes",
     [
         {"model": "unknown"},
-        {"model": "timm/resnet18"},
+        {"model": "timm/resnet101"},
         {"model": "lightm_unet_2d"},
         {"model": "wavemix_144_7_l1_cifar10"},
         {"model": "efficientformer_l1", "args": {"num_classes": 10}},

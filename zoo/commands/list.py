@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", help="only variants of this family")
     parser.add_argument("--task", help="classification, segmentation or super-resolution")
     parser.add_argument("--pretrained", action="store_true", help="only with published weights")
+    parser.add_argument(
+        "--peers", action="store_true", help="also models of timm whose figures are recorded"
+    )
     parser.add_argument("--long", action="store_true", help="a table with costs and accuracy")
     parser.add_argument(
         "--sort", default="name", metavar="KEY",
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
         family=args.family,
         task=args.task,
         pretrained=True if args.pretrained else None,
+        peers=args.peers,
     )
     if not names:
         raise BadInput(_no_match(args.filter))

@@ -32,14 +32,16 @@ _CLASSES = {"CIFAR-100": 100, "CIFAR-10": 10}
 
 @dataclass(frozen=True)
 class Figures:
-    """What is known about the cost of a model; empty for one that is not part of the package.
+    """What is known about the cost of a model; empty for one without recorded figures.
 
     Attributes:
         macs: Multiply-accumulates for one image of the model's own size, as trained.
+        moved_bytes: Bytes that the operators read and write for it; None if not counted.
         ms: Per runtime, the median latency of the fused model in ms and its 95 % interval.
     """
 
     macs: int | None
+    moved_bytes: int | None
     ms: dict[str, tuple[float, float | None, float | None]]
 
     def latency(self, runtime: str | None = None) -> float | None:
@@ -56,8 +58,13 @@ def _content() -> dict[str, Any]:
 
 def of(name: str) -> Figures:
     """Return the figures of a model."""
+    if registry.is_peer(name):
+        facts = registry.get_spec(name).facts
+        macs, moved_bytes = facts["costs"][facts["input"]["size"][1]]
+        return Figures(macs, moved_bytes, {})
     entry = _content()["models"].get(name, {})
-    return Figures(entry.get("macs"), {k: tuple(v) for k, v in entry.get("ms", {}).items()})
+    times = {runtime: tuple(values) for runtime, values in entry.get("ms", {}).items()}
+    return Figures(entry.get("macs"), entry.get("moved_bytes"), times)
 
 
 def runtimes() -> list[str]:

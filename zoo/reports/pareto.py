@@ -32,6 +32,8 @@ def published(record: Record) -> Accuracy | None:
     Only classifiers for the 1000 classes of ImageNet with their default architecture are
     comparable.
     """
+    if registry.is_peer(record["model"]):
+        return _of_peer(record)
     name = record["model"].removeprefix(registry.TIMM)
     if not registry.is_model(name) or set(record.get("args") or {}) - set(_NEUTRAL_ARGUMENTS):
         return None
@@ -44,6 +46,17 @@ def published(record: Record) -> Accuracy | None:
     best = max(entries, key=lambda entry: entry["top1"])
     size = tuple(spec.facts.get("input", {}).get("size", ()))[1:]
     return Accuracy(best["top1"], best.get("source", ""), size)
+
+
+def _of_peer(record: Record) -> Accuracy | None:
+    """Return the figure of a timm model at the size of the record, else its best one."""
+    if set(record.get("args") or {}) - set(_NEUTRAL_ARGUMENTS):
+        return None
+    facts = registry.get_spec(record["model"]).facts
+    rows = dict(zip(facts["costs"], facts["published"], strict=True))
+    measured = (record.get("input_size") or facts["input"]["size"])[-1]
+    side = measured if measured in rows else max(rows, key=lambda side: rows[side]["top1"])
+    return Accuracy(rows[side]["top1"], rows[side]["source"], (side, side))
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
