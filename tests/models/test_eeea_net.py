@@ -22,7 +22,7 @@ CELLS = Path(__file__).parents[1] / "reference" / "cells"
 
 @pytest.mark.parametrize(
     ("file", "genes"),
-    [("eeea_cell_b_se", ("b", "normal")), ("eeea_cell_c_se_reduce", ("c", "reduce"))],
+    [("eeea_cell_b_se", ("b", 0)), ("eeea_cell_c_se_reduce", ("c", 1))],
 )
 def test_a_gated_cell_is_that_of_the_public_code(file, genes):
     record = json.loads((CELLS / f"{file}.json").read_text())
@@ -71,7 +71,7 @@ def test_a_gated_network_has_the_weights_of_its_gates():
 
 
 def test_gates_are_fused():
-    genes = GENOTYPES["c"]["normal"]
+    genes = GENOTYPES["c"][0]
     cell = Cell((6, 8), 16, genes, after_reduction=True, gated=True).double()
     randomize_parameters(cell).eval()
     before, x = images(2, (8, 8), 6), images(2, (4, 4), 8)  # small: a gated cell is cubic

@@ -6,8 +6,9 @@ from published import public_state
 from support import difference, fresh, images, shaken
 
 import zoo
+from zoo.blocks.offset_bias import offset_bias
 from zoo.keys import convert_keys, misfits
-from zoo.models.elasticvit import Attention, offset_bias
+from zoo.models.elasticvit import Attention
 
 # All variants are cut out of one supernet, whose names and shapes are those of the record of T1.
 OWN_LAYOUTS = ("elasticvit_t2", "elasticvit_s*", "elasticvit_m", "elasticvit_l*")

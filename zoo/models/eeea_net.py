@@ -16,14 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.backbone import Backbone, Stage
+from zoo.blocks import folding
 from zoo.blocks.conv import ConvNorm
-from zoo.blocks.folding import (
-    Absorbing,
-    batch_norm_affine,
-    is_fixed_batch_norm,
-    rebuilt,
-    scale_outputs,
-)
 from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.separable import SeparableConvNorm
 from zoo.blocks.sizes import check_sides, whole_number
@@ -32,12 +26,12 @@ from zoo.keys import KeyStyle, prefixed
 
 torch.fx.wrap("check_sides")
 
-# The steps, such as "dil3 0, max 0; inv5 1, dil5 1": two operations each, with the number of the
-# state that they read. Then the numbers of the states that are concatenated.
-Genes = tuple[str, tuple[int, ...]]
+# Steps of two operations, each with the number of the state that it reads, and after ">" the
+# numbers of the states that are concatenated: "dil3 0, max 0; inv5 1, dil5 1 > 2 3".
+Genes = str
 
 
-class PreActConv(Absorbing):
+class PreActConv(folding.Absorbing):
     """ReLU, convolution, batch norm.
 
     Args:
@@ -101,13 +95,13 @@ class FactorizedReduction(nn.Module):
 
     def fused(self) -> "FactorizedReduction":
         """Fold the norm into both convolutions."""
-        if not is_fixed_batch_norm(self.norm):
+        if not folding.is_fixed_batch_norm(self.norm):
             return self
-        scales, shifts = (values.chunk(2) for values in batch_norm_affine(self.norm))
-        return rebuilt(
+        scales, shifts = (values.chunk(2) for values in folding.batch_norm_affine(self.norm))
+        return folding.rebuilt(
             self,
-            conv1=scale_outputs(self.conv1, scales[0], shifts[0]),
-            conv2=scale_outputs(self.conv2, scales[1], shifts[1]),
+            conv1=folding.scale_outputs(self.conv1, scales[0], shifts[0]),
+            conv2=folding.scale_outputs(self.conv2, scales[1], shifts[1]),
             norm=nn.Identity(),
         )
 
@@ -191,7 +185,7 @@ class Cell(nn.Module):
     Args:
         in_channels: Channels of the output of the last cell but one, and of the last cell.
         channels: Channels of every state.
-        genes: Operations with the number of the state they read, and the states to concatenate.
+        genes: Operations, the states that they read, and the states to concatenate.
         reduction: Halve the size of the inputs.
         after_reduction: Whether the last cell halved the size.
         gated: Add squeeze and excitation, and a non-local block.
@@ -213,9 +207,10 @@ class Cell(nn.Module):
         first = FactorizedReduction if after_reduction else PreActConv
         self.preprocess0 = first(in_channels[0], channels)
         self.preprocess1 = PreActConv(in_channels[1], channels)
-        names = [gene.split() for step in genes[0].split(";") for gene in step.split(",")]
+        steps, outputs = genes.split(">")
+        names = [gene.split() for step in steps.split(";") for gene in step.split(",")]
         self.reads = [int(state) for _, state in names]
-        self.outputs = list(genes[1])
+        self.outputs = [int(state) for state in outputs.split()]
         self.ops = nn.ModuleList(
             make_operation(name, channels, 2 if reduction and state < 2 else 1)
             for (name, _), state in zip(names, self.reads, strict=True)
@@ -376,34 +371,28 @@ def _rows(model: Any) -> list[Any]:
 
 KEY_STYLES = (KeyStyle("chakkritte/EEEA-Net", "cells.0.preprocess0.conv.weight", rows=_rows),)
 
-# fmt: off
-GENOTYPES: dict[str, dict[str, Any]] = {
-    "ea": dict(
-        normal=("dil3 0, max 0; inv5 1, dil5 1; avg 1, avg 1; inv5 3, inv3 2; sep3 4, max 3",
-                (5, 6)),
-        reduce=("avg 0, inv3 0; inv5 1, dil3 0; inv3 0, dil5 0; max 3, skip 3; max 0, sep3 0",
-                (2, 4, 5, 6)),
+# Genes of the cells that keep the size, and of those that halve it.
+GENOTYPES: dict[str, tuple[Genes, Genes]] = {
+    "ea": (
+        "dil3 0, max 0; inv5 1, dil5 1; avg 1, avg 1; inv5 3, inv3 2; sep3 4, max 3 > 5 6",
+        "avg 0, inv3 0; inv5 1, dil3 0; inv3 0, dil5 0; max 3, skip 3; max 0, sep3 0 > 2 4 5 6",
     ),
-    "a": dict(
-        normal=("max 0, inv3 0; dil3 1, max 0; skip 2, inv3 0; avg 2, skip 3; avg 4, skip 3",
-                (5, 6)),
-        reduce=("skip 0, dil3 0; max 1, avg 0; dil3 0, avg 0; skip 2, skip 3; dil3 3, dil5 0",
-                (4, 5, 6)),
+    "a": (
+        "max 0, inv3 0; dil3 1, max 0; skip 2, inv3 0; avg 2, skip 3; avg 4, skip 3 > 5 6",
+        "skip 0, dil3 0; max 1, avg 0; dil3 0, avg 0; skip 2, skip 3; dil3 3, dil5 0 > 4 5 6",
     ),
-    "b": dict(
-        normal=("skip 0, max 0; max 1, skip 1; skip 1, skip 2; dil3 3, sep3 1; max 4, sep3 4",
-                (5, 6)),
-        reduce=("skip 0, inv5 0; avg 0, dil3 1; inv3 1, skip 1; max 1, avg 1; avg 2, dil3 3",
-                (4, 5, 6)),
+    "b": (
+        "skip 0, max 0; max 1, skip 1; skip 1, skip 2; dil3 3, sep3 1; max 4, sep3 4 > 5 6",
+        "skip 0, inv5 0; avg 0, dil3 1; inv3 1, skip 1; max 1, avg 1; avg 2, dil3 3 > 4 5 6",
     ),
-    "c": dict(
-        normal=("dil5 0, max 0; inv5 0, inv3 0; dil5 2, inv3 2; sep5 1, skip 2; sep3 1, avg 4",
-                (3, 5, 6)),
-        reduce=("inv3 0, dil3 0; avg 0, inv3 0; dil5 1, max 1; skip 3, max 3; inv5 4, inv3 2",
-                (5, 6)),
+    "c": (
+        "dil5 0, max 0; inv5 0, inv3 0; dil5 2, inv3 2; sep5 1, skip 2; sep3 1, avg 4 > 3 5 6",
+        "inv3 0, dil3 0; avg 0, inv3 0; dil5 1, max 1; skip 3, max 3; inv5 4, inv3 2 > 5 6",
     ),
 }
-# fmt: on
-VARIANTS = {f"eeea_net_{name}_cifar": genes for name, genes in GENOTYPES.items()}
+VARIANTS = {
+    f"eeea_net_{name}_cifar": dict(normal=normal, reduce=reduce)
+    for name, (normal, reduce) in GENOTYPES.items()
+}
 
 CellNet.register_family(VARIANTS, KEY_STYLES)
