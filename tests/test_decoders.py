@@ -7,7 +7,7 @@ import torch
 from support import images
 
 import zoo
-from zoo import decoders
+from zoo import encoders
 from zoo.command_line.composition import compose, parse
 from zoo.commands.resolve import model_arguments
 from zoo.registry import DECODERS
@@ -28,7 +28,7 @@ def build(name="unet", encoder="mobilenetv2_035", **kwargs):
 
 @pytest.mark.parametrize("encoder", LADDERS)
 def test_unets_on_backbones_of_every_kind(encoder):
-    assert decoders.strides_of(encoder) == LADDERS[encoder]
+    assert encoders.strides_of(encoder) == LADDERS[encoder]
     model = build(encoder=encoder)
     logits = model(images(2, (64, 96)))
     assert logits.shape == (2, 5, 64, 96)

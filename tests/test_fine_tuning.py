@@ -116,7 +116,7 @@ def test_the_encoder_alone_and_the_whole_model(tmp_path, lines):
     own = backbone.state_dict()
     assert all(torch.equal(t, own[k]) for k, t in pyramid.items() if k != "stem.conv.weight")
     assert any("filters of the first layer 3 -> 1" in line for line in lines())
-    assert lines()[-1] == f"{file}: the encoder is loaded, the decoder starts fresh"
+    assert lines()[-1] == f"{file}: the encoder is loaded, the rest starts fresh"
     whole = saved(model, tmp_path / "whole.pth")
     again = unet(num_classes=9, in_chans=3, checkpoint_path=whole)
     assert shared(again, model, but=("segmentation_head.0", "encoder.model.stem.conv"))

@@ -175,6 +175,13 @@ def test_info_as_yaml(printed):
     assert facts == zoo.model_info("mobilenetv2_100")
 
 
+def test_count_takes_the_encoder_of_a_decoder(printed):
+    lines = printed("count", "lraspp", "--encoder", "simplenet_cifar_310k", "--size", "32")
+    assert lines[0] == "lraspp on simplenet_cifar_310k, unfused, one image of 32x32"
+    assert [line.split()[0] for line in lines[4:6]] == ["encoder", "decoder"]
+    assert lines[-1].endswith("benchmark model=lraspp model.encoder=simplenet_cifar_310k")
+
+
 def test_count_prints_a_tree_with_one_heading(printed):
     lines = printed("count", "simplenet_cifar_310k", "--depth", "2", "--size", "16")
     assert lines[0] == "simplenet_cifar_310k, unfused, one image of 16x16"

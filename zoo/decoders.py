@@ -1,25 +1,20 @@
 """Decoders for segmentation on any backbone: `create_model("unet", encoder=...)`.
 
-The decoders come from segmentation_models_pytorch (extra `dense`) and keep its names and parameter
-names. It finds our backbones through `zoo.timm_bridge`.
+Most decoders come from segmentation_models_pytorch (extra `dense`) and keep its names and parameter
+names. It finds our backbones through `zoo.timm_bridge`. Those of `zoo.light_decoders` are our own.
 """
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from zoo import registry
+from zoo import encoders, light_decoders, registry
 from zoo.blocks.sizes import whole_number
-from zoo.build import build_timm
 from zoo.errors import BadInput, first_line
-from zoo.fine_tuning import load_to_fine_tune, say
-from zoo.timm_bridge import bridged_name  # registers our backbones with timm
-from zoo.weights import opened, state_for, unwrap
 
 # Decoders that need larger last feature maps: the encoder dilates instead of downsampling.
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
@@ -48,6 +43,11 @@ class EncoderDecoder(nn.Module):
         self.size_multiple = int(net.encoder.output_stride)
         self.any_size = not net.requires_divisible_input_shape
         self.smallest_side = SMALLEST_MAPS.get(name, 1) * self.size_multiple
+
+    @property
+    def pyramid(self) -> Any:
+        """The encoder, as timm built it."""
+        return self.encoder.model
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images B in_chans H W to the feature map of the decoder.
@@ -95,7 +95,40 @@ class EncoderDecoder(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Store only the inputs of the encoder's blocks during training."""
-        self.encoder.model.set_grad_checkpointing(enable)
+        self.pyramid.set_grad_checkpointing(enable)
+
+
+class LightEncoderDecoder(EncoderDecoder):
+    """An encoder, one of `zoo.light_decoders`, and a 1x1 convolution to logits.
+
+    Args:
+        encoder: A feature pyramid of timm, which returns the levels that the decoder uses.
+        decoder: The decoder.
+        num_classes: Logits per pixel.
+        in_chans: Channels of the image.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: Any, *, num_classes: int, in_chans: int):
+        nn.Module.__init__(self)
+        self.encoder, self.decoder = encoder, decoder
+        self.segmentation_head = nn.Sequential(nn.Conv2d(decoder.out_channels, num_classes, 1))
+        self.num_classes, self.in_chans = num_classes, in_chans
+
+    @property
+    def pyramid(self) -> Any:
+        return self.encoder
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images B in_chans H W to the feature map of the decoder."""
+        return self.decoder(self.encoder(x))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Map the feature map of the decoder to logits B num_classes H W, at its own size."""
+        return self.segmentation_head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.forward_head(self.forward_features(x))
+        return F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def create(
@@ -124,29 +157,41 @@ def create(
             support the strides of the backbone.
         UnknownModel: The backbone does not exist.
     """
-    if importlib.util.find_spec("segmentation_models_pytorch") is None:
+    is_light = name in light_decoders.DECODERS
+    if not is_light and importlib.util.find_spec("segmentation_models_pytorch") is None:
         raise BadInput(
             f"{name} needs the package segmentation-models-pytorch; pip install 'zoo-vision[dense]'"
         )
-    if encoder is None:
-        raise BadInput(
-            f"{name} needs a backbone: set encoder (on the command line model.encoder), for example"
-            " to mobilenetv2_100"
+    encoder = encoders.required(name, encoder, kwargs)
+    new_classes, new_channels = num_classes is not None, in_chans is not None
+    in_chans = 3 if in_chans is None else in_chans
+    classes = 1 if num_classes is None else whole_number(num_classes, "num_classes", 1)
+    build = _build_light if is_light else _build_smp
+    model = build(name, encoder, pretrained, classes, in_chans, **kwargs)
+    if checkpoint_path is not None:
+        encoders.load(
+            model,
+            model.pyramid,
+            encoder,
+            checkpoint_path,
+            new_classes=new_classes,
+            new_channels=new_channels,
         )
-    for key in ("img_size", "global_pool", "drop_rate"):
-        if key in kwargs:
-            raise BadInput(f"{key}={kwargs[key]!r} has no effect on {name}; leave it out")
+    return model
+
+
+def _build_smp(
+    name: str, encoder: str, pretrained: bool, classes: int, in_chans: int, **kwargs: Any
+) -> EncoderDecoder:
+    """Return a decoder of segmentation_models_pytorch on a backbone."""
     _check_strides(name, encoder)
     _check_dilation(name, encoder)
     import segmentation_models_pytorch as smp
 
-    new_classes, new_channels = num_classes is not None, in_chans is not None
-    in_chans = 3 if in_chans is None else in_chans
-    classes = 1 if num_classes is None else whole_number(num_classes, "num_classes", 1)
     try:
         net: Any = smp.create_model(
             name,
-            f"tu-{_name_in_timm(encoder)}",
+            f"tu-{encoders.name_in_timm(encoder)}",
             encoder_weights="imagenet" if pretrained else None,
             in_channels=in_chans,
             classes=classes,
@@ -158,53 +203,25 @@ def create(
         raise BadInput(
             f"{name} with encoder={encoder} cannot be built: {first_line(error)}"
         ) from error
-    model = EncoderDecoder(net, num_classes=classes, in_chans=in_chans, name=name)
-    if checkpoint_path is not None:
-        content, named = opened(checkpoint_path)
-        sizes = {"new_classes": new_classes, "new_channels": new_channels}
-        if any(key.startswith("encoder.") for key in unwrap(content, named)):
-            load_to_fine_tune(model, state_for(model, content, named), named, **sizes)
-        else:
-            pyramid: Any = net.encoder.model
-            _load_encoder(pyramid, encoder, content, named, in_chans, new_channels)
-    return model
+    return EncoderDecoder(net, num_classes=classes, in_chans=in_chans, name=name)
 
 
-def _load_encoder(
-    model: Any,
-    encoder: str,
-    content: Mapping[str, Any],
-    named: str,
-    in_chans: int,
-    new_channels: bool,
-) -> None:
-    """Load the weights of a classification backbone into the encoder of a decoder.
-
-    Args:
-        model: The feature pyramid inside the encoder.
-        encoder: Its name.
-        content: Everything in the checkpoint.
-        named: Name of the source, for messages.
-        in_chans: Channels of the image.
-        new_channels: Whether they were asked for.
-    """
-    if registry.is_timm(encoder):  # its names in a pyramid differ from those in the whole model
-        levels = model.feature_info.out_indices
-        given: dict[str, Any] = {"in_chans": in_chans} if new_channels else {}
-        bare = registry.timm_name(encoder)
-        donor = build_timm(
-            bare, checkpoint_path=content, features_only=True, out_indices=levels, **given
-        )
-        model.load_state_dict(donor.state_dict())
-    else:
-        state = state_for(model, content, named)
-        load_to_fine_tune(model, state, named, new_classes=False, new_channels=new_channels)
-    say(f"{named}: the encoder is loaded, the decoder starts fresh")
+def _build_light(
+    name: str, encoder: str, pretrained: bool, classes: int, in_chans: int, **kwargs: Any
+) -> LightEncoderDecoder:
+    """Return one of our own decoders on a backbone."""
+    if kwargs:
+        key = next(iter(kwargs))
+        raise BadInput(f"{key}={kwargs[key]!r} has no effect on {name}; leave it out")
+    levels = light_decoders.levels_of(name, encoders.strides_of(encoder))
+    pyramid = encoders.build(encoder, levels, pretrained=pretrained, in_chans=in_chans)
+    decoder = light_decoders.DECODERS[name](pyramid.feature_info.channels())
+    return LightEncoderDecoder(pyramid, decoder, num_classes=classes, in_chans=in_chans)
 
 
 def _check_strides(name: str, encoder: str) -> None:
     """Raise `BadInput` unless decoders support the strides of the encoder's feature pyramid."""
-    strides = strides_of(encoder)
+    strides = encoders.strides_of(encoder)
     if strides not in LADDERS:
         raise BadInput(
             f"encoder={encoder} has feature strides {', '.join(map(str, strides))}; {name} needs"
@@ -225,39 +242,6 @@ def _check_dilation(name: str, encoder: str) -> None:
             f"{name} needs an encoder with output_stride, which encoder={encoder} does not support;"
             f" choose one of {can}"
         )
-
-
-def _name_in_timm(encoder: str) -> str:
-    """Return the name by which timm, and so segmentation_models_pytorch, knows a backbone.
-
-    Raises:
-        UnknownModel: There is no such model.
-    """
-    if registry.is_timm(encoder):
-        return registry.timm_name(encoder)
-    return bridged_name(registry.get_spec(encoder).full_name)
-
-
-def strides_of(encoder: str) -> list[int]:
-    """Return the feature strides of a backbone, which is built on the meta device.
-
-    Raises:
-        BadInput: The model is not a classification backbone, or has no feature pyramid.
-        UnknownModel: The backbone does not exist.
-    """
-    if not registry.is_timm(encoder):
-        task = registry.get_spec(encoder).task
-        if task != "classification":
-            raise BadInput(f"encoder={encoder} is for {task}; choose one for classification")
-    try:
-        with torch.device("meta"):
-            model: Any = timm.create_model(_name_in_timm(encoder), features_only=True)
-    except BadInput:
-        raise
-    except (RuntimeError, AssertionError) as error:  # some of timm's models have no pyramid
-        raise BadInput(f"encoder={encoder} has no feature pyramid: {first_line(error)}") from error
-    reductions: Sequence[int] = model.feature_info.reduction()
-    return list(reductions)
 
 
 def check_sides(x: Tensor, multiple: int, least: int = 1) -> None:

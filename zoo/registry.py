@@ -29,12 +29,12 @@ _SHARED = (
     "unfused",  # norms and scales that fusing leaves in place, and why
 )
 
-# Decoders of segmentation_models_pytorch (zoo.decoders). Each takes any backbone as its encoder, so
-# they have no facts and `list_models` does not list them.
+# Decoders of segmentation_models_pytorch and of zoo.light_decoders. Each takes a backbone as its
+# encoder, so they have no facts and `list_models` does not list them.
 # fmt: off
 DECODERS = (
     "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3",
-    "deeplabv3plus", "upernet", "segformer",
+    "deeplabv3plus", "upernet", "segformer", "lraspp", "mobile_deeplabv3",
 )
 # fmt: on
 

@@ -16,6 +16,7 @@ HELP = "params, MACs, FLOPs and activations of a model, module by module"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("model", help="a registered name, or timm/<name>")
+    parser.add_argument("--encoder", help="backbone of a decoder such as unet")
     parser.add_argument(
         "--size", type=int, nargs="+", metavar="SIDE",
         help="one number, or height and width (volumes: depth, height, width); default: its own",
@@ -43,9 +44,9 @@ def run(args: argparse.Namespace) -> None:
     if args.depth < 0:
         raise BadInput(f"--depth={args.depth} is negative; 0 lists only the whole model")
     registry.get_spec(args.model)  # raises for an unknown name
-    channels, *own = published_input(args.model)["size"] or (3, 224, 224)
+    channels, *own = published_input(args.encoder or args.model)["size"] or (3, 224, 224)
     sides = _sides(args.model, args.size, own)
-    model = create_model(args.model).eval()
+    model = create_model(args.model, encoder=args.encoder).eval()
     if args.fused:
         model = reparameterize(model)
     counts = count(model, (1, channels, *sides))
@@ -60,10 +61,12 @@ def run(args: argparse.Namespace) -> None:
         ]
     )
     variant = "fused" if counts.fused else "unfused"
-    print_all(f"{args.model}, {variant}, one image of {shape(sides)}", table)
+    encoder = {} if args.encoder is None else {"model.encoder": args.encoder}
+    title = args.model + "".join(f" on {name}" for name in encoder.values())
+    print_all(f"{title}, {variant}, one image of {shape(sides)}", table)
     if omitted:
         print_all(f"not shown for lack of width: {', '.join(omitted)}")
-    print_all(f"to time it: {command_line('benchmark', {'model': args.model})}")
+    print_all(f"to time it: {command_line('benchmark', {'model': args.model, **encoder})}")
 
 
 def _sides(model: str, asked: Sequence[int] | None, own: Sequence[int]) -> list[int]:
