@@ -46,12 +46,22 @@ class Stage(nn.Module):
         return self.run(x)
 
     def run(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
+        return self.run_blocks(self.downsample(x))
+
+    def run_blocks(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             for block in self.blocks:
                 x = checkpoint(block, x, use_reentrant=False)
             return x
         return self.blocks(x)
+
+
+class JoinedStage(Stage):
+    """A stage whose output also has the channels of its downsampling layer, which come first."""
+
+    def run(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        return torch.cat([x, self.run_blocks(x)], dim=1)  # B C+C' H W
 
 
 class LinkedStage(Stage):

@@ -7,7 +7,7 @@ from torch import nn
 from zoo import registry
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-KEYS = ("size", "mean", "std", "interpolation", "crop_pct")
+KEYS = ("size", "mean", "std", "interpolation", "crop_pct", "channel_order")
 
 
 def published_input(name: str | None) -> dict[str, Any]:
@@ -17,7 +17,8 @@ def published_input(name: str | None) -> dict[str, Any]:
         name: A name for `zoo.create_model`; None for a model from elsewhere.
 
     Returns:
-        `size` (C, H, W), `mean` and `std` (of values in 0..1), `interpolation`, `crop_pct`.
+        `size` (C, H, W), `mean` and `std` (of values in 0..1), `interpolation`, `crop_pct`,
+        `channel_order` (`"BGR"`, or None for RGB).
     """
     known: dict[str, Any] = {}
     if name is not None and registry.is_timm(name):
@@ -32,10 +33,21 @@ def published_input(name: str | None) -> dict[str, Any]:
     return {key: _as_list(known.get(key)) for key in KEYS}
 
 
+def published_normalisation(name: str) -> dict[str, Any]:
+    """Return `mean`, `std` and `channel_order` that published weights expect."""
+    mean, std = published_statistics(name)
+    return {"mean": mean, "std": std, "channel_order": published_input(name)["channel_order"]}
+
+
 def published_statistics(name: str) -> tuple[list[float], list[float]]:
     """Return mean and std that published weights expect, or ImageNet's if they are unknown."""
     published = published_input(name)
     return published["mean"] or IMAGENET_MEAN, published["std"] or IMAGENET_STD
+
+
+def is_published(key: str, value: list[float]) -> bool:
+    """Return whether the published weights of any of our models expect this value."""
+    return any(published_input(name)[key] == value for name in registry.list_models())
 
 
 def input_of(model: nn.Module, name: str | None) -> dict[str, Any]:
@@ -48,7 +60,7 @@ def input_of(model: nn.Module, name: str | None) -> dict[str, Any]:
     if found["size"] and channels:
         found["size"] = [channels, *found["size"][1:]]
         if channels != len(found["mean"] or ()):
-            found["mean"] = found["std"] = None
+            found["mean"] = found["std"] = found["channel_order"] = None
     return found
 
 

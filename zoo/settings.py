@@ -50,6 +50,7 @@ class DataConfig:
     mean: list[float] | None = None  # mean of each channel, for values in 0..1
     std: list[float] | None = None  # standard deviation of each channel, for values in 0..1
     interpolation: str | None = None  # nearest, bilinear, bicubic, box, hamming, lanczos
+    channel_order: str | None = None  # RGB or BGR, the order of mean and std, too
     crop_pct: float | None = None  # evaluation: side of the crop over side of the resized image
 
     # training only, with timm's names and meanings

@@ -67,7 +67,9 @@ def test_facts_are_complete(name):
     assert {"url", "commit", "licence"} <= facts["code"].keys()
     assert isinstance(facts.get("quirks"), list), "what is odd in the public code, none as []"
     expects = facts["input"]
-    assert {"size", "mean", "std", "interpolation", "crop_pct"} == expects.keys() - {"multiple"}
+    optional = {"multiple", "channel_order"}
+    assert {"size", "mean", "std", "interpolation", "crop_pct"} == expects.keys() - optional
+    assert expects.get("channel_order", "BGR") == "BGR", "RGB is the default"
     channels, *sides = expects["size"]
     assert len(expects["mean"]) == len(expects["std"]) == channels
     if "multiple" in expects:  # what every side must be a multiple of; another model takes any

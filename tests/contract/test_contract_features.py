@@ -117,9 +117,9 @@ def test_out_indices_require_features_only():
         zoo.create_model("mobilenetv2_035", out_indices=(0, 1))
 
 
-def closed(model, maps):
+def closed(model, maps, x):
     """Return what follows the levels: the norm, or the decoder that merges them."""
-    return model.decode(maps) if hasattr(model, "decode") else model.norm(maps[-1])
+    return model.decode(maps, x) if hasattr(model, "decode") else model.norm(maps[-1])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,7 +135,7 @@ def test_intermediates_equal_features_only_and_forward_features(name):
         pyramid = shaken(name, features_only=True, **quick(name))
         for have, want in zip(pyramid(x), whole, strict=True):
             assert torch.equal(have, want)
-        have = closed(model, maps).flatten(2)  # with class tokens, `last` is a row of tokens
+        have = closed(model, maps, x).flatten(2)  # with class tokens, `last` is a row of tokens
         assert torch.equal(have, last.flatten(2)[..., -have.shape[2] :])
         _, normed = model.forward_intermediates(x, norm=True)
         assert torch.equal(normed[-1], model.norm(maps[-1]))

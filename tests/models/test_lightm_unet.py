@@ -79,7 +79,7 @@ def test_levels_are_those_of_the_encoder(name):
         drawn, levels = model.forward_intermediates(x)
         assert all(torch.equal(a, b) for a, b in zip(levels, maps, strict=True))
         assert torch.equal(drawn, model.forward_features(x))
-        assert torch.equal(model.decode(maps), drawn)
+        assert torch.equal(model.decode(maps, x), drawn)
         assert drawn.shape == (2, first, *x.shape[2:])
         alone = model.forward_intermediates(x, [1], stop_early=True, intermediates_only=True)
         assert torch.equal(alone[0], maps[1])

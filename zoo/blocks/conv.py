@@ -70,3 +70,21 @@ class ConvNorm(Absorbing):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))  # B C H/stride W/stride
+
+
+class NormAct(nn.Module):
+    """A batch norm and an activation, for a sum or a concatenation of feature maps.
+
+    Args:
+        channels: Channels of the feature map.
+        act: As for `ConvNorm`.
+        eps: Epsilon of the norm.
+    """
+
+    def __init__(self, channels: int, *, act: Activation | None, eps: float = 1e-5):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, eps=eps)
+        self.act = activation(act, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(x))  # B C H W

@@ -15,7 +15,7 @@ from zoo.data.datamodule import ImageData
 from zoo.deploy import files, int8_graph
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
-from zoo.inputs import published_input, published_statistics
+from zoo.inputs import published_input, published_normalisation
 from zoo.progress import phase
 from zoo.quoting import command_line
 from zoo.reparam import reparameterize
@@ -145,8 +145,7 @@ def _open_data(settings: EvalRun, saved: resolve.SavedWeights | None) -> ImageDa
         expected = saved.preprocessing
     else:
         name = settings.model.encoder or settings.model.name
-        mean, std = published_statistics(name)
-        expected = {**published_input(name), "mean": mean, "std": std}
+        expected = {**published_input(name), **published_normalisation(name)}
     data = open_evaluation_data(
         settings.data,
         settings.batch_size,
@@ -180,7 +179,7 @@ def _build(
     """Build the model with its weights, in evaluation mode."""
     if saved is not None and saved.is_qat:
         return _build_qat(settings, saved, data)
-    arguments = {**arguments, "num_classes": data.num_classes, "in_chans": data.in_chans}
+    arguments = {**arguments, "num_classes": data.num_outputs, "in_chans": data.in_chans}
     if settings.model.pretrained:
         _check_published_classes(arguments, data)
     model = create_model(**arguments)
@@ -221,7 +220,8 @@ def _check_published_classes(arguments: dict[str, Any], data: ImageData) -> None
         )
     plain = {**arguments, "num_classes": None, "pretrained": False}
     published = create_model(**plain).num_classes
-    if published != data.num_classes:
+    data.accept_outputs(published)
+    if published != data.num_outputs:
         raise BadInput(
             f"the published weights of {arguments['name']} have {published} classes, but the data"
             f" has {data.num_classes}; choose the data that they were trained on"
@@ -316,6 +316,7 @@ def _resolve_data(
 def _open_artefact_data(settings: EvalRun, file: Path, manifest: dict[str, Any]) -> ImageData:
     """Open the validation images, with the preprocessing of the manifest."""
     expected = manifest["input"] | (manifest["input"].get("normalised_inside") or {})
+    expected["channel_order"] = "BGR" if expected.get("channels") == "BGR" else None
     for key in ("mean", "std"):
         if expected[key] is None and getattr(settings.data, key) is None:
             raise BadInput(f"{file.parent / files.MANIFEST} has no {key}; give data.{key}")

@@ -142,7 +142,8 @@ class Int8Step:
             class_names=self.origin.class_names if self.has_weights else None,
             saved_split=self._saved_split(config),
         )
-        if classes not in (None, data.num_classes):
+        data.accept_outputs(classes)
+        if classes not in (None, data.num_outputs):
             raise BadInput(
                 f"{name} has {classes} classes, but data.name={config.name} has"
                 f" {data.num_classes}; give weights that were trained on this data, or"

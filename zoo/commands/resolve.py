@@ -97,14 +97,13 @@ class TrainingStart:
     Attributes:
         settings: The resolved settings.
         resumed: The checkpoint to continue from, if any.
-        mean: Mean of each channel that the run of the initial weights used; None if unknown.
-        std: Standard deviation of each channel, likewise.
+        normalisation: `mean`, `std` and `channel_order` that the run of the initial weights used;
+            None if unknown.
     """
 
     settings: TrainRun
     resumed: SavedWeights | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    normalisation: dict[str, Any] | None = None
 
 
 def read_weights(source: str, *, resumes: bool = False) -> SavedWeights:
@@ -147,10 +146,11 @@ def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
     elif saved is not None and train.qat:
         settings = _continue_with_qat(settings, saved, explicit)
     model = settings.model
-    mean = std = None
+    normalisation = None
     if saved is not None and saved.is_run and model.checkpoint_path is not None:
-        mean, std = saved.preprocessing["mean"], saved.preprocessing["std"]
-    return TrainingStart(settings, saved if train.resume is not None else None, mean, std)
+        keys = ("mean", "std", "channel_order")
+        normalisation = {key: saved.preprocessing.get(key) for key in keys}
+    return TrainingStart(settings, saved if train.resume is not None else None, normalisation)
 
 
 def _check_for_checkpoint(resume: str | None) -> None:

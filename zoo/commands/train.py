@@ -36,4 +36,4 @@ def run(settings: TrainRun, explicit: resolve.Explicit) -> run_folder.TrainedRun
         method = QuantizationAwareTraining(start.settings.model)
     from zoo.training.fit import train  # slow to import: check the settings first
 
-    return train(start.settings, resumed, method, mean=start.mean, std=start.std)
+    return train(start.settings, resumed, method, normalisation=start.normalisation)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.binary import class_map
 from zoo.compression.signal_to_noise import QUIET, SignalToNoise
 from zoo.deploy import files
 from zoo.profiling.latency import compare
@@ -115,7 +116,7 @@ class _Compared:
             self._squares += float((own.clamp(0, 1) - other.clamp(0, 1)).square().sum())
             self._all += own.numel()
         else:
-            same = own.argmax(dim=1) == other.argmax(dim=1)
+            same = class_map(own) == class_map(other)
             self._same += int(same.sum())
             self._all += same.numel()
         return own

@@ -21,13 +21,14 @@ def create_datamodule(
     std: Sequence[float] | None = None,
     interpolation: str | None = None,
     crop_pct: float | None = None,
+    channel_order: str | None = None,
     seed: int = 0,
     eval_batch_size: int | None = None,
 ) -> ImageData:
     """Return the loaders of a data set; nothing is read before `setup`.
 
-    Each of `mean`, `std`, `interpolation` and `crop_pct` is what the model expects, and is used
-    where `cfg` says null.
+    Each of `mean`, `std`, `interpolation`, `crop_pct` and `channel_order` is what the model
+    expects, and is used where `cfg` says null.
 
     Args:
         cfg: A `DataConfig`, a `DictConfig` or a dictionary with its keys.
@@ -36,6 +37,7 @@ def create_datamodule(
         std: One number per channel, for pixel values in 0..1.
         interpolation: How evaluation images are resized.
         crop_pct: Share of the resized image that the evaluation crop keeps.
+        channel_order: `"RGB"` or `"BGR"`, the order of the colours and of `mean` and `std`.
         seed: Determines order and augmentation, together with the epoch and the image's index.
         eval_batch_size: Images per process and evaluation step; None: `batch_size`.
 
@@ -43,6 +45,7 @@ def create_datamodule(
         BadInput: An argument or a key of `cfg` is invalid or has no effect.
     """
     model = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
+    model["channel_order"] = channel_order
     resolved = presets.resolve(cfg, model)
     for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
         if value is not None and value < 1:

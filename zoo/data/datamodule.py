@@ -61,6 +61,7 @@ class ImageData:
         self.interpolation: str = self.config.interpolation
         self.crop_pct: float = self.config.crop_pct
         self.num_classes: int = 0
+        self.is_binary: bool = False
         self.class_names: list[str] | None = None
         self.streaming: bool = presets.family(config.name) == "wds"
         self.saved_split: SavedSplit | None = None
@@ -303,6 +304,15 @@ class ImageData:
         return (self.in_chans, *self.image_size)
 
     @property
+    def num_outputs(self) -> int:
+        """Outputs of the model, per image or pixel: one for each class, or one for two classes."""
+        return 1 if self.is_binary else self.num_classes
+
+    def accept_outputs(self, count: int | None) -> None:
+        """Note that the model has `count` outputs: for two classes of pixels, one is enough."""
+        self.is_binary = self.task == "segmentation" and count == 1 and self.num_classes == 2
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of a model's output per image: one logit per class; known after `setup`."""
         return (self.num_classes,)
@@ -315,4 +325,5 @@ class ImageData:
             "interpolation": self.interpolation,
             "mean": list(self.mean),
             "std": list(self.std),
+            "channel_order": self.config.channel_order,
         }

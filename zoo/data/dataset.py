@@ -57,12 +57,14 @@ class Preparation:
         transform: PIL image -> uint8 tensor C H W of a fixed size.
         mean: One number per channel, for pixel values in 0..1.
         std: One number per channel, for pixel values in 0..1.
+        is_reversed: Whether the channels are reversed first, from RGB to BGR.
         erase: In-place random erasing of the normalised image, or None.
     """
 
     transform: Callable[[Image.Image], Tensor]
     mean: Sequence[float]
     std: Sequence[float]
+    is_reversed: bool = False
     erase: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +79,8 @@ class Preparation:
         image, which takes longer than the computation on busy cores.
         """
         pixels = out.numpy()
-        np.subtract(self.transform(image).numpy(), self._shift, out=pixels)
+        read = self.transform(image).numpy()
+        np.subtract(read[::-1] if self.is_reversed else read, self._shift, out=pixels)
         pixels /= self._scale
         if self.erase is not None:
             self.erase(out)

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import BadInput, first_line, unknown_value
+from zoo.inputs import is_published
 from zoo.settings import DataConfig
 
 WORKERS_A_CORE = 4  # most loader processes
@@ -93,8 +94,10 @@ SUPERRES = {
     "train_images": 2000,
 }
 
+ORDERS = ("RGB", "BGR")
+
 # Keys that only some data sets support: for the others they raise an error.
-_RESIZED = {"scale", "ratio", "color_jitter", "interpolation"}
+_RESIZED = {"scale", "ratio", "color_jitter", "interpolation", "channel_order"}
 _LABELLED = _RESIZED | {
     "train_interpolation",
     "crop_pct",
@@ -162,8 +165,8 @@ def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
 
     Args:
         cfg: A `DataConfig`, a `DictConfig` or a dictionary with its keys.
-        model: What the model expects (mean, std, interpolation, crop_pct): overrides the defaults
-            of the data set; `cfg` overrides both.
+        model: What the model expects (mean, std, interpolation, crop_pct, channel_order): overrides
+            the defaults of the data set; `cfg` overrides both.
 
     Raises:
         BadInput: A key or the data set is unknown, or a value is invalid or has no effect.
@@ -171,7 +174,7 @@ def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
     given = _typed(cfg)
     defaults, supported = SETS[family(given.name)]
     _check_effects(given, supported)
-    defaults = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | defaults
+    defaults = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "channel_order": "RGB"} | defaults
     defaults |= {key: value for key, value in (model or {}).items() if value is not None}
     for key in ("mean", "std"):
         defaults[key] = _for_channels(defaults[key], given.in_chans)
@@ -336,7 +339,7 @@ def check_preprocessing(cfg: DataConfig) -> None:
             raise BadInput(f"data.{key}={values} must have {cfg.in_chans} numbers, one per channel")
         if not all(math.isfinite(value) for value in values):
             raise BadInput(f"data.{key}={values} must be finite")
-        if max(map(abs, values)) > LARGEST_STATISTIC:
+        if max(map(abs, values)) > LARGEST_STATISTIC and not is_published(key, values):
             raise BadInput(
                 f"data.{key}={values} must be for pixel values in 0..1; divide it by 255 if it is"
                 " for 0..255"
@@ -356,6 +359,7 @@ def _check_range(cfg: DataConfig, key: str, largest: float) -> None:
 
 
 def _check_choices(cfg: DataConfig) -> None:
+    _one_of("channel_order", cfg.channel_order, ORDERS)
     _one_of("train_interpolation", cfg.train_interpolation, [*INTERPOLATIONS, "random"])
     _one_of("re_mode", cfg.re_mode, ["const", "rand", "pixel"])
     jitter = 0.0 if cfg.color_jitter is None else cfg.color_jitter

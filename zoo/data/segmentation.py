@@ -96,11 +96,18 @@ class MaskedPreparation:
         transform: Applied to the image and the mask together.
         mean: One number per channel, for pixel values in 0..1.
         std: One number per channel, for pixel values in 0..1.
+        is_reversed: Whether images are turned from RGB to BGR.
     """
 
-    def __init__(self, transform: v2.Transform, mean: Sequence[float], std: Sequence[float]):
+    def __init__(
+        self,
+        transform: v2.Transform,
+        mean: Sequence[float],
+        std: Sequence[float],
+        is_reversed: bool = False,
+    ):
         self.transform = transform
-        self.normalization = Preparation(F.pil_to_tensor, mean, std)
+        self.normalization = Preparation(F.pil_to_tensor, mean, std, is_reversed)
 
     def prepare_into(self, image_out: Tensor, mask_out: Tensor, pair: Pair) -> None:
         """Write the image to `image_out` (float32, C H W), the mask to `mask_out` (int64, H W)."""
@@ -147,16 +154,19 @@ class SegmentationData(ImageData):
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """(classes, height, width): one logit per class and pixel; known after `setup`."""
-        return (self.num_classes, *self.image_size)
+        """(outputs, height, width): the logits of each pixel; known after `setup`."""
+        return (self.num_outputs, *self.image_size)
 
     def _preparations(self) -> tuple[Any, Any]:
         cfg: DataConfig = self.config
         mode = InterpolationMode(cfg.interpolation)
+        is_reversed = cfg.channel_order == "BGR"
         grey = [round(255 * value) for value in cfg.mean or []]
+        grey = grey[::-1] if is_reversed else grey
+        statistics = (self.mean, self.std, is_reversed)
         return (
-            MaskedPreparation(_augmentation(cfg, mode), self.mean, self.std),
-            MaskedPreparation(Fit(self.image_size, mode, grey), self.mean, self.std),
+            MaskedPreparation(_augmentation(cfg, mode), *statistics),
+            MaskedPreparation(Fit(self.image_size, mode, grey), *statistics),
         )
 
     def _open(self, split: str) -> Any:

@@ -37,7 +37,9 @@ def train_preparation(cfg: DataConfig) -> Preparation:
         erase = RandomErasing(
             cfg.re_prob, mode=cfg.re_mode or "const", max_count=cfg.re_count or 1, device="cpu"
         )
-    return Preparation(_train_transform(cfg), cfg.mean or [], cfg.std or [], erase)
+    return Preparation(
+        _train_transform(cfg), cfg.mean or [], cfg.std or [], cfg.channel_order == "BGR", erase
+    )
 
 
 def _train_transform(cfg: DataConfig) -> Any:
@@ -126,7 +128,7 @@ def eval_preparation(cfg: DataConfig) -> Preparation:
     height, width = cfg.image_size
     method = Image.Resampling[str(cfg.interpolation or "bicubic").upper()]
     crop = CentreCrop((height, width), cfg.crop_pct or 1.0, method)
-    return Preparation(crop, cfg.mean or [], cfg.std or [])
+    return Preparation(crop, cfg.mean or [], cfg.std or [], cfg.channel_order == "BGR")
 
 
 @dataclass(frozen=True)

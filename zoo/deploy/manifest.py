@@ -37,8 +37,8 @@ class Origin:
         args: The other arguments of `zoo.create_model`.
         weights: The file that its weights were read from.
         class_names: The name of each class, in the order of the logits.
-        preprocessing: `size` (C H W), `mean`, `std`, `interpolation` and `crop_pct` used in
-            training. Missing keys default to the published values of `name`.
+        preprocessing: `size` (C H W), `mean`, `std`, `interpolation`, `crop_pct` and
+            `channel_order` used in training. Missing keys default to the published values of `name`.
         data: The configuration group `data` of the training run.
     """
 
@@ -118,7 +118,7 @@ def describe_input(
         **({} if multiple is None else {"multiple": multiple}),
         "layout": "NCHW" if len(shape) == 4 else "NCDHW",
         "dtype": "uint8" if pixels else "float32",
-        "channels": {1: "grey", 3: "RGB"}.get(spec.input_size[1]),
+        "channels": {1: "grey", 3: known["channel_order"] or "RGB"}.get(spec.input_size[1]),
         # range of the values that mean and std apply to
         "range": [0, 255] if pixels else [0.0, 1.0],
         "normalisation": None if pixels or not known["mean"] else NORMALISATION,
@@ -143,11 +143,14 @@ def describe_outputs(
     """
     if len(outputs) != 1:
         return outputs
-    return [{**outputs[0], "meaning": MEANINGS.get((task, postprocessing))}]
+    meaning = MEANINGS.get((task, postprocessing))
+    if (task, postprocessing) == ("segmentation", None) and outputs[0]["shape"][1:2] == [1]:
+        meaning = "a logit; a pixel has the second of two classes where it is greater than 0"
+    return [{**outputs[0], "meaning": meaning}]
 
 
 def preprocessing_of(model: nn.Module, origin: Origin) -> dict[str, Any]:
-    """Return `size`, `mean`, `std`, `interpolation` and `crop_pct` as a dictionary.
+    """Return `size`, `mean`, `std`, `interpolation`, `crop_pct` and `channel_order`.
 
     Values used in training override the published ones; unknown values are None.
     """
@@ -167,6 +170,8 @@ def task_of(model: nn.Module, origin: Origin) -> str:
 def check_class_names(model: nn.Module, origin: Origin) -> None:
     """Raise `BadInput` unless there is one class name per class of the model."""
     count = getattr(model, "num_classes", None)
+    if count == 1 and task_of(model, origin) == "segmentation":
+        count = 2  # one logit decides between two classes
     if origin.class_names is not None and count is not None and len(origin.class_names) != count:
         raise BadInput(
             f"origin.class_names has {len(origin.class_names)} names, but the model has {count} "

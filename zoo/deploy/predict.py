@@ -139,6 +139,8 @@ class Predictor:
         except Exception as error:  # as in zoo.images.read_image; MemoryError, too
             raise BadInput(f"cannot read image {path} ({reason(error)})") from error
         pixels = np.asarray(resized).reshape(*size, channels).transpose(2, 0, 1)
+        if self.input["channels"] == "BGR":
+            pixels = pixels[::-1]
         if self.input["dtype"] != "uint8":
             # Mean and std are scaled to 0..255, not the pixels to 0..1: training does the same.
             mean, std = (255 * np.asarray(self.input[key], np.float64) for key in ("mean", "std"))
@@ -215,7 +217,9 @@ def resize(
     """
     interpolation = Image.Resampling[str(config["interpolation"] or "bicubic").upper()]
     if config.get("resize") == "fit":
-        return _pad(image, size, interpolation, config["mean"] or _padding_mean(config))
+        colour = config["mean"] or _padding_mean(config)
+        colour = colour[::-1] if config["channels"] == "BGR" else colour
+        return _pad(image, size, interpolation, colour)
     return resize_and_crop(image, size, config["crop_pct"] or 1.0, interpolation), None
 
 

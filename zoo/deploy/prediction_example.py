@@ -133,6 +133,8 @@ _NORMALISE = '''
 def normalise(image):
     """Return an image as a batch of one, 1 C H W."""
     x = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
+    if takes["channels"] == "BGR":
+        x = x[::-1]
     if takes["dtype"] == "float32":  # otherwise the file takes bytes and normalises them
         mean, std = (
             (255 * np.array(takes[key])).astype(np.float32).reshape(-1, 1, 1)

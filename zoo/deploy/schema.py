@@ -60,7 +60,8 @@ def steps(task: str, takes: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         task: One of `TASKS`.
-        takes: `size`, `crop_pct`, `interpolation`, `mean` and `normalised_inside` of `input`.
+        takes: `size`, `crop_pct`, `interpolation`, `mean`, `channels` and `normalised_inside` of
+            `input`.
     """
     size = takes["size"]
     if len(size) != 3 or task == "super-resolution":
@@ -68,7 +69,9 @@ def steps(task: str, takes: dict[str, Any]) -> dict[str, Any]:
     every = {"antialias": takes["interpolation"] != "nearest", "exif_orientation": "applied"}
     if task == "segmentation":
         mean = takes["mean"] or (takes["normalised_inside"] or {}).get("mean") or [0.5] * size[0]
-        pad = {"pad": "right and bottom", "pad_colour": [round(255 * value) for value in mean]}
+        colour = [round(255 * value) for value in mean]
+        colour = colour[::-1] if takes["channels"] == "BGR" else colour  # of the image, RGB
+        pad = {"pad": "right and bottom", "pad_colour": colour}
         return {"resize": "fit", "resize_to_fit": size[1:], "rounding": "nearest", **pad, **every}
     sides = [math.floor(side / (takes["crop_pct"] or 1.0)) for side in size[1:]]
     crop = {"crop": "centre", **every}
@@ -192,7 +195,7 @@ RULES: tuple[tuple[str, Check, str], ...] = (
     ("input.multiple", _optional(_is_whole), "a positive integer"),
     ("input.layout", _one_of(("NCHW", "NCDHW")), "NCHW or NCDHW"),
     ("input.dtype", _one_of(("uint8", "float32")), "uint8 or float32"),
-    ("input.channels", _one_of(("RGB", "grey", None)), "RGB, grey or null"),
+    ("input.channels", _one_of(("RGB", "BGR", "grey", None)), "RGB, BGR, grey or null"),
     ("input.range", lambda value: value in ([0, 255], [0, 1]), "[0, 255] or [0, 1]"),
     ("input.mean", _is_statistic, "one number per channel, or null"),
     ("input.std", _is_spread, "one positive number per channel, or null"),
@@ -234,7 +237,7 @@ def _disagreements(content: dict[str, Any]) -> Iterable[str]:
         return
     if takes["layout"] != ("NCHW" if len(shape) == 4 else "NCDHW"):
         yield f"says input.layout: {takes['layout']}, which does not fit input.shape: {shape}"
-    if takes["channels"] != {1: "grey", 3: "RGB"}.get(size[0]):
+    if takes["channels"] not in {1: ("grey",), 3: ("RGB", "BGR")}.get(size[0], (None,)):
         yield f"says input.channels: {takes['channels']}, but input.size has {size[0]} channels"
     if any(side % takes.get("multiple", 1) for side in size[1:]):
         yield f"says input.multiple: {takes['multiple']}, which does not divide input.size: {size}"
@@ -278,6 +281,8 @@ def _classes(content: dict[str, Any]) -> Iterable[str]:
         None, {"classification": "softmax", "segmentation": "argmax"}.get(task)
     ):  # fmt: skip
         yield f"says postprocessing: {content['postprocessing']}, which does not fit task: {task}"
+    if task == "segmentation" and count == 1:
+        count = 2  # one logit decides between two classes
     if names is not None and count is not None and len(names) != count:
         yield f"says {len(names)} class_names, but model.num_classes is {count}"
     if task == "super-resolution" or content["postprocessing"] == "argmax":

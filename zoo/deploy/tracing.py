@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as shape_config
 
+from zoo.binary import class_map
 from zoo.deploy.spec import ExportSpec
 from zoo.deploy.tables import resample_tables
 from zoo.environment import quiet
@@ -62,7 +63,7 @@ class WithPrePostProcessing(nn.Module):
         if self.postprocessing == "softmax":
             return y.softmax(dim=1)
         if self.postprocessing == "argmax":
-            return y.argmax(dim=1).to(torch.int32)
+            return class_map(y).to(torch.int32)
         return y
 
 

@@ -12,14 +12,13 @@ Here:  as in the code, not the paper: one scan row by row instead of a VSS modul
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from zoo.backbone import Backbone, Stage, take_levels
+from zoo.backbone import Stage
 from zoo.blocks import ndim
 from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.folding import Absorbing
@@ -28,6 +27,7 @@ from zoo.blocks.scale import LayerScale
 from zoo.blocks.selective import DirectionalScan
 from zoo.blocks.separable import SeparableConv
 from zoo.blocks.sizes import check_sides, whole_number
+from zoo.dense_backbone import DenseBackbone
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle
 
@@ -209,7 +209,7 @@ class MapHead(DenseHead):
         return x if pre_logits else self.fc(x)
 
 
-class LightMUNet(Backbone):
+class LightMUNet(DenseBackbone):
     """An encoder of Mamba layers and a decoder of separable convolutions, with added skips.
 
     Sides of images must be multiples of 2 to the power of the number of decoder stages, 8 by
@@ -262,62 +262,12 @@ class LightMUNet(Backbone):
             for width, depth in zip(dims[:0:-1], depths_up, strict=True)
         )
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Map images B in_chans H W to the decoder's feature map, B num_features H W.
-
-        Raises:
-            BadInput: The size cannot be halved evenly; the message suggests one that can.
-        """
-        x = self.stem(x)
-        maps: list[Tensor] = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return self.decode(maps)
-
-    def decode(self, maps: list[Tensor]) -> Tensor:
+    def decode(self, maps: list[Tensor], image: Tensor) -> Tensor:
         """Decode the encoder's feature maps, from the smallest to the size of the image."""
         x = maps[-1]
         for i, stage in enumerate(self.decoder):
             x = stage(x, maps[len(maps) - 2 - i])
         return x
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the intermediates of the encoder, like `Backbone.forward_intermediates`.
-
-        The last feature map is the decoder's, or the deepest computed one if `stop_early`.
-        """
-        options: dict[str, Any] = {"norm": norm, "output_fmt": output_fmt}
-        if intermediates_only or stop_early:
-            options |= {"stop_early": stop_early, "intermediates_only": intermediates_only}
-            return super().forward_intermediates(x, indices, **options)
-        levels = take_levels(len(self.feature_info), indices, "indices")
-        maps: Any = super().forward_intermediates(x, None, **options)[1]
-        return self.decode(maps), [maps[level] for level in levels]
-
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        """Refuse pruning, because the decoder reads every level.
-
-        Raises:
-            BadInput: Always; `features_only=True` builds only the encoder.
-        """
-        raise BadInput(
-            "the decoder reads every level, so none can be pruned; build with features_only=True"
-        )
-
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Return patterns that assign parameters to layers; the decoder is the last one."""
-        matcher = super().group_matcher(coarse)
-        matcher["blocks"] += [(r"^decoder", (99999,))]
-        return matcher
 
 
 def _check_depths(

@@ -33,6 +33,8 @@ class ArtefactModel:
         """Return logits, or values with the same order and cross-entropy, for images N C H W."""
         if self.takes_bytes:  # restore the bytes that the images were made from
             images = (255 * denormalized(self.data, images)).round().clamp(0, 255).byte()
+            if self.data.config.channel_order == "BGR":
+                images = images.flip(1)
         outputs = torch.from_numpy(self.artefact(images.contiguous().numpy()))
         if self.postprocessing == "softmax":  # logarithms keep the order and the cross-entropy
             return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
@@ -72,4 +74,6 @@ class ArtefactModel:
                 f"the artefact returned class {largest}, but the data has only {count} classes;"
                 " choose the data that it was trained on"
             )
+        if self.data.is_binary:  # the sign of a single logit
+            return (2 * classes - 1).unsqueeze(1).float()
         return F.one_hot(classes, count).movedim(-1, 1).float()

@@ -14,9 +14,10 @@ from zoo.data.datamodule import ImageData
 from zoo.data.holdout import SavedSplit
 from zoo.data.processes import download_once
 from zoo.environment import is_out_of_memory
+from zoo import registry
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
-from zoo.inputs import published_statistics
+from zoo.inputs import published_normalisation, published_statistics
 from zoo.settings import DataConfig, ModelConfig, TrainConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
 from zoo.training.checkpoint_schema import check as check_checkpoint
@@ -29,23 +30,24 @@ Normalization = tuple[list[float], list[float]]  # mean and std of each channel
 
 
 def build_data(
-    run: TrainRun, fabric: Fabric, mean: list[float] | None, std: list[float] | None
+    run: TrainRun, fabric: Fabric, normalisation: Mapping[str, Any] | None
 ) -> ImageData:
     """Open the data of a training run.
 
     Args:
         run: The resolved settings.
         fabric: Devices and processes of the run.
-        mean: Mean of each channel that the run of the initial weights used; None if unknown.
-        std: Standard deviation of each channel, likewise.
+        normalisation: `mean`, `std` and `channel_order` that the run of the initial weights used;
+            None if unknown.
 
     Raises:
         BadInput: The data cannot be opened, or does not fit `run.model`.
     """
-    if mean is None and (run.model.pretrained or run.model.checkpoint_path is not None):
-        mean, std = published_statistics(run.model.encoder or run.model.name)
+    expected: Mapping[str, Any] = normalisation or {}
+    if not expected and (run.model.pretrained or run.model.checkpoint_path is not None):
+        expected = published_normalisation(run.model.encoder or run.model.name)
     data = create_datamodule(
-        run.data, batch_size=run.train.batch_size, mean=mean, std=std, seed=run.train.seed
+        run.data, batch_size=run.train.batch_size, seed=run.train.seed, **expected
     )
     if data.config.download and fabric.world_size > 1:
         download_once(data, fabric)
@@ -70,7 +72,8 @@ def open_evaluation_data(
     Args:
         config: The resolved group `data`.
         batch_size: Number of images in a batch.
-        preprocessing: `mean`, `std`, `interpolation` and `crop_pct`; other keys are ignored.
+        preprocessing: `mean`, `std`, `interpolation`, `crop_pct` and `channel_order`; other keys
+            are ignored.
         source: The model or the artefact, for messages.
         task: Task of the source; None to skip the check.
         num_classes: Number of classes of the source; None to take those of the data.
@@ -81,7 +84,7 @@ def open_evaluation_data(
     Raises:
         BadInput: The data cannot be opened, has another task, or classes that cannot be matched.
     """
-    keys = ("mean", "std", "interpolation", "crop_pct")
+    keys = ("mean", "std", "interpolation", "crop_pct", "channel_order")
     prepared: dict[str, Any] = {key: preprocessing.get(key) for key in keys}
     data = create_datamodule(config, batch_size=batch_size, **prepared)
     if task not in (None, data.task):
@@ -91,10 +94,12 @@ def open_evaluation_data(
         )
     if num_classes is None and class_names is not None:
         num_classes = len(class_names)
+    binary = num_classes == 1 and data.task == "segmentation"  # one logit for two classes
     if num_classes is not None:
-        data.expect_classes(num_classes, class_names, source)
+        data.expect_classes(2 if binary else num_classes, class_names, source)
     data.saved_split = saved_split
     data.setup("validate")
+    data.accept_outputs(1 if binary else None)
     return data
 
 
@@ -106,8 +111,9 @@ def check_against_data(model: ModelConfig, data: ImageData) -> None:
         data: The data module, after `setup`.
     """
     check_task(model.name, data)
+    data.accept_outputs(_outputs(model))
     for key, value, required, unit in (
-        ("num_classes", model.num_classes, data.num_classes, "classes"),
+        ("num_classes", model.num_classes, data.num_outputs, "classes"),
         ("in_chans", model.in_chans, data.in_chans, "channels"),
     ):
         if value is not None and value != required:
@@ -115,6 +121,13 @@ def check_against_data(model: ModelConfig, data: ImageData) -> None:
                 f"model.{key}={value} does not match the data, which has {required} {unit};"
                 " leave it out"
             )
+
+
+def _outputs(model: ModelConfig) -> int | None:
+    """Return the outputs that the settings name, or those that the model was published with."""
+    if model.num_classes is not None or not registry.is_packaged(model.name):
+        return model.num_classes
+    return registry.get_spec(model.name).facts.get("num_classes")
 
 
 def build_model(
@@ -137,7 +150,7 @@ def build_model(
     arguments = dataclasses.asdict(run.model)
     extra = arguments.pop("kwargs")
     weights = {key: arguments.pop(key) for key in ("pretrained", "checkpoint_path")}
-    arguments |= {**extra, "num_classes": data.num_classes, "in_chans": data.in_chans}
+    arguments |= {**extra, "num_classes": data.num_outputs, "in_chans": data.in_chans}
     model = create_model(**arguments, **(weights if with_weights else {}))
     check_forward(model, run.model.name, data, run.train.batch_size)
     return model, arguments

@@ -89,6 +89,7 @@ _EVALUATION: dict[str, Any] = {
                 "a list of numbers above 0",
                 lambda v: _is_list(v, lambda entry: _is_number(entry) and entry > 0),
             ),
+            "channel_order?": _must_be("RGB or BGR", lambda v: v in ("RGB", "BGR", None)),
         },
     },
     "qat?": {
@@ -236,9 +237,11 @@ def _contradiction(content: Mapping[str, Any]) -> str | None:
     model, data = content["model"], content["data"]
     channels = data["preprocessing"]["size"][0]
     comparisons: list[tuple[str, Any, str, Any]] = [
-        ("model.num_classes", model.get("num_classes"), "data.num_classes", data["num_classes"]),
         ("model.in_chans", model.get("in_chans"), "the channels of data", channels),
     ]
+    if model.get("num_classes") != 1 or data["num_classes"] != 2:  # one logit for two classes
+        own = model.get("num_classes")
+        comparisons.append(("model.num_classes", own, "data.num_classes", data["num_classes"]))
     if data["class_names"] is not None:
         names = len(data["class_names"])
         comparisons.append(("data.num_classes", data["num_classes"], "data.class_names", names))

@@ -1,13 +1,14 @@
 """Losses for dense prediction: segmentation and super-resolution.
 
 Segmentation losses take logits N K H W and class numbers N H W; pixels with the number 255 are
-ignored. Super-resolution losses take predicted and target values, N C H W each.
+ignored. A single logit, K = 1, is that of the second of two classes. Super-resolution losses take predicted and target values, N C H W each.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.binary import all_logits
 from zoo.data.pairs import IGNORE
 from zoo.training.checks import check_value
 from zoo.training.losses import register_loss
@@ -26,7 +27,7 @@ class PixelCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         total = F.cross_entropy(
-            logits.float(),
+            all_logits(logits.float()),
             targets,
             ignore_index=IGNORE,
             label_smoothing=self.label_smoothing,
@@ -51,8 +52,8 @@ class Dice(nn.Module):
         self.smooth = smooth
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        valid = targets != IGNORE
-        probabilities = logits.float().softmax(dim=1) * valid[:, None]
+        valid, logits = targets != IGNORE, all_logits(logits.float())
+        probabilities = logits.softmax(dim=1) * valid[:, None]
         one_hot = F.one_hot(targets.where(valid, 0), logits.shape[1]) * valid[..., None]
         one_hot = one_hot.movedim(-1, 1)  # N K H W
         intersections = (probabilities * one_hot).sum(dim=(0, 2, 3))

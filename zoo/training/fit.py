@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,7 @@ def train(
     resumed: dict[str, Any] | None = None,
     method: TrainingMethod | None = None,
     *,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    normalisation: Mapping[str, Any] | None = None,
 ) -> run_folder.TrainedRun:
     """Train a model, and log the progress.
 
@@ -46,8 +45,8 @@ def train(
         run: The resolved settings.
         resumed: The content of the checkpoint to continue from, and its `path`.
         method: The training method; None for ordinary training.
-        mean: Mean of each channel that the run of the initial weights used; None if unknown.
-        std: Standard deviation of each channel, likewise.
+        normalisation: `mean`, `std` and `channel_order` that the run of the initial weights used;
+            None if unknown.
 
     Returns:
         The run folder, and its best score.
@@ -66,7 +65,7 @@ def train(
         logger = logs.make_logger(console, fabric.is_global_zero)
         with logs.data_warnings(console):
             with phase("opening the data"):
-                data = builders.build_data(run, fabric, mean, std)
+                data = builders.build_data(run, fabric, normalisation)
                 if resumed is not None:
                     run_data.check_unchanged(resumed, data, resumed["path"])
             method = method or TrainingMethod()

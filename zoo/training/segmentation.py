@@ -15,6 +15,7 @@ from torchmetrics.classification import (
     MulticlassJaccardIndex,
 )
 
+from zoo.binary import class_map
 from zoo.data.pairs import IGNORE
 from zoo.errors import BadInput
 from zoo.training import dense_losses, pictures, report_files
@@ -72,7 +73,10 @@ class SegmentationResult(Result):
 
 
 class SegmentationMeter(Meter):
-    """Accumulates IoU, accuracy and loss from logits N K H W and class numbers N H W."""
+    """Accumulates IoU, accuracy and loss from logits N K H W and class numbers N H W.
+
+    A single logit, K = 1, is that of the second of two classes.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -97,7 +101,7 @@ class SegmentationMeter(Meter):
 
     def update(self, images: Tensor, outputs: Tensor, targets: Tensor) -> None:
         pixels = (targets != IGNORE).sum()
-        self.metrics.update(outputs.argmax(dim=1), targets)
+        self.metrics.update(class_map(outputs), targets)
         self.loss_sum.update(self.cross_entropy(outputs, targets) * pixels)
         self.pixels.update(pixels)
         self.images.update(len(images))
@@ -193,7 +197,7 @@ class Segmentation(DenseTask):
             folder / "predictions.png",
             denormalized(data, images),
             labels,
-            predict(model, images, device).argmax(dim=1),
+            class_map(predict(model, images, device)),
             report_files.class_names(data),
             title,
         )

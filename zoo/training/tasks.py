@@ -223,9 +223,10 @@ def predict(model: Forward, images: Tensor, device: torch.device) -> Tensor:
 
 
 def denormalized(data: Any, images: Tensor) -> Tensor:
-    """Return normalised images N C H W as values in 0..1."""
+    """Return normalised images N C H W as values in 0..1, in the order red, green, blue."""
     mean, std = (
         torch.tensor(values, device=images.device)[:, None, None]
         for values in (data.mean, data.std)
     )
-    return images * std + mean
+    images = images * std + mean
+    return images.flip(1) if data.config.channel_order == "BGR" else images
