@@ -85,4 +85,6 @@ def test_published_weights_expect_blue_first():
     image = zoo.model_info("sinet_portrait")["input"]
     assert image["channel_order"] == "BGR"
     assert image["mean"][0] < image["mean"][2]
-    assert zoo.load_weights(zoo.create_model("sinet_portrait"), public_state("sinet_portrait")) == []
+    assert (
+        zoo.load_weights(zoo.create_model("sinet_portrait"), public_state("sinet_portrait")) == []
+    )

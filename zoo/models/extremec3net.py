@@ -220,7 +220,9 @@ class ExtremeC3Net(DenseBackbone):
             DilatedModule(widths[0], third, (1, 3, 5)),
         ]
         downsamples = [
-            nn.Sequential(OrderedDict(join=NormAct(before, act=channel_prelu, eps=EPS), block=entry))
+            nn.Sequential(
+                OrderedDict(join=NormAct(before, act=channel_prelu, eps=EPS), block=entry)
+            )
             for before, entry in zip([first + in_chans, widths[0]], entries, strict=True)
         ]
         blocks = [
@@ -288,9 +290,7 @@ def _rows() -> list[tuple[str, str]]:
     return rows
 
 
-KEY_STYLES = (
-    KeyStyle("clovaai/ext_portrait_segmentation", "encoder.b1.bn.weight", rows=_rows()),
-)
+KEY_STYLES = (KeyStyle("clovaai/ext_portrait_segmentation", "encoder.b1.bn.weight", rows=_rows()),)
 
 VARIANTS = {"extremec3net_portrait": dict()}
 

@@ -9,12 +9,12 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from zoo import registry
 from zoo.data.create import create_datamodule
 from zoo.data.datamodule import ImageData
 from zoo.data.holdout import SavedSplit
 from zoo.data.processes import download_once
 from zoo.environment import is_out_of_memory
-from zoo import registry
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
 from zoo.inputs import published_normalisation, published_statistics
@@ -29,9 +29,7 @@ from zoo.weights import load_content, read_checkpoint
 Normalization = tuple[list[float], list[float]]  # mean and std of each channel
 
 
-def build_data(
-    run: TrainRun, fabric: Fabric, normalisation: Mapping[str, Any] | None
-) -> ImageData:
+def build_data(run: TrainRun, fabric: Fabric, normalisation: Mapping[str, Any] | None) -> ImageData:
     """Open the data of a training run.
 
     Args:
