@@ -63,7 +63,7 @@ def test_street_scenes_have_the_size_of_the_image():
 def test_public_names_of_the_network_for_street_scenes():
     """The names of crossed convolutions, of which there is no record."""
     names = {
-        "encoder.level3.1.d2.vertical.weight": "stages.1.blocks.1.branch2.depthwise.vertical.weight",
+        "encoder.level3.1.d2.B_v.weight": "stages.1.blocks.1.branch2.depthwise.norm_v.weight",
         "encoder.level4.7.d1.B_h.bias": "stages.2.blocks.7.branch1.depthwise.norm_h.bias",
         "encoder.level4.6.d1.conv.1.weight": "stages.2.blocks.6.branch1.depthwise.norm.weight",
         "encoder.level2_0.conv.1.dense.0.bias": "stages.0.downsample.conv.gate.layers.0.bias",

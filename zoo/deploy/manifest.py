@@ -38,7 +38,8 @@ class Origin:
         weights: The file that its weights were read from.
         class_names: The name of each class, in the order of the logits.
         preprocessing: `size` (C H W), `mean`, `std`, `interpolation`, `crop_pct` and
-            `channel_order` used in training. Missing keys default to the published values of `name`.
+            `channel_order` used in training. Missing keys default to the published values of
+            `name`.
         data: The configuration group `data` of the training run.
     """
 

@@ -4,8 +4,8 @@ Paper: Park et al., "SINet: Extreme Lightweight Portrait Segmentation Networks w
        Modules and Information Blocking Decoder" (arXiv 1911.09099), fig. 3 to 5, tables 1 and 2.
 Code:  github.com/clovaai/ext_portrait_segmentation @ 9bc1bada1cb7, and for Cityscapes
        github.com/clovaai/c3_sinet @ dd916387d759 (both MIT).
-Here:  the whole decoder computes classes, so it is the head, and `reset_classifier` replaces it. The
-       network for Cityscapes returns logits at the size of the image, not at half of it.
+Here:  the whole decoder computes classes, so it is the head, and `reset_classifier` replaces it.
+       The network for Cityscapes returns logits at the size of the image, not at half of it.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,8 @@
 """Losses for dense prediction: segmentation and super-resolution.
 
 Segmentation losses take logits N K H W and class numbers N H W; pixels with the number 255 are
-ignored. A single logit, K = 1, is that of the second of two classes. Super-resolution losses take predicted and target values, N C H W each.
+ignored. A single logit, K = 1, is that of the second of two classes.
+Super-resolution losses take predicted and target values, N C H W each.
 """
 
 import torch
