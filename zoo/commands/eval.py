@@ -219,7 +219,7 @@ def _check_published_classes(arguments: dict[str, Any], data: ImageData) -> None
             " weights=<run folder>"
         )
     plain = {**arguments, "num_classes": None, "pretrained": False}
-    published = create_model(**plain).num_classes
+    published: Any = create_model(**plain).num_classes
     data.accept_outputs(published)
     if published != data.num_outputs:
         raise BadInput(

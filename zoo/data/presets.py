@@ -94,7 +94,7 @@ SUPERRES = {
     "train_images": 2000,
 }
 
-ORDERS = ("RGB", "BGR")
+ORDERS = ["RGB", "BGR"]
 
 # Keys that only some data sets support: for the others they raise an error.
 _RESIZED = {"scale", "ratio", "color_jitter", "interpolation", "channel_order"}
