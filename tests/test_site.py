@@ -63,7 +63,16 @@ def test_commands_of_the_site_can_be_parsed(page, command):
         single = [re.sub(r"^(model|train.seed)=([^,\[]*),.*", r"\1=\2", word) for word in arguments]
         composition.parse(name, single)
     else:
-        assert name in ("list", "info", "count", "report", "compare", "predict", "completion")
+        assert name in (
+            "list",
+            "info",
+            "count",
+            "report",
+            "compare",
+            "predict",
+            "pick",
+            "completion",
+        )
 
 
 @pytest.mark.slow

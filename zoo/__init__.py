@@ -24,6 +24,7 @@ _LAZY = {
     "train": "zoo.functions",
     "eval": "zoo.functions",
     "benchmark": "zoo.functions",
+    "pick": "zoo.functions",
     "predict": "zoo.functions",
     "report": "zoo.functions",
     "quantize": "zoo.compression.int8",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from zoo.functions import count as count
     from zoo.functions import eval as eval
     from zoo.functions import export as export
+    from zoo.functions import pick as pick
     from zoo.functions import predict as predict
     from zoo.functions import report as report
     from zoo.functions import train as train

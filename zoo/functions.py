@@ -132,6 +132,62 @@ def export(
     return composition.run("export", _words(given))
 
 
+def pick(
+    ms: float,
+    *,
+    top1: float | None = None,
+    runtime: str | Sequence[str] = (),
+    threads: int = 1,
+    size: int | Sequence[int] = (),
+    int8: bool = False,
+    licence: str | Sequence[str] = (),
+    data: str | os.PathLike[str] | None = None,
+    finalists: int | None = None,
+    models: str | Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Find the most accurate model that meets a latency on this machine, like `zoo pick`.
+
+    Args:
+        ms: Largest median latency of one image in ms.
+        top1: Least published ImageNet-1k accuracy in percent.
+        runtime: Runtimes to consider; none for those of ONNX Runtime and OpenVINO installed.
+        threads: Threads per call.
+        size: Sides of the image in pixels; none for all with a published accuracy.
+        int8: Also consider int8 files.
+        licence: Globs of allowed licences of the weights; none for all.
+        data: Folder of images, one folder per class, to rank the finalists on.
+        finalists: How many models to find; None for 1, and 3 with `data`.
+        models: Names or globs; none for all models.
+        out: Folder of the result, continued if it exists; None for a new one in `runs/pick`.
+
+    Returns:
+        The content of `pick.json`: `winner`, `finalists`, `measured`, `commands` and more.
+
+    Raises:
+        BadInput: An argument is invalid, or no candidate meets the latency.
+        MissingExtra: A package of a runtime is not installed.
+    """
+    from zoo.picking.pick import pick as search
+    from zoo.settings import PickConfig
+
+    return search(
+        PickConfig(
+            ms=ms,
+            top1=top1,
+            runtime=[runtime] if isinstance(runtime, str) else list(runtime),
+            threads=threads,
+            size=[size] if isinstance(size, int) else list(size),
+            int8=int8,
+            licence=[licence] if isinstance(licence, str) else list(licence),
+            data=None if data is None else os.fspath(data),
+            finalists=finalists,
+            models=[models] if isinstance(models, str) else list(models),
+            out=None if out is None else os.fspath(out),
+        )
+    )
+
+
 def count(model: nn.Module | str, input_size: Sequence[int] | None = None) -> Counts:
     """Count the cost of one forward pass in evaluation mode.
 

@@ -187,6 +187,23 @@ class QuantizeConfig:
 
 
 @dataclass
+class PickConfig:
+    """What `zoo pick` looks for, and where it writes what it found."""
+
+    ms: float = 0.0  # largest median latency of one image in ms
+    top1: float | None = None  # least published top-1 accuracy in percent
+    runtime: list[str] = field(default_factory=list)  # empty: those installed
+    threads: int = 1  # threads per call
+    size: list[int] = field(default_factory=list)  # sides of the image in pixels; empty: all
+    int8: bool = False  # also consider int8 files
+    licence: list[str] = field(default_factory=list)  # globs of allowed licences; empty: all
+    data: str | None = None  # folder of images to rank the finalists on
+    finalists: int | None = None  # null: 1, and 3 with `data`
+    models: list[str] = field(default_factory=list)  # names or globs; empty: all
+    out: str | None = None  # folder, continued if it exists; null: new, in runs/
+
+
+@dataclass
 class TrainRun:
     """The settings of `train.py`."""
 

@@ -78,11 +78,12 @@ class Results:
         notes: What was damaged in the file, one line each.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, name: str = "profile.out") -> None:
         """Open the file, creating its folder if necessary.
 
         Args:
             out: A folder, which contains `results.jsonl`, or the path of a file `<name>.jsonl`.
+            name: Name of the setting in error messages.
 
         Raises:
             BadInput: The file cannot be written, or contains no record but something else.
@@ -96,14 +97,14 @@ class Results:
             for path in (self.path, self.csv):
                 existed = path.exists()
                 if existed and not path.is_file():
-                    raise BadInput(f"profile.out={str(out)!r}: {path} is not a file")
+                    raise BadInput(f"{name}={str(out)!r}: {path} is not a file")
                 path.open("a").close()
                 if not existed:
                     path.unlink()
         except OSError as error:
             self.discard()
             raise BadInput(
-                f"profile.out={str(out)!r} cannot be written: {error.strerror or error}"
+                f"{name}={str(out)!r} cannot be written: {error.strerror or error}"
             ) from error
         content = _content(self.path) if self.path.exists() else Content()
         self.earlier = content.records
