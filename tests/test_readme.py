@@ -120,7 +120,7 @@ def test_python_uses_public_names_and_known_models(code):
             and isinstance(node.args[0], ast.Constant)
         ):
             name = node.args[0].value.removeprefix("zoo_")  # timm's name of ours
-            assert zoo.registry.is_model(name) or name.startswith("timm/"), name
+            assert zoo.registry.is_model(name) or name.startswith(("timm/", "hf-hub:")), name
 
 
 def test_every_extra_is_listed_by_what_it_is_for():

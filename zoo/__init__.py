@@ -27,6 +27,7 @@ _LAZY = {
     "pick": "zoo.functions",
     "predict": "zoo.functions",
     "report": "zoo.functions",
+    "push": "zoo.functions",
     "quantize": "zoo.compression.int8",
     "ZooError": "zoo.errors",
     "UnknownModel": "zoo.errors",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from zoo.functions import export as export
     from zoo.functions import pick as pick
     from zoo.functions import predict as predict
+    from zoo.functions import push as push
     from zoo.functions import report as report
     from zoo.functions import train as train
     from zoo.profiling.latency import compare as compare

@@ -46,6 +46,7 @@ COMMANDS = {
     "info": Command("paper, figures, weights and licence of a model", "mobilenetv2_100"),
     "weights": Command("where published weights are, and whether they fit", "mobilenetv2_100"),
     "count": Command("parameters, MACs and activations", "mobilenetv2_100 --depth 2"),
+    "push": Command("publish the model of a run on the Hugging Face hub", "runs/<run> owner/name"),
     "completion": Command("completion for bash, zsh or fish", "bash"),
 }
 

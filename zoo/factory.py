@@ -8,12 +8,15 @@ from torch import nn
 
 from zoo import registry
 from zoo.build import RATES, build_backbone, build_timm, check_values
-from zoo.errors import BadInput
+from zoo.errors import BadInput, ZooError, first_line
+from zoo.hub import CONFIG
+from zoo.hub_files import is_repository
+from zoo.weights import load_content, read_source
 
 
 def create_model(
     name: str,
-    pretrained: bool = False,
+    pretrained: bool | None = None,
     *,
     num_classes: int | None = None,
     in_chans: int | None = None,
@@ -27,14 +30,17 @@ def create_model(
     encoder: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a registered model, any of timm's as `"timm/<name>"`, or a decoder on a backbone.
+    """Build a registered model, one of timm's, a decoder on a backbone, or a model of the hub.
 
     Args:
         name: A name of `zoo.list_models()`, `"timm/..."`, or one of `zoo.registry.DECODERS`.
             `name.tag` is a model with one of its published checkpoints, and that one's classes.
+            `"hf-hub:owner/name"` is the model in a repository of the Hugging Face hub, with its
+            weights; the names of its classes are in `class_names`.
         pretrained: Load the published checkpoint of the tag, or the first that has an address. If
             `num_classes` or `in_chans` is given and differs from the checkpoint, the classifier
             starts with random weights, and the filters of the first layer are summed or repeated.
+            None loads weights for `"hf-hub:..."` only.
         num_classes: Number of logits, 0 for none; None keeps that of the published model.
         in_chans: Channels of the image; None keeps that of the published model.
         img_size: Image size in pixels, one number or (height, width); only for models with
@@ -69,6 +75,12 @@ def create_model(
     }
     arguments = {key: value for key, value in arguments.items() if value is not None}
     check_values(arguments)
+    if is_repository(name):
+        arguments |= {"encoder": encoder} if encoder is not None else {}
+        arguments |= {"features_only": True, "out_indices": out_indices} if features_only else {}
+        given = _without_zero_rates(arguments)
+        return _from_repository(name, pretrained is not False, checkpoint_path, given)
+    pretrained = bool(pretrained)
     if name in registry.DECODERS:
         if features_only:
             raise BadInput(f"features_only=True has no effect on {name}; use it on its encoder")
@@ -84,6 +96,38 @@ def create_model(
     arguments |= {"features_only": features_only, "out_indices": out_indices}
     build = _build_timm if spec.family == "timm" else build_backbone
     return build(spec, pretrained, checkpoint_path=checkpoint_path, **arguments)
+
+
+def _from_repository(
+    name: str,
+    with_weights: bool,
+    checkpoint_path: str | os.PathLike | None,
+    given: dict[str, Any],
+) -> nn.Module:
+    """Build the model of a repository on the hub; `given` overrides what the repository says."""
+    if checkpoint_path is not None and with_weights:
+        raise BadInput(
+            f"{name} and checkpoint_path both name weights; leave one out, or give pretrained=False"
+        )
+    content = read_source(name)[1]
+    model, data = content["model"], content["data"]
+    fits = not given.get("features_only") and all(
+        given.get(key, model[key]) == model[key] for key in ("num_classes", "in_chans")
+    )
+    weights: Any = checkpoint_path if not with_weights else None if fits else content
+    try:
+        built: Any = create_model(**{**model, **given}, checkpoint_path=weights)
+    except ZooError as error:
+        raise type(error)(f"{name}: {error}") from error
+    except Exception as error:  # constructors do not check every argument
+        raise BadInput(
+            f"{name}: {model['name']} cannot be built from its {CONFIG}: {first_line(error)}"
+        ) from error
+    if with_weights and fits:
+        load_content(built, content, name)
+    if given.get("num_classes", model["num_classes"]) == model["num_classes"]:
+        built.class_names = data["class_names"]
+    return built
 
 
 def _without_zero_rates(arguments: dict[str, Any]) -> dict[str, Any]:

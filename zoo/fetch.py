@@ -4,12 +4,11 @@ import hashlib
 import re
 import urllib.parse
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
 
-from zoo import tensor_files
+from zoo import hub_files, tensor_files
 from zoo.download import Sums, checked_address, download, unreachable
 from zoo.errors import BadWeights, first_line, shown
 
@@ -18,7 +17,9 @@ _GENERIC = {"model", "pytorch_model", "checkpoint", "weights", "net", "best", "l
 
 
 def is_address(source: str) -> bool:
-    """Return whether a source is fetched, not a file: `https://`, `hf:` or `gdrive:`."""
+    """Return whether a source is fetched, not a file: `https://`, `hf:`, `hf-hub:`, `gdrive:`."""
+    if hub_files.is_repository(source):
+        return True
     return re.match(r"https?://|hf:|gdrive:", source, re.IGNORECASE) is not None
 
 
@@ -169,21 +170,16 @@ def _run_checkpoint(folder: Path, which: str) -> Path:
 def _from_hub(
     source: str, sums: Sums, put_at: Path, cache_dir: str | Path | None, refresh: bool
 ) -> Path:
-
-    from huggingface_hub import hf_hub_download
-
     name = source.removeprefix("hf:")
     parts = name.split("/", 2)
     if len(parts) < 3 or not all(parts) or not name.isprintable() or ".." in name.split("/"):
         raise BadWeights(f"{shown(source)} is incomplete; give hf:owner/name/file")
     owner, repository, file = parts
-    options: dict[str, Any] = {"force_download": True} if refresh else {}
-    options |= {} if cache_dir is None else {"cache_dir": cache_dir}
     try:
-        path = Path(hf_hub_download(f"{owner}/{repository}", file, **options))
-    except Exception as error:  # the client raises its own errors, those of requests and OSError
+        path = hub_files.fetch(f"{owner}/{repository}", file, cache_dir=cache_dir, refresh=refresh)
+    except hub_files.HubProblem as error:
         page = f"https://huggingface.co/{owner}/{repository}/resolve/main/{file}"
-        raise unreachable(source, first_line(error), put_at, page) from error
+        raise unreachable(source, str(error), put_at, page) from error
     if misfit := sums.misfit(path):
         raise BadWeights(f"{source} {misfit}")
     return path

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from zoo.errors import BadInput, UnknownModel, unknown_value
+from zoo.hub_files import is_repository
 
 _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -204,6 +205,11 @@ def get_spec(name: str) -> ModelSpec:
         return _peers()[name]
     if is_timm(name):
         return ModelSpec(TIMM + timm_name(name), "timm", dict(_UNKNOWN_FACTS))
+    if is_repository(name):
+        raise UnknownModel(
+            f"{name} is a repository, which zoo.create_model takes; a command takes it as weights:"
+            f" weights={name}, or to train model=<its architecture> model.checkpoint_path={name}"
+        )
     choices = [*specs, *DECODERS]
     raise UnknownModel(unknown_value("model", name, choices, listed_by="zoo.list_models()"))
 

@@ -24,15 +24,13 @@ from zoo import registry
 from zoo.build import build_backbone
 from zoo.errors import BadInput, BadWeights
 from zoo.fetch import local_file
+from zoo.hub import BRIDGED, WEIGHTS
 from zoo.keys import convert_keys, recognise
 
-PREFIX = "zoo_"
+PREFIX = BRIDGED
 
 # Arguments of timm's feature pyramids, which are not those of zoo.backbone.
 _NO_EFFECT = ("feature_cls", "feature_cfg")
-# Names of the weights in a repository of the hub or in a local copy of one.
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-
 default_cfgs: dict[str, Any] = {}
 
 
@@ -110,6 +108,9 @@ def _entry_point(spec: registry.ModelSpec) -> Callable[..., nn.Module]:
         chosen = registry.get_spec(f"{spec.name}.{tag}") if tag else spec
         given = _given_cfg(pretrained_cfg) | (pretrained_cfg_overlay or {})
         weights = _weights_in(given, cache_dir) if pretrained else None
+        kwargs.pop("pretrained_model_args", None)  # timm has merged them with the others
+        if given.get("num_classes", chosen.num_classes) != chosen.num_classes:
+            kwargs.setdefault("num_classes", given["num_classes"])
         try:
             with contextlib.nullcontext() if device is None else torch.device(device):
                 model = build_backbone(
@@ -155,14 +156,14 @@ def _weights_in(cfg: Mapping[str, Any], cache_dir: str | None) -> Any:
     if cfg.get("state_dict"):
         return cfg["state_dict"]
     if file and cfg.get("source") == "local-dir":
-        found = [path for name in _HUB_FILES if (path := Path(file) / name).is_file()]
+        found = [path for name in WEIGHTS if (path := Path(file) / name).is_file()]
         if not found:
-            raise BadWeights(f"{file} contains neither {' nor '.join(_HUB_FILES)}")
+            raise BadWeights(f"{file} contains neither {' nor '.join(WEIGHTS)}")
         return found[0]
     if file:
         return file
     if hub:
-        names = [cfg["hf_hub_filename"]] if cfg.get("hf_hub_filename") else list(_HUB_FILES)
+        names = [cfg["hf_hub_filename"]] if cfg.get("hf_hub_filename") else list(WEIGHTS)
         hub, _, revision = str(hub).partition("@")
         if revision:
             raise BadWeights(

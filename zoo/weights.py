@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo import tensor_files
+from zoo import hub, tensor_files
 from zoo.errors import BadInput, BadWeights, shown
 from zoo.fetch import is_address, local_file
+from zoo.hub_files import is_repository
 from zoo.keys import State, convert_keys, misfits
 
 # Keys under which public checkpoints keep the weights, in order of preference: averaged ones first.
@@ -51,8 +52,8 @@ def load_weights(
     Args:
         model: A model of this package, or any module that has the keys of the file.
         source: A file, a run folder, an address (`https://...`, `hf:owner/name/file`,
-            `gdrive:id`), or the state dict itself, in any published key style of the model's
-            family.
+            `gdrive:id`), a repository (`hf-hub:owner/name`), or the state dict itself, in any
+            published key style of the model's family.
         strict: Raise unless every tensor fits; otherwise skip the others and return their names.
         sha256: Expected hash of the file; its first digits are enough.
 
@@ -213,8 +214,8 @@ def read_checkpoint(source: str | os.PathLike, sha256: str | None = None) -> dic
     """Read everything in a checkpoint, provided that it is only tensors and plain values.
 
     Args:
-        source: A file, a run folder (its best checkpoint), `https://...`, `hf:owner/name/file` or
-            `gdrive:id`.
+        source: A file, a run folder (its best checkpoint), `https://...`, `hf:owner/name/file`,
+            `hf-hub:owner/name` or `gdrive:id`.
         sha256: Expected hash of the file; its first digits are enough.
 
     Raises:
@@ -226,8 +227,12 @@ def read_checkpoint(source: str | os.PathLike, sha256: str | None = None) -> dic
 def read_source(source: str, **options: Any) -> tuple[Path, dict[str, Any]]:
     """Return the path and the content of a checkpoint; `options` are those of `local_file`.
 
-    A file in the cache that cannot be read is fetched again.
+    A file in the cache that cannot be read is fetched again. The content of a repository on the hub
+    is that of `zoo.hub.read`.
     """
+    if is_repository(source):
+        known = ("sha256", "cache_dir")
+        return hub.read(source, **{key: value for key, value in options.items() if key in known})
     path = local_file(source, **options)
     try:
         return path, tensor_files.read(path)

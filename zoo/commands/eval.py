@@ -15,6 +15,7 @@ from zoo.data.datamodule import ImageData
 from zoo.deploy import files, int8_graph
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
+from zoo.fetch import is_address
 from zoo.inputs import published_input, published_normalisation
 from zoo.progress import phase
 from zoo.quoting import command_line
@@ -129,7 +130,7 @@ def _output_folder(settings: EvalRun, saved: resolve.SavedWeights | None, name: 
     """Return the folder of the report, without creating it."""
     if settings.out is not None:
         return Path(settings.out).expanduser()
-    is_downloaded = saved is not None and saved.source.startswith(("http", "hf:"))
+    is_downloaded = saved is not None and is_address(saved.source)
     if saved is None or is_downloaded:
         base, label = Path("runs"), f"eval_{name}_{settings.data.name}"
     else:

@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from zoo.hub_files import is_repository
+
 HELP = "classify or segment pictures with an artefact or a training run"
 
 
@@ -48,6 +50,8 @@ def _is_artefact(given: str) -> bool:
     """Return whether a path is an artefact rather than a run or a file of weights."""
     from zoo.deploy import files, formats, publishing
 
+    if is_repository(given):
+        return False
     path = Path(os.path.expanduser(given))
     if path.is_dir():
         names = (files.MANIFEST, publishing.PENDING)

@@ -15,9 +15,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import BadInput, BadWeights, first_line
+from zoo.hub_files import is_repository
 from zoo.quoting import command_line
 from zoo.settings import DataConfig, ModelConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
+from zoo.training.checkpoint_schema import FORMAT
 from zoo.training.checkpoint_schema import check as check_checkpoint
 from zoo.weights import QAT_KEY, read_source
 
@@ -56,7 +58,8 @@ class SavedWeights:
 
     @property
     def is_run(self) -> bool:
-        """Whether `train.py` wrote the file; otherwise the other properties are empty."""
+        """Whether `train.py` wrote the file, or a repository describes it; otherwise the other
+        properties are empty."""
         return is_zoo_checkpoint(self.content)
 
     @property
@@ -107,7 +110,7 @@ class TrainingStart:
 
 
 def read_weights(source: str, *, resumes: bool = False) -> SavedWeights:
-    """Read a file, a checkpoint of a run folder, or a URL.
+    """Read a file, a checkpoint of a run folder, a URL, or a repository on the hub.
 
     Args:
         source: What the user gave.
@@ -117,7 +120,10 @@ def read_weights(source: str, *, resumes: bool = False) -> SavedWeights:
     Raises:
         BadWeights: The file cannot be read, or is a damaged checkpoint of `train.py`.
     """
-    saved = SavedWeights(source, *read_source(source, which="last" if resumes else "best"))
+    path, content = read_source(source, which="last" if resumes else "best")
+    if is_repository(source) and not resumes:
+        content = {"format": FORMAT, **content}
+    saved = SavedWeights(source, path, content)
     if saved.is_run:
         check_checkpoint(saved.content, saved.path, resumes=resumes)
         if not resumes and saved.content.get("progress", {}).get("update") == 0:

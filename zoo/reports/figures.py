@@ -102,3 +102,8 @@ def _data_set(text: str, spec: registry.ModelSpec) -> str:
     named = re.search("|".join(_DATA_SETS), text.lower())
     data_set = _DATA_SETS[named[0]] if named else f"{spec.num_classes} classes"
     return data_set if _CLASSES.get(data_set, spec.num_classes) == spec.num_classes else ""
+
+
+def size_of(name: str) -> list[int]:
+    """Return the image size C H W that the latencies of a model were measured at."""
+    return list(registry.get_spec(name).facts.get("input", {}).get("size", ()))
