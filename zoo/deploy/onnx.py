@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.deploy import tracing
+from zoo.deploy import onnx_scan, tracing
 from zoo.deploy.spec import ExportSpec, output_names
 from zoo.environment import need, quiet
 from zoo.errors import BadInput, NotExportable
@@ -17,8 +17,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT = "input"
 OPSETS = (18, 23)  # first and last that torch's exporter writes and ONNX Runtime is tested with
 FOLD_LIMIT = 1 << 28  # largest number of values in a constant; no model has more
-# Becomes ONNX's operator Scan: as fast as ordinary operators, with a tenth of the nodes.
-DYNAMIC_SCAN = "scan"
+OPERATOR_SCAN = "auto"  # the custom operator, which `onnx_scan` translates
 SLOW_RULE = "SlicesSplit"  # name of a rule of onnxscript's optimiser
 
 # Metadata of each node to remove: paths on this machine, and source code. The names of modules
@@ -26,8 +25,15 @@ SLOW_RULE = "SlicesSplit"  # name of a rule of onnxscript's optimiser
 _METADATA = tuple(f"pkg.torch.onnx.{key}" for key in ("stack_trace", "fx_node", "class_hierarchy"))
 
 
-def convert(model: nn.Module, file: Path, spec: ExportSpec) -> None:
+def convert(model: nn.Module, file: Path, spec: ExportSpec, runtime: str = "onnxruntime") -> None:
     """Write `model`, in evaluation mode, to `file`, a single ONNX file.
+
+    Args:
+        model: The model.
+        file: The file to write.
+        spec: Size, dynamic axes, opset and precision.
+        runtime: The runtime to write selective scans for, `"onnxruntime"` or `"openvino"`. Both
+            compute the same; only the speed differs.
 
     Raises:
         BadInput: The model does not run at this size, or the opset is not supported.
@@ -40,7 +46,7 @@ def convert(model: nn.Module, file: Path, spec: ExportSpec) -> None:
         raise BadInput(f"opset={opset!r} must be from {OPSETS[0]} to {OPSETS[1]}")
     x = tracing.example_input(model, spec)
     names = output_names(tracing.count_outputs(model, spec))
-    model = tracing.prepare_for_tracing(model, spec, DYNAMIC_SCAN)
+    model = tracing.prepare_for_tracing(model, spec, OPERATOR_SCAN)
     try:
         # Without no_grad, a scan would save states for its gradients, which ONNX cannot express.
         with quiet(), torch.no_grad(), _without_slow_rule():
@@ -53,9 +59,10 @@ def convert(model: nn.Module, file: Path, spec: ExportSpec) -> None:
                 output_names=names,
                 opset_version=opset,
                 dynamic_shapes=(_dynamic_shapes(spec),) if spec.dynamic_axes else None,
+                custom_translation_table=onnx_scan.translations(runtime),
             )
             assert program is not None  # None is only returned with dynamo=False
-            if spec.dynamic_size:
+            if spec.dynamic_size or any(n.op_type == "Scan" for n in program.model.graph):
                 _fold_constants(program.model)
             for node in program.model.graph.all_nodes():
                 for key in _METADATA:

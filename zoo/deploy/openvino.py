@@ -51,7 +51,7 @@ def read(model: nn.Module, onnx_file: Path, spec: ExportSpec) -> Any:
     import openvino
     import openvino.passes
 
-    onnx.convert(model, onnx_file, dataclasses.replace(spec, half=False))
+    onnx.convert(model, onnx_file, dataclasses.replace(spec, half=False), "openvino")
     try:
         with quiet():
             # convert_model reads ONNX in the same way, but sends telemetry.

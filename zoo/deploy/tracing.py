@@ -110,20 +110,19 @@ def with_exportable_scans(model: nn.Module, algorithm: str = STATIC_SCAN) -> nn.
     return model
 
 
-def prepare_for_tracing(
-    model: nn.Module, spec: ExportSpec, dynamic_scan: str = DYNAMIC_SCAN
-) -> nn.Module:
+def prepare_for_tracing(model: nn.Module, spec: ExportSpec, scan: str | None = None) -> nn.Module:
     """Return the variant of a model to trace: exportable scans, resampled tables, precision.
 
     Args:
         model: The model, in evaluation mode; it is not changed.
         spec: The requested size and precision.
-        dynamic_scan: Algorithm of selective scans for a dynamic size.
+        scan: Algorithm of selective scans; default: `STATIC_SCAN` or `DYNAMIC_SCAN`.
     """
-    if spec.dynamic_size:
-        model = with_exportable_scans(model, dynamic_scan)
-    else:
-        model = with_exportable_scans(resample_tables(model, example_input(model, spec)))
+    if not spec.dynamic_size:
+        model = resample_tables(model, example_input(model, spec))
+    model = with_exportable_scans(
+        model, scan or (DYNAMIC_SCAN if spec.dynamic_size else STATIC_SCAN)
+    )
     return to_half_precision(model) if spec.half else model
 
 
