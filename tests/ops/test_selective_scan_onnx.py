@@ -1,5 +1,7 @@
 """Selective scans in ONNX files: the nodes without a model around them, and in both runtimes."""
 
+import subprocess
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -109,3 +111,11 @@ class Scans(torch.nn.Module):
 def test_an_openvino_file(tmp_path):
     made = zoo.export(Scans().eval(), "openvino", tmp_path, input_size=(1, 3, 5, 7))
     assert made.agreement.proven  # in batches of 1, 2 and 3
+
+
+def test_a_model_without_scans_needs_none_to_be_imported(python, tmp_path):
+    program = "import torch, zoo.deploy.pipeline as p; from pathlib import Path; p.convert("
+    program += "torch.nn.Conv2d(1, 1, 1).eval(), Path('a.onnx'), input_size=(1, 1, 2, 2), "
+    program += "dynamic_batch=False)"
+    subprocess.run([*python, "-c", program], cwd=tmp_path, check=True)
+    assert (tmp_path / "a.onnx").exists()

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from zoo.ops.scan import operator as operator  # registers the operator
+
 LARGE = 4096  # values of a state from which the cost of starting an operator hardly matters
 # Steps of a block for large and for small states, the fastest of 1, 2, 4 ... 64 in measurements.
 BLOCKS = {"onnxruntime": (1, 32), "openvino": (16, 64)}
