@@ -42,7 +42,8 @@ def own_layouts(family: str) -> tuple[str, ...]:
 
 
 # Key styles without a record; tests/models/test_<family>.py derives them from another style.
-OWN_STYLES = ("d-li14/mobilenetv2.pytorch", "youngwanLEE/vovnet-detectron2")
+OWN_STYLES = ("d-li14/mobilenetv2.pytorch", "youngwanLEE/vovnet-detectron2", "clovaai/c3_sinet")
+OWN_STYLES += ("whai362/PVT (v2)",)
 OWN_LAYOUTS = {
     family: own_layouts(family)
     for family in sorted({zoo.model_info(name)["family"] for name in FINISHED})

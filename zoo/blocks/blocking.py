@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +23,9 @@ def unsure(logits: Tensor) -> Tensor:
     return 1 - logits.softmax(dim=1).amax(dim=1, keepdim=True)
 
 
+torch.fx.wrap("unsure")
+
+
 def double(x: Tensor, align_corners: bool) -> Tensor:
     """Enlarge B C H W to B C 2H 2W, bilinearly."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=align_corners)
@@ -40,7 +44,7 @@ class PortraitDecoder(Absorbing):
 
     def __init__(self, deep: int, detail: int, num_classes: int):
         super().__init__()
-        self.deep = deep
+        self.deep, self.out_channels = deep, num_classes
         self.coarse = nn.Conv2d(deep, num_classes, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(num_classes, eps=EPS)
         self.detail = ConvNorm(detail, num_classes, act=channel_prelu, eps=EPS)
@@ -68,7 +72,7 @@ class StreetDecoder(Absorbing):
 
     def __init__(self, deep: int, middle: int, detail: int, num_classes: int):
         super().__init__()
-        self.widths = [deep, 4 * middle, 16 * detail]
+        self.widths, self.out_channels = [deep, 4 * middle, 16 * detail], num_classes
         self.coarse = nn.Conv2d(deep, num_classes, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(num_classes, eps=EPS)
         self.middle = ConvNorm(middle, num_classes, act=channel_prelu, eps=EPS)

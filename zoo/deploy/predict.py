@@ -218,7 +218,7 @@ def resize(
     interpolation = Image.Resampling[str(config["interpolation"] or "bicubic").upper()]
     if config.get("resize") == "fit":
         colour = config["mean"] or _padding_mean(config)
-        colour = colour[::-1] if config["channels"] == "BGR" else colour
+        colour = colour[::-1] if config.get("channels") == "BGR" else colour
         return _pad(image, size, interpolation, colour)
     return resize_and_crop(image, size, config["crop_pct"] or 1.0, interpolation), None
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoo.backbone import JoinedStage, Stage
 from zoo.blocks.conv import ConvNorm, NormAct, channel_prelu
@@ -38,12 +39,13 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
+        self.multiple = MULTIPLE
         self.conv = ConvNorm(
             in_channels, out_channels, kernel_size=3, stride=2, act=channel_prelu, eps=EPS
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        check_sides(x, 2, MULTIPLE)
+        check_sides(x, 2, self.multiple)
         return torch.cat([self.conv(x), F.avg_pool2d(x, 2)], dim=1)  # B C+3 H/2 W/2
 
 
@@ -242,10 +244,19 @@ class ExtremeC3Net(DenseBackbone):
             in_chans=in_chans,
         )
         self.decoder = FineBranch(in_chans, widths[1], fine)
+        self.grad_checkpointing = False
 
     def decode(self, maps: list[Tensor], image: Tensor) -> Tensor:
         """Add the last feature map to the fine branch, B C H/2 W/2."""
-        return self.decoder(image, self.norm(maps[-1]))
+        deep = self.norm(maps[-1])
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint(self.decoder, image, deep, use_reentrant=False)
+        return self.decoder(image, deep)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Store only the inputs of blocks and of the fine branch during training."""
+        super().set_grad_checkpointing(enable)
+        self.__dict__["grad_checkpointing"] = enable
 
 
 LAYERS = ("column", "norm1", "act", "row", "norm2", "dilated", "pointwise")

@@ -157,7 +157,7 @@ class SqueezeBlock(Absorbing):
 
 def shuffle_halves(x: Tensor) -> Tensor:
     """Interleave the first and the second half of the channels of B C H W."""
-    return x.unflatten(1, (2, x.shape[1] // 2)).transpose(1, 2).flatten(1, 2)
+    return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
 class SqueezeModule(nn.Module):
@@ -245,13 +245,14 @@ class SINet(DenseBackbone):
             in_chans=in_chans,
         )
         self.skips = skips[:-1]
+        self.factors = [2 ** (len(stages) - 1 - i) for i in range(len(stages))]
 
     def decode(self, maps: list[Tensor], image: Tensor) -> Tensor:
         """Join the feature maps that the decoder reads, at the smallest size."""
         joined = [self.norm(maps[-1])]
         for i in range(len(maps) - 2, -1, -1):
             read = maps[i][:, maps[i].shape[1] - self.skips[i] :]  # of the modules
-            joined.append(F.pixel_unshuffle(read, 2 ** (len(maps) - 1 - i)))
+            joined.append(F.pixel_unshuffle(read, self.factors[i]))
         return torch.cat(joined, dim=1)
 
 

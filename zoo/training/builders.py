@@ -18,6 +18,7 @@ from zoo.environment import is_out_of_memory
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
 from zoo.inputs import published_normalisation, published_statistics
+from zoo.progress import phase
 from zoo.settings import DataConfig, ModelConfig, TrainConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
 from zoo.training.checkpoint_schema import check as check_checkpoint
@@ -193,6 +194,15 @@ def check_forward(model: nn.Module, name: str, data: ImageData, batch_size: int 
             f"{name} returns {returned} numbers for an image of {size}, but the data needs"
             f" {needed}; choose another model, or change model.global_pool or model.kwargs"
         )
+
+
+def fit_hash(net: Any, data: ImageData) -> None:
+    """Fit the hash functions of a model that has some, unless its weights have them already."""
+    if not hasattr(net, "fit_hash") or net.has_hash():
+        return
+    images = next(iter(data.train_dataloader()))[0]
+    with phase("fitting the hash functions to a batch"):
+        net.fit_hash(images.to(next(net.parameters()).device))
 
 
 def build_mixing(train: TrainConfig, num_classes: int) -> Mixing | None:

@@ -275,6 +275,8 @@ def _build(
     frozen_norms = freezing.freeze(net, train.freeze)
     classifier = optim.classifier_names(net)
     net = fabric.to_device(net)
+    if not resumed:
+        builders.fit_hash(net, data)
     updates = _updates_per_epoch(train, data)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     net = method.prepare(net, data, resumed=resumed, layout=layout)
