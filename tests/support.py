@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from zoo.blocks.hashing import HashedAttention
 from zoo.registry import get_spec
 from zoo.reparam import randomize_parameters
 
@@ -135,6 +136,15 @@ def fresh(name: str, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:
     if not kwargs or kwargs == quick(name):
         return copy.deepcopy(shaken(name, **kwargs)).to(dtype)
     return shaken.__wrapped__(name, **kwargs).to(dtype)
+
+
+def with_hashes(model: nn.Module) -> nn.Module:
+    """Give a new model some hash functions, without which it cannot be trained; return it."""
+    for module in model.modules():
+        if isinstance(module, HashedAttention):
+            for table in (module.anchors, module.means, module.hash):
+                nn.init.normal_(table)
+    return model
 
 
 def images(

@@ -92,11 +92,10 @@ def left_in_place(fused: nn.Module) -> dict[str, str]:
     for path, module in modules.items():
         parent, _, attribute = path.rpartition(".")
         affine = isinstance(module, nn.LayerNorm) and module.weight is not None
+        is_norm = is_fixed_batch_norm(module) or (affine and path.startswith("stages."))
         if is_fixed_batch_norm(module) and isinstance(modules[parent], nn.Sequential):
             found[path] = path
-        elif is_fixed_batch_norm(module):
-            found[path] = f"{attribute} of {type(modules[parent]).__name__}"
-        elif isinstance(module, LayerScale) or (affine and path.startswith("stages.")):
+        elif is_norm or isinstance(module, LayerScale):
             found[path] = f"{attribute} of {type(modules[parent]).__name__}"
     return found
 

@@ -74,6 +74,7 @@ class HashedAttention(nn.Module):
     """
 
     input_layers, output_parts = ("to_qk", "to_v"), ("proj",)
+    has_jumps = True  # rounding may flip the sign of a value close to 0
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -156,7 +157,7 @@ def fit_bits(features_HNM: Tensor, s_HND: Tensor, bits: int = BITS) -> Tensor:
 
     def agreement(y_HN: Tensor) -> Tensor:
         """Return y^T T y / (N K) of each head, T being what the bits before do not explain."""
-        wanted = torch.stack([(_at(y_HN, near) - _at(y_HN, far)).sum(-1)]).squeeze(0)
+        wanted = (_at(y_HN, near) - _at(y_HN, far)).sum(-1)
         total = bits * (y_HN * wanted).sum(1)
         for code in done:
             total = total - (y_HN * code).sum(1).square()

@@ -20,6 +20,7 @@ from zoo.runtimes import Runtime
 # The largest allowed error is TOLERANCE * spread + ROUNDING * magnitude of the outputs.
 TOLERANCE, ROUNDING = 1e-3, 1e-5  # for float32; a deep model may lose that much by rounding
 HALF_TOLERANCES = (5e-2, 5e-3)  # both for float16
+JUMP_TOLERANCE = 2e-2  # instead of TOLERANCE for a model with signs, of which rounding flips some
 CLASS_TOLERANCES = (1e-3, 1e-2)  # share of pixels with another class: float32, float16
 INT8_TOLERANCE = 0.25  # allowed root mean square error of an int8 graph, as a share of the spread
 MIN_SPREAD = 1e-3  # as a share of the magnitude; with less, nothing is proven
@@ -112,6 +113,7 @@ def compare_outputs(
     int8: bool = False,
     pixels: bool = False,
     classes: bool = False,
+    jumps: bool = False,
     load_double: Callable[[], Runtime] | None = None,
 ) -> Agreement:
     """Compare an artefact with its model on random images of several kinds and scales.
@@ -125,6 +127,7 @@ def compare_outputs(
         int8: Both round to int8 after each layer.
         pixels: Both take uint8.
         classes: Both return class maps (B H W integers).
+        jumps: The model takes signs of values, which rounding may flip.
         load_double: Loads the model in float64. Called only if the error exceeds the tolerance.
 
     Raises:
@@ -139,8 +142,9 @@ def compare_outputs(
         actual.append(artefact(batch))
         inputs.append(batch)
         _check_shapes(expected[-1], actual[-1], len(batch))
+    judge_values = functools.partial(_judge_values, jumps=jumps)
     judge = functools.partial(
-        _judge_classes if classes else _judge_int8 if int8 else _judge_values,
+        _judge_classes if classes else _judge_int8 if int8 else judge_values,
         half=half or int8,
         batch_sizes=sorted(set(batch_sizes)),
         images=sum(map(len, inputs)),
@@ -270,6 +274,7 @@ def _judge_values(
     half: bool,
     batch_sizes: list[int],
     images: int,
+    jumps: bool = False,
     own: float | None = None,
 ) -> Agreement:
     """Compare outputs by their largest difference.
@@ -280,9 +285,11 @@ def _judge_values(
         half: Whether the artefact is in float16.
         batch_sizes: Batch sizes, for the result.
         images: Number of images, for the result.
+        jumps: The model takes signs of values.
         own: The largest difference between the model in float32 and in float64, if measured.
     """
     tolerance, rounding = HALF_TOLERANCES if half else (TOLERANCE, ROUNDING)
+    tolerance = max(tolerance, JUMP_TOLERANCE) if jumps else tolerance
     if not np.isfinite(want).all():
         raise NotExportable(
             "the model's outputs are not finite on random images, so the artefact cannot be "

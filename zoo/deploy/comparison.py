@@ -115,6 +115,7 @@ def _compare_at(
             int8=is_converted(model),
             pixels=getattr(model, "takes_pixels", False),
             classes=getattr(model, "postprocessing", None) == "argmax",
+            jumps=any(getattr(module, "has_jumps", False) for module in model.modules()),
             load_double=lambda: runtimes.load(copy.deepcopy(model).double(), "eager"),
         )
 

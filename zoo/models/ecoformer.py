@@ -223,9 +223,7 @@ PVT_STYLES = (
     KeyStyle(
         "ziplab/EcoFormer",
         "block1.0.attn.to_qk.weight",
-        rows=(
-            *(row for row in PUBLIC_ROWS if "attn" not in row[0] and "mlp" not in row[0]),
-        ),
+        rows=(*(row for row in PUBLIC_ROWS if "attn" not in row[0] and "mlp" not in row[0]),),
         inside=BUFFERS,
         tensors=_tables,
     ),
@@ -234,7 +232,7 @@ PVT_STYLES = (
 )
 TWINS_STYLES = (
     KeyStyle(
-        "ziplab/EcoFormer",
+        "ziplab/EcoFormer (Twins)",
         "blocks.0.0.attn.to_qk.weight",
         rows=_twins_rows,
         inside=BUFFERS,
