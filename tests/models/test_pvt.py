@@ -9,7 +9,7 @@ from torch import nn
 
 import zoo
 from zoo.blocks.positions import LearnedPositionEmbedding, resampled_table
-from zoo.models.pvt import ReducedAttention
+from zoo.blocks.reduced import ReducedAttention
 from zoo.reparam import randomize_parameters
 
 

@@ -23,7 +23,7 @@ from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import PatchEmbed
 from zoo.blocks.transformer import SelfAttention, TransformerBlock
 from zoo.keys import KeyStyle, State, rename
-from zoo.models.pvt_v2 import HEADS, PUBLIC_ROWS, SIZES, STRIDES, PVTv2
+from zoo.pyramid_backbone import HEADS, PUBLIC_ROWS, SIZES, STRIDES, PyramidBackbone
 
 HASHED = 3  # stages with hashed attention; the last has softmax attention
 
@@ -47,15 +47,13 @@ class Hashed:
         return all(attention.is_fitted() for attention in found)
 
 
-class EcoFormer(Hashed, PVTv2):
+class EcoFormer(Hashed, PyramidBackbone):
     """PVT v2 without reduced feature maps: hashed attention in three stages, softmax in the last.
 
     Args:
         depths: Number of blocks in each stage.
         dims: Channels of each stage.
     """
-
-    least = 1
 
     def mixer(self, channels: int, stage: int) -> nn.Module:
         """Return the attention of a block of a stage, on B H W C."""

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
 from zoo.blocks.drop import drop_path_rates
-from zoo.blocks.folding import Absorbing
 from zoo.blocks.heads import TokenHead
 from zoo.blocks.init import init_linear
 from zoo.blocks.mlp import Mlp
 from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import PatchEmbed, whole_patches
 from zoo.blocks.positions import AddPositions, LearnedPositionEmbedding
-from zoo.blocks.tokens import ClassToken, to_tokens
-from zoo.blocks.transformer import CrossAttention, SeparateQKVAttention, TransformerBlock
+from zoo.blocks.reduced import ReducedAttention
+from zoo.blocks.tokens import ClassToken
+from zoo.blocks.transformer import SeparateQKVAttention, TransformerBlock
 from zoo.keys import KeyStyle
 
 HEADS = (1, 2, 5, 8)
@@ -62,29 +62,6 @@ class Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.positions(self.norm(self.patches(x)))  # B C H/p W/p, or tokens B 1+N C
-
-
-class ReducedAttention(Absorbing):
-    """Attention to a feature map reduced by patches (SRA, eq. 1 to 3), on B H W C.
-
-    Args:
-        channels: Channels of input and output.
-        num_heads: Number of heads.
-        reduction: Side of the patches.
-    """
-
-    input_layers, output_parts = ("reduce", "attention.q"), ("attention",)
-    absorbs_before = {"attention.kv": "norm"}
-
-    def __init__(self, channels: int, num_heads: int, reduction: int):
-        super().__init__()
-        self.reduce = nn.Conv2d(channels, channels, reduction, reduction)
-        self.norm = nn.LayerNorm(channels)
-        self.attention = CrossAttention(channels, num_heads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        context_BMC = self.norm(to_tokens(self.reduce(x.permute(0, 3, 1, 2))))
-        return self.attention(x.flatten(1, 2), context_BMC).view(x.shape)  # B H W C
 
 
 class PVT(Backbone):
