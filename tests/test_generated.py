@@ -1,5 +1,6 @@
 """The generated files of the repository are up to date, and `python -m tools` writes them."""
 
+import re
 import shutil
 
 import pytest
@@ -14,6 +15,7 @@ from tools import (
     models_page,
     picture,
     project,
+    proofs,
     readme_table,
 )
 from tools.__main__ import main
@@ -90,6 +92,21 @@ def test_numbers_in_the_readme_are_renewed(checkout):
     readme_table.FILE.write_text(text.replace(old, "3 models in 2 families"), "utf-8")
     generated.write()
     assert readme_table.FILE.read_text("utf-8") == text
+
+
+def test_what_the_readme_says_is_proven_is_counted():
+    """Each number follows from the records of public code, the facts and the ledger."""
+    text = readme_table.FILE.read_text("utf-8")
+    opening = text[text.index("- **Compared") : text.index("- **No build step")]
+    wrong = re.sub(
+        r"(?<![\w.-])\d+(?= (records|models|of|published|families|have|more))", "9", opening
+    )
+    assert wrong.count("9 ") == 8
+    assert proofs.renumbered(wrong) == opening
+    compared = {name for name in project.finished() if proofs.compared(name).endswith(("d", "ds"))}
+    assert f"records of {len(compared)} models" in opening
+    assert f"the other {len(project.finished()) - len(compared)} models" in opening
+    assert proofs.compared("mobilenetv2_035") == "another of the family"
 
 
 def test_a_page_that_is_missing_is_written(checkout):

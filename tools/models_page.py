@@ -6,8 +6,10 @@ from typing import Any
 from tools.counts import Counts
 from tools.latencies import by_model
 from tools.project import ROOT, families, finished
+from tools.proofs import compared
 from zoo import registry
 from zoo.display import ms, quantity
+from zoo.reports import ledger
 from zoo.reports.markdown import Markup, escape, grid
 from zoo.reports.pareto import front, published
 from zoo.reports.records import Record
@@ -26,7 +28,10 @@ _MEANING = (
     "the sources; where ours differ by more than "
     "1 %, the reason is below the table. Top-1 is the best published accuracy on the data set of "
     "the model. Weights: *automatic* if `pretrained=True` downloads them, *manual* if a page "
-    "offers them. Every model can be trained, counted, timed and exported to ONNX. The column "
+    "offers them. *Verified* is what `zoo verify` found with published weights: an accuracy, "
+    "*outputs* for one picture only, or *never*. *Compared* says whether tests compare outputs "
+    "with records of public code: those of this model, or of another one of the family. "
+    "Every model can be trained, counted, timed and exported to ONNX. The column "
     "*supports* lists `features` (a feature pyramid), `fused` (re-parameterisation), `onnx` and "
     "`any size` (images of other sizes). Quirks are oddities of the public code: *kept*, so that "
     "published weights give the published outputs, or *changed*, with the reason."
@@ -41,7 +46,8 @@ _HEAD = [
     "ONNX Runtime ms",
     "weights",
 ]
-_HEAD += ["weights licence", "supports", "published params", "published MACs", "top-1 source"]
+_HEAD += ["verified", "compared", "weights licence", "supports", "published params"]
+_HEAD += ["published MACs", "top-1 source"]
 _HEAD += ["paper", "year", "code licence", "quirks"]
 _FRONT = (
     "No other model here has a higher published ImageNet-1k accuracy at the same or a lower "
@@ -120,6 +126,7 @@ def _section(
 
 def _row(model: dict[str, Any], macs: int, forms: dict[tuple[str, bool], Record]) -> list[str]:
     top1, source = _accuracy(model)
+    known = ledger.entries(own=False)
     return [
         model["name"],
         sizes(model),
@@ -128,6 +135,8 @@ def _row(model: dict[str, Any], macs: int, forms: dict[tuple[str, bool], Record]
         top1,
         *(ms(forms.get((runtime, True), {}).get("p50_ms")) for runtime in ("eager", "onnxruntime")),
         _where(model.get("weights", [])),
+        ledger.in_short(model["name"], known),
+        compared(model["name"]),
         _joined(entry.get("licence", "not stated") for entry in model.get("weights", [])),
         ", ".join(word for key, word in _SUPPORTS.items() if model["capabilities"].get(key)),
         _published(model, "params_m", "kM"),

@@ -1,13 +1,12 @@
 """The model table of the README, a row for each family, and the numbers in its opening."""
 
-import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from tools.counts import Counts
 from tools.latencies import best, by_model
 from tools.project import ROOT, families, finished
+from tools.proofs import renumbered
 from zoo import registry
 from zoo.display import quantity
 from zoo.errors import BadInput
@@ -17,7 +16,6 @@ from zoo.reports.pareto import published
 from zoo.reports.records import Record
 
 FILE = ROOT / "README.md"
-REFERENCE = ROOT / "tests" / "reference" / "records"
 BEGIN = "<!-- models: written by `make generated`, do not edit -->"
 END = "<!-- end of models -->"
 
@@ -39,21 +37,7 @@ def render(readme: str, counts: Counts, records: Sequence[Record]) -> str:
             f"README.md has no place for the model table: write {BEGIN} and {END} on lines of "
             "their own, once each"
         )
-    return f"{_renumbered(before)}{BEGIN}\n\n{table(counts, records)}\n\n{END}{_renumbered(after)}"
-
-
-def _renumbered(text: str) -> str:
-    """Return a text with the present numbers of models, families and reference records."""
-    models = [json.loads(file.read_text("utf-8"))["model"] for file in REFERENCE.glob("*.json")]
-    return re.sub(
-        r"\d+ records of \d+ models",
-        f"{len(models)} records of {len(set(models))} models",
-        re.sub(
-            r"\d+ models in \d+ families",
-            f"{len(finished())} models in {len(families())} families",
-            text,
-        ),
-    )
+    return f"{renumbered(before)}{BEGIN}\n\n{table(counts, records)}\n\n{END}{renumbered(after)}"
 
 
 def table(counts: Counts, records: Sequence[Record]) -> str:

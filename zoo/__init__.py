@@ -28,6 +28,7 @@ _LAZY = {
     "predict": "zoo.functions",
     "report": "zoo.functions",
     "push": "zoo.functions",
+    "verify": "zoo.functions",
     "quantize": "zoo.compression.int8",
     "ZooError": "zoo.errors",
     "UnknownModel": "zoo.errors",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from zoo.functions import push as push
     from zoo.functions import report as report
     from zoo.functions import train as train
+    from zoo.functions import verify as verify
     from zoo.profiling.latency import compare as compare
     from zoo.profiling.latency import measure as measure
     from zoo.recalibration import recalibrate as recalibrate

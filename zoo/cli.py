@@ -45,6 +45,7 @@ COMMANDS = {
     "list": Command("models by name", "'mobilenet*' --long"),
     "info": Command("paper, figures, weights and licence of a model", "mobilenetv2_100"),
     "weights": Command("where published weights are, and whether they fit", "mobilenetv2_100"),
+    "verify": Command("run published weights, and record the result", "mobilenetv2_100"),
     "count": Command("parameters, MACs and activations", "mobilenetv2_100 --depth 2"),
     "push": Command("publish the model of a run on the Hugging Face hub", "runs/<run> owner/name"),
     "completion": Command("completion for bash, zsh or fish", "bash"),

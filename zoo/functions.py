@@ -22,6 +22,7 @@ from zoo import registry
 from zoo.command_line import composition
 from zoo.command_line.keys import FREE_KEYS, GROUPS, keys, nearest_key
 from zoo.commands.push import push as push
+from zoo.commands.verify import verify as verify
 from zoo.counting.count import Counts
 from zoo.counting.count import count as count_module
 from zoo.deploy.pipeline import Artefact

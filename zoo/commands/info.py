@@ -64,6 +64,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _labelled("latency", _latencies(known))
     yield from _labelled("published", [_published(row) for row in facts.get("published", [])])
     yield from _labelled("weights", _weights(facts.get("weights", [])))
+    yield from _labelled("verified", _verified(name))
     code = facts.get("code") or {}
     yield from _labelled(
         "code", [f"{code['url']}, {code.get('licence', 'licence unknown')}"] if code else []
@@ -139,6 +140,15 @@ def _weights(entries: list[dict[str, Any]]) -> list[str]:
             f"{entry.get('tag', 'file')}: {entry.get('licence', 'licence not stated')}, {how}"
         )
     return lines or ["none published"]
+
+
+def _verified(name: str) -> list[str]:
+    """Return what the ledger says of each file; see `zoo.reports.ledger`."""
+    from zoo.reports import ledger
+
+    if not registry.is_packaged(name):
+        return []
+    return list(ledger.lines(registry.get_spec(name), ledger.entries()))
 
 
 def _quirk(entry: dict[str, Any]) -> str:

@@ -95,24 +95,13 @@ def _cached(entry: dict[str, Any]) -> str:
 
 def _check(spec: registry.ModelSpec, entry: dict[str, Any]) -> bool:
     """Fetch a file, load it strictly, and record its checksum; print the result."""
-    from zoo.build import build_backbone, fetch_published
-    from zoo.commands import checked_weights
+    from zoo.build import fetch_published
+    from zoo.commands import checked_weights, published_file
     from zoo.download import sha256_of
-    from zoo.weights import classifier_names, load_content, state_for
 
     try:
         path, content = fetch_published(spec, entry)
-        chosen = registry.get_spec(f"{spec.name}.{entry['tag']}")
-        model = build_backbone(chosen, num_classes=entry.get("classes"))
-        named = f"{spec.name}.{entry['tag']}"
-        if not entry.get("head", True):
-            state = state_for(model, content, named, entry.get("branch"))
-            own = model.state_dict()
-            heads = tuple(f"{name}." for name in classifier_names(model))
-            content = state | {k: t for k, t in own.items() if k.startswith(heads)}
-        elif entry.get("branch") in content:
-            content = content[entry["branch"]]
-        load_content(model, content, named)
+        published_file.load(spec, entry, content)
     except ZooError as error:
         print(f"    failed: {error}")
         return False

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from zoo import registry
+from zoo.reports import ledger
 from zoo.reports.changes import Ratio, ratio
 from zoo.reports.claims import percentile
 from zoo.reports.pareto import front, published
@@ -61,6 +62,10 @@ def _top1(record: Record) -> float | None:
     return accuracy.top1 if accuracy else None
 
 
+def _verified(record: Record) -> str | None:
+    return ledger.in_short(record["model"], ledger.entries()) or None
+
+
 def family(name: str) -> str:
     """Return the family of a model, or the package for a model of another package."""
     if "/" in name:
@@ -91,6 +96,13 @@ NAMES = (
 _INTERVAL = "of the 95 % confidence interval of the median."
 FIGURES = (
     Column("top1", "top-1", "percent", "Best published accuracy on ImageNet-1k.", _top1),
+    Column(
+        "verified",
+        "verified",
+        "text",
+        "What running published weights gave: an accuracy, outputs for a picture only, or never.",
+        _verified,
+    ),
     Column("params", "params", "count", "Parameters.", _field("params")),
     Column("macs", "MACs", "count", "Multiply-accumulates of one image.", _field("macs")),
     Column("p50_ms", "p50 ms", "ms", "Median latency of the whole batch.", _field("p50_ms")),
