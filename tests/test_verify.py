@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import sys
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from PIL import Image
 
 import zoo
 from zoo import cli, registry
+from zoo.cache import cache_folder
 from zoo.errors import OutputsDiffer
-from zoo.fetch import cache_folder, cache_name
+from zoo.fetch import cache_name
 from zoo.reports import ledger
 
 NAME, ADDRESS = "simplenet_cifar_310k", "https://example.org/two.pth"
@@ -229,3 +231,16 @@ def test_the_packaged_ledger_is_of_files_in_the_facts():
         for record in entry.values():
             assert "sha256" in weights or "git_sha1" in weights, name
             assert record["sha256"].startswith(weights.get("sha256", ""))
+
+
+def test_the_cache_is_found_without_pytorch(monkeypatch):
+    """As torch.hub finds it, whatever the environment says."""
+    for changes in ({}, {"XDG_CACHE_HOME": "/a"}, {"TORCH_HOME": "~/b"}):
+        for key in ("XDG_CACHE_HOME", "TORCH_HOME"):
+            monkeypatch.delenv(key, raising=False)
+        for key, value in changes.items():
+            monkeypatch.setenv(key, value)
+        known = cache_folder()
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "torch")
+            assert cache_folder() == known

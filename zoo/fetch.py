@@ -5,10 +5,10 @@ import re
 import urllib.parse
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 
 from zoo import hub_files, tensor_files
+from zoo.cache import cache_folder
 from zoo.download import Sums, checked_address, download, unreachable
 from zoo.errors import BadWeights, first_line, shown
 
@@ -101,11 +101,6 @@ def in_cache(source: str, sha256: str | None = None, *, git_sha1: str | None = N
     if not source.startswith("gdrive:"):
         candidates.append(folder / Path(urllib.parse.urlsplit(source).path).name[:200])
     return next((one for one in candidates if _is_usable(one, path, sums)), None)
-
-
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Return the folder of downloaded files, which need not exist."""
-    return Path(torch.hub.get_dir()) / "checkpoints" if cache_dir is None else Path(cache_dir)
 
 
 def cache_name(source: str) -> str:

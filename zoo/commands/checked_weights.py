@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from zoo.cache import cache_folder
 from zoo.errors import BadInput
-from zoo.fetch import cache_folder
 
 
 def path() -> Path:

@@ -36,7 +36,10 @@ def run(args: argparse.Namespace) -> None:
     """
     name = args.data[0] if args.data else None
     settings: list[str] = args.data[1:] if args.data else []
-    keys = dict(word.partition("=")[::2] for word in settings)
+    keys: dict[str, Any] = {}
+    for word in settings:
+        key, _, value = word.partition("=")
+        keys[key] = value
     if bad := next((word for word in settings if "=" not in word), None):
         raise BadInput(f"--data {name} {bad}: give settings as key=value, such as root=path")
     verify(args.model, name, weights=args.weights, ledger=args.ledger, **keys)

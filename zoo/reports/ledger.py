@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo import registry
+from zoo.cache import cache_folder
 from zoo.errors import BadInput
-from zoo.fetch import cache_folder
 from zoo.reports import figures
 
 FORMAT = "zoo.ledger/1"
