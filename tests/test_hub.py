@@ -22,6 +22,7 @@ from support import images
 import zoo
 import zoo.timm_bridge
 from zoo import cli
+from zoo.hub import described
 from zoo.settings import TrainConfig
 from zoo.training import checkpoint
 
@@ -296,6 +297,8 @@ def test_without_a_network_what_is_in_the_cache_is_taken(hub, tmp_path, monkeypa
     assert "cannot be fetched: " in refused("hf-hub:owner/other")
     with pytest.raises(zoo.BadWeights, match="put it at"):
         zoo.load_weights(model, "hf:owner/other/file.pth")
+    with pytest.raises(zoo.BadInput, match="owner/name cannot be uploaded"):
+        zoo.push(tmp_path / "run", "owner/name")
     assert slept == []  # no second try
 
 
@@ -418,7 +421,7 @@ def test_a_segmentation_is_pushed_and_loaded_again(hub, tmp_path):
 
 
 def test_the_commands_of_the_page(hub, tmp_path, monkeypatch, capsys):
-    """As typed, one after the other, but for a smaller model and fewer images."""
+    """As typed, one after the other, but for a smaller model and a quicker format."""
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs" / "run")
     Image.new("RGB", (50, 40), "red").save("photo.jpg")
@@ -434,10 +437,45 @@ def test_the_commands_of_the_page(hub, tmp_path, monkeypatch, capsys):
     assert len(commands) == 6
     for command in sorted(commands, key=lambda command: "push" not in command):
         typed = command.replace("<run>", "run").replace("mobilenetv2_100", OWN)
+        typed = typed.replace("format=onnx", "format=torchscript")
         words = shlex.split(typed)[1:]
         assert cli.execute([*words, *short.get(words[0], "").split()]) == 0, command
     assert (tmp_path / "repository" / "model.safetensors").is_file()
     assert hub.private == {"owner/name"}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "architecture"),
+    [
+        ("timm/mobilenetv3_small_050", {}, "mobilenetv3_small_050"),
+        ("spnasnet_100", {"in_chans": 1}, "spnasnet_100"),
+        ("cct_2_3x2_32", {"img_size": 64}, "zoo_cct_2_3x2_32"),
+        ("wavemix_sisr_144_4_l1", {"depth": 1}, "wavemix_sisr_144_4_l1"),
+    ],
+)
+def test_arguments_travel(name, given, architecture, tmp_path):
+    """Of timm's models, of grey images, of tables of an image size, and for super-resolution."""
+    arguments = {"name": name, "num_classes": 2, "in_chans": 3, **given}
+    model = zoo.create_model(**arguments).eval()
+    content = checkpoint_of(model, arguments)
+    channels = arguments["in_chans"]
+    statistics = {"mean": [0.5] * channels, "std": [0.5] * channels}
+    content["data"]["preprocessing"] |= {"size": [channels, 64, 64], **statistics}
+    checkpoint.save(content, tmp_path / "run" / "best.ckpt")
+    out = tmp_path / "out"
+    zoo.push(tmp_path / "run", "owner/name", dry_run=out)
+    config = json.loads((out / "config.json").read_text())
+    assert config["architecture"] == architecture
+    x = images(1, (64, 64), channels=channels)
+    state = safetensors.torch.load_file(out / "model.safetensors")
+    again = zoo.create_model(**described(config, "out", state)["model"]).eval()
+    zoo.load_weights(again, state)
+    loaded = [again]
+    if "wavemix" not in name:
+        loaded.append(timm.create_model(f"local-dir:{out}", pretrained=True).eval())
+    with torch.no_grad():
+        for other in loaded:
+            torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_order_of_colours_travels(hub, tmp_path):

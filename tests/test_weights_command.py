@@ -51,6 +51,31 @@ def test_what_is_known_is_listed(cached, capsys):
     assert "publish no weights" in printed(capsys, "svt_*")[1]
 
 
+def test_the_same_in_python(cached):
+    good, bad, other = zoo.list_weights(NAME)
+    assert good == {
+        "name": f"{NAME}.good",
+        "url": GOOD,
+        "page": None,
+        "licence": "MIT",
+        "classes": 100,
+        "has_classifier": True,
+        "sha256": None,
+        "git_sha1": None,
+        "cached": str(cached),
+        "bytes": None,
+        "checked": None,
+    }
+    assert (other["url"], other["page"], other["cached"]) == (
+        None,
+        "https://example.org/page",
+        None,
+    )
+    assert [row["name"] for row in zoo.list_weights([f"{NAME}.bad", "svt_*"])] == [bad["name"]]
+    with pytest.raises(zoo.BadWeights, match="no model matches"):
+        zoo.list_weights("nothing*")
+
+
 def test_check_loads_each_file_and_records_it(cached, capsys):
     code, text, errors = printed(capsys, NAME, "--check")
     sha256 = hashlib.sha256(cached.read_bytes()).hexdigest()
@@ -62,6 +87,8 @@ def test_check_loads_each_file_and_records_it(cached, capsys):
     code, text, _ = printed(capsys, f"{NAME}.good")
     assert f"sha256 {sha256[:8]}" in text
     assert "checked 20" in text
+    (row,) = zoo.list_weights(f"{NAME}.good")
+    assert (row["sha256"], row["bytes"]) == (sha256, size)
 
 
 def test_names_that_are_none(cached, capsys):

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "list_models": "zoo.registry",
     "model_info": "zoo.registry",
+    "list_weights": "zoo.functions",
     "register": "zoo.registry",
     "create_model": "zoo.factory",
     "load_weights": "zoo.weights",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from zoo.functions import count as count
     from zoo.functions import eval as eval
     from zoo.functions import export as export
+    from zoo.functions import list_weights as list_weights
     from zoo.functions import pick as pick
     from zoo.functions import predict as predict
     from zoo.functions import push as push

@@ -23,6 +23,7 @@ from zoo.command_line import composition
 from zoo.command_line.keys import FREE_KEYS, GROUPS, keys, nearest_key
 from zoo.commands.push import push as push
 from zoo.commands.verify import verify as verify
+from zoo.commands.weights import list_weights as list_weights
 from zoo.counting.count import Counts
 from zoo.counting.count import count as count_module
 from zoo.deploy.pipeline import Artefact

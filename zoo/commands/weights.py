@@ -1,7 +1,7 @@
 """`zoo weights`: where published weights are, what is known of them, and whether they fit."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
         if not spec.weights:
             print(f"{spec.full_name}: its authors publish no weights")
         for entry in spec.weights:
-            print(_described(spec, entry, known.get(entry.get("url", ""))))
+            print(_described(spec, entry, _row(spec, entry, known)))
             if args.check and "url" in entry:
                 checked += 1
                 failed += not _check(spec, entry)
@@ -44,6 +44,53 @@ def run(args: argparse.Namespace) -> None:
         print(f"{checked - failed} of {checked} files fit; recorded in {checked_weights.path()}")
     if failed:
         raise BadWeights(f"{failed} of {checked} files cannot be used; see the lines above")
+
+
+def list_weights(names: str | Sequence[str] = ()) -> list[dict[str, Any]]:
+    """List published files of weights and what is known of them, like `zoo weights`.
+
+    Args:
+        names: Models, `name.tag`, or globs; none for all models.
+
+    Returns:
+        For each file its `name` (with the tag), `url` (None if a program cannot fetch it), `page`,
+        `licence`, `classes` (None: those of the model), `has_classifier`, `sha256` and `git_sha1`
+        (which may be the first digits), `cached` (its path on this machine, or None), and, if
+        `zoo weights --check` loaded it here, `bytes` and the date in `checked`.
+
+    Raises:
+        UnknownModel: A name is unknown.
+        BadWeights: A glob matches nothing, or a model is not of this package.
+    """
+    from zoo.commands import checked_weights
+
+    known = checked_weights.read()
+    given = [names] if isinstance(names, str) else list(names)
+    return [_row(spec, entry, known) for spec in _specs(given) for entry in spec.weights]
+
+
+def _row(spec: registry.ModelSpec, entry: dict[str, Any], known: Mapping[str, Any]) -> dict:
+    """Return what is known of a checkpoint.
+
+    Args:
+        spec: Its model.
+        entry: Its facts.
+        known: Files that were checked on this machine, by address.
+    """
+    checked = known.get(entry.get("url", ""), {})
+    return {
+        "name": f"{spec.name}.{entry['tag']}",
+        "url": entry.get("url"),
+        "page": entry.get("page"),
+        "licence": entry.get("licence"),
+        "classes": entry.get("classes"),
+        "has_classifier": entry.get("head", True),
+        "sha256": checked.get("sha256") or entry.get("sha256"),
+        "git_sha1": entry.get("git_sha1"),
+        "cached": _cached(entry),
+        "bytes": checked.get("bytes"),
+        "checked": checked.get("date"),
+    }
 
 
 def _specs(names: list[str]) -> Iterator[registry.ModelSpec]:
@@ -59,38 +106,37 @@ def _specs(names: list[str]) -> Iterator[registry.ModelSpec]:
             yield spec
 
 
-def _described(spec: registry.ModelSpec, entry: dict[str, Any], known: Any) -> str:
+def _described(spec: registry.ModelSpec, entry: dict[str, Any], row: dict[str, Any]) -> str:
     """Return two lines: what is known of a checkpoint, and its address."""
-    parts = [f"{spec.name}.{entry['tag']}", _size(spec, entry, known)]
-    parts.append(str(entry.get("licence", "licence not stated")))
-    for key in ("sha256", "git_sha1"):
-        sums = (known or {}).get(key) or entry.get(key)
-        parts += [f"{key} {str(sums)[:8]}"] if sums else []
-    parts += [f"{entry['classes']} classes"] if "classes" in entry else []
-    parts += ["without a classifier"] if not entry.get("head", True) else []
-    if "url" in entry:
-        parts.append(_cached(entry))
-    else:
+    parts = [row["name"], _size(spec, entry, row), str(row["licence"] or "licence not stated")]
+    parts += [f"{key} {row[key][:8]}" for key in ("sha256", "git_sha1") if row[key]]
+    parts += [f"{row['classes']} classes"] if row["classes"] is not None else []
+    parts += ["without a classifier"] if not row["has_classifier"] else []
+    if row["url"] is None:
         parts.append("by hand: a program cannot fetch it")
-    parts += [f"checked {known['date']}"] if known else []
-    address = entry.get("url") or entry["page"]
-    return f"{', '.join(parts)}\n    {address}"
+    else:
+        cached = row["cached"]
+        parts.append(f"in the cache as {Path(cached).name}" if cached else "not in the cache")
+    parts += [f"checked {row['checked']}"] if row["checked"] else []
+    return f"{', '.join(parts)}\n    {row['url'] or row['page']}"
 
 
-def _size(spec: registry.ModelSpec, entry: dict[str, Any], known: Any) -> str:
+def _size(spec: registry.ModelSpec, entry: dict[str, Any], row: dict[str, Any]) -> str:
     """Return the size of a file; without a record, that of its parameters in single precision."""
-    if known:
-        return f"{known['bytes'] / 1e6:.1f} MB"
+    if row["bytes"] is not None:
+        return f"{row['bytes'] / 1e6:.1f} MB"
     if "megabytes" in entry:
         return f"{entry['megabytes']} MB"
     return f"about {4 * spec.facts['params'] / 1e6:.0f} MB"
 
 
-def _cached(entry: dict[str, Any]) -> str:
+def _cached(entry: dict[str, Any]) -> str | None:
     from zoo.fetch import in_cache
 
+    if "url" not in entry:
+        return None
     found = in_cache(entry["url"], entry.get("sha256"), git_sha1=entry.get("git_sha1"))
-    return "not in the cache" if found is None else f"in the cache as {found.name}"
+    return None if found is None else str(found)
 
 
 def _check(spec: registry.ModelSpec, entry: dict[str, Any]) -> bool:
