@@ -77,9 +77,13 @@ class TrainConfig:
     # length
     epochs: int = 8  # passes over the training images
     stop_at_epoch: int | None = None  # stop early, to resume later; the schedule still has `epochs`
+    patience: int | None = None  # end after so many epochs without a better one
+    max_time: str | None = None  # end after this time, such as 45m or 1h30m; it can be resumed
     limit_train_batches: int | None = None  # batches per epoch, for a smoke test
     limit_val_batches: int | None = None  # batches per validation, for a smoke test
+    dry_run: bool = False  # one update and one validation batch, without a run folder
     resume: str | None = None  # run folder or checkpoint of the run to continue
+    best: str | None = None  # what selects best.ckpt: top1, macro_f1, loss; null: the task's score
 
     # an update uses batch_size x accumulate x processes images
     batch_size: int = 16  # images per process
@@ -105,6 +109,8 @@ class TrainConfig:
     # loss, mixing, distillation
     loss: str | None = None  # null: cross-entropy, or charbonnier for super-resolution
     loss_args: dict[str, Any] = field(default_factory=dict)  # arguments of that loss
+    class_weights: Any = None  # balanced, or a weight for each class in order; null: all equal
+    sampler: str = "shuffle"  # shuffle, or balanced: images of rare classes come more often
     label_smoothing: float = 0.0  # share of each target that is spread over all classes
     mixup: float = 0.0  # alpha of mixup; 0: none
     cutmix: float = 0.0  # alpha of cutmix; 0: none

@@ -49,7 +49,7 @@ def test_errors_list_the_registered_losses_and_arguments() -> None:
         create_loss("bce", gamma=1)
     with pytest.raises(ValueError, match="registered twice"):
         register_loss("bce", nn.BCELoss)
-    assert list_losses() == ["bce", "bias", "cross-entropy"]
+    assert list_losses() == ["bce", "bias", "cross-entropy", "focal"]
 
 
 class Teacher(nn.Module):

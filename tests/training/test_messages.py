@@ -68,7 +68,7 @@ def test_outputs_that_are_not_finite_are_no_metrics() -> None:
         classification.TASK.validate(
             lambda images: outputs,
             [(torch.zeros(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64))],
-            SimpleNamespace(num_classes=2),
+            SimpleNamespace(num_classes=2, class_names=None),
             torch.device("cpu"),
         )
 

@@ -29,6 +29,8 @@ Explicit = Mapping[str, Any]
 MAY_CHANGE = (
     "train.epochs",
     "train.stop_at_epoch",
+    "train.patience",
+    "train.max_time",
     "train.limit_val_batches",
     "train.accelerator",
     "train.devices",

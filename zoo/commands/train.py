@@ -6,7 +6,7 @@ from zoo.training import run_folder
 from zoo.training.checks import check_train
 
 
-def run(settings: TrainRun, explicit: resolve.Explicit) -> run_folder.TrainedRun:
+def run(settings: TrainRun, explicit: resolve.Explicit) -> run_folder.TrainedRun | None:
     """Train a model, and log the progress.
 
     Args:
@@ -15,7 +15,8 @@ def run(settings: TrainRun, explicit: resolve.Explicit) -> run_folder.TrainedRun
             from the saved run.
 
     Returns:
-        The run folder, with its best score as `score`, which a sweeper of Hydra maximises.
+        The run folder, with its best score as `score`, which a sweeper of Hydra maximises;
+        None after a dry run.
 
     Raises:
         ZooError: A setting is invalid (nothing was written), or training diverged.

@@ -43,6 +43,7 @@ class ImageData:
         streaming: Whether the images come from WebDataset shards, in their order.
         saved_split: The split of a run (key of an image -> half), which decides instead of
             `data.val_split`; None to split by hash.
+        is_balanced: Whether training images of all classes come equally often.
     """
 
     task: ClassVar[str] = "classification"
@@ -65,6 +66,7 @@ class ImageData:
         self.class_names: list[str] | None = None
         self.streaming: bool = presets.family(config.name) == "wds"
         self.saved_split: SavedSplit | None = None
+        self.is_balanced: bool = False
         self._known: KnownClasses | None = None
         self._is_training = False
         self._streams: list[Any] = []
@@ -187,6 +189,22 @@ class ImageData:
                 " on; hold out others with data.val_split=0.2"
             )
 
+    def class_counts(self) -> list[int]:
+        """Return the number of training images of each class; call it after `setup`.
+
+        Raises:
+            BadInput: The images have no classes, or come from shards, which do not list them.
+        """
+        source = None if self.streaming else self._sources.get("train")
+        if not hasattr(source, "labels") or self.task != "classification":
+            raise BadInput(
+                f"data.name={self.config.name} does not list the class of each image, so"
+                " train.class_weights=balanced and train.sampler=balanced cannot be used; leave"
+                " them out"
+            )
+        counts = Counter(int(label) for label in source.labels)
+        return [counts[number] for number in range(self.num_classes)]
+
     def describe(self) -> str:
         """Return the numbers of images and how many each class has, for the first lines of a run.
 
@@ -276,7 +294,10 @@ class ImageData:
             return StreamLoader(stream, "train", self.config.num_workers)
         source = self.source("train")
         data = self._images(source, self._train, self.seed)
-        batches = samplers.TrainBatches(len(source), self.batch_size, self.seed)
+        if self.is_balanced:
+            batches = samplers.BalancedBatches(source.labels, self.batch_size, self.seed)
+        else:
+            batches = samplers.TrainBatches(len(source), self.batch_size, self.seed)
         return ImageLoader(data, batches, self.config.num_workers)
 
     def val_dataloader(self) -> ImageLoader | StreamLoader:

@@ -5,7 +5,7 @@ A batch is a list of keys `(epoch, index)`: the key tells persistent worker proc
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -55,11 +55,36 @@ class TrainBatches:
     def __iter__(self) -> Iterator[list[Key]]:
         rank, world = rank_and_world()
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        order = torch.randperm(self.num_samples, generator=generator)
+        order = self._order(generator)
         for batch in range(self.start_batch, len(self)):
             start = (batch * world + rank) * self.batch_size
             chosen = order[start : start + self.batch_size].tolist()
             yield [(self.epoch, index) for index in chosen]
+
+    def _order(self, generator: torch.Generator) -> torch.Tensor:
+        """Return the indices of the images of an epoch in order."""
+        return torch.randperm(self.num_samples, generator=generator)
+
+
+class BalancedBatches(TrainBatches):
+    """Batches in which every class is as likely as the others; images may repeat in an epoch.
+
+    Args:
+        labels: The class of each image.
+        batch_size: Images per process.
+        seed: Determines the order, together with the epoch.
+    """
+
+    def __init__(self, labels: Sequence[int], batch_size: int, seed: int) -> None:
+        super().__init__(len(labels), batch_size, seed)
+        numbers = torch.as_tensor([int(label) for label in labels])
+        # float64 on the CPU: the same images on every machine.
+        self._shares = 1 / numbers.bincount()[numbers].double()
+
+    def _order(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.multinomial(
+            self._shares, self.num_samples, replacement=True, generator=generator
+        )
 
 
 class EvalBatches:

@@ -13,6 +13,7 @@ from zoo import registry
 from zoo.data.create import create_datamodule
 from zoo.data.datamodule import ImageData
 from zoo.data.holdout import SavedSplit
+from zoo.data.listing import shortened
 from zoo.data.processes import download_once
 from zoo.environment import is_out_of_memory
 from zoo.errors import BadInput, first_line
@@ -22,8 +23,10 @@ from zoo.progress import phase
 from zoo.settings import DataConfig, ModelConfig, TrainConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
 from zoo.training.checkpoint_schema import check as check_checkpoint
+from zoo.training.checks import check_choice
 from zoo.training.losses import BiasLoss, Distillation, create_loss
 from zoo.training.mixing import Mixing
+from zoo.training.report_files import class_names
 from zoo.training.tasks import check_task, get_task
 from zoo.weights import load_content, read_checkpoint
 
@@ -52,6 +55,9 @@ def build_data(run: TrainRun, fabric: Fabric, normalisation: Mapping[str, Any] |
         download_once(data, fabric)
     data.setup("fit")
     check_against_data(run.model, data)
+    if run.train.sampler == "balanced":
+        data.class_counts()  # raises an error if the classes are not known
+        data.is_balanced = True
     return data
 
 
@@ -231,11 +237,14 @@ def build_criterion(train: TrainConfig, model: nn.Module, data: ImageData) -> nn
     """
     task = get_task(data.task)
     task.check_settings(train)
+    if train.best is not None:
+        check_choice("train.best", train.best, task.selectable)
     is_mixed = bool(train.mixup or train.cutmix)  # mixing already smooths the labels
     base = create_loss(
         train.loss or task.loss,
         task=data.task,
         label_smoothing=0.0 if is_mixed else train.label_smoothing,
+        class_weights=_class_weights(train, data),
         **dict(train.loss_args),
     )
     if isinstance(base, BiasLoss):
@@ -254,6 +263,28 @@ def build_criterion(train: TrainConfig, model: nn.Module, data: ImageData) -> nn
         tau=train.distill_tau,
         renormalize=_renormalization((data.mean, data.std), teacher_normalization),
     )
+
+
+def _class_weights(train: TrainConfig, data: ImageData) -> Tensor | None:
+    """Return the weight of each class; balanced ones are 1 on average over the training images.
+
+    Raises:
+        BadInput: Their number is not that of the classes, or the classes are not known.
+    """
+    given = train.class_weights
+    if given is None:
+        return None
+    if given != "balanced":
+        if len(given) != data.num_classes:
+            raise BadInput(
+                f"train.class_weights has {len(given)} numbers, but the data has"
+                f" {data.num_classes} classes: {shortened(class_names(data))}"
+            )
+        return torch.tensor(given, dtype=torch.float32)
+    counts = torch.tensor(data.class_counts(), dtype=torch.float64)
+    present = counts > 0
+    weights = counts.sum() / (present.sum() * counts.clamp(min=1))
+    return torch.where(present, weights, 1.0).float()
 
 
 def _build_teacher(train: TrainConfig, data: ImageData) -> tuple[nn.Module, Normalization]:

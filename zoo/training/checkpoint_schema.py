@@ -113,6 +113,7 @@ _RESUMING: dict[str, Any] = {
         "loss_sums": _must_be("a list of numbers", lambda v: _is_list(v, _is_number)),
         "best": _SCORE,
         "best_epoch": _COUNT,
+        "seconds?": _must_be("a number, at least 0", lambda v: _is_number(v) and v >= 0),
     },
     "optimizer": {
         "state": _must_be("a table", lambda v: isinstance(v, dict)),
@@ -239,8 +240,8 @@ def _contradiction(content: Mapping[str, Any]) -> str | None:
     comparisons: list[tuple[str, Any, str, Any]] = [
         ("model.in_chans", model.get("in_chans"), "the channels of data", channels),
     ]
-    if model.get("num_classes") != 1 or data["num_classes"] != 2:  # one logit for two classes
-        own = model.get("num_classes")
+    own = model.get("num_classes")
+    if type(own) is not int or own != 1 or data["num_classes"] != 2:  # one logit for two classes
         comparisons.append(("model.num_classes", own, "data.num_classes", data["num_classes"]))
     if data["class_names"] is not None:
         names = len(data["class_names"])
@@ -279,7 +280,12 @@ def _progress_contradiction(content: Mapping[str, Any]) -> str | None:
             f"progress.best_epoch is {progress['best_epoch']}, but only {progress['epoch']} epochs"
             " are complete"
         )
-    if (progress["best_epoch"] == 0) != (progress["best"] == -1):
+    selected_by = content.get("config", {}).get("train", {}).get("best")
+    if progress["best_epoch"] and selected_by == "loss":  # negated, so that higher is better
+        is_consistent = progress["best"] <= 0
+    else:
+        is_consistent = (progress["best_epoch"] == 0) == (progress["best"] == -1)
+    if not is_consistent:
         return f"progress.best is {progress['best']} in epoch {progress['best_epoch']}"
     sums = len(progress["loss_sums"])
     if sums != (progress["world_size"] if progress["batch"] else 0):

@@ -6,6 +6,7 @@ of mistake the same message everywhere in training and in the commands.
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,7 @@ CHOICES = {
     "distill": ("none", "hard", "soft"),
     "accelerator": ("auto", "cpu", "cuda", "gpu", "mps"),
     "strategy": ("auto", "ddp"),
+    "sampler": ("shuffle", "balanced"),
 }
 LOGGERS = ("csv", "tensorboard")
 
@@ -28,6 +30,7 @@ LOGGERS = ("csv", "tensorboard")
 _AT_LEAST_ONE = (
     "epochs",
     "stop_at_epoch",
+    "patience",
     "limit_train_batches",
     "limit_val_batches",
     "batch_size",
@@ -60,6 +63,9 @@ def check_train(train: TrainConfig) -> None:
     for name in train.loggers:
         check_choice("train.loggers", name, LOGGERS)
     _check_devices(train.devices)
+    if train.max_time is not None:
+        parse_duration("train.max_time", train.max_time)
+    _check_class_weights(train)
     _check_combinations(train)
     if train.qat:
         _check_qat(train)
@@ -84,6 +90,38 @@ def check_value(key: str, value: Any, is_valid: bool, requirement: str) -> None:
     """
     if not is_valid:
         raise BadInput(f"{key}={value} must be {requirement}")
+
+
+def parse_duration(key: str, text: str) -> float:
+    """Return the seconds of a duration such as `90s`, `45m`, `1.5h` or `1h30m`.
+
+    Raises:
+        BadInput: It is not a duration, or is not longer than 0.
+    """
+    parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", str(text).strip())
+    numbers = parts.groups(default="0") if parts else ("",)
+    try:
+        units = (3600, 60, 1)
+        seconds = sum(unit * float(n) for n, unit in zip(numbers, units, strict=True))
+    except ValueError:
+        seconds = 0.0
+    check_value(key, text, seconds > 0, "a time above 0 with units, such as 45m, 1h30m or 90s")
+    return seconds
+
+
+def _check_class_weights(train: TrainConfig) -> None:
+    weights = train.class_weights
+    is_list = isinstance(weights, list) and all(
+        type(weight) in (int, float) and 0 <= weight < math.inf for weight in weights
+    )
+    is_valid = weights in (None, "balanced") or (is_list and any(weights))
+    requirement = "balanced, or a list of one number per class, at least 0 and not all 0"
+    check_value("train.class_weights", weights, is_valid, requirement)
+    if weights == "balanced" and train.sampler == "balanced":
+        raise BadInput(
+            "train.class_weights=balanced and train.sampler=balanced both make up for rare classes,"
+            " and together too much; leave one of them out"
+        )
 
 
 def _check_ranges(train: TrainConfig) -> None:
@@ -186,6 +224,7 @@ def _check_unused(train: TrainConfig) -> None:
         "loss": (labels_count, "train.distill_alpha below 1"),
         "loss_args": (labels_count, "train.distill_alpha below 1"),
         "label_smoothing": (labels_count, "train.distill_alpha below 1"),
+        "class_weights": (labels_count, "train.distill_alpha below 1"),
         "ema_warmup": (train.ema_decay > 0, "train.ema_decay above 0"),
         "lr_base_batch": (train.lr_scale != "none", "train.lr_scale=linear or sqrt"),
         "warmup_lr": (train.warmup_epochs > 0, "train.warmup_epochs above 0"),

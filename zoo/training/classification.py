@@ -1,5 +1,6 @@
 """The task of predicting one class for each image: metrics, report, and how it is shown."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from zoo.training.tasks import Meter, Result, Task, report_title
 
 TOP_K = 5  # left out for at most so many classes
 MAX_CLASSES_SHOWN = 40  # rows of the printed table
+FEW_CLASSES = 10  # up to so many classes, the recall of each is a metric
 
 
 @dataclass
@@ -29,6 +31,7 @@ class ClassificationResult(Result):
             classes, where it would be 1.
         loss: Mean cross-entropy, nats.
         confusion: Number of images by actual class (row) and predicted class (column), K K.
+        class_names: Names of the K classes.
     """
 
     images: int
@@ -36,25 +39,49 @@ class ClassificationResult(Result):
     top5: float | None
     loss: float
     confusion: Tensor
+    class_names: list[str]
 
     @property
     def score(self) -> float:
         return self.top1
 
+    @property
+    def classes(self) -> list[dict[str, Any]]:
+        """n, precision, recall and F1 of every class."""
+        return per_class(self.confusion, self.class_names)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that an image has or is predicted to have."""
+        return _mean(row["f1"] for row in self.classes)
+
+    @property
+    def macro_recall(self) -> float:
+        """Mean recall of the classes that have images (balanced accuracy)."""
+        return _mean(row["recall"] for row in self.classes)
+
     def summary(self) -> str:
         top5 = "" if self.top5 is None else f"top-5 {self.top5:.2%}, "
-        return f"top-1 {self.top1:.2%}, {top5}loss {self.loss:.4f}"
+        return f"top-1 {self.top1:.2%}, {top5}macro-F1 {self.macro_f1:.2%}, loss {self.loss:.4f}"
 
     def metrics(self) -> dict[str, float]:
-        scalars = {"val/loss": self.loss, "val/top1": self.top1}
-        return scalars if self.top5 is None else {**scalars, "val/top5": self.top5}
+        scalars = {"val/loss": self.loss, "val/top1": self.top1, "val/macro_f1": self.macro_f1}
+        if self.top5 is not None:
+            scalars["val/top5"] = self.top5
+        if len(self.class_names) <= FEW_CLASSES:
+            for row in self.classes:
+                name = row["class"].encode("utf-8", "backslashreplace").decode()
+                if row["recall"] is not None:
+                    scalars[f"val/recall/{name}"] = row["recall"]
+        return scalars
 
 
 class ClassificationMeter(Meter):
     """Accumulates accuracy, loss and confusion matrix from logits N K and classes N."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, class_names: list[str] | None = None) -> None:
         super().__init__()
+        self.class_names = class_names or [str(number) for number in range(num_classes)]
         common: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
         self.top1 = MulticlassAccuracy(average="micro", **common)
         self.top5 = None
@@ -78,6 +105,7 @@ class ClassificationMeter(Meter):
             top5=None if self.top5 is None else float(self.top5.compute()),
             loss=float(self.loss.compute()),
             confusion=confusion,
+            class_names=self.class_names,
         )
 
 
@@ -86,12 +114,13 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     loss: ClassVar[str] = "cross-entropy"
+    selectable: ClassVar[tuple[str, ...]] = ("top1", "macro_f1", "loss")
 
     def format_score(self, score: float) -> str:
         return f"top-1 {score:.2%}"
 
     def meter(self, data: Any) -> ClassificationMeter:
-        return ClassificationMeter(data.num_classes)
+        return ClassificationMeter(data.num_classes, data.class_names)
 
     def report(self, result: ClassificationResult, data: Any) -> dict[str, Any]:
         shares = {"top1": result.top1, "top5": result.top5}
@@ -103,6 +132,8 @@ class Classification(Task):
                 if share is not None
             },
             "interval": "95 %, Wilson",
+            "macro_f1": result.macro_f1,
+            "macro_recall": result.macro_recall,
             "loss": result.loss,
             "classes": per_class(result.confusion, report_files.class_names(data)),
             "confusion": result.confusion.tolist(),
@@ -118,6 +149,9 @@ class Classification(Task):
                 f" (95 % confidence, {report['images']} images)",
                 markup=False,
             )
+        console.print(
+            f"macro-F1 {report['macro_f1']:.2%}, macro recall {report['macro_recall']:.2%}"
+        )
         console.print(f"loss {report['loss']:.4f}")
         rows = report["classes"]
         if len(rows) > MAX_CLASSES_SHOWN:
@@ -173,6 +207,12 @@ def per_class(confusion: Tensor, names: list[str]) -> list[dict[str, Any]]:
         }
         for name, hits, n, n_predicted in zip(names, correct, actual, predicted, strict=True)
     ]
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """Return the mean of the values that are not None; 0 of none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else 0.0
 
 
 def _with_interval(share: float, n: int) -> dict[str, float]:

@@ -22,7 +22,16 @@ from zoo.errors import BadInput, first_line, folder_noted
 from zoo.progress import phase
 from zoo.quoting import command_line
 from zoo.settings import TrainConfig, TrainRun
-from zoo.training import builders, checkpoint, freezing, logs, optim, run_data, run_folder
+from zoo.training import (
+    builders,
+    checkpoint,
+    dry_run,
+    freezing,
+    logs,
+    optim,
+    run_data,
+    run_folder,
+)
 from zoo.training.allocator import disable_malloc_trim
 from zoo.training.checks import PRECISIONS
 from zoo.training.disk import sole_writer
@@ -30,6 +39,7 @@ from zoo.training.faults import report_machine_faults
 from zoo.training.interrupt import EXIT_CODES, Interrupt
 from zoo.training.loop import Components, Interrupted, Loop
 from zoo.training.method import TrainingMethod
+from zoo.training.stopping import TimeLimit, reason_to_end
 
 
 def train(
@@ -38,7 +48,7 @@ def train(
     method: TrainingMethod | None = None,
     *,
     normalisation: Mapping[str, Any] | None = None,
-) -> run_folder.TrainedRun:
+) -> run_folder.TrainedRun | None:
     """Train a model, and log the progress.
 
     Args:
@@ -49,12 +59,15 @@ def train(
             None if unknown.
 
     Returns:
-        The run folder, and its best score.
+        The run folder, and its best score; None after a dry run.
 
     Raises:
         ZooError: A setting is invalid (nothing was written), or training diverged.
         SystemExit: Ctrl-C or SIGTERM; the run can be resumed.
     """
+    planned = run.train
+    if planned.dry_run:
+        run = dataclasses.replace(run, train=dry_run.shortened(planned))
     with (
         Interrupt() as interrupt,
         _determinism(run.train.deterministic),
@@ -71,6 +84,10 @@ def train(
             method = method or TrainingMethod()
             with phase(f"building {run.model.name}"):
                 components = _build(run, data, fabric, logger, resumed is not None, method)
+            if planned.dry_run:
+                loop = Loop(fabric, components, run.train, None, logger)
+                dry_run.execute(loop, planned, console, interrupt)
+                return None
             return _train(run, components, fabric, console, logger, resumed, interrupt)
 
 
@@ -155,6 +172,8 @@ def _run_loop(
         logs.copied_to_file(logger, None if own_folder is None else own_folder / "train.log"),
         logs.ProgressBar(console, total, done, has_bar) as bar,
     ):
+        for line in loop.describe():
+            logger.info(line)
         _log_start(logger, folder, loop, loop.components.about, resumed)
         if resumed is None:
             loop.save_start()
@@ -162,6 +181,8 @@ def _run_loop(
             loop.run(log, bar, interrupt)
         except Interrupted:
             _report_interruption(logger, folder, loop, interrupt)
+        if loop.ended:
+            logger.info(f"ended after epoch {progress.epoch}: {loop.ended}")
         logger.info(_summary(folder, loop))
     return run_folder.TrainedRun(folder, progress.best)
 
@@ -179,6 +200,14 @@ def _check_progress(
         raise BadInput(
             f"the run of {path} has finished its {progress['epoch']} epochs; give"
             f" train.epochs=<more than {progress['epoch']}> to continue it"
+        )
+    used, best_epoch = progress.get("seconds", 0.0), progress["best_epoch"]
+    is_over = TimeLimit(train, used).is_over
+    if reason := reason_to_end(train, progress["epoch"], best_epoch, is_over=is_over):
+        (key,) = _key_to_raise(reason)
+        raise BadInput(
+            f"the run of {path} has ended after {progress['epoch']} epochs ({reason}); give"
+            f" {key}=<more> to continue it"
         )
     if train.stop_at_epoch is not None and progress["epoch"] >= train.stop_at_epoch:
         raise BadInput(
@@ -356,18 +385,8 @@ def _agree_on_folder(fabric: Fabric, run: TrainRun, resumed: Path | None) -> Pat
 def _log_start(
     logger: logging.Logger, folder: Path, loop: Any, about: dict[str, Any], resumed: Any
 ) -> None:
-    """Log what is trained, on which data, on which devices, and where."""
-    data, progress = loop.components.data, loop.progress
-    parameters = list(loop.components.net.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    logger.info(data.describe())
-    logger.info(
-        f"{about['model']['name']}: {sum(p.numel() for p in parameters):,} parameters"
-        f" ({trained:,} trained); {about['config']['data']['name']}:"
-        f" {loop.task.describe_output(data)}, {'x'.join(map(str, data.shape))},"
-        f" {loop.batches} batches per epoch; on {loop.fabric.world_size} x"
-        f" {loop.fabric.device.type}, precision {loop.train.precision}"
-    )
+    """Log where the run is written, and what has changed if it is resumed."""
+    progress = loop.progress
     if resumed is None:
         logger.info(f"run folder: {folder}")
         return
@@ -414,17 +433,25 @@ def _summary(folder: Path, loop: Any) -> str:
         return f"no validation has a score; continue with: {_resume_command(folder)}"
     weights = {"weights": folder}
     best = (
-        f"best {loop.task.format_score(progress.best)} in epoch {progress.best_epoch};"
+        f"best {loop.task.format_selection(progress.best, loop.train.best)}"
+        f" in epoch {progress.best_epoch};"
         f" evaluate with: {command_line('eval', weights)}; export with:"
         f" {command_line('export', weights)}"
     )
     if progress.epoch < loop.train.epochs:
-        return f"{best}; continue with: {_resume_command(folder)}"
+        return f"{best}; continue with: {_resume_command(folder, _key_to_raise(loop.ended))}"
     return best
 
 
-def _resume_command(folder: Path) -> str:
-    return command_line("train", {"train.resume": folder})
+def _key_to_raise(ended: str) -> dict[str, str]:
+    """Return the setting that ended a run, to be raised by the user; none if there is none."""
+    keys = ("train.patience", "train.max_time")
+    return {key: "<more>" for key in keys if f"{key}=" in ended}
+
+
+def _resume_command(folder: Path, more: Mapping[str, str] | None = None) -> str:
+    words = [f"{key}={value}" for key, value in (more or {}).items()]
+    return " ".join([command_line("train", {"train.resume": folder}), *words])
 
 
 @contextlib.contextmanager

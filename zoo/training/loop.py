@@ -30,6 +30,7 @@ from zoo.training.logs import MetricsLog, ProgressBar
 from zoo.training.losses import Distillation
 from zoo.training.method import TrainingMethod
 from zoo.training.mixing import Mixing
+from zoo.training.stopping import TimeLimit, reason_to_end
 from zoo.training.tasks import NotFinite, Result, get_task, sample_validation
 
 LARGEST_PIXEL = 1e4  # of normalised images; beyond it, the normalisation is wrong
@@ -41,6 +42,10 @@ class Diverged(ZooError):
 
 class Interrupted(Exception):
     """A signal stopped the run; the last checkpoint continues it."""
+
+
+class _OutOfTime(Exception):
+    """`train.max_time` is over within an epoch; the last checkpoint continues the run."""
 
 
 @dataclass
@@ -55,6 +60,7 @@ class Progress:
         loss_sums: For each process, the sum of the losses of those `batch` batches.
         best: The best score of a validation.
         best_epoch: The epoch of the best score, counted from 1.
+        seconds: Time of training so far; 0 without `train.max_time`.
     """
 
     epoch: int = 0
@@ -64,6 +70,7 @@ class Progress:
     loss_sums: list[float] = field(default_factory=list)
     best: float = -1.0
     best_epoch: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -102,6 +109,9 @@ class Components:
 class Loop:
     """Trains a model from `progress` to the last epoch.
 
+    Attributes:
+        ended: Why the run ended before its last epoch; empty if it did not.
+
     Args:
         fabric: Devices, precision, processes.
         components: The model, its data, and everything needed to train it.
@@ -128,6 +138,8 @@ class Loop:
         self.task = get_task(components.data.task)
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self._loss_sum = torch.zeros((), device=fabric.device)
+        self.ended = ""
+        self._time = TimeLimit(train)
         self._interrupt = Interrupt()
         self._restored_from: Path | None = None  # until the first update
         second_order = getattr(components.optimizer, "is_second_order", False)  # timm's AdaHessian
@@ -148,6 +160,20 @@ class Loop:
         """The loss on the labels, which may have a state."""
         criterion = self.components.criterion
         return criterion.base if isinstance(criterion, Distillation) else criterion
+
+    def describe(self) -> list[str]:
+        """Return lines that say what is trained, on which data, on which devices."""
+        data, about = self.components.data, self.components.about
+        parameters = list(self.components.net.parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        return [
+            data.describe(),
+            f"{about['model']['name']}: {sum(p.numel() for p in parameters):,} parameters"
+            f" ({trained:,} trained); {about['config']['data']['name']}:"
+            f" {self.task.describe_output(data)}, {'x'.join(map(str, data.shape))},"
+            f" {self.batches} batches per epoch; on {self.fabric.world_size} x"
+            f" {self.fabric.device.type}, precision {self.train.precision}",
+        ]
 
     def restore(self, content: dict[str, Any], path: Path) -> None:
         """Restore the state that a checkpoint saved.
@@ -193,14 +219,35 @@ class Loop:
             Interrupted: A signal arrived; a checkpoint was saved.
         """
         self._log, self._bar, self._interrupt = log, bar, interrupt
-        while self.progress.epoch < (self.train.stop_at_epoch or self.train.epochs):
+        self._time = TimeLimit(self.train, self.progress.seconds)
+        while not self.ended and self.progress.epoch < (
+            self.train.stop_at_epoch or self.train.epochs
+        ):
             start, first = time.perf_counter(), self.progress.batch
-            self._train_epoch()
+            try:
+                self._train_epoch()
+            except _OutOfTime:
+                self.ended = self._reason_to_end(is_over=True)
+                break
             seconds = time.perf_counter() - start
             images = (self.batches - first) * self.train.batch_size * self.fabric.world_size
             result = self._validate()
             self._end_epoch(result, images / seconds)
+            (is_over,) = self._in_any_process(self._time.is_over)
+            self.ended = self._reason_to_end(is_over=is_over)
         return self.metrics
+
+    def _reason_to_end(self, *, is_over: bool) -> str:
+        progress = self.progress
+        return reason_to_end(self.train, progress.epoch, progress.best_epoch, is_over=is_over)
+
+    def _in_any_process(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is set in any of the processes."""
+        if self.fabric.world_size == 1:
+            return list(flags)
+        numbers = torch.tensor([float(flag) for flag in flags], device=self.fabric.device)
+        total: Any = self.fabric.all_reduce(numbers, reduce_op="sum")
+        return [bool(number) for number in total.tolist()]
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -350,16 +397,20 @@ class Loop:
         return "Try a lower train.lr, train.clip_grad=1 or train.precision=32"
 
     def _stop_if_interrupted(self) -> None:
-        """After an update, save and raise `Interrupted` if any process received a signal."""
-        is_interrupted = self._interrupt.signal is not None
-        if self.fabric.world_size > 1:
-            if self.progress.update % self.train.log_every and self.progress.batch < self.batches:
-                return  # communication takes time
-            flag = torch.tensor(float(is_interrupted), device=self.fabric.device)
-            is_interrupted = bool(self.fabric.all_reduce(flag, reduce_op="sum"))
+        """After an update, save and raise an error if a signal arrived, or the time is over."""
+        is_last = self.progress.batch == self.batches
+        is_due = is_last or self.progress.update % self.train.log_every == 0
+        if self.fabric.world_size > 1 and not is_due:
+            return  # communication takes time
+        is_interrupted, is_over = self._in_any_process(
+            self._interrupt.signal is not None, self._time.is_over
+        )
         if is_interrupted:
             self._save()
             raise Interrupted
+        if is_over and not is_last:  # a complete epoch is validated first
+            self._save()
+            raise _OutOfTime
 
     def _stop_while_validating(self) -> None:
         """After a validation batch of a single process, stop if it received a signal."""
@@ -408,16 +459,17 @@ class Loop:
         self.metrics = result.metrics()
         self._loss_sum.zero_()
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        is_best = result.score > progress.best
+        score = self.task.selection_score(result, self.train.best)
+        is_best = score > progress.best or (progress.best_epoch == 0 and score == score)
         if is_best:
-            progress.best, progress.best_epoch = result.score, progress.epoch
+            progress.best, progress.best_epoch = score, progress.epoch
         self._save(is_best=is_best)
         if is_best and self.folder is not None:
             components = self.components
             name = components.about["model"]["name"]
             title = (
                 f"{name} on {components.data.config.name}, epoch {progress.epoch},"
-                f" {self.task.format_score(result.score)}"
+                f" {self.task.format_selection(score, self.train.best)}"
             )
             self.task.draw(
                 self.folder, self._eval_forward, components.data, self.fabric.device, title
@@ -451,6 +503,7 @@ class Loop:
     def _checkpoint_content(self) -> dict[str, Any]:
         components = self.components
         sums = self.fabric.all_gather(self._loss_sum) if self.progress.batch else torch.zeros(0)
+        self.progress.seconds = self._time.used
         self.progress.loss_sums = sums.flatten().tolist()  # type: ignore[union-attr]
         averaged = (
             {} if components.ema is None else {"state_dict_ema": components.ema.module.state_dict()}

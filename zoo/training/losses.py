@@ -48,9 +48,21 @@ def list_losses(task: str = "classification") -> list[str]:
 
 
 def create_loss(
-    name: str, *, task: str = "classification", label_smoothing: float = 0.0, **kwargs: Any
+    name: str,
+    *,
+    task: str = "classification",
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     """Build the loss `name` of a task.
+
+    Args:
+        name: A name of `list_losses`.
+        task: The task of the loss.
+        label_smoothing: Share of each target that is spread over all classes.
+        class_weights: A weight for each of the K classes; None for equal ones.
+        **kwargs: Arguments of that loss.
 
     Raises:
         BadInput: The loss is unknown, or does not take one of the arguments.
@@ -65,6 +77,14 @@ def create_loss(
         raise BadInput(
             f"train.label_smoothing={label_smoothing} has no effect with train.loss={name}; leave"
             " it out"
+        )
+    if "class_weights" in parameters:
+        parameters.remove("class_weights")
+        build = functools.partial(build, class_weights=class_weights)
+    elif class_weights is not None:
+        raise BadInput(
+            f"train.class_weights has no effect with train.loss={name}; use"
+            " train.loss=cross-entropy or focal, or train.sampler=balanced"
         )
     if unknown := kwargs.keys() - parameters:
         where = f" of train.loss={name}"
@@ -81,8 +101,58 @@ def create_loss(
         ) from error
 
 
-def _cross_entropy(label_smoothing: float) -> nn.Module:
-    return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+def _cross_entropy(label_smoothing: float, class_weights: Tensor | None = None) -> nn.Module:
+    return nn.CrossEntropyLoss(class_weights, label_smoothing=label_smoothing)
+
+
+class FocalLoss(nn.Module):
+    """Cross-entropy that counts hard images more: each term is multiplied by (1 - p) ** gamma.
+
+    Focal loss, arXiv 1708.02002, equation 5, for K classes; p is the probability of the class of
+    the term. With gamma 0 it is the cross-entropy, also with class weights.
+
+    Args:
+        gamma: How much less easy images count.
+        label_smoothing: Share of each target that is spread over all classes.
+        class_weights: A weight for each of the K classes; None for equal ones.
+
+    Raises:
+        BadInput: `gamma` is negative, or not a finite number.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ):
+        super().__init__()
+        is_valid = isinstance(gamma, int | float) and 0 <= gamma < math.inf
+        check_value("train.loss_args.gamma", gamma, is_valid, "a number, at least 0")
+        self.gamma, self.label_smoothing = gamma, label_smoothing
+        self.register_buffer("weight", class_weights)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            logits: N K.
+            targets: Class numbers N, or distributions N K.
+        """
+        log_p = F.log_softmax(logits, dim=1)
+        weights = torch.ones_like(log_p[0]) if self.weight is None else self.weight.to(log_p)
+        if targets.ndim == 1:
+            total = weights[targets].sum()
+            targets = F.one_hot(targets, logits.shape[1]).to(log_p)
+        else:
+            total = torch.full_like(log_p[0, 0], len(logits))
+        smoothing = self.label_smoothing
+        targets = targets * (1 - smoothing) + smoothing / logits.shape[1]
+        # A base of 0 has no finite gradient for gamma below 1.
+        rest = (1 - log_p.exp()).clamp(min=torch.finfo(log_p.dtype).eps)
+        return (weights * targets * rest**self.gamma * -log_p).sum() / total
 
 
 def _bce(
@@ -196,6 +266,7 @@ class BiasLoss(nn.Module):
 register_loss("cross-entropy", _cross_entropy)
 register_loss("bce", _bce)
 register_loss("bias", BiasLoss)
+register_loss("focal", FocalLoss)
 
 
 class Distillation(nn.Module):

@@ -76,14 +76,34 @@ class Task(abc.ABC):
     Attributes:
         name: The name in the registry.
         loss: The loss that `train.loss=null` selects.
+        selectable: The values of `train.best`; each is a metric `val/<name>`.
     """
 
     name: ClassVar[str]
     loss: ClassVar[str]
+    selectable: ClassVar[tuple[str, ...]] = ("loss",)
 
     @abc.abstractmethod
     def format_score(self, score: float) -> str:
         """Return the score with its name, for the last line of a run."""
+
+    def selection_score(self, result: Any, best: str | None) -> float:
+        """Return the number that selects the best epoch: higher is better.
+
+        Args:
+            result: A `Result` of the task.
+            best: The value of `train.best`; None for the score of the task.
+        """
+        if best is None:
+            return result.score
+        value = result.metrics()[f"val/{best}"]
+        return -value if best == "loss" else value
+
+    def format_selection(self, score: float, best: str | None) -> str:
+        """Return a `selection_score` with its name."""
+        if best is None:
+            return self.format_score(score)
+        return f"loss {-score:.4f}" if best == "loss" else f"{best} {score:.2%}"
 
     def describe_output(self, data: Any) -> str:
         """Return what the model predicts, for the first lines of a run."""

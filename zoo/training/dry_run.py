@@ -1,0 +1,51 @@
+"""`train.dry_run`: one update and one validation batch, to try the settings in seconds."""
+
+import contextlib
+import dataclasses
+import sys
+
+from rich.console import Console
+
+from zoo.settings import TrainConfig
+from zoo.training import logs
+from zoo.training.interrupt import EXIT_CODES, Interrupt
+from zoo.training.loop import Interrupted, Loop
+
+
+def shortened(train: TrainConfig) -> TrainConfig:
+    """Return the settings of a run of one update and one validation batch."""
+    batches = min(train.accumulate, train.limit_train_batches or train.accumulate)
+    return dataclasses.replace(
+        train,
+        limit_train_batches=batches,
+        limit_val_batches=1,
+        stop_at_epoch=1,
+        max_time=None,
+        loggers=[],
+    )
+
+
+def execute(loop: Loop, planned: TrainConfig, console: Console, interrupt: Interrupt) -> None:
+    """Run the update and the validation batch, and print what a run would train.
+
+    Args:
+        loop: Made from the settings of `shortened`, without a folder.
+        planned: The settings before `shortened`.
+        console: Where to print.
+        interrupt: Notes the signals of the process.
+    """
+    log = logs.MetricsLog(None, [], 0, 0)
+    for line in loop.describe():
+        loop.logger.info(line)
+    with contextlib.closing(log), logs.ProgressBar(console, loop.batches, 0, False) as bar:
+        try:
+            loop.run(log, bar, interrupt)
+        except Interrupted:
+            sys.exit(EXIT_CODES[interrupt.signal] if interrupt.signal else 1)
+    batches = min(len(loop.loader), planned.limit_train_batches or len(loop.loader))
+    updates = -(-batches // planned.accumulate) * planned.epochs
+    images = planned.batch_size * planned.accumulate * loop.fabric.world_size
+    loop.logger.info(
+        "dry run: one update and one validation batch succeeded, and nothing was kept. The run:"
+        f" {planned.epochs} epochs of {batches} batches, {updates} updates of {images} images"
+    )
