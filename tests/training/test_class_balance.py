@@ -112,7 +112,7 @@ def test_a_balanced_order_has_all_classes_alike_and_continues_within_an_epoch() 
 def test_macro_metrics_are_those_of_torchmetrics_and_name_few_classes() -> None:
     torch.manual_seed(1)
     logits, targets = torch.randn(60, 4), torch.randint(0, 3, (60,))  # no image of class 3
-    meter = ClassificationMeter(4, ["ant", "bee", "cat", "caf\udce9"])
+    meter = ClassificationMeter(4, ["ant", "bee", "cat", "zebra\udce9"])
     meter.update(torch.zeros(60), logits, targets)
     result = meter.compute()
     assert result.macro_f1 == pytest.approx(float(MulticlassF1Score(4)(logits, targets)))
@@ -122,7 +122,7 @@ def test_macro_metrics_are_those_of_torchmetrics_and_name_few_classes() -> None:
     metrics = result.metrics()
     bees = (logits.argmax(1) == 1) & (targets == 1)
     assert metrics["val/recall/bee"] == pytest.approx(float(bees.sum() / (targets == 1).sum()))
-    assert not any(name.startswith("val/recall/caf") for name in metrics)
+    assert not any(name.startswith("val/recall/zebra") for name in metrics)
     many = ClassificationMeter(20)
     many.update(torch.zeros(60), torch.randn(60, 20), targets)
     assert set(many.compute().metrics()) == {"val/loss", "val/top1", "val/top5", "val/macro_f1"}
