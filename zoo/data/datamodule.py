@@ -195,8 +195,8 @@ class ImageData:
         Raises:
             BadInput: The images have no classes, or come from shards, which do not list them.
         """
-        source = None if self.streaming else self._sources.get("train")
-        if not hasattr(source, "labels") or self.task != "classification":
+        source = self._sources.get("train")
+        if source is None or self.task != "classification":
             raise BadInput(
                 f"data.name={self.config.name} does not list the class of each image, so"
                 " train.class_weights=balanced and train.sampler=balanced cannot be used; leave"
