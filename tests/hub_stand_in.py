@@ -1,14 +1,35 @@
-"""A stand-in for the HTTP interface of the Hugging Face hub: repositories in memory."""
+"""A stand-in for the HTTP interface of the Hugging Face hub, and runs to publish there."""
 
 import base64
 import contextlib
 import hashlib
 import http.server
+import io
 import json
 import threading
 from collections.abc import Iterator
 
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from support import images
+
+import zoo
+from zoo import cli
+from zoo.settings import TrainConfig
+from zoo.training import checkpoint
+
 TOKEN = "hf_of_the_stand_in"
+HUB = "hf-hub:owner/name"
+OWN, SHARED = "simplenet_cifar_310k", "mobilenetv2_035"  # not in timm, and in timm
+PREPROCESSING = {
+    "size": [3, 32, 32],
+    "crop_pct": 0.9,
+    "interpolation": "bilinear",
+    "mean": [0.1, 0.2, 0.3],
+    "std": [0.4, 0.5, 0.6],
+}
 
 
 def commit_of(files: dict[str, bytes]) -> str:
@@ -116,3 +137,75 @@ def running() -> Iterator[type[Handler]]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The stand-in in place of the hub, and an empty cache."""
+    constants = huggingface_hub.constants
+    with running() as handler:
+        monkeypatch.setattr(constants, "ENDPOINT", handler.address)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", handler.address + template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield handler
+
+
+def checkpoint_of(model, arguments, **changes):
+    """Return a checkpoint of `train.py` for two classes."""
+    train = TrainConfig(epochs=3, mixup=0.2, limit_val_batches=2, batch_size=30, out="/home/me")
+    return {
+        "state_dict": model.state_dict(),
+        "model": arguments,
+        "data": {
+            "num_classes": 2,
+            "class_names": ["cat", "dog"],
+            "preprocessing": dict(PREPROCESSING),
+            "splits": {
+                "train": {"images": 90, "names": "a", "classes": [40, 50]},
+                "val": {"images": 100, "names": "b"},
+            },
+        },
+        "config": {
+            "model": {"name": arguments["name"], **changes},
+            "data": {"name": "folder", "root": "/home/me/photos"},
+            "train": vars(train),
+        },
+        "metrics": {"val/top1": 0.75, "val/loss": 0.5},
+        "versions": {"torch": "2.15.0"},
+    }
+
+
+def make_run(folder, name=OWN, **changes):
+    """Write the run folder of a model with random weights, and return the model."""
+    model = zoo.create_model(name, num_classes=2).eval()
+    arguments = {"name": name, "num_classes": 2, "in_chans": 3, "drop_rate": 0.0}
+    content = checkpoint_of(model, arguments, **changes)
+    checkpoint.save(content, folder / "checkpoints" / "best.ckpt")
+    return model
+
+
+def pickled(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def same(model, other):
+    x = images(2, (32, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def read_card(hub):
+    text = hub.repositories["owner/name"]["README.md"].decode()
+    _, head, body = text.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def pushed(folder, *options):
+    return cli.execute(["push", str(folder), "owner/name", *options])

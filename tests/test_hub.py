@@ -1,114 +1,41 @@
-"""Models on the Hugging Face hub, from and to a stand-in of it: `hf-hub:owner/name`, `zoo push`."""
+"""Models from the Hugging Face hub, or rather from a stand-in of it: `hf-hub:owner/name`."""
 
-import io
 import json
-import os
 import re
 import shlex
 import time
 from pathlib import Path
 
-import hub_stand_in
 import huggingface_hub
 import pytest
 import safetensors.torch
 import timm
 import torch
-import yaml
-from hub_stand_in import TOKEN
+from hub_stand_in import (
+    HUB,
+    OWN,
+    PREPROCESSING,
+    SHARED,
+    hub,
+    make_run,
+    pickled,
+    pushed,
+    read_card,
+    same,
+)
 from PIL import Image
 from support import images
 
 import zoo
 import zoo.timm_bridge
 from zoo import cli
-from zoo.hub import described
-from zoo.settings import TrainConfig
-from zoo.training import checkpoint
 
-OWN, SHARED = "simplenet_cifar_310k", "mobilenetv2_035"
-PREPROCESSING = {
-    "size": [3, 32, 32],
-    "crop_pct": 0.9,
-    "interpolation": "bilinear",
-    "mean": [0.1, 0.2, 0.3],
-    "std": [0.4, 0.5, 0.6],
-}
-HUB = "hf-hub:owner/name"
 PAGE = Path(__file__).parents[1] / "docs" / "hub.md"
 BASH = "".join(re.findall(r"^```bash\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S))
+CFG = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9}
+GOOD = {"architecture": OWN, "num_classes": 2, "pretrained_cfg": CFG}
 
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The stand-in in place of the hub, and an empty cache."""
-    constants = huggingface_hub.constants
-    with hub_stand_in.running() as handler:
-        monkeypatch.setattr(constants, "ENDPOINT", handler.address)
-        template = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", handler.address + template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield handler
-
-
-def checkpoint_of(model, arguments, **changes):
-    """Return a checkpoint of `train.py` for two classes."""
-    train = TrainConfig(epochs=3, mixup=0.2, limit_val_batches=2, batch_size=30, out="/home/me")
-    return {
-        "state_dict": model.state_dict(),
-        "model": arguments,
-        "data": {
-            "num_classes": 2,
-            "class_names": ["cat", "dog"],
-            "preprocessing": dict(PREPROCESSING),
-            "splits": {
-                "train": {"images": 90, "names": "a", "classes": [40, 50]},
-                "val": {"images": 100, "names": "b"},
-            },
-        },
-        "config": {
-            "model": {"name": arguments["name"], **changes},
-            "data": {"name": "folder", "root": "/home/me/photos"},
-            "train": vars(train),
-        },
-        "metrics": {"val/top1": 0.75, "val/loss": 0.5},
-        "versions": {"torch": "2.15.0"},
-    }
-
-
-def make_run(folder, name=OWN, **changes):
-    """Write the run folder of a model with random weights, and return the model."""
-    model = zoo.create_model(name, num_classes=2).eval()
-    arguments = {"name": name, "num_classes": 2, "in_chans": 3, "drop_rate": 0.0}
-    content = checkpoint_of(model, arguments, **changes)
-    checkpoint.save(content, folder / "checkpoints" / "best.ckpt")
-    return model
-
-
-def pushed(folder, *options):
-    return cli.execute(["push", str(folder), "owner/name", *options])
-
-
-def read_card(hub):
-    text = hub.repositories["owner/name"]["README.md"].decode()
-    _, head, body = text.split("---\n", 2)
-    return yaml.safe_load(head), body
-
-
-def pickled(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
-
-
-def same(model, other):
-    x = images(2, (32, 32))
-    with torch.no_grad():
-        torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-5)
+__all__ = ["hub"]  # the fixture
 
 
 def test_a_run_is_pushed_and_loaded_again(hub, tmp_path, capsys):
@@ -175,76 +102,6 @@ def test_a_repository_of_timm_is_loaded(hub):
         same(model, zoo.create_model(HUB).eval())
 
 
-def test_the_card_says_what_the_run_recorded(hub, tmp_path):
-    make_run(tmp_path / "run", pretrained=True)
-    (tmp_path / "run" / "eval_folder").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "run" / "eval_folder" / "confusion.png")
-    row = {"model": OWN, "input_size": [1, 3, 32, 32], "runtime": "eager", "p50_ms": 1.25}
-    row |= {"low_ms": 1.2, "high_ms": 1.3, "fused": True, "machine": {"cpu": "An Odd CPU"}}
-    (tmp_path / "run" / "latency.jsonl").write_text(json.dumps(row) + "\n")
-    zoo.push(tmp_path / "run", "owner/name", licence="mit", private=True)
-    assert hub.private == {"owner/name"}
-    head, body = read_card(hub)
-    assert head["license"] == "mit"
-    assert head["pipeline_tag"] == "image-classification"
-    (result,) = head["model-index"][0]["results"]
-    assert result["metrics"][0]["value"] == 0.75
-    for line in (
-        "2 classes: cat, dog.",
-        "| top-1 | 75.00 % | 62.77 to 84.22 % |",  # Wilson, 45 of the 60 images that it saw
-        "also chose the checkpoint",
-        "| train | 90 | 40 to 50 |",
-        "| train.epochs | 3 |",
-        "| train.mixup | 0.2 |",
-        "Measured on An Odd CPU.",
-        "| eager | fused | 1 | 1.25 | ±4 % |",
-        "![pictures/eval_folder_confusion.png](pictures/eval_folder_confusion.png)",
-        f"Started from the published weights of {OWN} (",
-        f'zoo.create_model("{HUB}")',
-        "import zoo.timm_bridge",
-    ):
-        assert line in body, line
-    assert "/home/me" not in body
-    assert "train.out" not in body
-    assert "pictures/eval_folder_confusion.png" in hub.repositories["owner/name"]
-
-
-def test_a_later_evaluation_is_the_accuracy_of_the_card(hub, tmp_path):
-    make_run(tmp_path / "run")
-    file = tmp_path / "run" / "eval_folder" / "report.json"
-    file.parent.mkdir()
-    top1 = {"value": 0.8, "low": 0.7, "high": 0.9}
-    report = {"weights": "best.ckpt", "fused": False, "data": "folder", "images": 100, "top1": top1}
-    file.write_text(json.dumps(report))
-    os.utime(file, (time.time() + 9, time.time() + 9))
-    zoo.push(tmp_path / "run", "owner/name", pictures=False)
-    assert "| top-1 | 80.00 % | 70.00 to 90.00 % |" in read_card(hub)[1]
-    assert "also chose" not in read_card(hub)[1]
-    os.utime(file, (1, 1))  # of an earlier checkpoint
-    zoo.push(tmp_path / "run", "owner/name", pictures=False)
-    assert "75.00 %" in read_card(hub)[1]
-
-
-def test_a_dry_run_writes_the_folder_only(hub, tmp_path, capsys):
-    make_run(tmp_path / "run")
-    Image.new("RGB", (8, 8)).save(tmp_path / "run" / "predictions.png")
-    licence = tmp_path / "MY_LICENCE"
-    licence.write_text("Do what you like.\n")
-    out = tmp_path / "out"
-    assert pushed(tmp_path / "run", "--dry-run", str(out), "--licence", str(licence)) == 0
-    assert hub.requests == []
-    assert (out / "LICENSE").read_text() == "Do what you like.\n"
-    assert "license_link: LICENSE" in (out / "README.md").read_text()
-    assert (out / "pictures" / "predictions.png").is_file()
-    assert timm.create_model(f"local-dir:{out}", pretrained=True).num_classes == 2
-    assert pushed(tmp_path / "run", "--dry-run", str(out)) == 1
-    assert f"{out} is not an empty folder" in capsys.readouterr().err
-    assert pushed(tmp_path / "run", "--dry-run", str(tmp_path / "b"), "--no-pictures") == 0
-    assert not (tmp_path / "b" / "pictures").exists()
-    assert "no licence is stated" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.glob(".zoo-*")] == []
-
-
 def test_commands_take_a_repository_as_weights(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run")
@@ -299,11 +156,9 @@ def test_without_a_network_what_is_in_the_cache_is_taken(hub, tmp_path, monkeypa
         zoo.load_weights(model, "hf:owner/other/file.pth")
     with pytest.raises(zoo.BadInput, match="owner/name cannot be uploaded"):
         zoo.push(tmp_path / "run", "owner/name")
+    with pytest.raises(zoo.BadWeights, match="of timm/mobilenetv3_small_050 cannot be fetched: "):
+        zoo.create_model("timm/mobilenetv3_small_050", pretrained=True)
     assert slept == []  # no second try
-
-
-CFG = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9}
-GOOD = {"architecture": OWN, "num_classes": 2, "pretrained_cfg": CFG}
 
 
 @pytest.mark.parametrize(
@@ -362,6 +217,29 @@ def test_weights_that_are_none_or_of_another_model(hub):
     assert f"{HUB} does not fit" in refused()
 
 
+def test_weights_of_timm_come_from_the_hub(hub):
+    """They are fetched before timm looks for them; older repositories have another file."""
+    for file, saved in (
+        ("model.safetensors", safetensors.torch.save),
+        ("pytorch_model.bin", pickled),
+    ):
+        peer = timm.create_model("mobilenetv3_small_050").eval()
+        hub.repositories["timm/mobilenetv3_small_050.lamb_in1k"] = {file: saved(peer.state_dict())}
+        same(peer, zoo.create_model("timm/mobilenetv3_small_050", pretrained=True).eval())
+
+
+def test_a_server_that_says_less(hub, monkeypatch):
+    """Plain statuses, without the hub's own headers."""
+    monkeypatch.setattr(hub, "_send", sent_plainly)
+    assert "does not exist, or it has no config.json" in refused("hf-hub:a/b")
+
+
+def sent_plainly(handler, status, body=b"", **headers):
+    handler.send_response(404 if status == 401 else status)
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+
+
 def test_a_damaged_file_in_the_cache_is_fetched_again(hub, tmp_path):
     model = zoo.create_model(OWN, num_classes=2).eval()
     hub.repositories["owner/name"] = {
@@ -372,52 +250,6 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(hub, tmp_path):
     (file,) = tmp_path.rglob("snapshots/*/pytorch_model.bin")
     file.resolve().write_bytes(b"")
     same(model, zoo.create_model(HUB).eval())
-
-
-def test_what_cannot_be_pushed(hub, tmp_path, monkeypatch, capsys):
-    make_run(tmp_path / "run")
-    torch.save(zoo.create_model(OWN).state_dict(), tmp_path / "weights.pth")
-    assert pushed(tmp_path / "weights.pth") == 1
-    assert "does not say which model it belongs to" in capsys.readouterr().err
-    for name, said in (
-        ("name", "give hf-hub:owner/name"),
-        ("owner/name@v1", "leave @... out"),
-        ("somebody-else/name", "use one with the right to write"),
-    ):
-        with pytest.raises(zoo.BadInput, match=said):
-            zoo.push(tmp_path / "run", name)
-    with pytest.raises(zoo.BadInput, match="neither a file nor an identifier"):
-        zoo.push(tmp_path / "run", "owner/name", licence="my own")
-    monkeypatch.setenv("HF_TOKEN", "hf_another")
-    assert pushed(tmp_path / "run") == 1
-    error = capsys.readouterr().err
-    assert "the hub does not know your token: log in with `hf auth login`" in error
-    assert "--dry-run FOLDER writes the files only" in error
-    assert error.count("\n") == 1
-
-
-def test_a_segmentation_is_pushed_and_loaded_again(hub, tmp_path):
-    """A decoder on a backbone: its arguments travel; timm does not have it."""
-    arguments = {"name": "fpn", "encoder": SHARED, "num_classes": 2, "in_chans": 1}
-    model = zoo.create_model(**arguments).eval()
-    content = checkpoint_of(model, arguments)
-    content["data"]["preprocessing"] |= {"size": [1, 32, 32], "mean": [0.5], "std": [0.25]}
-    content["metrics"] = {"val/mean_iou": 0.5, "val/pixel_accuracy": 0.875}
-    checkpoint.save(content, tmp_path / "run" / "best.ckpt")
-    zoo.push(tmp_path / "run", "owner/name")
-    config = json.loads(hub.repositories["owner/name"]["config.json"])
-    assert config["architecture"] == "fpn"
-    assert config["model_args"] == {"encoder": SHARED, "in_chans": 1}
-    loaded = zoo.create_model(HUB).eval()
-    assert loaded.class_names == ["cat", "dog"]
-    x = images(1, (32, 32), channels=1)
-    with torch.no_grad():
-        assert torch.equal(loaded(x), model(x))
-    head, body = read_card(hub)
-    assert head["pipeline_tag"] == "image-segmentation"
-    assert "| mean IoU | 0.5 |" in body
-    assert "| pixel accuracy | 87.50 % |" in body
-    assert "timm" not in body.split("## Accuracy")[0]
 
 
 def test_the_commands_of_the_page(hub, tmp_path, monkeypatch, capsys):
@@ -442,53 +274,3 @@ def test_the_commands_of_the_page(hub, tmp_path, monkeypatch, capsys):
         assert cli.execute([*words, *short.get(words[0], "").split()]) == 0, command
     assert (tmp_path / "repository" / "model.safetensors").is_file()
     assert hub.private == {"owner/name"}
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "architecture"),
-    [
-        ("timm/mobilenetv3_small_050", {}, "mobilenetv3_small_050"),
-        ("spnasnet_100", {"in_chans": 1}, "spnasnet_100"),
-        ("cct_2_3x2_32", {"img_size": 64}, "zoo_cct_2_3x2_32"),
-        ("wavemix_sisr_144_4_l1", {"depth": 1}, "wavemix_sisr_144_4_l1"),
-    ],
-)
-def test_arguments_travel(name, given, architecture, tmp_path):
-    """Of timm's models, of grey images, of tables of an image size, and for super-resolution."""
-    arguments = {"name": name, "num_classes": 2, "in_chans": 3, **given}
-    model = zoo.create_model(**arguments).eval()
-    content = checkpoint_of(model, arguments)
-    channels = arguments["in_chans"]
-    statistics = {"mean": [0.5] * channels, "std": [0.5] * channels}
-    content["data"]["preprocessing"] |= {"size": [channels, 64, 64], **statistics}
-    checkpoint.save(content, tmp_path / "run" / "best.ckpt")
-    out = tmp_path / "out"
-    zoo.push(tmp_path / "run", "owner/name", dry_run=out)
-    config = json.loads((out / "config.json").read_text())
-    assert config["architecture"] == architecture
-    x = images(1, (64, 64), channels=channels)
-    state = safetensors.torch.load_file(out / "model.safetensors")
-    again = zoo.create_model(**described(config, "out", state)["model"]).eval()
-    zoo.load_weights(again, state)
-    loaded = [again]
-    if "wavemix" not in name:
-        loaded.append(timm.create_model(f"local-dir:{out}", pretrained=True).eval())
-    with torch.no_grad():
-        for other in loaded:
-            torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-def test_the_order_of_colours_travels(hub, tmp_path):
-    model = zoo.create_model(OWN, num_classes=2)
-    content = checkpoint_of(model, {"name": OWN, "num_classes": 2, "in_chans": 3})
-    content["data"]["preprocessing"]["channel_order"] = "BGR"
-    checkpoint.save(content, tmp_path / "run" / "best.ckpt")
-    zoo.push(tmp_path / "run", "owner/name")
-    assert "in the order blue, green, red" in read_card(hub)[1]
-    assert zoo.weights.read_checkpoint(HUB)["data"] == {
-        key: content["data"][key] for key in ("num_classes", "class_names", "preprocessing")
-    }
-    make_run(tmp_path / "another")
-    zoo.push(tmp_path / "another", "owner/name")
-    preprocessing = zoo.weights.read_checkpoint(HUB)["data"]["preprocessing"]
-    assert preprocessing == PREPROCESSING | {"channel_order": "RGB"}

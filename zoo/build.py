@@ -10,10 +10,12 @@ from typing import Any
 import timm
 from torch import nn
 
+from zoo import hub_files
 from zoo.backbone import Backbone, FeatureExtractor
 from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput, BadWeights, first_line, unknown_value
 from zoo.fine_tuning import load_to_fine_tune, say
+from zoo.hub import WEIGHTS
 from zoo.registry import ModelSpec
 from zoo.weights import opened, read_source, state_for
 
@@ -119,12 +121,38 @@ def build_timm(
 
 
 def _timm(bare: str, **given: Any) -> nn.Module:
+    if given.get("pretrained") and "pretrained_cfg_overlay" not in given:
+        _fetch_for_timm(bare)
     try:
         return timm.create_model(bare, **given)
     except (BadInput, BadWeights):
         raise
     except (TypeError, RuntimeError, AssertionError) as error:
         raise BadInput(f"timm cannot build {bare!r}: {first_line(error)}") from error
+
+
+def _fetch_for_timm(bare: str) -> None:
+    """Put the weights of a model of timm into the hub's cache, from which timm takes them.
+
+    timm itself tries again and again for a minute, and ends in an error of its HTTP library.
+
+    Raises:
+        BadWeights: The hub does not answer, or refuses.
+    """
+    cfg = timm.models.get_pretrained_cfg(bare)
+    if cfg is None or not cfg.hf_hub_id or cfg.hf_hub_filename:
+        return
+    repository = cfg.hf_hub_id
+    try:
+        hub_files.fetch(repository, WEIGHTS[0])
+    except hub_files.NoSuchFile:
+        return  # timm knows older names
+    except hub_files.HubProblem as error:
+        raise BadWeights(
+            f"the weights of timm/{bare} cannot be fetched: {str(error).rstrip('.')}; fetch"
+            f" {WEIGHTS[0]} of https://huggingface.co/{repository} elsewhere, and give"
+            " checkpoint_path (on the command line model.checkpoint_path)"
+        ) from error
 
 
 def published_entry(spec: ModelSpec) -> dict[str, Any]:

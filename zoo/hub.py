@@ -77,8 +77,8 @@ def read(
         path, state = _weights(fetch)
     except hub_files.NoSuchFile as error:
         raise BadWeights(
-            f"{name} is not a repository of an image model: it has no {CONFIG} or neither of"
-            f" {' and '.join(WEIGHTS)}"
+            f"{name} is not a repository of an image model: it does not exist, or it has no"
+            f" {CONFIG} or neither of {' and '.join(WEIGHTS)}"
         ) from error
     except hub_files.HubProblem as error:
         raise BadWeights(

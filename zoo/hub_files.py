@@ -68,14 +68,14 @@ def fetch(
 
 def _silence(call: Callable[[], Any]) -> str | None:
     """Return why the hub does not answer; None if it answers, be it with a refusal."""
-    from huggingface_hub.errors import FileMetadataError, HfHubHTTPError
+    from huggingface_hub.errors import FileMetadataError
 
     try:
         call()
-    except (HfHubHTTPError, FileMetadataError):
+    except FileMetadataError:
         return None
     except Exception as error:  # of the HTTP library, or the setting HF_HUB_OFFLINE
-        return first_line(error)
+        return first_line(error) if _status(error) is None else None
     return None
 
 
@@ -97,24 +97,43 @@ def explained(call: Callable[[], Any]) -> Any:
         raise HubProblem(f"there is no such repository, or it is private: {LOG_IN}") from error
     except errors.RevisionNotFoundError as error:
         raise HubProblem("the repository has no such revision") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise _other(error) from error
     except errors.EntryNotFoundError as error:
         raise NoSuchFile("the repository has no such file") from error
     except errors.HFValidationError as error:
         raise HubProblem("give owner/name with letters, digits, -, _ and .") from error
     except errors.LocalTokenNotFoundError as error:
         raise HubProblem(f"you are not logged in: {LOG_IN}") from error
-    except errors.HfHubHTTPError as error:
-        raise HubProblem(_refusal(error)) from error
     except Exception as error:  # the client raises errors of its HTTP library, and OSError
-        raise HubProblem(first_line(error)) from error
+        raise _other(error) from error
 
 
-def _refusal(error: Any) -> str:
-    """Return what a status of the hub means."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+def _other(error: Exception) -> HubProblem:
+    """Return what an error means for which the client has no type of its own."""
+    if _status(error) == 404:  # of a server that does not say more
+        return NoSuchFile("there is no such repository or file")
+    return HubProblem(_refusal(error))
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Return the HTTP status that an error, or one that caused it, is about."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return status
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _refusal(error: Exception) -> str:
+    """Return what an error of the hub's client means."""
+    status = _status(error)
     if status == 401:
-        return f"the hub does not know your token: {LOG_IN}"
+        return f"the hub does not know you: {LOG_IN}"
     if status == 403:
         return "your token may not do this; use one with the right to write to this repository"
     said = getattr(error, "server_message", None)
-    return f"the hub answers {status or first_line(error)}" + (f": {said}" if said else "")
+    if status is None:
+        return first_line(error)
+    return f"the hub answers {status}" + (f": {first_line(Exception(said))}" if said else "")
