@@ -42,6 +42,7 @@ COMMANDS = {
     "report": Command("tables and a web page of measurements", "runs/<benchmark>"),
     "compare": Command("which measurements became faster or slower", "before.jsonl after.jsonl"),
     "pick": Command("the most accurate model within a latency, measured", "--ms 10 --top1 75"),
+    "gate": Command("fail if a file is slower or less accurate", "baseline.json <exported file>"),
     "list": Command("models by name", "'mobilenet*' --long"),
     "info": Command("paper, figures, weights and licence of a model", "mobilenetv2_100"),
     "weights": Command("where published weights are, and whether they fit", "mobilenetv2_100"),
