@@ -133,6 +133,7 @@ def test_every_extra_is_listed_by_what_it_is_for():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("python ", "zoo "))])
 def test_commands_name_scripts_and_models_that_exist(command):
     words = shlex.split(command, comments=True)
+    on_backbones = zoo.registry.DECODERS + zoo.registry.DETECTORS
     if words[0] == "zoo":
         assert words[1] in COMMAND_NAMES
     else:
@@ -141,7 +142,7 @@ def test_commands_name_scripts_and_models_that_exist(command):
         key, _, value = word.partition("=")
         if key == "model" and "*" not in value and not value.startswith(("timm/", "<")):
             for name in value.split(","):
-                assert zoo.registry.is_model(name) or name in zoo.registry.DECODERS, name
+                assert zoo.registry.is_model(name) or name in on_backbones, name
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)

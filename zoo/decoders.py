@@ -87,11 +87,7 @@ class EncoderDecoder(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of tables and scales that are exempt from weight decay."""
-        return {
-            f"{path}.{name}"
-            for path, module in self.named_modules()
-            for name in getattr(module, "no_decay", ())
-        }
+        return encoders.no_decay_names(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Store only the inputs of the encoder's blocks during training."""

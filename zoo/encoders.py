@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from zoo import registry
 from zoo.build import build_timm
@@ -53,6 +54,15 @@ def build(encoder: str, levels: Sequence[int], *, pretrained: bool, in_chans: in
         out_indices=tuple(levels),
         in_chans=in_chans,
     )
+
+
+def no_decay_names(model: nn.Module) -> set[str]:
+    """Return the names of tables and scales that are exempt from weight decay."""
+    return {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        for name in getattr(module, "no_decay", ())
+    }
 
 
 def load(

@@ -1,4 +1,4 @@
-"""`create_model`: one function for the package's models, timm's models, and decoders."""
+"""`create_model`: one function for our models, timm's models, decoders and detectors."""
 
 import os
 from collections.abc import Sequence
@@ -30,10 +30,11 @@ def create_model(
     encoder: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a registered model, one of timm's, a decoder on a backbone, or a model of the hub.
+    """Build a registered model, one of timm's, a decoder or detector, or a model of the hub.
 
     Args:
-        name: A name of `zoo.list_models()`, `"timm/..."`, or one of `zoo.registry.DECODERS`.
+        name: A name of `zoo.list_models()`, `"timm/..."`, or one of `zoo.registry.DECODERS` and
+            `zoo.registry.DETECTORS`.
             `name.tag` is a model with one of its published checkpoints, and that one's classes.
             `"hf-hub:owner/name"` is the model in a repository of the Hugging Face hub, with its
             weights; the names of its classes are in `class_names`.
@@ -53,8 +54,8 @@ def create_model(
         checkpoint_path: A file, a run folder or an address of weights to load at the end, in any
             published key style; adapted like published weights. A decoder takes weights of the
             whole model or of its encoder.
-        encoder: Backbone of a decoder (`"timm/..."` or a zoo model); `pretrained` then applies to
-            the encoder.
+        encoder: Backbone of a decoder or detector (`"timm/..."` or a zoo model); `pretrained` then
+            applies to the encoder.
         **kwargs: Arguments of one family only.
 
     Raises:
@@ -81,17 +82,19 @@ def create_model(
         given = _without_zero_rates(arguments)
         return _from_repository(name, pretrained is not False, checkpoint_path, given)
     pretrained = bool(pretrained)
-    if name in registry.DECODERS:
+    if name in (*registry.DECODERS, *registry.DETECTORS):
         if features_only:
             raise BadInput(f"features_only=True has no effect on {name}; use it on its encoder")
-        from zoo import decoders  # takes a second: it registers every backbone with timm
+        from zoo import decoders, detectors  # take a second: they register backbones with timm
 
         given = {"encoder": encoder, "pretrained": pretrained, **_without_zero_rates(arguments)}
-        return decoders.create(name, checkpoint_path=checkpoint_path, **given)
+        kind = decoders if name in registry.DECODERS else detectors
+        return kind.create(name, checkpoint_path=checkpoint_path, **given)
     spec = registry.get_spec(name)
     if encoder is not None:
         raise BadInput(
-            f"encoder={encoder} has no effect on {name}; it is for {', '.join(registry.DECODERS)}"
+            f"encoder={encoder} has no effect on {name}; it is for"
+            f" {', '.join([*registry.DECODERS, *registry.DETECTORS])}"
         )
     arguments |= {"features_only": features_only, "out_indices": out_indices}
     build = _build_timm if spec.family == "timm" else build_backbone

@@ -225,18 +225,19 @@ def predict(
     out: str | os.PathLike[str] | None = None,
     threads: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Classify or segment pictures with an exported file, like `zoo predict`.
+    """Classify or segment pictures, or find objects, with an exported file, like `zoo predict`.
 
     Args:
         artefact: A file written by `zoo export`, or its folder.
         images: A picture, a folder of pictures, or several of them.
         top: Number of classes per picture.
         batch: Pictures per call.
-        out: Folder for the masks of a segmentation model; None writes none.
+        out: Folder for the masks of a segmentation model or the drawn boxes of a detector; None
+            writes none.
         threads: Number of threads; None for all cores.
 
     Returns:
-        For each picture its `file`, and its `classes` or the `error`.
+        For each picture its `file`, and its `classes`, its `detections` or the `error`.
 
     Raises:
         BadInput: The artefact or a path cannot be used.

@@ -38,6 +38,7 @@ DECODERS = (
     "deeplabv3plus", "upernet", "segformer", "lraspp", "mobile_deeplabv3",
 )
 # fmt: on
+DETECTORS = ("ssdlite", "retinanet", "fcos")  # likewise, of zoo.detectors
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,8 @@ def get_spec(name: str) -> ModelSpec:
         return _tagged(specs[bare], tag)
     if name in DECODERS:
         return ModelSpec(name, "decoders", {"task": "segmentation"})
+    if name in DETECTORS:
+        return ModelSpec(name, "detectors", {"task": "detection"})
     if name in _peers():
         return _peers()[name]
     if is_timm(name):
@@ -210,7 +213,7 @@ def get_spec(name: str) -> ModelSpec:
             f"{name} is a repository, which zoo.create_model takes; a command takes it as weights:"
             f" weights={name}, or to train model=<its architecture> model.checkpoint_path={name}"
         )
-    choices = [*specs, *DECODERS]
+    choices = [*specs, *DECODERS, *DETECTORS]
     raise UnknownModel(unknown_value("model", name, choices, listed_by="zoo.list_models()"))
 
 

@@ -15,7 +15,7 @@ class ModelConfig:
     """Group `model`: the arguments of `zoo.create_model`."""
 
     name: str = "efficientformer_l1"  # a name that `zoo list` prints, or timm/<name>
-    encoder: str | None = None  # backbone of a decoder such as unet or fpn
+    encoder: str | None = None  # backbone of a decoder such as unet, or of a detector
     pretrained: bool = False  # start from published weights, downloaded once
     checkpoint_path: str | None = None  # start from a run folder, or a file or URL of weights
     num_classes: int | None = None  # null: number of classes of the data
@@ -42,8 +42,8 @@ class DataConfig:
     num_classes: int | None = None  # required for wds and folder_segmentation
     class_names: list[str] | None = None  # folder_segmentation: name of each class number
     palette: Any = None  # folder_segmentation: [r, g, b] of each class in coloured masks
-    train_images: int | None = None  # digits_segmentation, photos_superres: images per epoch
-    val_images: int | None = None  # digits_segmentation: validation images
+    train_images: int | None = None  # digits_*, photos_superres: images per epoch
+    val_images: int | None = None  # digits_*: validation images
 
     image_size: Any = None  # one number for a square, or [height, width], in pixels
     in_chans: int = 3  # 3 (colour) or 1 (grey)
@@ -107,7 +107,7 @@ class TrainConfig:
     freeze: list[str] = field(default_factory=list)  # globs of module names, or all-but-head
 
     # loss, mixing, distillation
-    loss: str | None = None  # null: cross-entropy, or charbonnier for super-resolution
+    loss: str | None = None  # null: that of the task
     loss_args: dict[str, Any] = field(default_factory=dict)  # arguments of that loss
     class_weights: Any = None  # balanced, or a weight for each class in order; null: all equal
     sampler: str = "shuffle"  # shuffle, or balanced: images of rare classes come more often
@@ -177,7 +177,7 @@ class ExportConfig:
     opset: int | None = None  # onnx and openvino; null: the exporter's default
     half: bool = False  # weights in float16
     preprocess: bool = False  # take pixels as bytes and normalise them in the artefact
-    postprocess: bool = False  # return class probabilities, or the class of every pixel
+    postprocess: bool = False  # return class probabilities, the class of every pixel, or detections
     fuse: bool = True  # re-parameterise the model first
     overwrite: bool = False  # replace an existing artefact
 

@@ -105,7 +105,7 @@ def shortened(command: str) -> list[str]:
         command = command.replace(name, small)
     words = shlex.split(command.partition("zoo ")[2], comments=True)
     words += SHORT[words[0]].split()
-    if "digits_segmentation" in command:
+    if "digits_segmentation" in command or "digits_detection" in command:
         words += SCENES.split()
     elif "folder_segmentation" in command:
         words += ["data.image_size=64", "model.kwargs.init_filters=8"]

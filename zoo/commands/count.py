@@ -16,7 +16,7 @@ HELP = "params, MACs, FLOPs and activations of a model, module by module"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("model", help="a registered name, or timm/<name>")
-    parser.add_argument("--encoder", help="backbone of a decoder such as unet")
+    parser.add_argument("--encoder", help="backbone of a decoder such as unet, or of a detector")
     parser.add_argument(
         "--size", type=int, nargs="+", metavar="SIDE",
         help="one number, or height and width (volumes: depth, height, width); default: its own",

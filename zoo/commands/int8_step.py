@@ -130,6 +130,7 @@ class Int8Step:
             advice="set export.image_size instead",
         )
         task = task_of_model(name)
+        int8_report.check_task(task)
         # A super-resolution model has output channels instead of classes.
         classes = None if task == "super-resolution" else getattr(self.model, "num_classes", None)
         data = open_evaluation_data(

@@ -1,4 +1,4 @@
-"""`zoo predict`: classify or segment pictures with an artefact, a run or a checkpoint."""
+"""`zoo predict`: classify or segment pictures, or find objects in them."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zoo.hub_files import is_repository
 
-HELP = "classify or segment pictures with an artefact or a training run"
+HELP = "classify or segment pictures, or find objects, with an artefact or a training run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--top", type=int, default=5, help="number of classes to print per picture")
     parser.add_argument("--batch", type=int, default=8, help="pictures per call")
-    parser.add_argument("--out", help="folder for segmentation masks; default: masks")
+    parser.add_argument("--out", help="folder for masks or drawn boxes; default: masks, detections")
     parser.add_argument("--threads", type=int, help="default: all cores")
 
 

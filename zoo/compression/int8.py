@@ -15,6 +15,7 @@ from zoo.compression.signal_to_noise import SignalToNoise
 from zoo.deploy.comparison import DYNAMIC_BATCHES, Comparison
 from zoo.deploy.formats import get_format
 from zoo.deploy.int8_graph import is_converted
+from zoo.deploy.manifest import task_of
 from zoo.deploy.pipeline import Artefact, Job, prepare
 from zoo.deploy.tracing import WithPrePostProcessing
 from zoo.environment import need
@@ -84,6 +85,7 @@ def quantize(
     if not isinstance(batches, Sequence) or not all(isinstance(x, np.ndarray) for x in batches):
         raise BadInput("batches must be a list of NumPy arrays, the images to calibrate on")
     job = prepare(model, format, path, options)
+    int8_report.check_task(task_of(job.model, job.origin))
     quantizer: Any = importlib.import_module(MODULES[format])
     check_names(job.variant, keep_float)
     _check_batches(job, batches)

@@ -11,6 +11,7 @@ from torch import Tensor
 from zoo.binary import class_map
 from zoo.compression.signal_to_noise import QUIET, SignalToNoise
 from zoo.deploy import files
+from zoo.errors import BadInput
 from zoo.profiling.latency import compare
 from zoo.progress import phase, track
 from zoo.runtimes.artefacts import LoadedArtefact
@@ -25,6 +26,12 @@ SCORES = {
     "segmentation": ("mean IoU", "share of pixels with the same class"),
     "super-resolution": ("PSNR, dB", "PSNR between float and int8, dB"),
 }
+
+
+def check_task(task: str) -> None:
+    """Raise `BadInput` for a task whose scores do not survive int8, or were never compared."""
+    if task not in SCORES:
+        raise BadInput(f"quantize.int8=true is not supported for {task}; leave it out")
 
 
 def sizes(plain: Path, quantized: Path) -> Content:

@@ -25,7 +25,7 @@ from zoo.data.streams import Stream, StreamLoader
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 
-_FOLDERS = ("folder", "imagenet", "folder_segmentation")
+_FOLDERS = ("folder", "imagenet", "folder_segmentation", "folder_detection")
 
 log = logging.getLogger("zoo.data")
 
@@ -334,9 +334,19 @@ class ImageData:
         self.is_binary = self.task == "segmentation" and count == 1 and self.num_classes == 2
 
     @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of a model's output per image: one logit per class; known after `setup`."""
+    def output_shape(self) -> tuple[Any, ...]:
+        """Shape of a model's output per image: one logit per class; known after `setup`.
+
+        A length of `"any"` is not checked.
+        """
         return (self.num_classes,)
+
+    def accepts(self, output: Sequence[int]) -> bool:
+        """Return whether a model's output per image has the right shape."""
+        needed = self.output_shape
+        return len(output) == len(needed) and all(
+            b in ("any", a) for a, b in zip(output, needed, strict=True)
+        )
 
     def eval_preprocessing(self) -> dict[str, Any]:
         """Return the evaluation preprocessing, as stored in checkpoints and manifests."""

@@ -72,6 +72,8 @@ HUGGING_FACE = PHOTOS | {
 SHARDS = FOLDERS | {"input_key": "jpg;jpeg;png;webp"}
 # Crops for segmentation must keep enough of the scene.
 MASKED = FOLDERS | {"image_size": 256, "scale": [0.25, 1.0], "interpolation": "bilinear"}
+# Detectors need more pixels; crops keep enough of most objects.
+BOXED = MASKED | {"image_size": 320, "scale": [0.3, 1.0]}
 # Scenes are generated at the requested size: no crop, no resizing.
 SCENES = MASKED | {
     "image_size": 48,
@@ -127,12 +129,16 @@ SETS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "folder_segmentation": (MASKED, _MASKS),
     "voc": (MASKED, _RESIZED | _FETCHED | {"skip_corrupt"}),
     "oxford_pet": (MASKED, _RESIZED | _FETCHED | {"skip_corrupt"}),
+    "digits_detection": (SCENES, _RESIZED | _MADE),
+    "folder_detection": (BOXED, _RESIZED | _SPLITS),
+    "voc_detection": (BOXED, _RESIZED | _FETCHED | {"skip_corrupt"}),
     "photos_superres": (SUPERRES, {"train_images"}),
 }
 _PREFIXES = ("hfds", "wds")  # `<prefix>/<name>`: any number of data sets
 _TASKS = {
     "segmentation": ("digits_segmentation", "folder_segmentation", "voc", "oxford_pet"),
     "super-resolution": ("photos_superres",),
+    "detection": ("digits_detection", "folder_detection", "voc_detection"),
 }
 
 

@@ -1,4 +1,6 @@
-"""Scenes of handwritten digits on photographs, and the class of every pixel: `digits_segmentation`.
+"""Scenes of handwritten digits on photographs: `digits_segmentation` and `digits_detection`.
+
+The former has the class of every pixel, the latter the box of every digit's ink.
 
 A scene is a function of its split and its index: the set is the same on every machine, and nothing
 is stored or downloaded. It uses scikit-learn's 1,797 digits (8 x 8 pixels, split as for `digits`)
@@ -74,11 +76,17 @@ class Scenes:
 
     def pair(self, index: int) -> tuple[Image.Image, Image.Image]:
         """Return a scene and its mask of class numbers."""
+        image, numbers, _ = self.draw(index)
+        return image, Image.fromarray(numbers)
+
+    def draw(self, index: int) -> tuple[Image.Image, np.ndarray, list[tuple[int, Box]]]:
+        """Return a scene, the class number of each pixel, and the digits with their boxes."""
         rng = np.random.default_rng([SEED, self.split == "val", index])
         area = self.areas[int(rng.integers(len(self.areas)))]
         scene = np.asarray(_crop(area, self.size, rng)) * (DARKENING / 255)
         numbers = np.zeros(self.size, np.uint8)
         boxes: list[Box] = []
+        labels: list[int] = []
         fewest, most = digit_counts(self.size)
         for _ in range(rng.integers(fewest, most + 1)):
             chosen = int(rng.integers(len(self.digits)))
@@ -88,11 +96,44 @@ class Scenes:
             if box is None:
                 continue
             boxes.append(box)
+            labels.append(int(self.digits.labels[chosen]))
             region = slice(box[0], box[2]), slice(box[1], box[3])
             _paint(scene[region], ink, rng)
             numbers[region][ink >= 0.5] = self.digits.labels[chosen] + 1
         image = Image.fromarray(np.round(scene * 255).astype(np.uint8))
-        return image.convert(MODES[self.in_chans]), Image.fromarray(numbers)
+        return image.convert(MODES[self.in_chans]), numbers, list(zip(labels, boxes, strict=True))
+
+
+@dataclass
+class BoxedScenes:
+    """The scenes of one split, with the box of each digit.
+
+    Attributes:
+        scenes: The scenes.
+    """
+
+    scenes: Scenes
+    num_classes: int = 10
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the ten digits."""
+        return NAMES[1:]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def name(self, index: int) -> str:
+        """Return the name of a scene in error messages."""
+        return self.scenes.name(index)
+
+    def boxed(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """Return a scene and its boxes, float32 n 6 (`zoo.data.boxes`)."""
+        image, _, digits = self.scenes.draw(index)
+        rows = [
+            (digit, left, top, right, bottom, 0) for digit, (top, left, bottom, right) in digits
+        ]
+        return image, np.array(rows, np.float32).reshape(-1, 6)
 
 
 def digit_counts(size: tuple[int, int]) -> tuple[int, int]:
@@ -123,6 +164,15 @@ def open_scenes(cfg: Any, split: str) -> Scenes:
         count=cfg.train_images if split == "train" else cfg.val_images,
         in_chans=cfg.in_chans,
     )
+
+
+def open_boxed_scenes(cfg: Any, split: str) -> BoxedScenes:
+    """Return the scenes of a resolved configuration with the boxes of their digits.
+
+    Raises:
+        BadInput: As for `open_scenes`.
+    """
+    return BoxedScenes(open_scenes(cfg, split))
 
 
 def _part(photo: np.ndarray, split: str) -> np.ndarray:

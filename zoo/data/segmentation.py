@@ -25,7 +25,7 @@ MASK_INTERPOLATION = InterpolationMode.NEAREST_EXACT
 
 
 class JointCrop(v2.RandomResizedCrop):
-    """A random crop of an image and of its mask, resized to one size.
+    """A random crop of an image and of its mask or boxes, resized to one size.
 
     Unlike torchvision's, it resizes masks with `MASK_INTERPOLATION`, and a crop of a thin image has
     at least one pixel.
@@ -42,7 +42,7 @@ class JointCrop(v2.RandomResizedCrop):
         return params
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Crop and resize an image or a mask."""
+        """Crop and resize an image, a mask or boxes."""
         if not isinstance(inpt, tv_tensors.Mask):
             return super().transform(inpt, params)
         part = F.crop(inpt.as_subclass(Tensor), **params)
@@ -79,7 +79,7 @@ class Fit(v2.Transform):
         return {"inner": inner, "padding": [0, 0, self.size[1] - inner[1], self.size[0] - inner[0]]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize and pad an image or a mask."""
+        """Resize and pad an image, a mask or boxes."""
         if isinstance(inpt, tv_tensors.Mask):
             part = F.resize(
                 inpt.as_subclass(Tensor), params["inner"], interpolation=MASK_INTERPOLATION
@@ -165,7 +165,7 @@ class SegmentationData(ImageData):
         grey = grey[::-1] if is_reversed else grey
         statistics = (self.mean, self.std, is_reversed)
         return (
-            MaskedPreparation(_augmentation(cfg, mode), *statistics),
+            MaskedPreparation(joint_augmentation(cfg, mode), *statistics),
             MaskedPreparation(Fit(self.image_size, mode, grey), *statistics),
         )
 
@@ -188,8 +188,8 @@ class SegmentationData(ImageData):
         return MaskedSet(source, preparation, self.shape, seed)
 
 
-def _augmentation(cfg: DataConfig, mode: InterpolationMode) -> v2.Transform:
-    """Return the training transform of an image and its mask.
+def joint_augmentation(cfg: DataConfig, mode: InterpolationMode) -> v2.Transform:
+    """Return the training transform of an image and its mask or boxes.
 
     `data.ratio` is relative to the aspect ratio of `data.image_size`.
     """

@@ -4,12 +4,15 @@ import os
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
 from torchvision import datasets
 
+from zoo.data.boxes import ROW, BoxFiles
 from zoo.data.pairs import FilePairs
 from zoo.data.sources import Source, check_train_or_val
 from zoo.errors import BadInput, first_line
@@ -30,6 +33,7 @@ _SPLITS = {
     "cifar10": {"train": "train", "val": "test"},
     "cifar100": {"train": "train", "val": "test"},
     "voc": {"train": "train", "val": "val"},
+    "voc_detection": {"train": "train", "val": "val"},
     "oxford_pet": {"train": "trainval", "val": "test"},
 }
 _ERRORS = (RuntimeError, OSError, ValueError, HTTPException)
@@ -61,6 +65,44 @@ def open_voc(cfg: DataConfig, split: str) -> FilePairs:
         cfg.in_chans,
         root=str(_root(cfg)),
     )
+
+
+def open_voc_boxes(cfg: DataConfig, split: str) -> BoxFiles:
+    """Return the images and boxes of a split of Pascal VOC 2012; difficult objects are crowds.
+
+    Raises:
+        BadInput: The files are missing or damaged, or there is no such split.
+    """
+    found = _open(cfg, split)
+    files = [str(path) for path in found.targets]
+    return BoxFiles(
+        found.images,
+        [_voc_rows(file) for file in files],
+        VOC_NAMES[1:],
+        files,
+        cfg.in_chans,
+        str(_root(cfg)),
+    )
+
+
+def _voc_rows(file: str) -> np.ndarray:
+    """Return the boxes in an annotation of Pascal VOC, float32 n 6 (`zoo.data.boxes`)."""
+    rows = []
+    try:
+        for entry in ElementTree.parse(file).getroot().findall("object"):
+            number = VOC_NAMES.index(str(entry.findtext("name"))) - 1
+            corners = [
+                float(str(entry.findtext(f"bndbox/{key}")))
+                for key in ("xmin", "ymin", "xmax", "ymax")
+            ]
+            crowd = float(entry.findtext("difficult") == "1")
+            # VOC counts pixels from 1, and the last one is inside the box.
+            rows.append([number, corners[0] - 1, corners[1] - 1, corners[2], corners[3], crowd])
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise BadInput(
+            f"cannot read the boxes in {file} ({first_line(error)}); restore the file"
+        ) from error
+    return np.array(rows, np.float32).reshape(-1, ROW)
 
 
 def open_pets(cfg: DataConfig, split: str) -> FilePairs:
@@ -114,6 +156,9 @@ def download(cfg: DataConfig) -> None:
 
 def _is_complete(cfg: DataConfig) -> bool:
     try:
+        if cfg.name == "voc_detection":
+            files = [f for split in ("train", "val") for f in _both_files(_open(cfg, split))]
+            return all(map(os.path.exists, files))
         if cfg.name in ("voc", "oxford_pet"):
             opened = open_voc if cfg.name == "voc" else open_pets
             pairs = [opened(cfg, split) for split in ("train", "val")]
@@ -122,6 +167,10 @@ def _is_complete(cfg: DataConfig) -> bool:
     except (BadInput, OSError):
         return False
     return True
+
+
+def _both_files(found: Any) -> list[str]:
+    return [*found.images, *found.targets]
 
 
 def _open(cfg: DataConfig, split: str) -> Any:
@@ -140,6 +189,8 @@ def _construct(cfg: DataConfig, split: str, *, download: bool) -> Any:
     root, published = str(_root(cfg)), _SPLITS[cfg.name][split]
     if cfg.name == "voc":
         return datasets.VOCSegmentation(root, "2012", published, download=download)
+    if cfg.name == "voc_detection":
+        return datasets.VOCDetection(root, "2012", published, download=download)
     if cfg.name == "oxford_pet":
         return datasets.OxfordIIITPet(root, published, "segmentation", download=download)
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[cfg.name]

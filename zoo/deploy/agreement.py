@@ -21,6 +21,8 @@ from zoo.runtimes import Runtime
 TOLERANCE, ROUNDING = 1e-3, 1e-5  # for float32; a deep model may lose that much by rounding
 HALF_TOLERANCES = (5e-2, 5e-3)  # both for float16
 JUMP_TOLERANCE = 2e-2  # instead of TOLERANCE for a model with signs, of which rounding flips some
+DETECTION_TOLERANCES = (1e-2, 1e-1)  # share of detections without a partner, likewise
+SAME_BOX = (1e-3, 2e-2)  # largest difference of a share of the image and of a score, likewise
 CLASS_TOLERANCES = (1e-3, 1e-2)  # share of pixels with another class: float32, float16
 INT8_TOLERANCE = 0.25  # allowed root mean square error of an int8 graph, as a share of the spread
 MIN_SPREAD = 1e-3  # as a share of the magnitude; with less, nothing is proven
@@ -55,8 +57,10 @@ class Agreement:
         own_error: The largest difference between the model in float32 and in float64; only measured
             if the error exceeds the tolerance. `allowed` is then three times this difference.
         measure: `"value"`; `"class"` for class maps, where the error is the share of pixels with
-            another class and the spread is the share of pixels not of the commonest class; `"rms"`
-            for int8 graphs, where `allowed` applies to `rms_error`.
+            another class and the spread is the share of pixels not of the commonest class;
+            `"detections"`, where the error is the share that the other side does not have and the
+            spread is the share that another image does not have; `"rms"` for int8 graphs, where
+            `allowed` applies to `rms_error`.
         batch_sizes: Batch sizes that were compared.
         images: Number of images that were compared.
         rms_error: Root mean square error; only for int8 graphs.
@@ -112,8 +116,8 @@ def compare_outputs(
     half: bool = False,
     int8: bool = False,
     pixels: bool = False,
-    classes: bool = False,
     jumps: bool = False,
+    postprocessing: str | None = None,
     load_double: Callable[[], Runtime] | None = None,
 ) -> Agreement:
     """Compare an artefact with its model on random images of several kinds and scales.
@@ -126,8 +130,9 @@ def compare_outputs(
         half: The artefact is in float16.
         int8: Both round to int8 after each layer.
         pixels: Both take uint8.
-        classes: Both return class maps (B H W integers).
         jumps: The model takes signs of values, which rounding may flip.
+        postprocessing: What both do after the model: with `"argmax"` they return class maps (B H W
+            integers), with `"nms"` detections (B D 6).
         load_double: Loads the model in float64. Called only if the error exceeds the tolerance.
 
     Raises:
@@ -142,9 +147,10 @@ def compare_outputs(
         actual.append(artefact(batch))
         inputs.append(batch)
         _check_shapes(expected[-1], actual[-1], len(batch))
+    discrete = {"argmax": _judge_classes, "nms": _judge_detections}.get(postprocessing or "")
     judge_values = functools.partial(_judge_values, jumps=jumps)
     judge = functools.partial(
-        _judge_classes if classes else _judge_int8 if int8 else judge_values,
+        discrete or (_judge_int8 if int8 else judge_values),
         half=half or int8,
         batch_sizes=sorted(set(batch_sizes)),
         images=sum(map(len, inputs)),
@@ -153,7 +159,7 @@ def compare_outputs(
     try:
         return worst([judge(want, have) for want, have in pairs])
     except NotExportable:
-        if load_double is None or half or int8 or classes:
+        if load_double is None or half or int8 or discrete is not None:
             raise
     double = load_double()
     exact = [double(batch) for batch in inputs]
@@ -229,6 +235,53 @@ def _judge_classes(
         batch_sizes=batch_sizes,
         images=images,
     )
+
+
+def _judge_detections(
+    want: np.ndarray, have: np.ndarray, *, half: bool, batch_sizes: list[int], images: int
+) -> Agreement:
+    """Compare detections B D 6 by the share that has no partner on the other side.
+
+    Partners have the same class, and corners and scores within `SAME_BOX`. Their order does not
+    matter, and a few may lack a partner: rounding decides between detections of nearly one score.
+    """
+    close = SAME_BOX[half]
+    pairs = list(zip(want, have, strict=True))
+    wrong = max(_share_alone(pairs, close), _share_alone([(b, a) for a, b in pairs], close))
+    shifted = list(zip(want, np.roll(want, 1, axis=0), strict=True))
+    spread = _share_alone(shifted, close)
+    allowed = DETECTION_TOLERANCES[half]
+    if wrong > allowed:
+        raise OutputsDiffer(
+            f"the artefact does not match the model: {wrong:.1%} of the detections differ; at most"
+            f" {allowed:.1%} is allowed; {OTHER_FORMAT}, or set export.fuse=false"
+        )
+    return Agreement(
+        proven=spread > 10 * allowed,
+        max_abs_error=wrong,
+        max_rel_error=wrong / spread if spread else None,
+        spread=spread,
+        magnitude=1.0,
+        allowed=allowed,
+        tolerance=allowed,
+        rounding=0.0,
+        own_error=None,
+        measure="detections",
+        batch_sizes=batch_sizes,
+        images=images,
+    )
+
+
+def _share_alone(pairs: list[tuple[np.ndarray, np.ndarray]], close: float) -> float:
+    """Return the share of detections, D 6 on either side, that have no partner on the second."""
+    alone = total = 0
+    for first, second in pairs:
+        first, second = first[first[:, 5] >= 0], second[second[:, 5] >= 0]
+        same = first[:, None, 5] == second[None, :, 5]
+        same &= np.abs(first[:, None, :5] - second[None, :, :5]).max(axis=2) <= close
+        alone += int((~same.any(axis=1)).sum())
+        total += len(first)
+    return alone / total if total else 0.0
 
 
 def _judge_int8(

@@ -114,7 +114,7 @@ def _compare_at(
             half=spec.half,
             int8=is_converted(model),
             pixels=getattr(model, "takes_pixels", False),
-            classes=getattr(model, "postprocessing", None) == "argmax",
+            postprocessing=getattr(model, "postprocessing", None),
             jumps=any(getattr(module, "has_jumps", False) for module in model.modules()),
             load_double=lambda: runtimes.load(copy.deepcopy(model).double(), "eager"),
         )

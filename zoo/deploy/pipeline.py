@@ -20,6 +20,7 @@ from zoo.deploy import (
     int8_graph,
     manifest,
     prediction_example,
+    schema,
 )
 from zoo.deploy.agreement import Agreement
 from zoo.deploy.comparison import Comparison, compare_artefact
@@ -51,7 +52,8 @@ class ExportOptions:
         opset: Version of ONNX's operator set; None: the exporter's default.
         half: Store the weights in float16.
         preprocess: The artefact takes uint8 and normalises it.
-        postprocess: The artefact returns probabilities, or the class of every pixel.
+        postprocess: The artefact returns probabilities, the class of every pixel, or detections
+            after non-maximum suppression.
         fuse: Re-parameterise the model first.
         overwrite: Replace an existing artefact.
         origin: What the manifest states about the model's origin.
@@ -389,12 +391,11 @@ def _wrapping(
     postprocessing = None
     if options.postprocess:
         task = manifest.task_of(model, origin)
-        supported = {"classification": "softmax", "segmentation": "argmax"}
-        if task not in supported:
+        if task not in schema.POSTPROCESSING:
             raise BadInput(
                 f"postprocess=True does not apply to {task}, which has no classes; leave it out"
             )
-        postprocessing = supported[task]
+        postprocessing = schema.POSTPROCESSING[task]
     statistics = {"mean": known["mean"], "std": known["std"]} if options.preprocess else {}
     return lambda variant: WithPrePostProcessing(
         variant, **statistics, postprocessing=postprocessing, axes=axes

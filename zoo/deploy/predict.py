@@ -17,11 +17,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 from PIL import Image
 
-from zoo.deploy import files
+from zoo.deploy import box_drawing, detections, files
+from zoo.deploy.schema import FITTED
 from zoo.errors import BadInput
 from zoo.images import OTHER_FORMATS, convert, open_image, reason, resize_and_crop
 from zoo.runtimes.artefacts import LoadedArtefact
 
+SUPPORTED = ("classification", "segmentation", "detection")
+FOLDERS = {"segmentation": "masks", "detection": "detections"}  # of pictures, for each task
 OPACITY = 0.5  # opacity of a mask drawn over its image
 
 
@@ -85,14 +88,14 @@ class ArtefactFile:
 
 
 class Predictor:
-    """Classifies or segments images.
+    """Classifies or segments images, or finds objects in them.
 
     Args:
         source: What predicts, or the path of an artefact, as for `ArtefactFile`.
         threads: Number of threads per call of an artefact; None: all cores.
 
     Raises:
-        BadInput: The source does not classify or segment grey or RGB images, or is an artefact
+        BadInput: The source has another task, does not take grey or RGB images, or is an artefact
             that cannot be used.
         MissingExtra: A package of the runtime is not installed.
     """
@@ -103,10 +106,10 @@ class Predictor:
         source = cast(Classifier, source)
         self.source, self.manifest = source, source.manifest
         self.task = self.manifest["task"]
-        if self.task not in ("classification", "segmentation"):
+        if self.task not in SUPPORTED:
             raise BadInput(
-                f"{source.name} is a {self.task} model; predict only supports classification and "
-                "segmentation"
+                f"{source.name} is a {self.task} model; predict only supports "
+                f"{', '.join(SUPPORTED[:-1])} and {SUPPORTED[-1]}"
             )
         self.input = self.manifest["input"]
         if len(self.input["shape"]) != 4 or self.input["size"][0] not in (1, 3):
@@ -146,7 +149,7 @@ class Predictor:
             mean, std = (255 * np.asarray(self.input[key], np.float64) for key in ("mean", "std"))
             pixels = pixels - mean.astype(np.float32).reshape(-1, 1, 1)
             pixels /= std.astype(np.float32).reshape(-1, 1, 1)
-        kept = original if self.task == "segmentation" else None
+        kept = original if self.task in FITTED else None
         return PreparedImage(path, kept, original.size, np.ascontiguousarray(pixels), content_size)
 
     def __call__(self, batch: Sequence[PreparedImage]) -> np.ndarray:
@@ -192,6 +195,24 @@ class Predictor:
             height, width = (max(1, round(n * part / whole)) for n, part, whole in sides)
         mask = Image.fromarray(classes[:height, :width].astype(np.int32))
         return np.asarray(mask.resize(prepared.size, Image.Resampling.NEAREST))
+
+    def detect(self, output: np.ndarray, prepared: PreparedImage) -> detections.Detections:
+        """Return what was found, with boxes as shares of the original image.
+
+        Args:
+            output: The artefact's output for the image: A 4+K, or D 6 after suppression.
+            prepared: The image.
+        """
+        is_done = self.manifest["postprocessing"] == "nms"
+        found = detections.from_rows(output) if is_done else detections.detect(output)
+        if prepared.content_size is None:
+            return found
+        height, width = (
+            whole / part
+            for whole, part in zip(self.input["size"][1:], prepared.content_size, strict=True)
+        )
+        boxes = (found.boxes * np.array([width, height, width, height])).clip(0, 1)
+        return detections.Detections(boxes, found.scores, found.classes)
 
     def _class_map(self, output: np.ndarray) -> np.ndarray:
         """Return the class of each pixel, H W."""
@@ -324,11 +345,12 @@ def predict(
         paths: Image files.
         batch_size: Images per call.
         top: Classes to return per image; only for classification.
-        out: Folder for masks and overlays, created if needed; only for segmentation. None: none.
+        out: Folder for masks and overlays, created if needed; not for classification. None: none.
 
     Yields:
-        `file` and `classes` (with `probability`, or `share` of the pixels), and the paths `mask`
-        and `overlay` if they were written; `file` and `error` for a file without a prediction.
+        `file` and `classes` (with `probability`, or `share` of the pixels) or `detections` (with
+        `score` and `box`: x1 y1 x2 y2 in pixels), and the paths `mask` and `overlay` if they were
+        written; `file` and `error` for a file without a prediction.
 
     Raises:
         BadInput: `batch_size` or `top` is less than 1, the runtime fails, or `out` cannot be
@@ -365,6 +387,8 @@ def _interpret(
         }
     if predictor.task == "classification":
         return {"classes": predictor.classify(output, top)}
+    if predictor.task == "detection":
+        return _list_detections(predictor, prepared, output, out)
     mask = predictor.segment(output, prepared)
     found, counts = np.unique(mask, return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -379,20 +403,55 @@ def _interpret(
     return {"classes": shares} | ({} if out is None else _write_masks(prepared, mask, out))
 
 
+def _list_detections(
+    predictor: Predictor, prepared: PreparedImage, output: np.ndarray, out: Path | None
+) -> dict[str, Any]:
+    """Return the detections in the output for one image; draw them if requested."""
+    found = predictor.detect(output, prepared)
+    shown = np.flatnonzero(found.scores >= box_drawing.SHOWN_SCORE)
+    corners = found.boxes * (prepared.size * 2)
+    listed = [
+        {
+            "class": int(found.classes[i]),
+            "name": predictor.class_name(int(found.classes[i])),
+            "score": float(found.scores[i]),
+            "box": [round(float(x), 2) for x in corners[i]],
+        }
+        for i in shown
+    ]
+    if out is None:
+        return {"detections": listed}
+    assert prepared.original is not None
+    names = predictor.manifest["class_names"]
+    picture = box_drawing.draw(prepared.original, found, names)
+    return {"detections": listed, **_write_pictures(prepared, out, {"overlay": picture})}
+
+
 def _write_masks(prepared: PreparedImage, mask: np.ndarray, out: Path) -> dict[str, str]:
     """Write the mask and its overlay as PNG to the folder `out`; return their paths."""
-    # The suffix is part of the name, so that a.png and a.jpg do not share a mask.
-    name = prepared.path.name.replace(".", "_")
-    mask_file, overlay_file = out / f"{name}_mask.png", out / f"{name}_overlay.png"
     assert prepared.original is not None
+    dtype = np.uint8 if mask.max() < 256 else np.uint16
+    pictures = {
+        "mask": Image.fromarray(mask.astype(dtype)),
+        "overlay": overlay(prepared.original, mask),
+    }
+    return _write_pictures(prepared, out, pictures)
+
+
+def _write_pictures(
+    prepared: PreparedImage, out: Path, pictures: dict[str, Image.Image]
+) -> dict[str, str]:
+    """Write pictures of one image as PNG to the folder `out`; return their paths by kind."""
+    # The suffix is part of the name, so that a.png and a.jpg do not share a picture.
+    name = prepared.path.name.replace(".", "_")
+    written = {kind: out / f"{name}_{kind}.png" for kind in pictures}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        dtype = np.uint8 if mask.max() < 256 else np.uint16
-        Image.fromarray(mask.astype(dtype)).save(mask_file)
-        overlay(prepared.original, mask).save(overlay_file)
+        for kind, picture in pictures.items():
+            picture.save(written[kind])
     except OSError as error:
         raise BadInput(f"cannot write to {out}: {error.strerror or error}") from error
-    return {"mask": str(mask_file), "overlay": str(overlay_file)}
+    return {kind: str(file) for kind, file in written.items()}
 
 
 def print_predictions(
@@ -412,18 +471,18 @@ def print_predictions(
         as_json: Print a JSON array with one element per line.
         batch_size: As for `predict`.
         top: As for `predict`.
-        out: Folder for masks; None: `masks`.
+        out: Folder for pictures; None: that of `FOLDERS`.
 
     Raises:
         BadInput: A folder cannot be used, or (at the end) a file has no prediction.
     """
     paths = list_images(images)
-    if out and predictor.task != "segmentation":
+    if out and predictor.task not in FOLDERS:
         raise BadInput(
             f"--out={out} has no effect: {predictor.source.name} is a classification model; leave "
             "it out"
         )
-    folder = Path(out or "masks") if predictor.task == "segmentation" else None
+    folder = Path(out or FOLDERS[predictor.task]) if predictor.task in FOLDERS else None
     count = failed = 0
     answers = predict(predictor, paths, batch_size=batch_size, top=top, out=folder)
     try:
@@ -450,9 +509,15 @@ def _encoded(answer: dict[str, Any]) -> str:
 
 def _line(answer: dict[str, Any]) -> str:
     """Return a prediction as a line of text."""
-    parts = [
-        f"{entry['name']} {entry.get('probability', entry.get('share')):.1%}"
-        for entry in answer["classes"]
-    ]
+    if "detections" in answer:
+        parts = [
+            f"{entry['name']} {entry['score']:.1%} at {' '.join(f'{x:.0f}' for x in entry['box'])}"
+            for entry in answer["detections"]
+        ] or ["nothing found"]
+    else:
+        parts = [
+            f"{entry['name']} {entry.get('probability', entry.get('share')):.1%}"
+            for entry in answer["classes"]
+        ]
     drawn = f" -> {answer['overlay']}" if "overlay" in answer else ""
     return f"{answer['file']}: {', '.join(parts)}{drawn}"

@@ -17,7 +17,10 @@ from zoo.deploy.formats import FORMATS
 from zoo.errors import BadInput
 
 SCHEMA = "zoo.manifest/1"
-TASKS = ("classification", "segmentation", "super-resolution")
+TASKS = ("classification", "segmentation", "super-resolution", "detection")
+FITTED = ("segmentation", "detection")  # tasks that show a model the whole image, padded
+POSTPROCESSING = {"classification": "softmax", "segmentation": "argmax", "detection": "nms"}
+DETECTION_ROW = 6  # numbers of a detection: corners, score, class
 PRECISIONS = ("float32", "float16", "int8")
 INTERPOLATIONS = tuple(kind.name.lower() for kind in Image.Resampling)
 LARGEST = 1 << 16  # of a side, a batch or a number of channels
@@ -65,9 +68,10 @@ def steps(task: str, takes: dict[str, Any]) -> dict[str, Any]:
     """
     size = takes["size"]
     if len(size) != 3 or task == "super-resolution":
-        return {"resize": {"classification": "crop", "segmentation": "fit"}.get(task)}
+        kind = "crop" if task == "classification" else "fit" if task in FITTED else None
+        return {"resize": kind}
     every = {"antialias": takes["interpolation"] != "nearest", "exif_orientation": "applied"}
-    if task == "segmentation":
+    if task in FITTED:
         mean = takes["mean"] or (takes["normalised_inside"] or {}).get("mean") or [0.5] * size[0]
         colour = [round(255 * value) for value in mean]
         colour = colour[::-1] if takes["channels"] == "BGR" else colour  # of the image, RGB
@@ -208,7 +212,7 @@ RULES: tuple[tuple[str, Check, str], ...] = (
      "above 0 and at most 1, or null"),
     ("input.resize", _one_of(("crop", "fit", None)), "crop, fit or null"),
     ("outputs", _list_of(_is_output), "name and shape of each output"),
-    ("postprocessing", _one_of(("softmax", "argmax", None)), "softmax, argmax or null"),
+    ("postprocessing", _one_of((*POSTPROCESSING.values(), None)), "softmax, argmax, nms or null"),
     ("comparison.runtime", _or_null(_one_of(runtimes.NAMES)),
      f"one of {', '.join(runtimes.NAMES)}, or null"),
     ("comparison.proven", lambda value: isinstance(value, bool), "true or false"),
@@ -277,9 +281,7 @@ def _statistics(takes: dict[str, Any], channels: int) -> Iterable[str]:
 def _classes(content: dict[str, Any]) -> Iterable[str]:
     """Yield how task, classes and outputs contradict each other."""
     task, names, count = content["task"], content["class_names"], content["model"]["num_classes"]
-    if content["postprocessing"] not in (
-        None, {"classification": "softmax", "segmentation": "argmax"}.get(task)
-    ):  # fmt: skip
+    if content["postprocessing"] not in (None, POSTPROCESSING.get(task)):
         yield f"says postprocessing: {content['postprocessing']}, which does not fit task: {task}"
     if task == "segmentation" and count == 1:
         count = 2  # one logit decides between two classes
@@ -288,6 +290,12 @@ def _classes(content: dict[str, Any]) -> Iterable[str]:
     if task == "super-resolution" or content["postprocessing"] == "argmax":
         return
     shape = content["outputs"][0]["shape"]
+    if task == "detection":
+        number = len(names) if names is not None else count
+        row = DETECTION_ROW if content["postprocessing"] else None if number is None else 4 + number
+        if len(shape) != 3 or (row is not None and shape[2] != row):
+            yield f"says outputs[0].shape: {shape}, which does not fit {number} classes"
+        return
     scores = shape[1] if len(shape) > 1 else None
     allowed = {len(names)} if names is not None else {count} if count else {scores}
     allowed |= {1} if task == "segmentation" else set()  # one logit decides between two classes

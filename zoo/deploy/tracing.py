@@ -12,6 +12,7 @@ from torch.fx.experimental import _config as shape_config
 
 from zoo.binary import class_map
 from zoo.deploy.spec import ExportSpec
+from zoo.deploy.suppression import suppress
 from zoo.deploy.tables import resample_tables
 from zoo.environment import quiet
 from zoo.errors import BadInput, NotExportable, first_line
@@ -24,13 +25,14 @@ STATIC_SCAN, DYNAMIC_SCAN = "multi_level", "any_length"
 
 
 class WithPrePostProcessing(nn.Module):
-    """A model with normalisation before it, or softmax or argmax after it.
+    """A model with normalisation before it, or softmax, argmax or suppression after it.
 
     Args:
         model: Returns logits.
         mean: Mean of each channel, of values in 0..1. With it, `forward` takes uint8.
         std: Standard deviation of each channel, of values in 0..1.
-        postprocessing: `"softmax"` or `"argmax"`, over classes; None: return the logits.
+        postprocessing: `"softmax"` or `"argmax"`, over classes; `"nms"`, non-maximum suppression;
+            None: return what the model returns.
         axes: Number of spatial axes: 2 for images, 3 for volumes.
 
     Attributes:
@@ -56,7 +58,10 @@ class WithPrePostProcessing(nn.Module):
         self.reparameterized = getattr(model, "reparameterized", False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits or probabilities, B K or B K H W, or classes, B H W, for `x`, B C H W."""
+        """Return logits or probabilities, B K or B K H W, or classes, B H W, for `x`, B C H W.
+
+        For a detector: boxes and scores, B A 4+K, or detections, B D 6.
+        """
         if self.takes_pixels:
             x = (x.to(self.mean.dtype) - self.mean) * self.scale  # type: ignore[operator,union-attr]
         y = self.model(x)
@@ -64,6 +69,8 @@ class WithPrePostProcessing(nn.Module):
             return y.softmax(dim=1)
         if self.postprocessing == "argmax":
             return class_map(y).to(torch.int32)
+        if self.postprocessing == "nms":
+            return suppress(y)
         return y
 
 

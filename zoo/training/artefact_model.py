@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.data.datamodule import ImageData
+from zoo.deploy.detections import to_output
 from zoo.errors import BadInput, first_line
 from zoo.runtimes.artefacts import LoadedArtefact
 from zoo.training.tasks import denormalized
@@ -21,7 +22,7 @@ class ArtefactModel:
         data: The data module that provides the images and their normalisation.
 
     Attributes:
-        postprocessing: `"softmax"` or `"argmax"` if the artefact applies it to the logits.
+        postprocessing: `"softmax"`, `"argmax"` or `"nms"` if the artefact applies it.
     """
 
     def __init__(self, artefact: LoadedArtefact, manifest: dict[str, Any], data: ImageData) -> None:
@@ -40,6 +41,8 @@ class ArtefactModel:
             return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
         if self.postprocessing == "argmax":
             return self._one_hot(outputs.long())
+        if self.postprocessing == "nms":
+            return self._one_anchor_each(outputs)
         return outputs
 
     def check_output(self, name: str) -> None:
@@ -58,7 +61,7 @@ class ArtefactModel:
             raise BadInput(
                 f"{name} does not run on an image of {size}: {first_line(error)}"
             ) from error
-        if outputs.shape != (1, *self.data.output_shape):
+        if not self.data.accepts(outputs.shape[1:]):
             shapes = (outputs.shape[1:], self.data.output_shape)
             returned, needed = ("x".join(map(str, shape)) for shape in shapes)
             raise BadInput(
@@ -66,14 +69,22 @@ class ArtefactModel:
                 f" {needed}; choose an artefact that was made for this data"
             )
 
-    def _one_hot(self, classes: Tensor) -> Tensor:
-        count = self.data.num_classes
-        largest = int(classes.max())
-        if largest >= count:
+    def _check_class(self, largest: int) -> None:
+        if largest >= self.data.num_classes:
             raise BadInput(
-                f"the artefact returned class {largest}, but the data has only {count} classes;"
-                " choose the data that it was trained on"
+                f"the artefact returned class {largest}, but the data has only"
+                f" {self.data.num_classes} classes; choose the data that it was trained on"
             )
+
+    def _one_anchor_each(self, rows: Tensor) -> Tensor:
+        """Return detections B D 6 as boxes and scores of anchors, B D 4+K."""
+        self._check_class(int(rows[..., 5].max()))
+        count = self.data.num_classes
+        return torch.stack([torch.from_numpy(to_output(one.numpy(), count)) for one in rows])
+
+    def _one_hot(self, classes: Tensor) -> Tensor:
+        self._check_class(int(classes.max()))
+        count = self.data.num_classes
         if self.data.is_binary:  # the sign of a single logit
             return (2 * classes - 1).unsqueeze(1).float()
         return F.one_hot(classes, count).movedim(-1, 1).float()

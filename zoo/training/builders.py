@@ -24,7 +24,7 @@ from zoo.settings import DataConfig, ModelConfig, TrainConfig, TrainRun
 from zoo.training.checkpoint import is_zoo_checkpoint
 from zoo.training.checkpoint_schema import check as check_checkpoint
 from zoo.training.checks import check_choice
-from zoo.training.losses import BiasLoss, Distillation, create_loss
+from zoo.training.losses import Distillation, create_loss
 from zoo.training.mixing import Mixing
 from zoo.training.report_files import class_names
 from zoo.training.tasks import check_task, get_task
@@ -192,7 +192,7 @@ def check_forward(model: nn.Module, name: str, data: ImageData, batch_size: int 
         ) from error
     finally:
         model.train(training)
-    if logits.shape != (1, *data.output_shape):
+    if not data.accepts(logits.shape[1:]):
         returned, needed = (
             "x".join(map(str, shape)) for shape in (logits.shape[1:], data.output_shape)
         )
@@ -247,8 +247,8 @@ def build_criterion(train: TrainConfig, model: nn.Module, data: ImageData) -> nn
         class_weights=_class_weights(train, data),
         **dict(train.loss_args),
     )
-    if isinstance(base, BiasLoss):
-        base.watch(model)
+    if hasattr(base, "watch"):  # a loss that reads more than the outputs
+        base.watch(model)  # type: ignore[operator]
     if train.distill == "none":
         return base
     teacher, teacher_normalization = _build_teacher(train, data)

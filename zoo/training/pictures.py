@@ -66,6 +66,11 @@ def draw_labels(
     _save(figure, path, dpi=120)
 
 
+def draw_columns(path: Path, columns: dict[str, list[Tensor]], title: str = "") -> None:
+    """Draw a column of images H W 3, values in 0..1, for each name."""
+    _save(_grid(columns, {}, title), path, dpi=200)
+
+
 def mean_iou(labels: Tensor, predictions: Tensor) -> float:
     """Return the mean IoU of the classes in one image, H W each; NaN without a labelled pixel."""
     valid = labels != IGNORE

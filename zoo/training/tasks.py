@@ -25,6 +25,7 @@ _MODULES = {
     "classification": "zoo.training.classification",
     "segmentation": "zoo.training.segmentation",
     "super-resolution": "zoo.training.super_resolution",
+    "detection": "zoo.training.detection",
 }
 
 
@@ -184,7 +185,7 @@ class Task(abc.ABC):
 
 
 class DenseTask(Task):
-    """A task that predicts a value for every pixel."""
+    """A task whose targets are pixels or boxes instead of classes of whole images."""
 
     def check_settings(self, train: TrainConfig) -> None:
         """Raise `BadInput` for settings that apply only to classes of whole images."""
