@@ -229,6 +229,8 @@ INVALID = [
     ([*SETTINGS, "train.mixup=0.2"], "train.mixup=0.2 is not supported for detection"),
     ([*SETTINGS, "train.label_smoothing=0.1"], "has no effect with train.loss=detector"),
     ([*SETTINGS, "train.loss=dice"], "unknown train.loss 'dice'. Choices: detector"),
+    ([*SETTINGS, "train.best=loss"], "unknown train.best 'loss'. Choices: map, map_50"),
+    ([*SETTINGS, "train.class_weights=balanced"], "does not list the class of each image"),
     ([*SETTINGS, "data.image_size=16"], "is too small for several digits"),
     (["data=folder_detection", "data.num_classes=2", "model=ssdlite"],
      "data.num_classes=2 has no effect for data.name=folder_detection"),

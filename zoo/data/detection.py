@@ -31,11 +31,18 @@ class BoxedPreparation:
         transform: Applied to the image and the boxes together.
         mean: One number per channel, for pixel values in 0..1.
         std: One number per channel, for pixel values in 0..1.
+        is_reversed: Whether images are turned from RGB to BGR.
     """
 
-    def __init__(self, transform: v2.Transform, mean: Sequence[float], std: Sequence[float]):
+    def __init__(
+        self,
+        transform: v2.Transform,
+        mean: Sequence[float],
+        std: Sequence[float],
+        is_reversed: bool = False,
+    ):
         self.transform = transform
-        self.normalization = Preparation(F.pil_to_tensor, mean, std)
+        self.normalization = Preparation(F.pil_to_tensor, mean, std, is_reversed)
 
     def prepare_into(self, image_out: Tensor, pair: tuple[Image.Image, np.ndarray]) -> Tensor:
         """Write the image to `image_out` (float32, C H W), and return its boxes, n 6."""
@@ -108,10 +115,13 @@ class DetectionData(ImageData):
 
     def _preparations(self) -> tuple[Any, Any]:
         mode = InterpolationMode(self.config.interpolation)
+        is_reversed = self.config.channel_order == "BGR"
         grey = [round(255 * value) for value in self.mean]
+        grey = grey[::-1] if is_reversed else grey
+        statistics = (self.mean, self.std, is_reversed)
         return (
-            BoxedPreparation(joint_augmentation(self.config, mode), self.mean, self.std),
-            BoxedPreparation(Fit(self.image_size, mode, grey), self.mean, self.std),
+            BoxedPreparation(joint_augmentation(self.config, mode), *statistics),
+            BoxedPreparation(Fit(self.image_size, mode, grey), *statistics),
         )
 
     def _open(self, split: str) -> Any:

@@ -15,8 +15,9 @@ _PIPELINES = {
     "classification": "image-classification",
     "segmentation": "image-segmentation",
     "super-resolution": "image-to-image",
+    "detection": "object-detection",
 }
-_HF_METRICS = {"top1": "accuracy", "mean_iou": "mean_iou", "psnr": "psnr"}
+_HF_METRICS = {"top1": "accuracy", "mean_iou": "mean_iou", "psnr": "psnr", "map": "mean_ap"}
 
 
 @dataclass(frozen=True)

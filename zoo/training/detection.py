@@ -165,6 +165,7 @@ class Detection(DenseTask):
 
     name: ClassVar[str] = "detection"
     loss: ClassVar[str] = "detector"
+    selectable: ClassVar[tuple[str, ...]] = ("map", "map_50")
 
     def format_score(self, score: float) -> str:
         return f"mAP {score:.4f}"
