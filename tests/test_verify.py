@@ -3,7 +3,9 @@
 import copy
 import hashlib
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,10 @@ from zoo.cache import cache_folder
 from zoo.errors import OutputsDiffer
 from zoo.fetch import cache_name
 from zoo.reports import ledger
+from zoo.reports.page import render
+from zoo.reports.view import View
+
+ROOT = Path(__file__).parents[1]
 
 NAME, ADDRESS = "simplenet_cifar_310k", "https://example.org/two.pth"
 SHA = "ab" * 32
@@ -244,3 +250,32 @@ def test_the_cache_is_found_without_pytorch(monkeypatch):
         with monkeypatch.context() as patch:
             patch.delitem(sys.modules, "torch")
             assert cache_folder() == known
+
+
+def test_the_commands_of_the_page(cached, tmp_path, monkeypatch, capsys):
+    """As typed, but for the model, and another data set in the place of ImageNet."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("a", "b"):
+        (tmp_path / "photos" / "val" / label).mkdir(parents=True)
+        Image.new("RGB", (40, 40), "red").save(tmp_path / f"photos/val/{label}/photo.png")
+    page = (ROOT / "docs" / "verify.md").read_text("utf-8")
+    (block,) = re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
+    first, second = block.splitlines()
+    for command in (first, f"{second} num_workers=0"):
+        typed = command.replace("mobilenetv2_100", NAME).replace("torchvision_v2", "two")
+        typed = typed.replace("imagenet root=path/to/imagenet", "folder root=photos")
+        assert cli.execute(typed.split()[1:]) == 0
+    assert {"accuracy", "outputs"} == ledger.entries()[f"{NAME}.two"].keys()
+
+
+def test_the_web_page_has_a_column_of_it(cached):
+    ledger.add(ledger.own_file(), f"{NAME}.two", accuracy={**ACCURACY, "data": "cifar10"})
+    names = (NAME, "mobilenetv2_100", "asvit_base", "timm/resnet18")
+    records = [
+        {"model": name, "input_size": [1, 3, 32, 32], "runtime": "eager", "p50_ms": 1.0}
+        for name in names
+    ]
+    view = View(records)
+    column = next(column for column in view.columns if column.key == "verified")
+    assert [column.value(record) for record in records] == ["top-1 72.88 %", "never", None, None]
+    assert "top-1 72.88 %" in render(view, "measurements")

@@ -132,6 +132,7 @@ def test_the_commands_of_the_readme_run_from_an_empty_folder(installed, photos):
     resume = next(c for c in COMMANDS if "train.resume" in c).replace("<run>", run.name)
     rest.append([*shlex.split(resume, comments=True)[1:], "train.limit_val_batches=1"])
     rest += [["list", "--long"], ["info", SMALL], ["count", SMALL]]
+    rest += [["push", f"runs/{run.name}", "owner/name", "--dry-run", "repository"]]
     printed = run_all(installed, rest, photos)
     assert "Traceback" not in printed
 
