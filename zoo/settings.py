@@ -160,6 +160,9 @@ class ProfileConfig:
     dtype: str = "float32"  # float32, bfloat16, float16
     channels_last: bool = False  # images and weights as NHWC in memory
     layers: bool = False  # also time every layer, in the runtime eager
+    pace: float | None = None  # also call so often per second; reports latency and lateness
+    input: str = "tensor"  # jpeg: also time decoding, resizing and normalising, with their shares
+    sustain: float | None = None  # also call for so many seconds; reports a curve over time
     min_runs: int = 50  # minimum number of timed calls
     min_time: float = 1.0  # minimum seconds per measurement
     max_time: float = 15.0  # maximum seconds per measurement; overrides both minimums

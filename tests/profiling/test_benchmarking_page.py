@@ -7,6 +7,7 @@ from pathlib import Path
 import zoo
 from zoo.cli import execute as main
 from zoo.command_line.composition import run as run_command
+from zoo.reports import records
 from zoo.runtimes import NAMES
 from zoo.settings import ProfileConfig
 
@@ -28,6 +29,7 @@ def test_commands_produce_the_documented_files(tmp_path, monkeypatch, capsys):
         ran.append(" ".join(words[1:3]))
         if words[:2] == ["python", "benchmark.py"]:
             overrides = [word for word in words[2:] if "image_sizes" not in word]
+            overrides = [word.replace("sustain=60", "sustain=0.05") for word in overrides]
             quick = [*QUICK, "profile.image_sizes=[32]", "profile.fused=true"]
             run_command("benchmark", [*overrides, *quick])
         elif words[:3] == ["python", "-m", "zoo"]:
@@ -39,7 +41,11 @@ def test_commands_produce_the_documented_files(tmp_path, monkeypatch, capsys):
     assert sorted(file.suffix for file in small.iterdir()) == [".csv", ".html", ".jsonl", ".md"]
     assert len((small / "results.jsonl").read_text().splitlines()) == 2 * 2 + 2
     assert '"stages' in (tmp_path / "runs" / "layers" / "results.html").read_text()
+    (row, *_) = records.load(tmp_path / "runs" / "production")
+    assert {"paced", "pipeline", "sustained"} <= set(row)
     printed = capsys.readouterr().out
+    assert "30 calls per second: latency" in printed
+    assert "JPEG to outputs: " in printed
     assert "no difference" in printed
     assert "3.49 M" in printed, "parameters of MobileNetV2, fused"
 

@@ -5,7 +5,7 @@ Plans are checked without building a model: the facts of each model contain its 
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from zoo import registry, runtimes
 from zoo.errors import BadInput, UnknownModel
 from zoo.inputs import published_input
+from zoo.profiling.production import Production
 from zoo.profiling.timing import MeasurementBudget
 from zoo.settings import ProfileConfig
 
@@ -62,6 +63,7 @@ class Plan:
         batches: Batch sizes.
         settings: Arguments of `measure` that all cases share.
         layers: Whether to profile layers as well.
+        production: What to measure besides the latency of calls one after the other.
     """
 
     models: list[str]
@@ -71,6 +73,7 @@ class Plan:
     batches: list[int]
     settings: dict[str, Any]
     layers: bool = False
+    production: Production = field(default_factory=Production)
 
     def cases(self) -> list[Case]:
         """List all cases, grouped by model, and within a model by whether it is fused."""
@@ -91,7 +94,8 @@ class Plan:
     def requested_settings(self) -> dict[str, Any]:
         """Return the settings that are saved as `asked` in each record."""
         threads = self.settings["threads"] or torch.get_num_threads()
-        return {**self.settings, "threads": threads, "layers": self.layers}
+        extra = self.production.requested()
+        return {**self.settings, "threads": threads, "layers": self.layers, **extra}
 
     def _image(self, name: str, requested: Sides | None) -> tuple[Sides, str | None]:
         """Return C H W for `name`, and the reason if the model cannot run on it."""
@@ -133,6 +137,8 @@ def make_plan(names: Sequence[str], arguments: dict[str, Any], profile: ProfileC
         if batch < 1:
             raise BadInput(f"profile.batch_sizes: {batch} is not a batch size; use 1 or more")
     MeasurementBudget(profile.min_runs, profile.min_time, profile.max_time).validate()
+    production = Production(profile.pace, profile.input, profile.sustain)
+    production.check()
     settings = {
         "threads": profile.threads,
         "dtype": profile.dtype,
@@ -158,6 +164,7 @@ def make_plan(names: Sequence[str], arguments: dict[str, Any], profile: ProfileC
             "max_time": profile.max_time,
         },
         layers=profile.layers,
+        production=production,
     )
 
 

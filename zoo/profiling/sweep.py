@@ -34,14 +34,18 @@ from zoo.deploy.pipeline import convert
 from zoo.environment import describe_machine, summary, versions
 from zoo.errors import BadInput, UncountedOperator, ZooError, first_line
 from zoo.factory import create_model
+from zoo.profiling import production
 from zoo.profiling.latency import compare, measure
 from zoo.profiling.layers import profile_layers
 from zoo.profiling.plan import Case, Plan
+from zoo.profiling.timing import MeasurementBudget
 from zoo.progress import phase
 from zoo.quoting import command_line, setting, shell
 from zoo.reparam import reparameterize
 from zoo.reports.records import Record, Results, case_key
 from zoo.reports.table import legend, print_all, table
+
+_BUDGET = ("min_runs", "min_time", "max_time")
 
 # The attributes of `zoo.counting.count.Counts` that each record contains, for one image.
 _COUNTS = (
@@ -176,7 +180,12 @@ class SweepRun:
             same = {key: settings[key] for key in ("threads", "dtype", "channels_last")}
             model = variants.model(case.fused)
             results["layers"] = profile_layers(model, case.input_size, **same).to_dict()
-        return results
+        budget = MeasurementBudget(**{key: settings[key] for key in _BUDGET})
+        same = {key: value for key, value in settings.items() if key not in _BUDGET}
+        measured = self.plan.production.measure(
+            source, case.input_size, case.runtime, budget, **same
+        )
+        return results | measured
 
     def _compare(self, unfused: Case, fused: Case, variants: "_Variants") -> Record:
         """Time both variants in turn: only that shows whether fusing makes a model faster."""
@@ -284,6 +293,7 @@ def print_summary(rows: Sequence[Record], results: Results) -> None:
     shown, omitted = table(rows)
     print_all(
         shown,
+        *(line for row in rows for line in production.lines(row)),
         *dict.fromkeys([*legend(rows, omitted), summary(), *_failures(rows)]),
         f"{records} in {results.path}; to write a report: "
         f"{command_line('report', {}, results.path)}",

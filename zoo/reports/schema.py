@@ -154,6 +154,41 @@ def _paired(value: Any) -> str:
     return ""
 
 
+def _measured(*needed: str) -> Check:
+    """Return the check of an object of numbers that has at least these keys."""
+
+    def check(value: Any) -> str:
+        if fault := _object(value):
+            return fault
+        for key in needed:
+            if value.get(key) is None:
+                return f"lacks {key}"
+        for key, entry in value.items():
+            if entry is not None and key != "curve" and (fault := _number(entry)):
+                return f"has {key}, which {fault}"
+        return ""
+
+    return check
+
+
+def _sustained(value: Any) -> str:
+    """Check a curve over time."""
+    if fault := _measured("first_ms", "last_ms", "slowdown")(value):
+        return fault
+    rows = value.get("curve")
+    if not isinstance(rows, list) or not rows:
+        return "has no curve"
+    faults = map(_measured("t_s", "calls", "p50_ms"), rows)
+    return next((f"has a point that {fault}" for fault in faults if fault), "")
+
+
+_PACED = ("pace", "n", "missed", "latency_p50_ms", "late_p50_ms", "response_p50_ms")
+_PIPELINE = ("n", "total_p50_ms") + tuple(
+    f"{step}_{key}"
+    for step in ("decode", "resize", "normalise", "model")
+    for key in ("p50_ms", "share")
+)
+
 _SCHEMA: dict[str, Check] = {
     **dict.fromkeys(("model", "runtime"), _name),
     **dict.fromkeys(
@@ -169,6 +204,9 @@ _SCHEMA: dict[str, Check] = {
     "input_size": _shape,
     "layers": _layers,
     "paired": _paired,
+    "paced": _measured(*_PACED),
+    "pipeline": _measured(*_PIPELINE),
+    "sustained": _sustained,
 }
 
 
