@@ -1,5 +1,7 @@
 """The search: what it finds and how little it measures, on simulated machines."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from fakes import LIMITS, FakeTimer
@@ -31,7 +33,7 @@ def best_of(found, timer, budget):
 
 def test_it_finds_what_an_exhaustive_search_finds_with_a_fraction_of_the_measurements():
     lost, shares = [], []
-    for seed in range(30):
+    for seed in range(12):
         timer = FakeTimer(seed)
         budget = (8.0, 15.0, 40.0)[seed % 3]
         search = searched(ALL, timer, budget)
@@ -40,7 +42,7 @@ def test_it_finds_what_an_exhaustive_search_finds_with_a_fraction_of_the_measure
         lost.append(best_of(ALL, timer, budget) - winner.candidate.value)
         shares.append(len(timer.opened) / len(ALL))
     assert np.mean(lost) < 0.1
-    assert np.quantile(lost, 0.9) <= 0.5
+    assert max(lost) <= 0.5
     assert np.mean(shares) < 0.1
     assert max(shares) < 0.2
 
@@ -105,6 +107,47 @@ def test_measurements_of_an_earlier_run_are_not_made_again():
     larger = Search(Predictor(ALL, LIMITS), timer, 100.0)
     larger.recall(first.measured)
     assert all(not found.dropped for found in larger.measured), "dropped ones have too few calls"
+
+
+class BusyOnce(FakeTimer):
+    """A machine that is busy, except for single calls, when it measures one model first."""
+
+    def __init__(self, model):
+        super().__init__(0)
+        self.model = model
+
+    def open(self, candidate):
+        is_first = candidate.model == self.model and candidate not in self.opened
+        context = super().open(candidate)
+        if not is_first:
+            return context
+
+        @contextlib.contextmanager
+        def slow():
+            with context as calls:
+                yield lambda count: calls(count) * np.where(np.arange(count) == 3, 1.0, 5.0)
+
+        return slow()
+
+
+def test_a_candidate_that_was_slow_on_a_busy_machine_has_a_second_chance():
+    (expected,) = searched(ALL, FakeTimer(0), 10.0).final()
+    search = searched(ALL, BusyOnce(expected.candidate.model), 10.0)
+    assert expected.candidate.model not in {one.candidate.model for one in search.final()}
+    assert expected.candidate in search.second_chances()
+    count = len(search.measured)
+    while doubtful := search.second_chances():
+        search.repeat(doubtful[0])
+    assert len(search.measured) == count
+    assert search.final()[0].candidate == expected.candidate
+    assert search.final()[0].repeated
+
+
+def test_a_candidate_without_a_fast_call_has_no_second_chance():
+    search = Search(Predictor(ALL, LIMITS), FakeTimer(0), 0.5)
+    search.step(ALL[0])
+    assert search.measured[0].dropped
+    assert search.second_chances() == []
 
 
 def test_predictions_are_a_roofline_at_first_and_learn_from_relatives():

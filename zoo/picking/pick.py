@@ -153,15 +153,15 @@ def _run(search: Search, add: Callable[[Measured], None], clock: Callable[[], fl
     """Measure candidates until none promises a gain."""
     spent: list[float] = []
     for number in itertools.count(len(search.measured) + 1):
-        promising = search.promising()
-        if not promising:
+        promising, doubtful = search.promising(), search.second_chances()
+        if not promising and not doubtful:
             return
-        candidate, left = promising[0], seconds_left(search, spent)
+        candidate, left = (promising or doubtful)[0], seconds_left(search, spent)
         eta = "" if left is None else f", at most {_duration(left)} left"
         predicted = search.predictor.ms(candidate)
         begin = clock()
         with phase(f"candidate {number}: {candidate}, predicted {predicted:.1f} ms{eta}"):
-            found = search.step(candidate)
+            found = (search.step if promising else search.repeat)(candidate)
         spent.append(clock() - begin)
         if found is not None:
             add(found)

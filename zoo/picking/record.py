@@ -62,6 +62,7 @@ def to_record(found: Measured, threads: int, limits: Roofline, here: Record) -> 
         "spread": times.spread,
         "predicted_ms": found.predicted_ms,
         "dropped": found.dropped,
+        "repeated": found.repeated,
         "top1": candidate.top1,
         "source": candidate.source,
         "licence": candidate.licence,
@@ -93,7 +94,8 @@ def from_records(
             n=record["n"],
             spread=record["spread"],
         )
-        found[candidate] = Measured(candidate, times, record["predicted_ms"], record["dropped"])
+        states = (record["dropped"], record["repeated"])
+        found[candidate] = Measured(candidate, times, record["predicted_ms"], *states)
         limits = Roofline(record["gmacs_per_s"], record["gbytes_per_s"])
     return list(found.values()), limits
 
@@ -105,7 +107,7 @@ def _is_complete(record: Record) -> bool:
     return (
         all(_is_positive(record.get(key)) for key in positive if key not in optional)
         and all(record.get(key, "") is None or _is_positive(record.get(key)) for key in optional)
-        and isinstance(record.get("dropped"), bool)
+        and all(isinstance(record.get(key), bool) for key in ("dropped", "repeated"))
         and _is_number(record.get("spread"))
     )
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -43,12 +43,14 @@ class Measured:
         predicted_ms: The prediction before it was measured.
         dropped: Whether its calls ended early, because the lower end of its interval exceeded the
             budget.
+        repeated: Whether it had a second chance.
     """
 
     candidate: Candidate
     times: Summary
     predicted_ms: float
     dropped: bool
+    repeated: bool = False
 
     def fits(self, budget_ms: float) -> bool:
         """Return whether the median is within a budget."""
@@ -98,6 +100,35 @@ class Search:
         }
         worth = [candidate for candidate, gain in gains.items() if gain >= GAIN]
         return sorted(worth, key=lambda candidate: -gains[candidate])
+
+    def second_chances(self) -> list[Candidate]:
+        """Return dropped candidates to measure once more, the most accurate first.
+
+        One with a single call within the budget may have been slow because the machine was busy.
+        """
+        best = self._best()
+        doubtful = [
+            found.candidate
+            for found in self.measured
+            if found.dropped
+            and not found.repeated
+            and found.times.min <= self.budget_ms
+            and found.candidate.value > best
+        ]
+        return sorted(doubtful, key=lambda candidate: -candidate.value)
+
+    def repeat(self, candidate: Candidate) -> Measured:
+        """Measure a dropped candidate once more; the faster of both measurements counts."""
+        (before,) = (found for found in self.measured if found.candidate == candidate)
+        self.measured.remove(before)
+        again = self.step(candidate)
+        self.failed.pop(candidate, None)  # it ran the first time
+        if again is not None:
+            self.measured.remove(again)
+        faster = again if again and again.times.p50 < before.times.p50 else before
+        found = replace(faster, predicted_ms=before.predicted_ms, repeated=True)
+        self._add(found)
+        return found
 
     def step(self, candidate: Candidate) -> Measured | None:
         """Measure a candidate; None if it failed, which `failed` explains."""
