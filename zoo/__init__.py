@@ -29,6 +29,7 @@ _LAZY = {
     "predict": "zoo.functions",
     "report": "zoo.functions",
     "push": "zoo.functions",
+    "score": "zoo.functions",
     "verify": "zoo.functions",
     "quantize": "zoo.compression.int8",
     "ZooError": "zoo.errors",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from zoo.functions import predict as predict
     from zoo.functions import push as push
     from zoo.functions import report as report
+    from zoo.functions import score as score
     from zoo.functions import train as train
     from zoo.functions import verify as verify
     from zoo.profiling.latency import compare as compare

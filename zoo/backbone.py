@@ -132,6 +132,7 @@ class Backbone(nn.Module):
 
     key_styles: ClassVar[tuple[KeyStyle, ...]] = ()
     output_fmt: ClassVar[str] = "NCHW"
+    no_features: ClassVar[str] = ""  # why there are no feature maps to extract
 
     @classmethod
     def register_family(
@@ -404,6 +405,9 @@ class FeatureExtractor(nn.Module):
     def __init__(self, model: Backbone, out_indices: int | Sequence[int] | None = None):
         super().__init__()
         from timm.models import FeatureInfo
+
+        if model.no_features:
+            raise BadInput(model.no_features)
 
         levels = take_levels(len(model.feature_info), out_indices)
         self.sources = list(model.stages.sources)

@@ -48,6 +48,7 @@ COMMANDS = {
     "weights": Command("where published weights are, and whether they fit", "mobilenetv2_100"),
     "verify": Command("run published weights, and record the result", "mobilenetv2_100"),
     "count": Command("parameters, MACs and activations", "mobilenetv2_100 --depth 2"),
+    "score": Command("rank untrained networks", "mobilenetv2_100 emo_1m --size 64"),
     "push": Command("publish the model of a run on the Hugging Face hub", "runs/<run> owner/name"),
     "completion": Command("completion for bash, zsh or fish", "bash"),
 }

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from zoo import registry
 from zoo.command_line import composition
@@ -30,6 +30,7 @@ from zoo.deploy.pipeline import Artefact
 from zoo.deploy.pipeline import export as export_module
 from zoo.errors import BadInput, unknown_value
 from zoo.factory import create_model
+from zoo.profiling.training_free import TrainingFreeScores
 from zoo.quoting import setting
 from zoo.reports.records import Record
 
@@ -331,3 +332,31 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     return value.item() if hasattr(value, "item") else value
+
+
+def score(
+    model: str,
+    images: Tensor | None = None,
+    *,
+    size: int | None = None,
+    count: int = 16,
+    repeats: int = 5,
+    seed: int = 0,
+) -> TrainingFreeScores:
+    """Return two scores of an untrained network, which rank networks of one kind.
+
+    Args:
+        model: The name of a model with feature maps.
+        images: At least two images, B C H W, prepared as in training; None: embedded digits.
+        size: Side of the digits, pixels; None: that of the model.
+        count: Number of digits.
+        repeats: Number of initialisations that the scores are means over.
+        seed: Seed of the first one.
+
+    Raises:
+        UnknownModel: No model has this name.
+        BadInput: An argument has no effect, or the model has no feature maps.
+    """
+    from zoo.commands import score as command
+
+    return command.score(model, images, size=size, count=count, repeats=repeats, seed=seed)

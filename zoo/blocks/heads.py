@@ -44,14 +44,22 @@ class NormLinear(Absorbing):
         out_features: Width of the output.
         norm: `"batch"` (LeViT, arXiv 2104.01136, section 4) or `"layer"`.
         eps: Epsilon of the norm.
+        bias: Whether the linear layer has a bias.
     """
 
     absorbs_before = {"linear": "norm"}
 
-    def __init__(self, in_features: int, out_features: int, norm: str = "batch", eps: float = 1e-5):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        norm: str = "batch",
+        eps: float = 1e-5,
+        bias: bool = True,
+    ):
         super().__init__()
         self.norm = NORMS[norm](in_features, eps=eps)
-        self.linear = nn.Linear(in_features, out_features)
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.norm(x))  # ... out_features
@@ -72,6 +80,7 @@ class ClassifierHead(nn.Module):
         drop_rate: Probability of the dropout before the classifier.
         norm: `"batch"` or `"layer"`: a norm before the linear layer; `""`: no norm.
         norm_eps: Epsilon of that norm.
+        bias: Whether the linear layer has a bias.
     """
 
     pools = POOLS  # the first is the default of a classifier
@@ -85,10 +94,11 @@ class ClassifierHead(nn.Module):
         drop_rate: float = 0.0,
         norm: str = "",
         norm_eps: float = 1e-5,
+        bias: bool = True,
     ):
         super().__init__()
         self.num_features, self.drop_rate = num_features, drop_rate
-        self.norm, self.norm_eps = norm, norm_eps
+        self.norm, self.norm_eps, self.bias = norm, norm_eps, bias
         self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool)
 
@@ -114,9 +124,12 @@ class ClassifierHead(nn.Module):
         if self.num_classes == 0:
             return nn.Identity().train(self.training)
         if self.norm:
-            layer = NormLinear(self.num_features, self.num_classes, self.norm, self.norm_eps)
+            layer = NormLinear(
+                self.num_features, self.num_classes, self.norm, self.norm_eps, self.bias
+            )
             return layer.train(self.training)
-        return nn.Linear(self.num_features, self.num_classes).train(self.training)
+        layer = nn.Linear(self.num_features, self.num_classes, bias=self.bias)
+        return layer.train(self.training)
 
     def classifiers(self) -> list[str]:
         """Return the names of the classifier layers."""

@@ -6,19 +6,20 @@ from zoo.blocks.conv import ConvNorm
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear, on the last axis.
+    """Linear, an activation, linear, on the last axis.
 
     Args:
         channels: Width of input and output.
         hidden: Hidden width.
+        act: Class of the activation.
     """
 
     input_layers, output_parts = ("fc1",), ("fc2",)
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, *, act: type[nn.Module] = nn.GELU):
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden)
-        self.act = nn.GELU()
+        self.act = act()
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
