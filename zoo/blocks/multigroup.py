@@ -6,6 +6,7 @@ gives neither its branches nor code. This is the general form, in which every me
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,27 +88,26 @@ class MultiGroupConv(nn.Module):
 
         It has as many groups as divide those of all branches; its kernel is the largest.
         """
-        first: nn.Conv2d = self.convs[0]  # type: ignore[assignment]
-        layers = [
+        first: Any = self.convs[0]
+        layers: list[Any] = [
             fold_batch_norm(conv, norm) for conv, norm in zip(self.convs, self.norms, strict=True)
         ]
         if self.identity is not None:
-            one = nn.Conv2d(first.in_channels, first.in_channels, 1, groups=first.in_channels)
+            one: Any = nn.Conv2d(first.in_channels, first.in_channels, 1, groups=first.in_channels)
             one = one.to(first.weight)
             nn.init.ones_(one.weight)
-            nn.init.zeros_(one.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(one.bias)
             layers.append(fold_batch_norm(one, self.identity))
-        groups = math.gcd(*(int(layer.groups) for layer in layers))  # type: ignore[arg-type]
-        side = max(layer.kernel_size[0] for layer in layers)  # type: ignore[index,operator]
-        merged = nn.Conv2d(
+        groups = math.gcd(*(layer.groups for layer in layers))
+        side = max(layer.kernel_size[0] for layer in layers)
+        merged: Any = nn.Conv2d(
             first.in_channels, first.out_channels, side, first.stride, side // 2, groups=groups
         ).to(first.weight)
         with torch.no_grad():
             kernels = [
-                regrouped(layer.weight.double(), int(layer.groups), groups, side)  # type: ignore
-                for layer in layers
+                regrouped(layer.weight.double(), layer.groups, groups, side) for layer in layers
             ]
             merged.weight.copy_(torch.stack(kernels).sum(0))
-            biases = [layer.bias.double() for layer in layers]  # type: ignore[operator,union-attr]
-            merged.bias.copy_(torch.stack(biases).sum(0))  # type: ignore[union-attr]
+            biases = [layer.bias.double() for layer in layers]
+            merged.bias.copy_(torch.stack(biases).sum(0))
         return merged.train(self.training)

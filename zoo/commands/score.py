@@ -91,7 +91,8 @@ def _digits(name: str, size: int | None, count: int) -> "Tensor":
         **published_normalisation(name),
     )
     data.setup("validate")
-    return data.val_dataloader().dataset.load([(0, i) for i in range(count)])[0]
+    images: Any = data.val_dataloader().dataset
+    return images.load([(0, i) for i in range(count)])[0]
 
 
 def ranks(found: "list[TrainingFreeScores]") -> list[int]:

@@ -315,7 +315,7 @@ class SparseFormer(Backbone):
 
 
 def _rows(model: SparseFormer) -> list[tuple[str, str]]:
-    whole = model.stages[0].downsample
+    whole: Any = model.stages[0].downsample
     rows = [
         (r"feat_extractor\.conv1\.", "stem.conv."),
         (r"initial_roi\.weight$", "stages.0.downsample.start_boxes"),
