@@ -137,9 +137,9 @@ class PatchMerging(Absorbing):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        x = F.pixel_unshuffle(x, 2)  # B 4C H/2 W/2, channel 4 c + 2 dy + dx
-        a, b, c, d = x.unflatten(1, (-1, 4)).unbind(2)
-        x = torch.cat([a, c, b, d], dim=1)  # channels ordered by dx, dy, c
+        even, odd = x[:, :, 0::2], x[:, :, 1::2]  # rows
+        # B 4C H/2 W/2: channels ordered by dx, dy, c
+        x = torch.cat([even[..., 0::2], odd[..., 0::2], even[..., 1::2], odd[..., 1::2]], dim=1)
         return self.project(self.norm(x))  # B 2C H/2 W/2
 
 

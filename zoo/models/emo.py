@@ -52,7 +52,10 @@ def _heads_of_windows(
     if partition == "block":
         grid = x.reshape(batch * channels, rows, side, columns, side).permute(1, 3, 0, 2, 4)
     else:
-        grid = x.reshape(batch * channels, side, rows, side, columns).permute(2, 4, 0, 1, 3)
+        # In two steps, each of which runtimes have a fast kernel for
+        grid = x.reshape(batch * channels * side * rows, side, columns).transpose(1, 2)
+        grid = contiguous_if_dynamic(grid, columns)
+        grid = grid.reshape(batch * channels * side, rows, columns, side).permute(1, 2, 0, 3)
     windows = rows * columns * batch
     grid = contiguous_if_dynamic(grid, columns)
     return grid.reshape(windows, num_heads, channels // num_heads, side * side).transpose(2, 3)
@@ -64,8 +67,12 @@ def _map_of_windows(
     """Undo `_heads_of_windows`: n*B heads side*side D -> B heads*D H W."""
     channels = y.shape[1] * y.shape[3]
     y = contiguous_if_dynamic(y.transpose(2, 3), columns)
-    grid = y.reshape(rows, columns, batch * channels, side, side)
-    grid = grid.permute(2, 0, 3, 1, 4) if partition == "block" else grid.permute(2, 3, 0, 4, 1)
+    if partition == "block":
+        grid = y.reshape(rows, columns, batch * channels, side, side).permute(2, 0, 3, 1, 4)
+    else:  # in two steps, as above
+        grid = y.reshape(rows, columns, batch * channels * side, side).permute(2, 0, 1, 3)
+        grid = contiguous_if_dynamic(grid, columns)
+        grid = grid.reshape(batch * channels * side * rows, columns, side).transpose(1, 2)
     return contiguous_if_dynamic(grid, columns).reshape(
         batch, channels, side * rows, side * columns
     )
