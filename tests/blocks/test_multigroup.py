@@ -7,11 +7,12 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.blocks.multigroup import MultiGroupConv, regrouped
+from zoo.reparam import randomize_parameters
 
 
 def made(*args, **kwargs):
     torch.manual_seed(0)
-    block = zoo.reparam.randomize_parameters(MultiGroupConv(*args, **kwargs)).double().eval()
+    block = randomize_parameters(MultiGroupConv(*args, **kwargs)).double().eval()
     return block, torch.randn(2, args[0], 7, 10, dtype=torch.float64)
 
 

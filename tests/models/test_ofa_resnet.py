@@ -12,6 +12,7 @@ import zoo
 from zoo.keys import convert_keys, misfits
 from zoo.models import ofa_resnet
 from zoo.models.ofa_resnet import ResNetSupernet, Setting, extract, from_config
+from zoo.reparam import randomize_parameters
 
 RECORD = Path(__file__).parents[1] / "reference" / "supernets" / "ofa_resnet50.json"
 
@@ -69,7 +70,7 @@ SMALL = Setting((0, 1, 0, 2, 1), (0.2, 0.35, 0.25) * 6, (0, 1, 2, 0, 1, 2))
 
 
 def test_a_network_is_cut_out_and_is_an_ordinary_backbone(narrow):
-    supernet = zoo.reparam.randomize_parameters(narrow).eval()
+    supernet = randomize_parameters(narrow).eval()
     network, x = extract(supernet, SMALL), images(2, (33, 48))
     with torch.no_grad():
         assert difference(network(x), supernet(x, SMALL)) < 1e-6

@@ -6,6 +6,7 @@ import torch
 from support import difference, images
 
 import zoo
+from zoo.reparam import randomize_parameters
 
 NAME = "pvt_v2_b0"
 
@@ -27,7 +28,7 @@ def public(state):
 
 @pytest.mark.parametrize("size", [(64, 96), (70, 61)])
 def test_outputs_are_those_of_timm(size):
-    theirs = zoo.reparam.randomize_parameters(timm.create_model(NAME)).double().eval()
+    theirs = randomize_parameters(timm.create_model(NAME)).double().eval()
     x = images(2, size, dtype=torch.float64)
     with torch.no_grad():
         for state in (theirs.state_dict(), public(theirs.state_dict())):

@@ -7,7 +7,9 @@ from support import difference, fresh, images, shaken
 
 import zoo
 from zoo.blocks.blocking import unsure
+from zoo.keys import convert_keys
 from zoo.models.sinet import SqueezeBlock, shuffle_halves
+from zoo.reparam import randomize_parameters
 
 # The record is of the network for portraits; that for Cityscapes has another layout.
 OWN_LAYOUTS = ("sinet_cityscapes",)
@@ -19,7 +21,7 @@ def test_the_halves_are_interleaved():
 
 
 def test_a_norm_moves_before_the_enlargement():
-    block = zoo.reparam.randomize_parameters(SqueezeBlock(6, 8, (5, 2), crossed=True)).eval()
+    block = randomize_parameters(SqueezeBlock(6, 8, (5, 2), crossed=True)).eval()
     fused, x = zoo.reparameterize(block), images(2, (8, 12), 6)
     assert isinstance(fused.norm, torch.nn.Identity)
     with torch.no_grad():
@@ -77,7 +79,7 @@ def test_public_names_of_the_network_for_street_scenes():
     with torch.device("meta"):
         model = zoo.create_model("sinet_cityscapes")
     own = model.state_dict()
-    converted = zoo.keys.convert_keys({key: own[name] for key, name in names.items()}, model)
+    converted = convert_keys({key: own[name] for key, name in names.items()}, model)
     assert list(converted) == list(names.values())
 
 
