@@ -24,6 +24,7 @@ _LAZY = {
     "export": "zoo.functions",
     "train": "zoo.functions",
     "eval": "zoo.functions",
+    "fit": "zoo.functions",
     "benchmark": "zoo.functions",
     "pick": "zoo.functions",
     "predict": "zoo.functions",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from zoo.functions import count as count
     from zoo.functions import eval as eval
     from zoo.functions import export as export
+    from zoo.functions import fit as fit
     from zoo.functions import list_weights as list_weights
     from zoo.functions import pick as pick
     from zoo.functions import predict as predict

@@ -34,6 +34,7 @@ class Command:
 
 
 COMMANDS = {
+    "fit": Command("from a folder of photographs to a tested file", "photos --ms 10"),
     "train": Command("train a model", "model=mobilenetv2_100 data=folder data.root=photos"),
     "eval": Command("evaluate weights or an exported file", "weights=runs/<run>"),
     "export": Command("export, check and time a model", "weights=runs/<run> format=onnx"),

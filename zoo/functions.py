@@ -54,6 +54,52 @@ def train(model: str | None = None, data: str | None = None, **settings: Any) ->
     return composition.run("train", _words({"train.devices": 1} | given))
 
 
+def fit(
+    photos: str | os.PathLike[str],
+    *,
+    ms: float | None = None,
+    model: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    size: int | None = None,
+    epochs: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Train a classifier on a folder of images, export it and test it, like `zoo fit`.
+
+    The same call continues one that was interrupted, and ends with the same weights.
+
+    Args:
+        photos: Folder with a folder of images per class, or with `train` and `val` of those.
+        ms: Largest median latency of one image in ms; picks the model by measuring.
+        model: Name of the model, instead of `ms`; None for `mobilenetv2_100`.
+        weights: File of weights to start from; None for the published ones.
+        size: Side of the image in pixels; None for that of the model.
+        epochs: None for 20 from published weights, otherwise 60.
+        out: Folder of all results; None for `runs/fit/<name of photos>`.
+
+    Returns:
+        What each step found: the steps of `fit.json`.
+
+    Raises:
+        ZooError: An argument is invalid, or a step failed; the finished steps are kept.
+        SystemExit: Ctrl-C or SIGTERM; the same call continues.
+    """
+    from zoo.commands.fit import fit as run_steps
+    from zoo.settings import FitConfig
+
+    return run_steps(
+        FitConfig(
+            photos=os.fspath(photos),
+            ms=ms,
+            model=model,
+            weights=None if weights is None else os.fspath(weights),
+            size=size,
+            epochs=epochs,
+            out=None if out is None else os.fspath(out),
+        )
+    )
+
+
 def eval(weights: str | os.PathLike[str] | None = None, **settings: Any) -> dict[str, Any]:
     """Evaluate weights or an exported file; the same as `zoo eval`.
 

@@ -37,6 +37,7 @@ class DataConfig:
     train_split_name: str | None = None  # folder or split to train on
     val_split_name: str | None = None  # folder or split to validate on
     val_split: float | None = None  # without a validation split: share of training images to use
+    split_file: str | None = None  # folder: CSV of the columns split (train or val) and image
     input_key: str | None = None  # hfds, wds: column or file extension of the image
     target_key: str | None = None  # hfds, wds: column or field of the label
     num_classes: int | None = None  # required for wds and folder_segmentation
@@ -210,6 +211,19 @@ class PickConfig:
     finalists: int | None = None  # null: 1, and 3 with `data`
     models: list[str] = field(default_factory=list)  # names or globs; empty: all
     out: str | None = None  # folder, continued if it exists; null: new, in runs/
+
+
+@dataclass
+class FitConfig:
+    """What `zoo fit` trains on, and what the user decides."""
+
+    photos: str = "photos"  # folder with a folder of images per class
+    ms: float | None = None  # largest median latency of one image in ms; picks the model
+    model: str | None = None  # name of the model, instead of `ms`
+    weights: str | None = None  # file of weights to start from; null: the published ones
+    size: int | None = None  # side of the image in pixels; null: that of the model
+    epochs: int | None = None  # null: 20 from published weights, otherwise 60
+    out: str | None = None  # folder of all results; null: runs/fit/<name of photos>
 
 
 @dataclass

@@ -240,8 +240,9 @@ class ImageData:
         }
 
     def split_keys(self) -> dict[str, list[str]] | None:
-        """Return the keys of both halves if `data.val_split` made them, for `split.csv`."""
-        if self.config.val_split is None or self.streaming:
+        """Return the keys of both halves if one folder was split, for `split.csv`."""
+        is_split = self.config.val_split is not None or self.config.split_file is not None
+        if not is_split or self.streaming:
             return None
         return {
             name: [source.key(index) for index in range(len(source))]

@@ -28,10 +28,15 @@ def open_folder(cfg: DataConfig, split: str, saved: holdout.SavedSplit | None = 
         BadInput: A folder is missing, has no classes, or a class has no images.
     """
     root = existing_root(cfg)
-    if cfg.val_split is None or split not in ("train", "val"):
+    is_split = cfg.val_split is not None or cfg.split_file is not None
+    if not is_split or split not in ("train", "val"):
         return scan(_split_folder(cfg, root, split), cfg.in_chans)
     whole = scan(folder_to_split(cfg, root), cfg.in_chans)
-    train, val = holdout.halves(whole, cfg.val_split, saved)
+    if cfg.val_split is not None:
+        train, val = holdout.halves(whole, cfg.val_split, saved)
+    else:
+        split_file = Path(str(cfg.split_file)).expanduser()
+        train, val = holdout.listed(whole, saved or holdout.read_file(split_file), split_file)
     return Part.of(whole, train if split == "train" else val)
 
 
@@ -67,8 +72,9 @@ def folder_to_split(cfg: DataConfig, root: Path) -> Path:
     if not train.is_dir():
         return root
     if (root / "val").is_dir():
+        key = "split_file" if cfg.val_split is None else "val_split"
         raise BadInput(
-            f"data.val_split={cfg.val_split} has no effect because {root / 'val'} exists; "
+            f"data.{key}={getattr(cfg, key)} has no effect because {root / 'val'} exists; "
             "leave it out"
         )
     return train

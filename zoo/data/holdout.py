@@ -69,6 +69,36 @@ def halves(
     return sorted(train), sorted(val)
 
 
+def listed(source: Any, split: SavedSplit, path: Path) -> tuple[list[int], list[int]]:
+    """Return the indices of the training half and of the validation half of `data.split_file`.
+
+    Images that the file does not list are left out.
+
+    Args:
+        source: The images, with `key`.
+        split: The content of the file.
+        path: The file, for messages.
+
+    Raises:
+        BadInput: A half has no image.
+    """
+    halves_of: dict[str, list[int]] = {"train": [], "val": []}
+    keys = [source.key(index) for index in range(len(source))]
+    for index, key in enumerate(keys):
+        if key in split:
+            halves_of[split[key]].append(index)
+    gone = sorted(split.keys() - set(keys))
+    if gone:
+        _warn(f"{_count(gone)} of {path.name} are missing: {shortened(gone)}")
+    for half, indices in halves_of.items():
+        if not indices:
+            raise BadInput(
+                f"data.split_file={path} lists no image of the folder for {half}; its column image"
+                " must have paths below the folder of the classes"
+            )
+    return halves_of["train"], halves_of["val"]
+
+
 def _too_few(source: Any, share: float, label: int | None) -> str:
     if label is None:
         return f"data.val_split={share} cannot split a single image; add more"
@@ -136,8 +166,17 @@ def read(folder: Path) -> dict[str, str] | None:
         BadInput: The file is damaged.
     """
     path = folder / FILE
+    return read_file(path) if path.is_file() else None
+
+
+def read_file(path: Path) -> dict[str, str]:
+    """Return the half of each image of a file like `split.csv`.
+
+    Raises:
+        BadInput: The file is missing or damaged.
+    """
     if not path.is_file():
-        return None
+        raise BadInput(f"data.split_file={path} does not exist; give a file like {FILE} of a run")
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))

@@ -115,12 +115,12 @@ _STREAM = _HUB - {"val_split", "cache"} | {"num_classes"}
 _MASKS = _RESIZED | _SPLITS | {"num_classes", "class_names", "palette"}
 _FETCHED = {"root", "download"}
 _MADE = {"train_images", "val_images"}
-_SPECIAL = _HUB | _MASKS | _FETCHED | _MADE
+_SPECIAL = {"split_file"} | _HUB | _MASKS | _FETCHED | _MADE
 
 SETS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "digits": (DIGITS, _LABELLED),
-    "folder": (FOLDERS, _FOLDER),
-    "imagenet": (FOLDERS, _FOLDER),
+    "folder": (FOLDERS, _FOLDER | {"split_file"}),
+    "imagenet": (FOLDERS, _FOLDER | {"split_file"}),
     "cifar10": (CIFAR, _LABELLED | _FETCHED),
     "cifar100": (CIFAR, _LABELLED | _FETCHED),
     "hfds": (HUGGING_FACE, _HUB),
@@ -186,7 +186,7 @@ def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
         defaults[key] = _for_channels(defaults[key], given.in_chans)
     if _replaces_color_jitter(given.auto_augment):
         defaults["color_jitter"] = 0.0
-    if given.val_split is not None:
+    if given.val_split is not None or given.split_file is not None:
         defaults.pop("val_split_name")
     defaults["num_workers"] = min(defaults["num_workers"], _cpus())
     values = dataclasses.asdict(given)
@@ -253,9 +253,14 @@ def _check_effects(given: DataConfig, supported: set[str]) -> None:
             f"data.color_jitter={given.color_jitter} has no effect with "
             f"data.auto_augment={given.auto_augment}; leave one of them out"
         )
-    if given.val_split is not None and given.val_split_name is not None:
+    ways = [
+        key
+        for key in ("val_split", "val_split_name", "split_file")
+        if getattr(given, key) is not None
+    ]
+    if len(ways) > 1:
         raise BadInput(
-            "data.val_split and data.val_split_name exclude each other; leave one of them out"
+            f"data.{ways[0]} and data.{ways[1]} exclude each other; leave one of them out"
         )
     for key in ("re_mode", "re_count"):
         if getattr(given, key) is not None and not given.re_prob:

@@ -77,9 +77,10 @@ def saved_split(
     Raises:
         BadInput: The saved split is damaged.
     """
-    if data.val_split is None or trained_on is None:
+    if (data.val_split is None and data.split_file is None) or trained_on is None:
         return None
-    if any(trained_on.get(key) != getattr(data, key) for key in ("name", "val_split")):
+    keys = ("name", "val_split", "split_file")
+    if any(trained_on.get(key) != getattr(data, key) for key in keys):
         return None
     found = holdout.read(folder)
     if found is None:
