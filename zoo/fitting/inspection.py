@@ -8,7 +8,7 @@ from typing import Any
 from zoo.data import folders
 from zoo.data.listing import shortened
 from zoo.data.sources import Source
-from zoo.errors import BadInput, first_line
+from zoo.errors import BadInput
 from zoo.fitting import duplicates, split
 from zoo.images import convert, open_image, reason
 from zoo.progress import track
@@ -89,7 +89,7 @@ class _Seen:
             with open_image(self.path) as image:
                 whole = convert(image, 3)
         except Exception as error:  # Pillow raises errors of many types
-            self.fault = first_line(reason(error))
+            self.fault = reason(error)
             return
         self.size, self.look = whole.size, duplicates.look(whole)
 
