@@ -1,5 +1,7 @@
 """Options of the whole suite, and one thread a process."""
 
+import copy
+import functools
 import gc
 import logging
 import os
@@ -27,6 +29,22 @@ os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
 
 # Tracing makes many objects and little garbage. Every test file is cleaned up after (see below).
 gc.set_threshold(20_000, 50, 100)
+
+
+def pytest_runtest_setup(item):
+    """Let PyTorch read the ONNX form of its operators once, not for every file: half a second."""
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if module is None or hasattr(module.ONNXRegistry.from_torchlib, "__wrapped__"):
+        return
+    read = functools.cache(module.ONNXRegistry.from_torchlib)
+
+    @functools.wraps(read)
+    def copied(**options):
+        made = copy.copy(read(**options))  # an export may add operators of its own
+        made.functions = {target: list(found) for target, found in made.functions.items()}
+        return made
+
+    module.ONNXRegistry.from_torchlib = staticmethod(copied)
 
 
 def pytest_addoption(parser):

@@ -1,11 +1,13 @@
 """What tests have in common: shaken models built once, images, comparisons that mean something."""
 
+import contextlib
 import copy
 import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -113,11 +115,23 @@ def quick(name: str, blocks: int = 2) -> dict[str, Any]:
 
 def build(name: str, *, blocks: int | None = None, **kwargs) -> nn.Module:
     """Create a model; with `blocks`, only so many of the blocks of each stage stay in it."""
-    model = zoo.create_model(name, **kwargs)
+    with without_initial_values():
+        model = zoo.create_model(name, **kwargs)
     if blocks is not None:
         for stage in model.stages:
             stage.blocks = stage.blocks[:blocks]
     return model
+
+
+@contextlib.contextmanager
+def without_initial_values():
+    """Leave out drawing the initial values of parameters, which `randomize_parameters` replaces."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_"):
+            patch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+        for name in ("uniform_", "normal_"):
+            patch.setattr(Tensor, name, lambda tensor, *_, **__: tensor)
+        yield
 
 
 @functools.lru_cache(maxsize=3 * len(SMALLEST))  # whole, with fewer blocks, and the features

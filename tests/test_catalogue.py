@@ -14,7 +14,7 @@ from zoo import registry
 
 COUNTS = counts.read()
 PAGE = models_page.FILE.read_text("utf-8")
-# Counted again here; tests/profiling/test_count_models.py counts all models with published MACs.
+# Counted again here; `python -m tools write` counts models with other parameters or sizes.
 QUICK = [name for name in SMALLEST if COUNTS.get(name, {}).get("macs", 0) < 4e8]
 
 

@@ -385,7 +385,8 @@ def randomize_parameters(model: Model, seed: int = 0) -> Model:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+        dtype = torch.float32 if like.dtype == torch.float32 else torch.float64
+        return torch.randn(like.shape, generator=generator, dtype=dtype).to(like)
 
     with torch.no_grad():
         for module in model.modules():

@@ -1,7 +1,5 @@
 """The counts of whole models, compared with PyTorch's counter and with published figures."""
 
-import functools
-
 import pytest
 import torch
 from support import FINISHED, SMALLEST, inputs, quick, shaken
@@ -9,7 +7,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from tools import counts as stored_counts
-from zoo.counting.count import Counts
 
 COUNTS = stored_counts.read()
 # Peers of four kinds; PyTorch's own counter knows matrix products, convolutions and attention.
@@ -17,20 +14,6 @@ PEERS = [
     f"timm/{name}"
     for name in ("vit_tiny_patch16_224", "mobilenetv4_conv_small", "fastvit_t8", "repvit_m0_9")
 ]
-
-
-LARGE = 300_000_000  # MACs: models above are counted by `make generated`, not here
-
-
-@functools.cache
-def counts(name) -> Counts:
-    """Count a registered model at its default image size."""
-    with torch.device("meta"):
-        model = zoo.create_model(name)
-    model = model.to_empty(device="cpu")
-    for tensor in model.state_dict().values():  # denormal values would be slow
-        tensor.zero_()
-    return zoo.count(model, (1, *zoo.model_info(name)["input"]["size"]))
 
 
 def macs_of_pytorch(model, size) -> int:
@@ -61,7 +44,6 @@ def test_the_counter_of_pytorch_agrees_on_models_of_timm(name):
     assert zoo.count(model, size).macs == pytest.approx(macs_of_pytorch(model, size), rel=0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FINISHED)
 def test_published_macs_agree_unless_the_facts_explain_why_not(name):
     facts = zoo.model_info(name)
@@ -70,10 +52,7 @@ def test_published_macs_agree_unless_the_facts_explain_why_not(name):
         reasons = [row.get("why", {}).get("macs_g") for row in facts["published"]]
         assert any(reasons), "no published MACs, and no reason in the facts"
         return
-    stored = COUNTS[name]["macs"]  # tests/test_catalogue.py checks that it exists
-    if stored < LARGE or name in SMALLEST:
-        assert counts(name).macs == stored
-    found = stored / 1e9
+    found = COUNTS[name]["macs"] / 1e9  # tests/test_catalogue.py compares these with the code
     for row in rows:
         if row.get("why", {}).get("macs_g"):
             continue

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,24 @@ def test_a_killed_loader_process_is_one_line(
     monkeypatch.setattr(loop.Loop, "_update", killed)
     with pytest.raises(MachineFault, match=r"died, usually because memory ran out; .*continue"):
         run_command("train", [*FAST, f"train.out={tmp_path}"])
+
+
+class Deadly(torch.utils.data.Dataset):
+    """A data set whose process is killed, as by the kernel when memory runs out."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_pytorch_says_that_a_loader_process_was_killed(tmp_path: Path) -> None:
+    with (
+        pytest.raises(MachineFault, match="a process that loads images died, .*; fewer; k"),
+        report_machine_faults(memory="", loader="fewer", folder=tmp_path, kept=lambda: "k"),
+    ):
+        list(torch.utils.data.DataLoader(Deadly(), num_workers=1))
 
 
 def test_more_processes_than_cores_are_rejected_before_anything_starts(tmp_path: Path) -> None:
