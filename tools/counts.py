@@ -1,7 +1,4 @@
-"""`results/counts.json`: parameters, multiply-accumulates and traffic of each model at its size.
-
-Older entries of models that `zoo pick` does not consider lack `moved_bytes`.
-"""
+"""`results/counts.json`: parameters, multiply-accumulates and traffic of each model at its size."""
 
 import json
 from typing import Any
@@ -29,7 +26,7 @@ def is_current(name: str, counts: Counts) -> bool:
     """Return whether the counts of a model are for the parameters and size of its facts."""
     facts = registry.get_spec(name).facts
     same = {"params": facts["params"], "input": facts["input"]["size"]}
-    return same.items() <= counts.get(name, {}).items()
+    return same.items() <= counts.get(name, {}).items() and "moved_bytes" in counts[name]
 
 
 def up_to_date(counts: Counts) -> Counts:
