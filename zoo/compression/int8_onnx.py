@@ -290,10 +290,19 @@ def _transpose(graph: Any) -> None:
         transposed = numpy_helper.from_array(np.ascontiguousarray(array), node.output[0])
         graph.graph.initializer.append(transposed)
         graph.graph.node.remove(node)
-    used = {name for node in graph.graph.node for name in node.input}
+    used = set(_read_names(graph.graph))
     for name, tensor in weights.items():
         if name not in used:
             graph.graph.initializer.remove(tensor)
+
+
+def _read_names(graph: Any) -> Iterator[str]:
+    """Yield the names of the values that the nodes of a graph and of their bodies read."""
+    for node in graph.node:
+        yield from node.input
+        for entry in node.attribute:
+            if entry.HasField("g"):
+                yield from _read_names(entry.g)
 
 
 def _folded(graph: Any, chosen: Collection[str]) -> list[str]:
