@@ -228,14 +228,16 @@ class Returns:
 
 
 def test_artefacts_with_suppression_are_compared_without_regard_to_order():
-    def judge(change):
+    def judge(change, half=False):
         return agreement.compare_outputs(
-            Returns(), Returns(change), (3, 8, 8), [1, 2], postprocessing="nms"
+            Returns(), Returns(change), (3, 8, 8), [1, 2], postprocessing="nms", half=half
         )
 
     same = judge(lambda rows: rows[:, ::-1].copy())
     assert same.proven
     assert (same.max_abs_error, same.measure) == (0, "detections")
+    rounding = np.array([1e-2] * 5 + [0], np.float32)
+    assert judge(lambda rows: rows + rounding, half=True).proven
     for column, size in ((0, 0.01), (4, 0.01), (5, 1)):
 
         def change(rows, column=column, size=size):

@@ -257,7 +257,7 @@ def _judge_detections(
             f" {allowed:.1%} is allowed; {OTHER_FORMAT}, or set export.fuse=false"
         )
     return Agreement(
-        proven=spread > 10 * allowed,
+        proven=spread > 5 * allowed,
         max_abs_error=wrong,
         max_rel_error=wrong / spread if spread else None,
         spread=spread,
