@@ -195,6 +195,7 @@ BAD = [
     ("three numbers", edit("annotations", 0, bbox=[1, 2, 3]), "give four finite numbers"),
     ("no numbers", edit("annotations", 0, bbox=[1, 2, 3, "4"]), "give four finite numbers"),
     ("not finite", edit("annotations", 0, bbox=[1, 2, 3, float("nan")]), "four finite numbers"),
+    ("huge", edit("annotations", 0, bbox=[1, 2, 3, 10**400]), "four finite numbers"),
     ("true", edit("annotations", 0, bbox=[True, 2, 3, 4]), "give four finite numbers"),
     ("unknown image", edit("annotations", 0, image_id=9), "image_id=9, which images does not have"),
     ("text id", edit("annotations", 0, image_id="8"), "image_id='8', which images does not have"),

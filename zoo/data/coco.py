@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +14,7 @@ from zoo.images import image_size, one_line
 from zoo.settings import DataConfig
 
 FILE, IMAGES = "annotations.json", "images"
+LARGEST = 1e9  # number in a box, pixels
 OVERHANG = 1.0  # pixels that a box may exceed the image by; tools round differently
 
 
@@ -247,6 +247,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-_is_number: Callable[[Any], bool] = lambda value: (  # noqa: E731
-    isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-)
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -LARGEST <= value <= LARGEST  # also false for NaN
