@@ -1,6 +1,7 @@
 """`zoo fit`: from a dirty folder to artefacts and a page, continued after any failure."""
 
 import base64
+import csv
 import json
 import re
 import shutil
@@ -111,9 +112,24 @@ def test_the_page_is_one_file_with_pictures_and_the_verdict(finished: Path) -> N
     top1 = steps["evaluate"][command.recommended(steps)]["report"]["top1"]["value"]
     assert f"top-1 {top1:.2%}" in page
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(pictures) == 2
+    doubted = steps["labels"]["first"]
+    assert len(pictures) == 2 + len(doubted)
     assert all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
     assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_all_images_are_ranked_by_their_labels(photos: Path, finished: Path) -> None:
+    with (finished / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = steps_of(finished)
+    assert len(rows) == steps["inspect"]["images"]
+    assert all((photos / row["file"]).parent.name == row["class"] for row in rows)
+    confidences = [float(row["confidence"]) for row in rows]
+    assert confidences == sorted(confidences)
+    assert [row["file"] for row in rows if row["class"] != row["suggested"]][:24] == [
+        row["file"] for row in steps["labels"]["first"]
+    ]
+    assert rows.index(next(row for row in rows if row["file"] == "ant/bee.png")) < 10
 
 
 def test_the_same_command_again_does_nothing_anew(
@@ -132,7 +148,12 @@ class Killed(Exception):
 def test_after_a_failure_anywhere_the_same_command_ends_with_the_same_weights(
     photos: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = ("export", "int8", "evaluate")  # they read the weights, and are repeated as a whole
+    late = (
+        "export",
+        "int8",
+        "evaluate",
+        "labels",
+    )  # they read the weights, and are repeated as a whole
     done = steps_of(finished)
     for name in late:
         monkeypatch.setitem(fit_steps.ALL, name, ("", lambda *_, name=name: done[name]))

@@ -91,7 +91,7 @@ def fit(settings: FitConfig) -> dict[str, Any]:
             if name == "choose":
                 print("\n".join(_choice(kept.steps[name])))
     verdict = conclusion(kept.steps)
-    replace_files({folder / page.NAME: page.render(kept.steps, folder, verdict)})
+    replace_files({folder / page.NAME: page.render(kept.steps, folder, photos, verdict)})
     print("\n".join(verdict))
     print(f"page: {folder / page.NAME}")
     best = kept.steps["export" if recommended(kept.steps) == "float" else "int8"]["folder"]
@@ -130,6 +130,12 @@ def conclusion(steps: dict[str, Any]) -> list[str]:
         text.append(f"int8 failed: {steps['int8']['error']}")
     if steps["choose"]["weights"] == "none":
         text.append(f"trained from random weights: {steps['choose']['reason']}")
+    if doubted := steps["labels"]["doubted"]:
+        first = steps["labels"]["first"][0]
+        text.append(
+            f"{doubted} labels are in doubt, first {first['file']}: {first['class']}, or"
+            f" {first['suggested']}? The list: {steps['labels']['file']}"
+        )
     return text
 
 

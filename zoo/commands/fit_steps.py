@@ -1,17 +1,24 @@
 """The steps of `zoo fit`. Each one reads what the earlier ones found, and can be repeated."""
 
+import csv
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from zoo.commands import eval as evaluation
 from zoo.commands import export, resolve, train
 from zoo.data import holdout
+from zoo.data.datamodule import ImageData
 from zoo.errors import BadInput, ZooError, first_line
 from zoo.factory import create_model
-from zoo.fitting import inspection
+from zoo.fitting import inspection, labels
 from zoo.inputs import published_input
+from zoo.progress import track
 from zoo.settings import (
     DataConfig,
     EvalRun,
@@ -24,12 +31,18 @@ from zoo.settings import (
     TrainConfig,
     TrainRun,
 )
+from zoo.training import run_data
+from zoo.training.builders import open_evaluation_data
+from zoo.training.disk import atomic_file
 from zoo.training.stopping import reason_to_end
 
 MODEL = "mobilenetv2_100"  # small, with published weights, runs everywhere
 EPOCHS = {"published": 20, "none": 60}
 LEARNING_RATE = {"published": 3e-4, "none": 2e-3}
 SPLIT = "split.csv"  # in the folder of the command
+LABELS = "labels.csv"  # in the folder of the command
+MOST_SUSPECTS = 24  # on the page
+BATCH = 32  # images, for features
 
 Steps = dict[str, Any]
 Step = Callable[[FitConfig, Path, Steps], dict[str, Any]]
@@ -236,6 +249,57 @@ def evaluate(settings: FitConfig, folder: Path, steps: Steps) -> dict[str, Any]:
     return found
 
 
+def suspect_labels(settings: FitConfig, folder: Path, steps: Steps) -> dict[str, Any]:
+    """Rank all images by how much their label is in doubt, and write the list."""
+    run = folder / steps["train"]["run"]
+    saved = resolve.read_weights(str(run))
+    _, model, _ = export.load_model(ExportRun(weights=str(run)), {}, saved)
+    config = DataConfig(**saved.groups["data"])
+    data = open_evaluation_data(
+        config,
+        BATCH,
+        saved.preprocessing,
+        source=str(run),
+        num_classes=saved.num_classes,
+        class_names=saved.class_names,
+        saved_split=run_data.saved_split(run, saved.groups["data"], config),
+    )
+    values, numbers, files = _features(model, data)
+    names = data.class_names or []
+    root = Path(settings.photos).expanduser()
+    rows = [
+        {
+            "file": os.path.relpath(files[one.index], root),
+            "class": names[numbers[one.index]],
+            "suggested": names[one.suggested],
+            "confidence": round(one.confidence, 6),
+        }
+        for one in labels.ranked(values, numbers)
+    ]
+    with atomic_file(
+        folder / LABELS, "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    doubted = [row for row in rows if row["class"] != row["suggested"]]
+    return {"file": LABELS, "doubted": len(doubted), "first": doubted[:MOST_SUSPECTS]}
+
+
+@torch.inference_mode()
+def _features(model: Any, data: ImageData) -> tuple[np.ndarray, list[int], list[str]]:
+    """Return the features of all images without augmentation, their classes and their files."""
+    model.reset_classifier(0)
+    values, numbers, files = [], [], []
+    for split in ("train", "val"):
+        source = data.source(split)
+        numbers += [int(label) for label in source.labels]
+        files += [source.files(index)[0] for index in range(len(source))]
+        for images, _ in track(data.eval_dataloader(split), f"features of the {split} images"):
+            values.append(model(images).flatten(1).float().numpy())
+    return np.concatenate(values), numbers, files
+
+
 ALL: dict[str, tuple[str, Step]] = {
     "inspect": ("looking at the images", inspect),
     "choose": ("choosing the model", choose),
@@ -243,4 +307,5 @@ ALL: dict[str, tuple[str, Step]] = {
     "export": ("exporting", export_float),
     "int8": ("trying int8", export_int8),
     "evaluate": ("evaluating the artefacts", evaluate),
+    "labels": ("looking for wrong labels", suspect_labels),
 }

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import BadInput
 from zoo.fitting.inspection import lines
+from zoo.images import read_image
 
 NAME = "fit.html"
+THUMBNAIL = 112  # pixels
 MOST_LISTED = 30  # groups of copies and broken files on the page
 
 _STYLE = """
@@ -19,17 +22,20 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { text-align: right; padding: .25rem .75rem; border-bottom: 1px solid #ccc; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; }
+figure { display: inline-block; width: 9rem; margin: .5rem; vertical-align: top; }
+figcaption { font-size: .75rem; overflow-wrap: anywhere; }
 code { overflow-wrap: anywhere; }
 @media (prefers-color-scheme: dark) { body { background: #111; color: #eee; } }
 """
 
 
-def render(steps: dict[str, Any], folder: Path, verdict: Sequence[str]) -> str:
+def render(steps: dict[str, Any], folder: Path, photos: Path, verdict: Sequence[str]) -> str:
     """Return the HTML of the page.
 
     Args:
         steps: What each step found.
         folder: The folder of the command, with the pictures.
+        photos: The folder of the images.
         verdict: The result in sentences.
     """
     chosen, data = steps["choose"], steps["inspect"]
@@ -52,6 +58,8 @@ def render(steps: dict[str, Any], folder: Path, verdict: Sequence[str]) -> str:
             _read(folder / evaluation["float"]["folder"] / "confusion.png"), "confusion matrix"
         ),
     ]
+    if steps["labels"]["doubted"]:
+        parts += ["<h2>Labels in doubt</h2>", _suspects(steps["labels"], photos)]
     body = "\n".join(part for part in parts if part)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -111,6 +119,32 @@ def _faults(data: dict[str, Any]) -> str:
             shown = [*items[:MOST_LISTED], *([f"and {more} more"] if more > 0 else [])]
             parts.append(f"<h3>{_text(title)}</h3>{_list(shown)}")
     return "".join(parts)
+
+
+def _suspects(found: dict[str, Any], photos: Path) -> str:
+    """Return small pictures of the images whose labels are most in doubt."""
+    figures = []
+    for one in found["first"]:
+        caption = f"{one['file']}: {one['class']}, or {one['suggested']}?"
+        picture = _thumbnail(photos / one["file"])
+        figures.append(f"<figure>{picture}<figcaption>{_text(caption)}</figcaption></figure>")
+    words = (
+        f"{found['doubted']} of the labels are not what a classifier of the other images predicts."
+        f" All images, the most doubtful first: {found['file']}"
+    )
+    return f"<p>{_text(words)}</p><div>{''.join(figures)}</div>"
+
+
+def _thumbnail(path: Path) -> str:
+    """Return a small picture of an image; nothing if it is gone."""
+    try:
+        image = read_image(str(path), 3, str(path))
+    except BadInput:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return _picture(buffer.getvalue(), path.name)
 
 
 def _joined(groups: Sequence[Sequence[str]]) -> list[str]:

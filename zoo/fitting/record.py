@@ -9,7 +9,7 @@ from zoo.reports.writing import replace_files
 
 NAME = "fit.json"
 KIND = "zoo fit 1"  # the kind and the version of the file
-STEPS = ("inspect", "choose", "train", "export", "int8", "evaluate")
+STEPS = ("inspect", "choose", "train", "export", "int8", "evaluate", "labels")
 
 
 class FitRecord:
