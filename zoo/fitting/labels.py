@@ -8,6 +8,7 @@ arXiv 1911.00068, section 3).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def ranked(values: np.ndarray, labels: Sequence[int]) -> list[Suspect]:
         return [Suspect(index, 1.0, int(label)) for index, label in enumerate(numbers)]
     folds = min(FOLDS, int(counts[classes].min()))
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, C=0.1))
-    shares = cross_val_predict(
+    shares: Any = cross_val_predict(
         classifier,
         values[usable],
         known,
