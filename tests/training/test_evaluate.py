@@ -101,7 +101,13 @@ def test_the_files_match_the_report(whole_run: Path, tmp_path: Path) -> None:
         "classes.csv",
         "confusion.csv",
         "confusion.png",
+        "images.csv",
     }
+    with (tmp_path / "e" / "images.csv").open(newline="") as file:
+        images = list(csv.DictReader(file))
+    hits = sum(int(row["correct"]) for row in images)
+    assert hits / len(images) == report["top1"]["value"]
+    assert 0 <= report["calibration"]["ece"] <= 1
     assert json.loads((tmp_path / "e" / "report.json").read_text()) == report
     with (tmp_path / "e" / "confusion.csv").open() as file:
         rows = list(csv.reader(file))

@@ -45,7 +45,10 @@ def test_an_evaluation_names_its_files_and_the_next_command(
 ) -> None:
     run_command("eval", [f"weights='{finished}'", f"out={tmp_path / 'e'}", "device=cpu"])
     printed = capsys.readouterr().out
-    assert f"{tmp_path / 'e'}: classes.csv, confusion.csv, confusion.png, report.json" in printed
+    assert (
+        f"{tmp_path / 'e'}: classes.csv, confusion.csv, confusion.png, images.csv, report.json"
+        in printed
+    )
     assert f"next: zoo export \"weights='{finished}'\"" in printed
 
 

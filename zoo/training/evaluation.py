@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zoo.progress import phase, track
-from zoo.training import checkpoint, logs, report_files, run_folder
+from zoo.training import checkpoint, confidence, logs, report_files, run_folder
 from zoo.training.faults import report_machine_faults
 from zoo.training.tasks import Forward, NotFinite, Result, Task, get_task
 
@@ -49,12 +49,16 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
     data, device = target.data, target.device
     task = get_task(data.task)
     console.print(data.describe(), markup=False)
-    result = _measured(task, target)
+    found = confidence.Predictions(target.forward)
+    result = _measured(task, target, found)
+    has_shares = data.task == "classification" and "loss" not in target.unavailable
+    calibration = confidence.calibration(found.logits, found.targets) if has_shares else None
     report = {
         **target.about,
         "data": data.config.name,
         "preprocessing": data.eval_preprocessing(),
         **task.report(result, data),
+        **({} if calibration is None else {"calibration": calibration}),
         **dict.fromkeys(target.unavailable),
         "versions": run_folder.versions(),
     }
@@ -63,6 +67,8 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
 
     def write_files(folder: Path) -> None:
         task.write(folder, report)
+        if has_shares:
+            confidence.write_images(folder, found, data)
         task.draw(folder, target.forward, data, device, title)
 
     with (
@@ -71,6 +77,11 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
     ):
         files = report_files.write_report(out, report, write_files)
     task.show(console, title, report)
+    if calibration is not None:
+        console.print(
+            f"calibration error {calibration['ece']:.2%}; with temperature"
+            f" {calibration['temperature']:.3g}: {calibration['ece_with_temperature']:.2%}"
+        )
     console.print(f"written to {out}: {', '.join(files)}", markup=False)
     for command in target.next_commands:
         console.print(f"next: {command}", markup=False)
@@ -81,14 +92,16 @@ _MORE_MEMORY = "lower batch_size, data.image_size or data.num_workers"
 _FEWER_WORKERS = "use fewer processes: data.num_workers=<fewer, 0 for none>"
 
 
-def _measured(task: Task, target: EvaluationTarget) -> Result:
+def _measured(task: Task, target: EvaluationTarget, found: confidence.Predictions) -> Result:
     """Return the metrics; raise an error that names the weights if its outputs are not finite."""
     data, weights = target.data, target.about.get("artefact") or target.about.get("weights")
     try:
         with report_machine_faults(memory=_MORE_MEMORY, loader=_FEWER_WORKERS):
+            batches = track(data.val_dataloader(), "evaluating batches")
+            is_kept = data.task == "classification"  # other outputs would fill the memory
             return task.validate(
-                target.forward,
-                track(data.val_dataloader(), "evaluating batches"),
+                found if is_kept else target.forward,
+                found.noted(batches) if is_kept else batches,
                 data,
                 target.device,
                 memory_format=target.memory_format,
