@@ -106,7 +106,7 @@ def test_the_files_match_the_report(whole_run: Path, tmp_path: Path) -> None:
     with (tmp_path / "e" / "images.csv").open(newline="") as file:
         images = list(csv.DictReader(file))
     hits = sum(int(row["correct"]) for row in images)
-    assert hits / len(images) == report["top1"]["value"]
+    assert hits / len(images) == pytest.approx(report["top1"]["value"])
     assert 0 <= report["calibration"]["ece"] <= 1
     assert json.loads((tmp_path / "e" / "report.json").read_text()) == report
     with (tmp_path / "e" / "confusion.csv").open() as file:

@@ -120,7 +120,7 @@ class Classification(Task):
         return f"top-1 {score:.2%}"
 
     def meter(self, data: Any) -> ClassificationMeter:
-        return ClassificationMeter(data.num_classes, data.class_names)
+        return ClassificationMeter(data.num_classes, getattr(data, "class_names", None))
 
     def report(self, result: ClassificationResult, data: Any) -> dict[str, Any]:
         shares = {"top1": result.top1, "top5": result.top5}
