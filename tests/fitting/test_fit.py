@@ -17,6 +17,7 @@ import zoo
 from zoo import cli
 from zoo.commands import fit as command
 from zoo.commands import fit_steps
+from zoo.deploy.predict import Predictor
 from zoo.errors import BadInput
 from zoo.settings import FitConfig
 from zoo.training import loop
@@ -99,6 +100,26 @@ def test_the_artefacts_are_evaluated_on_the_images_that_were_held_out(
         assert about["p50_ms"] > 0
     (ant,) = zoo.predict(finished / steps["export"]["folder"], photos / "ant" / "0.png")
     assert {row["name"] for row in ant["classes"]} == set(COLOURS)
+    manifest = json.loads((finished / "onnx" / "manifest.json").read_text())
+    found = steps["evaluate"]["float"]["report"]["calibration"]["temperature"]
+    is_noted = fit_steps.TEMPERATURES[0] < found < fit_steps.TEMPERATURES[1]
+    assert manifest.get("temperature") == (found if is_noted else None)
+
+
+def test_predictions_are_calibrated_by_the_temperature() -> None:
+    predictor = object.__new__(Predictor)
+    logits = np.array([1.0, 3.0, -2.0], dtype=np.float32)
+    expected = np.exp(logits / 2.5) / np.exp(logits / 2.5).sum()
+    shares = np.exp(logits) / np.exp(logits).sum()
+    for output, postprocessing in ((logits, None), (shares, "softmax")):
+        predictor.manifest = {
+            "postprocessing": postprocessing,
+            "temperature": 2.5,
+            "class_names": ["a", "b", "c"],
+        }
+        rows = predictor.classify(output, 3)
+        assert [row["name"] for row in rows] == ["b", "a", "c"]
+        assert [row["probability"] for row in rows] == pytest.approx(sorted(expected)[::-1])
 
 
 def test_the_page_is_one_file_with_pictures_and_the_verdict(finished: Path) -> None:

@@ -14,6 +14,7 @@ from zoo.commands import eval as evaluation
 from zoo.commands import export, resolve, train
 from zoo.data import holdout
 from zoo.data.datamodule import ImageData
+from zoo.deploy import files
 from zoo.errors import BadInput, ZooError, first_line
 from zoo.factory import create_model
 from zoo.fitting import inspection, labels
@@ -42,6 +43,7 @@ LEARNING_RATE = {"published": 3e-4, "none": 2e-3}
 SPLIT = "split.csv"  # in the folder of the command
 LABELS = "labels.csv"  # in the folder of the command
 MOST_SUSPECTS = 24  # on the page
+TEMPERATURES = (0.05, 20.0)  # beyond these, the model knows nothing and is left as it is
 BATCH = 32  # images, for features
 
 Steps = dict[str, Any]
@@ -238,7 +240,10 @@ def evaluate(settings: FitConfig, folder: Path, steps: Steps) -> dict[str, Any]:
         report = evaluation.run(
             EvalRun(artefact=str(folder / made["folder"]), out=str(folder / out)), {}
         )
-        kept = ("images", "top1", "macro_f1", "macro_recall", "classes")
+        temperature = report["calibration"]["temperature"]
+        if TEMPERATURES[0] < temperature < TEMPERATURES[1]:
+            files.note_temperature(folder / made["folder"], temperature)
+        kept = ("images", "top1", "macro_f1", "macro_recall", "classes", "calibration")
         found[form] = {
             "artefact": made["artefact"],
             "folder": out,
@@ -264,12 +269,12 @@ def suspect_labels(settings: FitConfig, folder: Path, steps: Steps) -> dict[str,
         class_names=saved.class_names,
         saved_split=run_data.saved_split(run, saved.groups["data"], config),
     )
-    values, numbers, files = _features(model, data)
+    values, numbers, paths = _features(model, data)
     names = data.class_names or []
     root = Path(settings.photos).expanduser()
     rows = [
         {
-            "file": os.path.relpath(files[one.index], root),
+            "file": os.path.relpath(paths[one.index], root),
             "class": names[numbers[one.index]],
             "suggested": names[one.suggested],
             "confidence": round(one.confidence, 6),
@@ -290,14 +295,14 @@ def suspect_labels(settings: FitConfig, folder: Path, steps: Steps) -> dict[str,
 def _features(model: Any, data: ImageData) -> tuple[np.ndarray, list[int], list[str]]:
     """Return the features of all images without augmentation, their classes and their files."""
     model.reset_classifier(0)
-    values, numbers, files = [], [], []
+    values, numbers, paths = [], [], []
     for split in ("train", "val"):
         source = data.source(split)
         numbers += [int(label) for label in source.labels]
-        files += [source.files(index)[0] for index in range(len(source))]
+        paths += [source.files(index)[0] for index in range(len(source))]
         for images, _ in track(data.eval_dataloader(split), f"features of the {split} images"):
             values.append(model(images).flatten(1).float().numpy())
-    return np.concatenate(values), numbers, files
+    return np.concatenate(values), numbers, paths
 
 
 ALL: dict[str, tuple[str, Step]] = {

@@ -35,6 +35,19 @@ def describe(artefact: Path) -> dict[str, Any]:
     return found | ({"parts": parts} if parts else {})
 
 
+def note_temperature(folder: Path, temperature: float) -> None:
+    """Add the temperature that `zoo predict` divides the logits by to the manifest of a folder.
+
+    The artefact itself does not change.
+    """
+    path = folder / MANIFEST
+    content = json.loads(path.read_text(encoding="utf-8"))
+    text = json.dumps({**content, "temperature": temperature}, indent=2, ensure_ascii=False) + "\n"
+    draft = folder / f".{MANIFEST}.part"
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
 def members(artefact: Path) -> list[Path]:
     """Return the files of an artefact: the artefact itself and, for OpenVINO, its weights."""
     weights = artefact.with_suffix(".bin")

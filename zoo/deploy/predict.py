@@ -174,6 +174,11 @@ class Predictor:
             top: How many classes to return.
         """
         is_probability = self.manifest["postprocessing"] == "softmax"
+        if "temperature" in self.manifest:  # the logits of calibrated probabilities
+            if is_probability:
+                output = np.log(np.maximum(output, np.finfo(np.float32).tiny))
+            output = output.astype(np.float64) / self.manifest["temperature"]
+            is_probability = False
         probabilities = output if is_probability else softmax(output.astype(np.float64))
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [

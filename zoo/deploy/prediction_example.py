@@ -156,6 +156,7 @@ def predict(run, path):
     """Return the five most likely classes of an image."""
     scores = run(normalise(resize(read(path))))[0].astype(np.float64)
     if manifest["postprocessing"] != "softmax":  # the file returns logits
+        scores = scores / manifest.get("temperature", 1)
         powers = np.exp(scores - scores.max())
         scores = powers / powers.sum()
     order = np.argsort(-scores, kind="stable")[:5]

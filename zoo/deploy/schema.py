@@ -213,6 +213,8 @@ RULES: tuple[tuple[str, Check, str], ...] = (
     ("input.resize", _one_of(("crop", "fit", None)), "crop, fit or null"),
     ("outputs", _list_of(_is_output), "name and shape of each output"),
     ("postprocessing", _one_of((*POSTPROCESSING.values(), None)), "softmax, argmax, nms or null"),
+    ("temperature", _optional(lambda value: _is_number(value) and 0.01 <= value <= 100),
+     "a number from 0.01 to 100"),
     ("comparison.runtime", _or_null(_one_of(runtimes.NAMES)),
      f"one of {', '.join(runtimes.NAMES)}, or null"),
     ("comparison.proven", lambda value: isinstance(value, bool), "true or false"),
