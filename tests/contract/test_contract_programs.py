@@ -89,9 +89,11 @@ FAR = {"mobilemamba_t2": ((2, (128, 256)), (3, (128, 384)))}
 ALIKE = ("efficientvmamba", "emo1_1m", "lightm_unet_3d", "mobilenetv2", "simplenet", "spnasnet")
 ALIKE += ("attentivenas", "elasticvit", "ofa_", "wavemix_s")
 ALIKE += ("asvit", "phresnet", "t2t_vit")  # the attention of pvt_tiny, residual blocks of VoVNet
+ALIKE += ("extremec3net", "pvt_v2")  # blocks of SINet, and of EcoFormer
 COMPILED = [name for name in SMALLEST if not name.startswith(ALIKE)]
 # Exported for any size in tests/deploy/test_families.py. One graph of one size takes a fifth.
 OF_ONE_SIZE = ("cvt_2_4_32", "emo_1m", "lightm_unet_2d", "skipblocknet_m", "tiny_vit_5m_224")
+OF_ONE_SIZE += ("ecoformer_pvtv2_b0", "sinet_portrait")
 
 
 def cases(name):
