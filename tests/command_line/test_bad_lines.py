@@ -8,7 +8,7 @@ import pytest
 from zoo.cli import execute
 
 QUICK = [
-    ("tran", "unknown command 'tran'; did you mean 'train'? Commands: train, eval,"),
+    ("tran", "unknown command 'tran'; did you mean 'train'? Commands: "),
     ("model=emo_1m", "unknown command 'model=emo_1m'"),
     ("help tran", "unknown command 'tran'"),
     ("completion", "give one shell: zoo completion bash|zsh|fish"),
