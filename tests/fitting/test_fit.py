@@ -19,7 +19,7 @@ from zoo.commands import fit as command
 from zoo.commands import fit_steps
 from zoo.deploy.predict import Predictor
 from zoo.errors import BadInput
-from zoo.settings import FitConfig
+from zoo.settings import FitConfig, PickConfig
 from zoo.training import loop
 
 COLOURS = {"ant": (200, 60, 60), "bee": (60, 200, 60), "cat & <dog>": (60, 60, 200)}
@@ -259,3 +259,24 @@ def test_the_command_line_is_the_function(photos: Path, finished: Path, capsys: 
     assert f"page: {finished / 'fit.html'}" in capsys.readouterr().out
     assert cli.execute(["fit", str(photos), "--epochs", "many"]) == 1
     assert "--epochs 'many' is not a whole number" in capsys.readouterr().err
+
+
+def test_with_a_latency_the_pick_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_for = []
+
+    def pick(settings: PickConfig) -> dict[str, Any]:
+        looked_for.append(settings)
+        return {"winner": {"model": "emo_1m", "input_size": [1, 3, 192, 192]}}
+
+    monkeypatch.setattr("zoo.picking.pick.pick", pick)
+    data = {"classes": [{}, {}], "train": 9, "is_imbalanced": True}
+    settings = FitConfig(photos="photos", ms=7.0)
+    chosen = fit_steps.choose(settings, tmp_path, {"inspect": data})
+    assert (looked_for[0].ms, looked_for[0].runtime) == (7.0, ["onnxruntime"])
+    assert looked_for[0].out == str(tmp_path / "pick")
+    assert (chosen["model"], chosen["image_size"], chosen["batch_size"]) == ("emo_1m", 192, 9)
+    assert (chosen["class_weights"], chosen["best"]) == ("balanced", "macro_f1")
+    assert (chosen["weights"], chosen["reason"], chosen["epochs"]) == ("none", "no network", 60)
+    with_file = FitConfig(photos="photos", model="emo_1m", weights="own.pth", size=64)
+    chosen = fit_steps.choose(with_file, tmp_path, {"inspect": data})
+    assert (chosen["weights"], chosen["epochs"], chosen["lr"]) == ("own.pth", 20, 3e-4)
