@@ -8,8 +8,8 @@ from PIL import Image
 from torch import nn
 
 import zoo
-from zoo.deploy import files
-from zoo.deploy.manifest import Origin
+from zoo.deploy import files, schema
+from zoo.deploy.manifest import MEANINGS, Origin
 from zoo.deploy.predict import Predictor, predict
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
@@ -172,3 +172,9 @@ def test_an_export_that_would_not_be_readable_is_refused(tmp_path):
     with pytest.raises(zoo.BadInput, match=r"input\.std: \[0\.0, 0\.0, 0\.0\]"):
         zoo.export(net, "torchscript", tmp_path / "x", input_size=(1, 3, 8, 8), origin=origin)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_task_of_a_model_can_be_in_a_manifest():
+    tasks = {zoo.model_info(name)["task"] for name in zoo.list_models()}
+    assert tasks <= set(schema.TASKS)
+    assert all((task, None) in MEANINGS for task in tasks)

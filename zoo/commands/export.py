@@ -19,6 +19,7 @@ from zoo.data import presets
 from zoo.deploy import formats, int8_graph
 from zoo.deploy.manifest import Origin
 from zoo.deploy.pipeline import Artefact, export
+from zoo.deploy.predict import SUPPORTED as PREDICTABLE
 from zoo.display import ms
 from zoo.errors import BadInput, ZooError
 from zoo.factory import create_model
@@ -295,9 +296,9 @@ def _print_next(artefacts: list[Artefact]) -> None:
     if content["comparison"]["runtime"] is None:
         return
     is_image = len(content["input"]["size"]) == 3 and content["input"]["channels"] is not None
-    if is_image and content["task"] != "super-resolution":
+    if is_image and content["task"] in PREDICTABLE:
         print(f"next: {command_line('predict', None, folder, 'photo.jpg')}")
-    else:
+    elif content["task"] != "restoration":  # which no data set has
         print(f"next: {command_line('eval', {'artefact': folder})}")
 
 

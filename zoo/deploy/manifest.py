@@ -25,6 +25,7 @@ MEANINGS = {  # of the only output of a model, by its task and the artefact's po
     ("segmentation", None): "logits; argmax over axis 1 gives the class of each pixel",
     ("segmentation", "argmax"): "the class of each pixel",
     ("super-resolution", None): "the enlarged image",
+    ("restoration", None): "the restored image",
     ("detection", None): "for each anchor x1 y1 x2 y2 as shares of width and height, then a score"
     " of each class; without non-maximum suppression",
     ("detection", "nms"): "detections: x1 y1 x2 y2 as shares of width and height, score, class;"

@@ -17,7 +17,8 @@ from zoo.deploy.formats import FORMATS
 from zoo.errors import BadInput
 
 SCHEMA = "zoo.manifest/1"
-TASKS = ("classification", "segmentation", "super-resolution", "detection")
+TASKS = ("classification", "segmentation", "super-resolution", "restoration", "detection")
+TO_IMAGES = ("super-resolution", "restoration")  # tasks whose output is an image
 FITTED = ("segmentation", "detection")  # tasks that show a model the whole image, padded
 POSTPROCESSING = {"classification": "softmax", "segmentation": "argmax", "detection": "nms"}
 DETECTION_ROW = 6  # numbers of a detection: corners, score, class
@@ -67,7 +68,7 @@ def steps(task: str, takes: dict[str, Any]) -> dict[str, Any]:
             `input`.
     """
     size = takes["size"]
-    if len(size) != 3 or task == "super-resolution":
+    if len(size) != 3 or task in TO_IMAGES:
         kind = "crop" if task == "classification" else "fit" if task in FITTED else None
         return {"resize": kind}
     every = {"antialias": takes["interpolation"] != "nearest", "exif_orientation": "applied"}
@@ -289,7 +290,7 @@ def _classes(content: dict[str, Any]) -> Iterable[str]:
         count = 2  # one logit decides between two classes
     if names is not None and count is not None and len(names) != count:
         yield f"says {len(names)} class_names, but model.num_classes is {count}"
-    if task == "super-resolution" or content["postprocessing"] == "argmax":
+    if task in TO_IMAGES or content["postprocessing"] == "argmax":
         return
     shape = content["outputs"][0]["shape"]
     if task == "detection":
