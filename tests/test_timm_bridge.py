@@ -3,7 +3,16 @@
 import pytest
 import timm
 import torch
-from support import CLASSIFIERS, FINISHED, difference, inputs, shaken, takes
+from support import (
+    CLASSIFIERS,
+    FINISHED,
+    PYRAMIDS,
+    difference,
+    inputs,
+    shaken,
+    takes,
+    with_hashes,
+)
 
 import zoo
 from zoo import timm_bridge
@@ -92,7 +101,7 @@ def test_timm_prepares_the_data_for_it(name):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_arguments_and_checkpoints_of_timm(name, tmp_path):
     rates = {rate: 0.1 for rate in ("drop_rate", "drop_path_rate") if takes(name, rate)}
-    model = timm.create_model(f"zoo_{name}", num_classes=5, in_chans=1, **rates)
+    model = with_hashes(timm.create_model(f"zoo_{name}", num_classes=5, in_chans=1, **rates))
     randomize_parameters(model)  # fresh networks may give the same for any image
     assert model.eval()(inputs(name, 1, channels=1)).shape == (1, 5)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "file.pth")
@@ -102,8 +111,10 @@ def test_arguments_and_checkpoints_of_timm(name, tmp_path):
     with torch.no_grad():
         x = inputs(name, channels=1)
         assert difference(again.eval()(x), model(x)) == 0
+    if name not in PYRAMIDS:
+        return
     pyramid = timm.create_model(f"zoo_{name}", features_only=True, out_indices=(0, 1))
-    assert len(pyramid(inputs(name))) == 2
+    assert len(with_hashes(pyramid)(inputs(name))) == 2
 
 
 def test_mistakes_stay_ours():

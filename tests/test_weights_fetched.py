@@ -395,9 +395,9 @@ def test_weights_without_a_licence_are_named_once(server, facts, caplog):
 
 
 def test_every_published_address_is_one_that_is_fetched():
-    """165 variants have an address; two of them take the place of a page that has no file."""
+    """186 variants have an address; two of them take the place of a page that has no file."""
     with_address = zoo.list_models(pretrained=True)
-    assert len(with_address) == 165
+    assert len(with_address) == 186
     addresses = [e["url"] for n in with_address for e in zoo.model_info(n)["weights"] if "url" in e]
     assert len(addresses) == len(set(addresses))
     for address in addresses:

@@ -81,7 +81,10 @@ def _default_cfg(spec: registry.ModelSpec) -> dict[str, Any]:
 
 
 def _pool_size(height: int, width: int, stride: int, spec: registry.ModelSpec) -> tuple[int, int]:
-    """Return the size of the last feature map; with a class token, that of the row of tokens."""
+    """Return the size of the last feature map; for a row of tokens, 1 and their number."""
+    if "pool_size" in spec.facts:
+        rows, columns = spec.facts["pool_size"]
+        return rows, columns
     if spec.capabilities.get("class_token", False):
         return 1, 1 + (height // stride) * (width // stride)
     return -(-height // stride), -(-width // stride)

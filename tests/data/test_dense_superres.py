@@ -44,6 +44,7 @@ def test_facts_and_shapes():
         "interpolation": "bicubic",
         "mean": [0.0] * 3,
         "std": [1.0] * 3,
+        "channel_order": None,
     }
 
 

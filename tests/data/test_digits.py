@@ -57,6 +57,7 @@ def test_batches_are_normalised_and_have_the_requested_shape():
         "size": [3, 16, 24],
         "crop_pct": 1.0,
         "interpolation": "bicubic",
+        "channel_order": "RGB",
         "mean": [0.5, 0.5, 0.5],
         "std": [0.25, 0.25, 0.25],
     }

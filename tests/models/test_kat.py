@@ -69,7 +69,8 @@ def test_tables_are_resampled_as_timm_does():
     want = resample_abs_pos_embed(
         native.stem[1].position.table.detach(), [6, 16], num_prefix_tokens=1, verbose=False
     )
-    torch.testing.assert_close(model.stem[1].position.table.detach(), want)
+    # timm interpolates in single precision.
+    torch.testing.assert_close(model.stem[1].position.table.detach(), want, rtol=0, atol=1e-6)
     x = images(2, (96, 256), dtype=torch.float64)
     with torch.no_grad():
         assert difference(model(x), native(x)) < 1e-5
