@@ -41,7 +41,9 @@ COMMANDS = {
     "predict": Command("classify or segment pictures", "<exported file> photo.jpg"),
     "benchmark": Command("count and time models", "models=[emo_1m,mobilenetv2_100]"),
     "report": Command("tables and a web page of measurements", "runs/<benchmark>"),
-    "compare": Command("which measurements became faster or slower", "before.jsonl after.jsonl"),
+    "compare": Command(
+        "which measurements are faster, or which runs better", "before.jsonl after.jsonl"
+    ),
     "pick": Command("the most accurate model within a latency, measured", "--ms 10 --top1 75"),
     "gate": Command("fail if a file is slower or less accurate", "baseline.json <exported file>"),
     "list": Command("models by name", "'mobilenet*' --long"),

@@ -15,7 +15,10 @@ from zoo.settings import DataConfig
 INVALID = [
     ({"name": "digit"}, "unknown data set 'digit'; did you mean 'digits'"),
     ({"name": "imagnet"}, "did you mean 'imagenet'"),
-    ({"name": "zzzz"}, r"unknown data set 'zzzz'\. Choices: digits, folder, imagenet, cifar10"),
+    (
+        {"name": "zzzz"},
+        r"unknown data set 'zzzz'\. Choices: digits, digits_in_photos, folder, imagenet, cifar10",
+    ),
     ({"name": "hfds"}, "give hfds/<name>"),
     ({"name": "wds/"}, "give wds/<name>"),
     ({"name": "???"}, "data.name is not set"),
@@ -152,7 +155,9 @@ def test_the_composed_configuration_is_accepted():
     assert data.config.scale == [0.5, 1.0]
 
 
-@pytest.mark.parametrize("name", ["digits", "folder", "imagenet", "cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    "name", ["digits", "digits_in_photos", "folder", "imagenet", "cifar10", "cifar100"]
+)
 def test_each_yaml_names_its_data_set(name):
     assert compose("train", [f"data={name}"]).data.name == name
 

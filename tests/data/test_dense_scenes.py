@@ -56,9 +56,9 @@ def test_splits_share_neither_digits_nor_photographed_pixels():
     used = {"train": np.zeros(2), "val": np.zeros(2)}
     numbered = np.arange(427 * 640, dtype=np.int64).reshape(427, 640)
     for split in used:
-        ours = scenes._part(numbered, split)
+        ours = photos.part(numbered, split)
         used[split] = np.unique(ours)
-        expected = [scenes._part(photos.photograph(name), split) for name in ("china", "flower")]
+        expected = [photos.part(photos.photograph(name), split) for name in ("china", "flower")]
         for area, photo in zip(data.source(split).areas, expected, strict=True):
             assert np.array_equal(area, photo)
     assert np.intersect1d(used["train"], used["val"]).size == 0
@@ -121,7 +121,7 @@ def test_every_digit_has_ink_at_every_size():
     whole = sources.digits((8, 8), 1)
     for index in range(0, len(whole), 7):
         for side in (9, 20, 51):
-            ink = scenes._ink(whole.image(index), side)
+            ink = scenes.ink_of(whole.image(index), side)
             assert (ink >= 0.5).any()
             assert max(ink.shape) > 0.6 * side
 

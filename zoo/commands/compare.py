@@ -1,23 +1,52 @@
-"""`zoo compare`: which measurements are faster or slower in a second file of records."""
+"""`zoo compare`: what is faster or slower in other records, or more accurate in other runs."""
 
 import argparse
 from pathlib import Path
 
-HELP = "which measurements are faster or slower in B"
+from zoo.errors import BadInput
+
+HELP = "what is faster or slower in the records B, or more accurate in the runs B"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("a", metavar="A", help="records of one machine or version")
-    parser.add_argument("b", metavar="B", help="records of another machine or version")
+    parser.add_argument(
+        "a", metavar="A", help="records of one machine or version; a folder of runs"
+    )
+    parser.add_argument("b", metavar="B", help="records of another one; another folder of runs")
+    parser.add_argument(
+        "--change",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="runs: the settings that are compared, such as train.mixup or 'model.*'",
+    )
+    parser.add_argument(
+        "--metric", help="runs: a metric of metrics.csv, such as loss; default: the task's score"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the comparison.
 
     Raises:
-        BadInput: A file cannot be read, or the files have no case in common.
+        BadInput: A file or run cannot be used, or the two have nothing to compare.
     """
+    from zoo.training.run_groups import run_folders
+
+    a, b = Path(args.a), Path(args.b)
+    of_runs = [bool(run_folders(side)) for side in (a, b)]
+    if of_runs[0] != of_runs[1]:
+        with_runs, without = (a, b) if of_runs[0] else (b, a)
+        raise BadInput(f"{with_runs} has training runs, but {without} has none; give two of a kind")
+    if of_runs[0]:
+        from zoo.training.run_comparison import compare_runs  # imports rich
+
+        compare_runs(a, b, changed=args.change, metric=args.metric)
+        return
+    for option, value in (("--change", args.change), ("--metric", args.metric)):
+        if value:
+            raise BadInput(f"{option} is for folders of training runs; {a} has none")
     from zoo.reports.changes import compare_files  # imports rich
 
-    compare_files(Path(args.a), Path(args.b))
+    compare_files(a, b)

@@ -55,6 +55,14 @@ DIGITS = PHOTOS | {
     "color_jitter": 0.0,
     "num_workers": 0,
 }
+# Made at the requested size, with every digit wholly visible: no crop, no resizing.
+PHOTO_DIGITS = DIGITS | {
+    "image_size": 32,
+    "scale": [1.0, 1.0],
+    "ratio": [1.0, 1.0],
+    "train_images": 4000,
+    "val_images": 1000,
+}
 CIFAR = PHOTOS | {
     "image_size": 32,
     "crop_pct": 1.0,
@@ -119,6 +127,7 @@ _SPECIAL = {"split_file"} | _HUB | _MASKS | _FETCHED | _MADE
 
 SETS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "digits": (DIGITS, _LABELLED),
+    "digits_in_photos": (PHOTO_DIGITS, _LABELLED | _MADE),
     "folder": (FOLDERS, _FOLDER | {"split_file"}),
     "imagenet": (FOLDERS, _FOLDER | {"split_file"}),
     "cifar10": (CIFAR, _LABELLED | _FETCHED),

@@ -34,7 +34,6 @@ MAX_OVERLAP = 0.2  # intersection of two digits' boxes / area of the smaller box
 DARKENING = 0.5  # factor on the photograph's values
 BRIGHTNESS = (0.75, 1.0)  # luma of the ink, lowest and highest
 TRIES = 20  # attempts to place a digit before it is left out
-TRAIN_WIDTH = 0.65  # share of a photograph's width that is for training
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 
@@ -83,7 +82,7 @@ class Scenes:
         """Return a scene, the class number of each pixel, and the digits with their boxes."""
         rng = np.random.default_rng([SEED, self.split == "val", index])
         area = self.areas[int(rng.integers(len(self.areas)))]
-        scene = np.asarray(_crop(area, self.size, rng)) * (DARKENING / 255)
+        scene = np.asarray(photos.crop(area, self.size, rng)) * (DARKENING / 255)
         numbers = np.zeros(self.size, np.uint8)
         boxes: list[Box] = []
         labels: list[int] = []
@@ -91,7 +90,7 @@ class Scenes:
         for _ in range(rng.integers(fewest, most + 1)):
             chosen = int(rng.integers(len(self.digits)))
             side = int(rng.integers(SIDES[0], SIDES[1] + 1))
-            ink = _ink(self.digits.image(chosen), side)
+            ink = ink_of(self.digits.image(chosen), side)
             box = _place(ink.shape, self.size, boxes, rng)
             if box is None:
                 continue
@@ -159,7 +158,9 @@ def open_scenes(cfg: Any, split: str) -> Scenes:
     return Scenes(
         split=split,
         digits=train if split == "train" else val,
-        areas=[_part(photos.photograph(name), split) for name in (photos.CHINA, photos.FLOWER)],
+        areas=[
+            photos.part(photos.photograph(name), split) for name in (photos.CHINA, photos.FLOWER)
+        ],
         size=(height, width),
         count=cfg.train_images if split == "train" else cfg.val_images,
         in_chans=cfg.in_chans,
@@ -175,23 +176,7 @@ def open_boxed_scenes(cfg: Any, split: str) -> BoxedScenes:
     return BoxedScenes(open_scenes(cfg, split))
 
 
-def _part(photo: np.ndarray, split: str) -> np.ndarray:
-    cut = round(TRAIN_WIDTH * photo.shape[1])
-    return photo[:, :cut] if split == "train" else photo[:, cut:]
-
-
-def _crop(area: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Return a random crop, resized to `size`; it is once to twice as large, if `area` allows."""
-    largest = min(area.shape[0] / size[0], area.shape[1] / size[1])
-    zoom = rng.uniform(min(1.0, largest), min(2.0, largest))
-    height, width = (max(1, int(zoom * edge)) for edge in size)
-    top = rng.integers(area.shape[0] - height + 1)
-    left = rng.integers(area.shape[1] - width + 1)
-    window = Image.fromarray(area[top : top + height, left : left + width])
-    return window.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-
-
-def _ink(digit: Image.Image, side: int) -> np.ndarray:
+def ink_of(digit: Image.Image, side: int) -> np.ndarray:
     """Return a digit's ink (H W, values 0..1), resized to `side` pixels and cropped."""
     ink = np.asarray(digit.resize((side, side), Image.Resampling.BICUBIC)) / 255
     rows, columns = (np.flatnonzero((ink >= 0.5).any(axis=axis)) for axis in (1, 0))

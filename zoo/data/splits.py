@@ -1,6 +1,14 @@
 """Open the splits of labelled data sets, and skip corrupt images."""
 
-from zoo.data import folders, hugging_face, integrity, presets, sources, torchvision_sets
+from zoo.data import (
+    digits_in_photos,
+    folders,
+    hugging_face,
+    integrity,
+    presets,
+    sources,
+    torchvision_sets,
+)
 from zoo.data.holdout import SavedSplit
 from zoo.data.sources import Source
 from zoo.settings import DataConfig
@@ -24,6 +32,8 @@ def open_split(cfg: DataConfig, split: str, saved: SavedSplit | None = None) -> 
         source = hugging_face.open_dataset(cfg, split, saved)
     elif kind == "digits":
         source = _digits(cfg, split)
+    elif kind == "digits_in_photos":
+        source = digits_in_photos.open_images(cfg, split)
     else:
         source = torchvision_sets.open_cifar(cfg, split)
     if cfg.skip_corrupt:

@@ -1,0 +1,176 @@
+"""Compare training runs: the mean difference of runs with equal seeds, and its 95 % interval.
+
+Runs of one seed share the order of their images and the augmentation, so their difference varies
+less than either. The interval is Student's t for paired samples: mean ± t * s / sqrt(n), where s is
+the sample standard deviation of the n differences. The metric is that of the last epoch: the best
+epoch is chosen on the validation images, which favours runs whose metric varies more.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from zoo.errors import BadInput, unknown_value
+from zoo.reports.table import Heading, fitted, print_all
+from zoo.training.run_groups import Run, check_comparable, default_metric, described, read_group
+
+LEVEL = 0.95
+FEWEST = 2  # seeds; one difference has no interval
+PLAIN = ("loss", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim")  # the others are shares
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean difference B - A of paired runs.
+
+    Attributes:
+        mean: The mean of the differences.
+        half: Half the width of its 95 % interval.
+        seeds: Number of pairs.
+        lower_is_better: Whether a lower value is better.
+    """
+
+    mean: float
+    half: float
+    seeds: int
+    lower_is_better: bool = False
+
+    @property
+    def better(self) -> str | None:
+        """`"A"` or `"B"`; None if the interval contains 0, so that chance may be the reason."""
+        if abs(self.mean) <= self.half:
+            return None
+        return "B" if (self.mean > 0) != self.lower_is_better else "A"
+
+
+def difference(
+    a: Sequence[float], b: Sequence[float], *, lower_is_better: bool = False
+) -> Difference:
+    """Return the mean difference of paired values.
+
+    Args:
+        a: A value for each seed.
+        b: The values of the same seeds in the same order.
+        lower_is_better: Whether a lower value is better.
+
+    Raises:
+        BadInput: There are fewer than two pairs.
+    """
+    from scipy.stats import t  # takes about a second to import
+
+    n = len(a)
+    if n < FEWEST:
+        raise BadInput(f"an interval needs at least {FEWEST} paired seeds, not {n}; train more")
+    steps = [y - x for x, y in zip(a, b, strict=True)]
+    mean = math.fsum(steps) / n
+    deviation = math.sqrt(math.fsum((step - mean) ** 2 for step in steps) / (n - 1))
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * deviation / math.sqrt(n)
+    return Difference(mean, half, n, lower_is_better)
+
+
+def compare_runs(
+    a: Path, b: Path, *, changed: Sequence[str] = (), metric: str | None = None
+) -> Difference:
+    """Print a comparison of two folders of runs, and return it.
+
+    Args:
+        a: A folder of runs that differ only in their seed.
+        b: Another one.
+        changed: Names or globs of the settings that are compared, such as `"train.mixup"`.
+        metric: A metric of `metrics.csv` without `val/`; None for the score of the task.
+
+    Raises:
+        BadInput: A run cannot be used, other settings or the images differ, the metric is unknown,
+            or fewer than two seeds are in both folders.
+    """
+    first, second = read_group(a), read_group(b)
+    keys = check_comparable(first[0], second[0], changed)
+    left, right = ({run.seed: run for run in runs} for runs in (first, second))
+    seeds = [seed for seed in left if seed in right]
+    if len(seeds) < FEWEST:
+        raise BadInput(
+            f"{a} has the seeds {_list(left)}, {b} has {_list(right)}: an interval needs at least"
+            f" {FEWEST} in both; train with the same values of train.seed"
+        )
+    name = _metric(metric, [*first, *second])
+    values = [[_value(runs[seed], name) for seed in seeds] for runs in (left, right)]
+    factor = 1 if name in PLAIN else 100
+    ours, theirs = ([factor * value for value in side] for side in values)
+    found = difference(ours, theirs, lower_is_better=name == "loss")
+    print_all(
+        f"A = {a}",
+        f"B = {b}",
+        *([f"compared: {described(keys, first[0], second[0], 'A', 'B')}"] if keys else []),
+        *_unpaired(left, right),
+        *_unknown_images([*first, *second]),
+        _table(name, seeds, ours, theirs, found),
+        sentence(found, name),
+    )
+    return found
+
+
+def sentence(found: Difference, metric: str) -> str:
+    """Return the verdict in words."""
+    unit = "" if metric in PLAIN else " points"
+    basis = f"95 % interval of {found.seeds} paired seeds"
+    if found.better is None:
+        amount = f"{_number(found.mean, metric, sign=True)} ± {_number(found.half, metric)}{unit}"
+        return f"{metric}: no difference shown: B - A is {amount} ({basis})"
+    amount = f"{_number(abs(found.mean), metric)} ± {_number(found.half, metric)}{unit}"
+    return f"{metric}: {found.better} is better by {amount} ({basis})"
+
+
+def _metric(given: str | None, runs: Sequence[Run]) -> str:
+    """Return the metric to compare, which all runs have."""
+    shared = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+    name = default_metric(shared) if given is None else given.removeprefix("val/")
+    if name is None:
+        raise BadInput(f"{runs[0].folder} has no score of a task; give --metric")
+    if name not in shared:
+        raise BadInput(unknown_value("metric", name, shared))
+    return name
+
+
+def _value(run: Run, metric: str) -> float:
+    value = run.metrics[metric]
+    if not math.isfinite(value):
+        raise BadInput(f"{run.folder} ended with {metric} {value}; repeat it with a lower train.lr")
+    return value
+
+
+def _unpaired(left: dict[int, Run], right: dict[int, Run]) -> list[str]:
+    sides = (("A", left, right), ("B", right, left))
+    only = {name: [seed for seed in one if seed not in other] for name, one, other in sides}
+    return [f"left out, only in {name}: seeds {_list(it)}" for name, it in only.items() if it]
+
+
+def _unknown_images(runs: Sequence[Run]) -> list[str]:
+    unknown = sum(run.splits is None for run in runs)
+    if not unknown:
+        return []
+    return [f"warning: {unknown} of {len(runs)} runs do not say which images they used"]
+
+
+def _table(
+    metric: str, seeds: Sequence[int], a: Sequence[float], b: Sequence[float], found: Difference
+) -> Table:
+    steps = [_number(y - x, metric, sign=True) for x, y in zip(a, b, strict=True)]
+    means = [_number(math.fsum(side) / len(side), metric) for side in (a, b)]
+    columns = [
+        Heading("seed", [*map(str, seeds), "mean"]),
+        Heading("A", [*(_number(value, metric) for value in a), means[0]]),
+        Heading("B", [*(_number(value, metric) for value in b), means[1]]),
+        Heading("B - A", [*steps, _number(found.mean, metric, sign=True)]),
+    ]
+    return fitted(columns)[0]
+
+
+def _number(value: float, metric: str, *, sign: bool = False) -> str:
+    return f"{value:{'+' if sign else ''}.{4 if metric in PLAIN else 2}f}"
+
+
+def _list(seeds: Sequence[int] | dict[int, Run]) -> str:
+    return ", ".join(map(str, seeds))
