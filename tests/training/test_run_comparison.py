@@ -10,7 +10,7 @@ import yaml
 
 from zoo.cli import execute
 from zoo.training import checkpoint
-from zoo.training.run_comparison import Difference, difference, sentence
+from zoo.training.run_comparison import Difference, RunComparison, difference
 
 SETTINGS = {
     "model": {"name": "cct_2_3x2_32", "kwargs": {}},
@@ -96,18 +96,17 @@ def test_a_lower_loss_is_better():
     assert difference([0.5, 0.61, 0.7], [1.0, 1.1, 1.2], lower_is_better=True).better == "A"
 
 
-def test_verdicts_in_words():
-    basis = "(95 % interval of 5 paired seeds)"
-    assert (
-        sentence(Difference(1.2, 0.4, 5), "top1")
-        == f"top1: B is better by 1.20 ± 0.40 points {basis}"
-    )
-    assert (
-        sentence(Difference(-0.1, 0.5, 5), "top1")
-        == f"top1: no difference shown: B - A is -0.10 ± 0.50 points {basis}"
-    )
-    loss = Difference(0.3, 0.1, 5, lower_is_better=True)
-    assert sentence(loss, "loss") == f"loss: A is better by 0.3000 ± 0.1000 {basis}"
+@pytest.mark.parametrize(
+    ("found", "metric", "words"),
+    [
+        (Difference(1.2, 0.4, 5), "top1", "B is better by 1.20 ± 0.40 points"),
+        (Difference(-0.1, 0.5, 5), "top1", "no difference shown: B - A is -0.10 ± 0.50 points"),
+        (Difference(0.3, 0.1, 5, lower_is_better=True), "loss", "A is better by 0.3000 ± 0.1000"),
+    ],
+)
+def test_verdicts_in_words(found, metric, words):
+    sentence = RunComparison(metric, [], [], [], found, []).sentence()
+    assert sentence == f"{metric}: {words} (95 % interval of 5 paired seeds)"
 
 
 def test_the_last_epochs_of_equal_seeds_are_compared(groups, capsys):
@@ -265,3 +264,10 @@ def test_runs_are_not_compared_with_records(groups, tmp_path, capsys):
     assert "--metric is for folders of training runs" in refusal(
         capsys, file, file, "--metric", "x"
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("x" * 300, "is not a path"), ("a\0b", "does not exist")]
+)
+def test_texts_that_are_no_path_are_refused(path, message, capsys):
+    assert message in refusal(capsys, path, path)

@@ -40,9 +40,7 @@ def run(args: argparse.Namespace) -> None:
         with_runs, without = (a, b) if of_runs[0] else (b, a)
         raise BadInput(f"{with_runs} has training runs, but {without} has none; give two of a kind")
     if of_runs[0]:
-        from zoo.training.run_comparison import compare_runs  # imports rich
-
-        compare_runs(a, b, changed=args.change, metric=args.metric)
+        _compare_runs(a, b, args)
         return
     for option, value in (("--change", args.change), ("--metric", args.metric)):
         if value:
@@ -50,3 +48,21 @@ def run(args: argparse.Namespace) -> None:
     from zoo.reports.changes import compare_files  # imports rich
 
     compare_files(a, b)
+
+
+def _compare_runs(a: Path, b: Path, args: argparse.Namespace) -> None:
+    from zoo.reports.table import Heading, fitted, print_all  # imports rich
+    from zoo.training.run_comparison import compare_runs
+
+    found = compare_runs(a, b, changed=args.change, metric=args.metric)
+    steps = [y - x for x, y in zip(found.a, found.b, strict=True)]
+    columns = [Heading("seed", [*map(str, found.seeds), "mean"])]
+    for title, values, sign in (
+        ("A", found.a, False),
+        ("B", found.b, False),
+        ("B - A", steps, True),
+    ):
+        shown = [*values, sum(values) / len(values)]
+        columns.append(Heading(title, [found.number(value, sign=sign) for value in shown]))
+    names = (f"{name} = {folder}" for name, folder in (("A", a), ("B", b)))
+    print_all(*names, *found.notes, fitted(columns)[0], found.sentence())

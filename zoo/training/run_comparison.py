@@ -11,10 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 from zoo.errors import BadInput, unknown_value
-from zoo.reports.table import Heading, fitted, print_all
 from zoo.training.run_groups import Run, check_comparable, default_metric, described, read_group
 
 LEVEL = 0.95
@@ -46,6 +43,42 @@ class Difference:
         return "B" if (self.mean > 0) != self.lower_is_better else "A"
 
 
+@dataclass(frozen=True)
+class RunComparison:
+    """A metric of two groups of runs, in points if it is a share.
+
+    Attributes:
+        metric: Its name.
+        seeds: The seeds that both groups have.
+        a: The value of each seed in A.
+        b: The value of each seed in B.
+        difference: The mean difference.
+        notes: What is compared, which seeds are left out, and warnings, one line each.
+    """
+
+    metric: str
+    seeds: list[int]
+    a: list[float]
+    b: list[float]
+    difference: Difference
+    notes: list[str]
+
+    def number(self, value: float, *, sign: bool = False) -> str:
+        """Return a value or difference as text."""
+        return f"{value:{'+' if sign else ''}.{4 if self.metric in PLAIN else 2}f}"
+
+    def sentence(self) -> str:
+        """Return the verdict in words."""
+        found = self.difference
+        unit = "" if self.metric in PLAIN else " points"
+        half = f"{self.number(found.half)}{unit} (95 % interval of {found.seeds} paired seeds)"
+        if found.better is None:
+            mean = self.number(found.mean, sign=True)
+            return f"{self.metric}: no difference shown: B - A is {mean} ± {half}"
+        mean = self.number(abs(found.mean))
+        return f"{self.metric}: {found.better} is better by {mean} ± {half}"
+
+
 def difference(
     a: Sequence[float], b: Sequence[float], *, lower_is_better: bool = False
 ) -> Difference:
@@ -73,8 +106,8 @@ def difference(
 
 def compare_runs(
     a: Path, b: Path, *, changed: Sequence[str] = (), metric: str | None = None
-) -> Difference:
-    """Print a comparison of two folders of runs, and return it.
+) -> RunComparison:
+    """Compare two folders of runs.
 
     Args:
         a: A folder of runs that differ only in their seed.
@@ -100,27 +133,9 @@ def compare_runs(
     factor = 1 if name in PLAIN else 100
     ours, theirs = ([factor * value for value in side] for side in values)
     found = difference(ours, theirs, lower_is_better=name == "loss")
-    print_all(
-        f"A = {a}",
-        f"B = {b}",
-        *([f"compared: {described(keys, first[0], second[0], 'A', 'B')}"] if keys else []),
-        *_unpaired(left, right),
-        *_unknown_images([*first, *second]),
-        _table(name, seeds, ours, theirs, found),
-        sentence(found, name),
-    )
-    return found
-
-
-def sentence(found: Difference, metric: str) -> str:
-    """Return the verdict in words."""
-    unit = "" if metric in PLAIN else " points"
-    basis = f"95 % interval of {found.seeds} paired seeds"
-    if found.better is None:
-        amount = f"{_number(found.mean, metric, sign=True)} ± {_number(found.half, metric)}{unit}"
-        return f"{metric}: no difference shown: B - A is {amount} ({basis})"
-    amount = f"{_number(abs(found.mean), metric)} ± {_number(found.half, metric)}{unit}"
-    return f"{metric}: {found.better} is better by {amount} ({basis})"
+    notes = [f"compared: {described(keys, first[0], second[0], 'A', 'B')}"] if keys else []
+    notes += _unpaired(left, right) + _unknown_images([*first, *second])
+    return RunComparison(name, seeds, ours, theirs, found, notes)
 
 
 def _metric(given: str | None, runs: Sequence[Run]) -> str:
@@ -152,24 +167,6 @@ def _unknown_images(runs: Sequence[Run]) -> list[str]:
     if not unknown:
         return []
     return [f"warning: {unknown} of {len(runs)} runs do not say which images they used"]
-
-
-def _table(
-    metric: str, seeds: Sequence[int], a: Sequence[float], b: Sequence[float], found: Difference
-) -> Table:
-    steps = [_number(y - x, metric, sign=True) for x, y in zip(a, b, strict=True)]
-    means = [_number(math.fsum(side) / len(side), metric) for side in (a, b)]
-    columns = [
-        Heading("seed", [*map(str, seeds), "mean"]),
-        Heading("A", [*(_number(value, metric) for value in a), means[0]]),
-        Heading("B", [*(_number(value, metric) for value in b), means[1]]),
-        Heading("B - A", [*steps, _number(found.mean, metric, sign=True)]),
-    ]
-    return fitted(columns)[0]
-
-
-def _number(value: float, metric: str, *, sign: bool = False) -> str:
-    return f"{value:{'+' if sign else ''}.{4 if metric in PLAIN else 2}f}"
 
 
 def _list(seeds: Sequence[int] | dict[int, Run]) -> str:

@@ -88,10 +88,13 @@ def read_group(folder: Path) -> list[Run]:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Return `folder` if it is a run folder, otherwise the run folders in it."""
-    if (folder / "config.yaml").is_file():
-        return [folder]
-    return sorted(file.parent for file in folder.glob("*/config.yaml"))
+    """Return `folder` if it is a run folder, otherwise the run folders in it; none for no path."""
+    try:
+        if (folder / "config.yaml").is_file():
+            return [folder]
+        return sorted(file.parent for file in folder.glob("*/config.yaml"))
+    except (OSError, ValueError):  # a name that is too long, or with a null byte
+        return []
 
 
 def differing(one: Run, other: Run) -> list[str]:
