@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from zoo import tensor_files
 from zoo.errors import BadInput, BadWeights, first_line, unknown_value
 
 # The metric of each task, in the order in which it is looked for.
@@ -234,6 +233,8 @@ def default_metric(names: Sequence[str]) -> str | None:
 
 def _splits(folder: Path) -> Mapping[str, Any] | None:
     """Return the fingerprints that the last checkpoint has; None without it or without them."""
+    from zoo import tensor_files  # imports PyTorch
+
     path = folder / "checkpoints" / "last.ckpt"
     if not path.is_file():
         return None
