@@ -17,6 +17,7 @@ from zoo import __version__
 from zoo.command_line import guard
 from zoo.command_line.option_parser import OneLineParser
 from zoo.errors import BadInput
+from zoo.progress import phase
 from zoo.quoting import SCRIPTS, program
 
 
@@ -122,7 +123,11 @@ def parser(command: str) -> argparse.ArgumentParser:
 
 def _run_options_command(name: str, words: list[str]) -> int | None:
     args = parser(name).parse_args(words)
-    return importlib.import_module(f"zoo.commands.{name}").run(args)
+    module = importlib.import_module(f"zoo.commands.{name}")
+    if getattr(module, "LOADS_PYTORCH", False) and "torch" not in sys.modules:
+        with phase(f"{name}: loading PyTorch"):
+            importlib.import_module("torch")
+    return module.run(args)
 
 
 def _run_settings_command(name: str, words: list[str]) -> None:

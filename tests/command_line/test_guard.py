@@ -159,3 +159,10 @@ def test_a_full_output_is_one_line(state):
     message = "error: standard output cannot be written: No space left on device\n"
     assert (done.returncode, done.stderr) == (1, message)
     assert not state.exists()
+
+
+def test_a_command_says_at_once_that_it_loads_pytorch():
+    code = "from zoo.cli import execute; execute(['count', 'simplenet_cifar_310k'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[0] == "[00:00] count: loading PyTorch"
+    assert done.stdout.startswith("simplenet_cifar_310k, unfused")

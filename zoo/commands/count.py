@@ -11,6 +11,7 @@ from zoo.quoting import command_line
 MAX_SIDE = 10**6  # pixels; the tensor of a larger image cannot even be described
 
 HELP = "params, MACs, FLOPs and activations of a model, module by module"
+LOADS_PYTORCH = True  # which takes seconds: the command line says so first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from zoo.errors import BadInput
 
 HELP = "fail if an exported file is slower or less accurate than a baseline"
+LOADS_PYTORCH = True  # which takes seconds: the command line says so first
 FAILED = 3  # exit code; errors end with 1
 
 

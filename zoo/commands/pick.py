@@ -6,6 +6,7 @@ from zoo.errors import BadInput
 from zoo.settings import PickConfig
 
 HELP = "the most accurate model that meets a latency on this machine, ours or timm's"
+LOADS_PYTORCH = True  # which takes seconds: the command line says so first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from zoo.errors import BadInput
 
 HELP = "publish the model of a run on the Hugging Face hub, with a model card"
+LOADS_PYTORCH = True  # which takes seconds: the command line says so first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

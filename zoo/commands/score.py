@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo import registry
 from zoo.errors import BadInput
+from zoo.progress import phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 IMAGES, REPEATS = 16, 5
 HELP = "length distortion and condition of the tangent kernel of untrained networks (As-ViT)"
+LOADS_PYTORCH = True  # which takes seconds: the command line says so first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +42,12 @@ def run(args: argparse.Namespace) -> None:
 
     for name in args.models:
         registry.get_spec(name)  # raises for an unknown name
-    found = [
-        score(name, size=args.size, count=args.images, repeats=args.repeats, seed=args.seed)
-        for name in args.models
-    ]
+    found = []
+    for name in args.models:
+        with phase(f"scoring {name}"):
+            found.append(
+                score(name, size=args.size, count=args.images, repeats=args.repeats, seed=args.seed)
+            )
     columns = [
         Heading("model", args.models, right=False),
         Heading("length distortion", [f"{one.length_distortion:.4g}" for one in found]),

@@ -10,6 +10,7 @@ from zoo import registry
 from zoo.errors import BadInput, BadWeights, OutputsDiffer, first_line, unknown_value
 
 HELP = "run published weights, and record their accuracy and their outputs for one picture"
+LOADS_PYTORCH = True  # which takes seconds: the command line says so first
 
 # Relative to the spread of the outputs. Float32 differs by about 1e-6 between machines.
 TOLERANCE = 1e-3
