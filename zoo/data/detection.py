@@ -8,41 +8,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms import InterpolationMode
 
 from zoo.data import coco, integrity, scenes, torchvision_sets
 from zoo.data.boxes import NO_CLASS, ROW, BoxPart
 from zoo.data.classes import KnownClasses
 from zoo.data.datamodule import ImageData
-from zoo.data.dataset import Batch, ImageSet, Preparation, own_randomness, seed_sample
+from zoo.data.dataset import Batch, ImageSet, own_randomness, seed_sample
 from zoo.data.samplers import Key
-from zoo.data.segmentation import Fit, joint_augmentation
+from zoo.data.segmentation import Fit, JointPreparation, joint_augmentation
 from zoo.errors import BadInput
 
 VISIBLE = 0.3  # share of a box that a crop must keep; the box is left out otherwise
 SMALLEST = 1.0  # pixels of a side, likewise
 
 
-class BoxedPreparation:
-    """Turns an image and its boxes into tensors.
-
-    Args:
-        transform: Applied to the image and the boxes together.
-        mean: One number per channel, for pixel values in 0..1.
-        std: One number per channel, for pixel values in 0..1.
-        is_reversed: Whether images are turned from RGB to BGR.
-    """
-
-    def __init__(
-        self,
-        transform: v2.Transform,
-        mean: Sequence[float],
-        std: Sequence[float],
-        is_reversed: bool = False,
-    ):
-        self.transform = transform
-        self.normalization = Preparation(F.pil_to_tensor, mean, std, is_reversed)
+class BoxedPreparation(JointPreparation):
+    """Turns an image and its boxes into tensors."""
 
     def prepare_into(self, image_out: Tensor, pair: tuple[Image.Image, np.ndarray]) -> Tensor:
         """Write the image to `image_out` (float32, C H W), and return its boxes, n 6."""

@@ -89,11 +89,11 @@ class Fit(v2.Transform):
         return F.pad(part, params["padding"], fill=self.fill)
 
 
-class MaskedPreparation:
-    """Turns an image and its mask into tensors.
+class JointPreparation:
+    """Turns an image and what is drawn on it, a mask or boxes, into tensors.
 
     Args:
-        transform: Applied to the image and the mask together.
+        transform: Applied to both together.
         mean: One number per channel, for pixel values in 0..1.
         std: One number per channel, for pixel values in 0..1.
         is_reversed: Whether images are turned from RGB to BGR.
@@ -108,6 +108,10 @@ class MaskedPreparation:
     ):
         self.transform = transform
         self.normalization = Preparation(F.pil_to_tensor, mean, std, is_reversed)
+
+
+class MaskedPreparation(JointPreparation):
+    """Turns an image and its mask into tensors."""
 
     def prepare_into(self, image_out: Tensor, mask_out: Tensor, pair: Pair) -> None:
         """Write the image to `image_out` (float32, C H W), the mask to `mask_out` (int64, H W)."""

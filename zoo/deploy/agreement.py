@@ -216,25 +216,8 @@ def _judge_classes(
     _, counts = np.unique(want, return_counts=True)
     spread = 1 - float(counts.max(initial=0)) / max(want.size, 1)
     allowed = CLASS_TOLERANCES[half]
-    if wrong > allowed:
-        raise OutputsDiffer(
-            f"the artefact does not match the model: {wrong:.1%} of the pixels get another class; "
-            f"at most {allowed:.1%} is allowed; {OTHER_FORMAT}, or set export.fuse=false"
-        )
-    return Agreement(
-        proven=spread > 10 * allowed,
-        max_abs_error=wrong,
-        max_rel_error=wrong / spread if spread else None,
-        spread=spread,
-        magnitude=1.0,
-        allowed=allowed,
-        tolerance=allowed,
-        rounding=0.0,
-        own_error=None,
-        measure="class",
-        batch_sizes=batch_sizes,
-        images=images,
-    )
+    found = f"{wrong:.1%} of the pixels get another class"
+    return _judge_share(wrong, spread, allowed, found, "class", 10, batch_sizes, images)
 
 
 def _judge_detections(
@@ -251,13 +234,42 @@ def _judge_detections(
     shifted = list(zip(want, np.roll(want, 1, axis=0), strict=True))
     spread = _share_alone(shifted, close)
     allowed = DETECTION_TOLERANCES[half]
+    found = f"{wrong:.1%} of the detections differ"
+    return _judge_share(wrong, spread, allowed, found, "detections", 5, batch_sizes, images)
+
+
+def _judge_share(
+    wrong: float,
+    spread: float,
+    allowed: float,
+    found: str,
+    measure: str,
+    margin: int,
+    batch_sizes: list[int],
+    images: int,
+) -> Agreement:
+    """Judge a share of wrong values.
+
+    Args:
+        wrong: The share.
+        spread: The share by which different images differ.
+        allowed: The largest share that is not an error.
+        found: What is wrong, for the message.
+        measure: What the share is of.
+        margin: The comparison proves something if `spread` is more than this times `allowed`.
+        batch_sizes: The batch sizes that were compared.
+        images: How many images were compared.
+
+    Raises:
+        OutputsDiffer: Too much is wrong.
+    """
     if wrong > allowed:
         raise OutputsDiffer(
-            f"the artefact does not match the model: {wrong:.1%} of the detections differ; at most"
-            f" {allowed:.1%} is allowed; {OTHER_FORMAT}, or set export.fuse=false"
+            f"the artefact does not match the model: {found}; at most {allowed:.1%} is allowed;"
+            f" {OTHER_FORMAT}, or set export.fuse=false"
         )
     return Agreement(
-        proven=spread > 5 * allowed,
+        proven=spread > margin * allowed,
         max_abs_error=wrong,
         max_rel_error=wrong / spread if spread else None,
         spread=spread,
@@ -266,7 +278,7 @@ def _judge_detections(
         tolerance=allowed,
         rounding=0.0,
         own_error=None,
-        measure="detections",
+        measure=measure,
         batch_sizes=batch_sizes,
         images=images,
     )
