@@ -24,14 +24,8 @@ from zoo.data.segmentation import Fit
 from zoo.data.transforms import eval_preparation
 from zoo.deploy import files
 from zoo.deploy.manifest import Origin
-from zoo.deploy.predict import (
-    Predictor,
-    class_colours,
-    list_images,
-    predict,
-    print_predictions,
-    resize,
-)
+from zoo.deploy.predict import Predictor, resize
+from zoo.deploy.predict_files import class_colours, list_images, predict, print_predictions
 
 pytestmark = pytest.mark.slow
 

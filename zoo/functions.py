@@ -289,13 +289,14 @@ def predict(
     Raises:
         BadInput: The artefact or a path cannot be used.
     """
-    from zoo.deploy import predict as prediction
+    from zoo.deploy import predict_files
+    from zoo.deploy.predict import Predictor
 
     listed = [images] if isinstance(images, str | os.PathLike) else images
-    paths = prediction.list_images([str(image) for image in listed])
-    predictor = prediction.Predictor(str(artefact), threads)
+    paths = predict_files.list_images([str(image) for image in listed])
+    predictor = Predictor(str(artefact), threads)
     folder = None if out is None else Path(out)
-    return list(prediction.predict(predictor, paths, batch_size=batch, top=top, out=folder))
+    return list(predict_files.predict(predictor, paths, batch_size=batch, top=top, out=folder))
 
 
 def report(

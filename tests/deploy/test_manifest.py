@@ -10,7 +10,8 @@ from torch import nn
 import zoo
 from zoo.deploy import files, schema
 from zoo.deploy.manifest import MEANINGS, Origin
-from zoo.deploy.predict import Predictor, predict
+from zoo.deploy.predict import Predictor
+from zoo.deploy.predict_files import predict
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 DROPPED = object()

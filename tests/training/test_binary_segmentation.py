@@ -13,7 +13,8 @@ from zoo.binary import all_logits, class_map
 from zoo.command_line.composition import run as run_command
 from zoo.data.create import create_datamodule
 from zoo.deploy.manifest import describe_outputs
-from zoo.deploy.predict import Predictor, predict
+from zoo.deploy.predict import Predictor
+from zoo.deploy.predict_files import predict
 from zoo.training.dense_losses import Dice, PixelCrossEntropy
 from zoo.training.segmentation import SegmentationMeter
 

@@ -11,9 +11,10 @@ import zoo
 from zoo.command_line.composition import run as run_command
 from zoo.commands.checkpoint_predictor import CheckpointModel
 from zoo.data.create import create_datamodule
-from zoo.deploy import predict as prediction
+from zoo.deploy import predict_files
 from zoo.deploy.box_drawing import draw
 from zoo.deploy.detections import Detections
+from zoo.deploy.predict import Predictor
 from zoo.errors import BadInput, MissingExtra
 from zoo.settings import TrainConfig
 from zoo.training.tasks import get_task
@@ -186,9 +187,9 @@ class FixedPredictor:
 def test_predicted_boxes_are_in_pixels_of_the_original(finished, postprocessing, tmp_path, capsys):
     """A picture of 64 x 32 pixels fills the upper half of the input."""
     Image.new("RGB", (64, 32)).save(tmp_path / "a.png")
-    predictor = prediction.Predictor(FixedPredictor(finished, postprocessing))
+    predictor = Predictor(FixedPredictor(finished, postprocessing))
     out = str(tmp_path / "drawn")
-    prediction.print_predictions(predictor, [str(tmp_path / "a.png")], as_json=True, out=out)
+    predict_files.print_predictions(predictor, [str(tmp_path / "a.png")], as_json=True, out=out)
     (answer,) = json.loads(capsys.readouterr().out)
     (found,) = answer["detections"]
     assert found["score"] == pytest.approx(0.9)
@@ -197,14 +198,14 @@ def test_predicted_boxes_are_in_pixels_of_the_original(finished, postprocessing,
         assert drawn.size == (64, 32)
         assert drawn.getpixel((31, 15)) != (0, 0, 0)
         assert drawn.getpixel((50, 25)) == (0, 0, 0)
-    prediction.print_predictions(predictor, [str(tmp_path / "a.png")], out=out)
+    predict_files.print_predictions(predictor, [str(tmp_path / "a.png")], out=out)
     assert "a.png: 3 90.0% at 16 0 32 16 -> " in capsys.readouterr().out
 
 
 def test_a_run_predicts_without_an_export(finished, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
-    predictor = prediction.Predictor(CheckpointModel(str(finished)))
-    (answer,) = prediction.predict(predictor, [tmp_path / "a.png"])
+    predictor = Predictor(CheckpointModel(str(finished)))
+    (answer,) = predict_files.predict(predictor, [tmp_path / "a.png"])
     assert set(answer) == {"file", "detections"}
 
 

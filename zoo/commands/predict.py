@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ZooError: The artefact or a picture cannot be read.
     """
-    from zoo.deploy.predict import Predictor, print_predictions  # imports NumPy and Pillow
+    from zoo.deploy.predict import Predictor  # imports NumPy and Pillow
+    from zoo.deploy.predict_files import print_predictions
 
     if _is_artefact(args.artefact):
         predictor = Predictor(args.artefact, args.threads)

@@ -4,12 +4,9 @@ Images are prepared by Pillow and NumPy as the manifest says. For ONNX and OpenV
 PyTorch nor a model of this package is imported.
 """
 
-import json
 import os
-import sys
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,15 +14,13 @@ from typing import Any, Protocol, cast
 import numpy as np
 from PIL import Image
 
-from zoo.deploy import box_drawing, detections, files
+from zoo.deploy import detections, files
 from zoo.deploy.schema import FITTED
 from zoo.errors import BadInput
-from zoo.images import OTHER_FORMATS, convert, open_image, reason, resize_and_crop
+from zoo.images import convert, open_image, reason, resize_and_crop
 from zoo.runtimes.artefacts import LoadedArtefact
 
 SUPPORTED = ("classification", "segmentation", "detection")
-FOLDERS = {"segmentation": "masks", "detection": "detections"}  # of pictures, for each task
-OPACITY = 0.5  # opacity of a mask drawn over its image
 
 
 @dataclass(frozen=True)
@@ -282,247 +277,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the softmax of logits along the last axis."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
-
-
-def class_colours(count: int) -> np.ndarray:
-    """Return distinct colours for `count` classes: count x 3, uint8, the first is black."""
-    numbers = np.arange(count)
-    channels = [
-        sum(((numbers >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8))
-        for channel in range(3)
-    ]
-    return np.stack(channels, axis=1).astype(np.uint8)
-
-
-def overlay(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Draw a mask (H W, classes) over its image; class 0 is transparent."""
-    painted = class_colours(int(mask.max()) + 1)[mask]
-    base = np.asarray(image.convert("RGB"), np.float32)
-    mixed = np.where(mask[..., None] > 0, (1 - OPACITY) * base + OPACITY * painted, base)
-    return Image.fromarray(mixed.round().astype(np.uint8))
-
-
-def list_images(paths: Sequence[str]) -> list[Path]:
-    """Replace each folder in `paths` by the files in it.
-
-    Hidden files are left out, and images of formats that no training takes, with a warning. A file
-    that is named itself is always in the result.
-
-    Raises:
-        BadInput: A folder contains no file, or cannot be read.
-    """
-    found: list[Path] = []
-    for given in map(Path, paths):
-        if not given.is_dir():
-            found.append(given)
-            continue
-        try:
-            inside = sorted(f for f in given.iterdir() if f.is_file() and f.name[0] != ".")
-        except OSError as error:
-            raise BadInput(f"cannot read folder {str(given)!r}: {error.strerror}") from error
-        others = Counter(f.suffix.lower() for f in inside if f.suffix.lower() in OTHER_FORMATS)
-        inside = [f for f in inside if f.suffix.lower() not in OTHER_FORMATS]
-        if others:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-            print(
-                f"warning: {given}: left out images of other formats ({kinds}); convert them to "
-                "jpg or png to use them",
-                file=sys.stderr,
-            )
-        if not inside:
-            raise BadInput(f"folder {str(given)!r} contains no file")
-        found += inside
-    return found
-
-
-def predict(
-    predictor: Predictor,
-    paths: Sequence[Path],
-    *,
-    batch_size: int = 8,
-    top: int = 5,
-    out: Path | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the prediction for each file, in order, as a dictionary.
-
-    Args:
-        predictor: A loaded artefact or model.
-        paths: Image files.
-        batch_size: Images per call.
-        top: Classes to return per image; only for classification.
-        out: Folder for masks and overlays, created if needed; not for classification. None: none.
-
-    Yields:
-        `file` and `classes` (with `probability`, or `share` of the pixels) or `detections` (with
-        `score` and `box`: x1 y1 x2 y2 in pixels), and the paths `mask` and `overlay` if they were
-        written; `file` and `error` for a file without a prediction.
-
-    Raises:
-        BadInput: `batch_size` or `top` is less than 1, the runtime fails, or `out` cannot be
-            written.
-    """
-    for name, value in (("batch", batch_size), ("top", top)):
-        if value < 1:
-            raise BadInput(f"--{name}={value} must be at least 1")
-    for begin in range(0, len(paths), batch_size):
-        prepared: list[PreparedImage | BadInput] = []
-        for path in paths[begin : begin + batch_size]:
-            try:
-                prepared.append(predictor.prepare(path))
-            except BadInput as error:
-                prepared.append(error)
-        batch = [item for item in prepared if isinstance(item, PreparedImage)]
-        outputs = iter(predictor(batch) if batch else ())
-        for path, item in zip(paths[begin : begin + batch_size], prepared, strict=True):
-            answer: dict[str, Any] = {"file": str(path)}
-            if isinstance(item, BadInput):
-                yield answer | {"error": str(item)}
-            else:
-                yield answer | _interpret(predictor, item, next(outputs), top, out)
-
-
-def _interpret(
-    predictor: Predictor, prepared: PreparedImage, output: np.ndarray, top: int, out: Path | None
-) -> dict[str, Any]:
-    """Return the classes in the output for one image; write its mask if requested."""
-    if not np.isfinite(output).all():
-        return {
-            "error": f"the outputs for {prepared.path} are not finite (nan or inf), so there is no "
-            "prediction; export weights that are finite"
-        }
-    if predictor.task == "classification":
-        return {"classes": predictor.classify(output, top)}
-    if predictor.task == "detection":
-        return _list_detections(predictor, prepared, output, out)
-    mask = predictor.segment(output, prepared)
-    found, counts = np.unique(mask, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    shares = [
-        {
-            "class": int(found[i]),
-            "name": predictor.class_name(int(found[i])),
-            "share": float(counts[i] / mask.size),
-        }
-        for i in order
-    ]
-    return {"classes": shares} | ({} if out is None else _write_masks(prepared, mask, out))
-
-
-def _list_detections(
-    predictor: Predictor, prepared: PreparedImage, output: np.ndarray, out: Path | None
-) -> dict[str, Any]:
-    """Return the detections in the output for one image; draw them if requested."""
-    found = predictor.detect(output, prepared)
-    shown = np.flatnonzero(found.scores >= box_drawing.SHOWN_SCORE)
-    corners = found.boxes * (prepared.size * 2)
-    listed = [
-        {
-            "class": int(found.classes[i]),
-            "name": predictor.class_name(int(found.classes[i])),
-            "score": float(found.scores[i]),
-            "box": [round(float(x), 2) for x in corners[i]],
-        }
-        for i in shown
-    ]
-    if out is None:
-        return {"detections": listed}
-    assert prepared.original is not None
-    names = predictor.manifest["class_names"]
-    picture = box_drawing.draw(prepared.original, found, names)
-    return {"detections": listed, **_write_pictures(prepared, out, {"overlay": picture})}
-
-
-def _write_masks(prepared: PreparedImage, mask: np.ndarray, out: Path) -> dict[str, str]:
-    """Write the mask and its overlay as PNG to the folder `out`; return their paths."""
-    assert prepared.original is not None
-    dtype = np.uint8 if mask.max() < 256 else np.uint16
-    pictures = {
-        "mask": Image.fromarray(mask.astype(dtype)),
-        "overlay": overlay(prepared.original, mask),
-    }
-    return _write_pictures(prepared, out, pictures)
-
-
-def _write_pictures(
-    prepared: PreparedImage, out: Path, pictures: dict[str, Image.Image]
-) -> dict[str, str]:
-    """Write pictures of one image as PNG to the folder `out`; return their paths by kind."""
-    # The suffix is part of the name, so that a.png and a.jpg do not share a picture.
-    name = prepared.path.name.replace(".", "_")
-    written = {kind: out / f"{name}_{kind}.png" for kind in pictures}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for kind, picture in pictures.items():
-            picture.save(written[kind])
-    except OSError as error:
-        raise BadInput(f"cannot write to {out}: {error.strerror or error}") from error
-    return {kind: str(file) for kind, file in written.items()}
-
-
-def print_predictions(
-    predictor: Predictor,
-    images: Sequence[str],
-    *,
-    as_json: bool = False,
-    batch_size: int = 8,
-    top: int = 5,
-    out: str | None = None,
-) -> None:
-    """Print the prediction for each image when it is known, and errors to standard error.
-
-    Args:
-        predictor: A loaded artefact or model.
-        images: Files, and folders of files.
-        as_json: Print a JSON array with one element per line.
-        batch_size: As for `predict`.
-        top: As for `predict`.
-        out: Folder for pictures; None: that of `FOLDERS`.
-
-    Raises:
-        BadInput: A folder cannot be used, or (at the end) a file has no prediction.
-    """
-    paths = list_images(images)
-    if out and predictor.task not in FOLDERS:
-        raise BadInput(
-            f"--out={out} has no effect: {predictor.source.name} is a classification model; leave "
-            "it out"
-        )
-    folder = Path(out or FOLDERS[predictor.task]) if predictor.task in FOLDERS else None
-    count = failed = 0
-    answers = predict(predictor, paths, batch_size=batch_size, top=top, out=folder)
-    try:
-        for count, answer in enumerate(answers, start=1):
-            if as_json:
-                print(("[" if count == 1 else ",\n ") + _encoded(answer), end="", flush=True)
-            elif "error" not in answer:
-                print(_line(answer), flush=True)
-            if "error" in answer:
-                failed += 1
-                print(f"error: {answer['error']}", file=sys.stderr, flush=True)
-    finally:
-        if as_json and count:
-            print("]")
-    if failed:
-        raise BadInput(f"{failed} of {len(paths)} files have no prediction")
-
-
-def _encoded(answer: dict[str, Any]) -> str:
-    """Return a prediction as JSON that the terminal can show."""
-    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
-    return json.dumps(answer, ensure_ascii=not is_unicode)
-
-
-def _line(answer: dict[str, Any]) -> str:
-    """Return a prediction as a line of text."""
-    if "detections" in answer:
-        parts = [
-            f"{entry['name']} {entry['score']:.1%} at {' '.join(f'{x:.0f}' for x in entry['box'])}"
-            for entry in answer["detections"]
-        ] or ["nothing found"]
-    else:
-        parts = [
-            f"{entry['name']} {entry.get('probability', entry.get('share')):.1%}"
-            for entry in answer["classes"]
-        ]
-    drawn = f" -> {answer['overlay']}" if "overlay" in answer else ""
-    return f"{answer['file']}: {', '.join(parts)}{drawn}"
