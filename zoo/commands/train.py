@@ -1,9 +1,14 @@
 """`train.py`: train a model, resume a run, or continue one with quantisation-aware training."""
 
+from typing import TYPE_CHECKING
+
 from zoo.commands import resolve
 from zoo.settings import TrainRun
 from zoo.training import run_folder
 from zoo.training.checks import check_train
+
+if TYPE_CHECKING:
+    from zoo.training.method import TrainingMethod
 
 
 def run(settings: TrainRun, explicit: resolve.Explicit) -> run_folder.TrainedRun | None:
@@ -30,11 +35,16 @@ def run(settings: TrainRun, explicit: resolve.Explicit) -> run_folder.TrainedRun
     else:
         run_folder.check_writable(start.resumed.path.parent, "train.resume")
         resumed = {**start.resumed.content, "path": start.resumed.path}
-    method = None
-    if start.settings.train.qat:
-        from zoo.training.qat import QuantizationAwareTraining
-
-        method = QuantizationAwareTraining(start.settings.model)
+    method = create_method(start.settings)
     from zoo.training.fit import train  # slow to import: check the settings first
 
     return train(start.settings, resumed, method, normalisation=start.normalisation)
+
+
+def create_method(settings: TrainRun) -> "TrainingMethod | None":
+    """Return the training method that the resolved settings choose; None for ordinary training."""
+    if settings.train.qat:
+        from zoo.training.qat import QuantizationAwareTraining
+
+        return QuantizationAwareTraining(settings.model)
+    return None

@@ -14,6 +14,7 @@ A checkpoint has only tensors, dictionaries, lists, strings and numbers, so
     progress           epoch, batch, update, world_size, best: where the run continues
     optimizer, scaler  state of the optimizer and of the gradient scaler
     loss               state of the loss, if it has any
+    method             state of the training method, if it has any
     qat                what rebuilds the graph of quantisation-aware training
     checksum           of all other entries except config
 

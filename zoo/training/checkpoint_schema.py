@@ -121,6 +121,7 @@ _RESUMING: dict[str, Any] = {
     },
     "scaler": _TABLE,
     "loss?": _STATE,
+    "method?": _TABLE,
 }
 
 

@@ -190,6 +190,7 @@ class Loop:
         restore.restore_optimizer(components.optimizer, content["optimizer"], path)
         restore.restore_scaler(self.precision, content["scaler"], path)
         restore.restore_module(self._base_loss, content.get("loss", {}), "loss", path)
+        restore.restore_method(components.method, content.get("method", {}), path)
         self._restored_from = path
         self.progress = Progress(**content["progress"])
         self.metrics = dict(content["metrics"])
@@ -268,7 +269,6 @@ class Loop:
                 continue
             self._checked_update()
             progress.batch, progress.update = index + 1, progress.update + 1
-            self.components.method.after_update(self.components.net, progress.update)
             is_last = progress.batch == self.batches
             if is_last or progress.update % self.train.log_every == 0:
                 now = time.perf_counter()
@@ -286,7 +286,7 @@ class Loop:
         self.components.criterion.train()
         for norm in self.components.frozen_norms:
             norm.eval()
-        self.components.method.after_update(self.components.net, self.progress.update)
+        self.components.method.start_epoch(self.components.net, self.progress.update)
         mixing, off_epoch = self.components.mixing, self.train.mixup_off_epoch
         if mixing is not None and off_epoch and self.progress.epoch >= off_epoch:
             mixing.disable()
@@ -340,12 +340,15 @@ class Loop:
             self.precision.unscale_gradients(components.optimizer)
             parameters = [p for p in components.clipped if p.grad is not None]
             dispatch_clip_grad(parameters, train.clip_grad, mode=train.clip_mode)
+        update = self.progress.update + 1
         components.optimizer.step()
+        components.method.after_update(components.net, update)
         components.optimizer.zero_grad()
         if components.scheduler is not None:
-            components.scheduler.step_update(self.progress.update + 1)
+            components.scheduler.step_update(update)
         if components.ema is not None:
-            components.ema.update(components.net, self.progress.update + 1)
+            components.ema.update(components.net, update)
+            components.method.after_averaging(components.ema.module, update)
 
     # -- logging and stopping ---------------------------------------------------------------------
 
@@ -517,6 +520,7 @@ class Loop:
             "optimizer": components.optimizer.state_dict(),
             "scaler": self.precision.state_dict(),
             **({"loss": state} if (state := self._base_loss.state_dict()) else {}),
+            **({"method": state} if (state := components.method.state_dict()) else {}),
         }
 
 

@@ -1,4 +1,11 @@
-"""Hooks for training methods that change the model, such as quantisation-aware training."""
+"""Hooks for training methods that change the model, such as quantisation-aware training.
+
+`after_update` is the hook of methods that change weights while they are trained. It sees the
+gradients of the update, and the averaged weights (`train.ema_decay`) are averages of what it
+leaves. Its state, if it has any, is part of every checkpoint.
+"""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,5 +47,33 @@ class TrainingMethod:
     def plan(self, updates: int) -> None:
         """Receive the number of updates of the whole run, before training starts."""
 
+    def start_epoch(self, model: nn.Module, update: int) -> None:
+        """Act on the model in training mode, at the start of an epoch or when a run resumes.
+
+        Args:
+            model: The model that is trained.
+            update: Number of updates so far.
+        """
+
     def after_update(self, model: nn.Module, update: int) -> None:
-        """Act after update number `update`, and at the start of every epoch."""
+        """Act once after every step of the optimizer, before its gradients are cleared.
+
+        Args:
+            model: The model that is trained.
+            update: Number of this update, counted from 1.
+        """
+
+    def after_averaging(self, averaged: nn.Module, update: int) -> None:
+        """Act on the averaged weights, after `model` was averaged into them.
+
+        Args:
+            averaged: The model with the averaged weights.
+            update: Number of this update, counted from 1.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that a resumed run needs: tensors, numbers, text, lists and tables."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; `state` has the same keys."""

@@ -90,6 +90,10 @@ class QuantizationAwareTraining(TrainingMethod):
         """Freeze the ranges after a share of all `updates`."""
         self._freeze_at = max(1, round(OBSERVED_SHARE * updates))
 
+    def start_epoch(self, model: nn.Module, update: int) -> None:
+        """Freeze the ranges from the planned update on."""
+        self.after_update(model, update)
+
     def after_update(self, model: nn.Module, update: int) -> None:
         """Freeze the ranges from the planned update on."""
         if update >= self._freeze_at:

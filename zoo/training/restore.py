@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from zoo.errors import BadWeights, first_line
 from zoo.training.checkpoint_schema import damaged
+from zoo.training.method import TrainingMethod
 from zoo.training.optim import FUSED_OPTIMIZERS
 
 
@@ -117,6 +118,21 @@ def restore_scaler(precision: Any, state: dict[str, Any], path: Path) -> None:
         if _kind(saved) != _kind(value) or not 0 <= saved < float("inf"):
             raise damaged(path, f"scaler.{key} is {str(saved)[:40]}")
     precision.load_state_dict(state)
+
+
+def restore_method(method: TrainingMethod, state: dict[str, Any], path: Path) -> None:
+    """Load the state of a training method.
+
+    Raises:
+        BadWeights: It belongs to another method, or is not valid.
+    """
+    own = method.state_dict()
+    for key in own.keys() ^ state.keys():
+        raise damaged(path, f"method.{key} is {'missing' if key in own else 'unknown'}")
+    try:
+        method.load_state_dict(state)
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, f"method does not fit ({first_line(error)})") from error
 
 
 def misfit(error: Exception, path: Path) -> BadWeights:
