@@ -16,6 +16,7 @@ from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput, BadWeights, first_line, unknown_value
 from zoo.fine_tuning import load_to_fine_tune, say
 from zoo.hub import WEIGHTS
+from zoo.narrowing import apply_widths, saved_widths
 from zoo.registry import ModelSpec
 from zoo.weights import opened, read_source, state_for
 
@@ -30,6 +31,7 @@ def build_backbone(
     out_indices: int | Sequence[int] | None = None,
     checkpoint_path: str | os.PathLike | Mapping[str, Any] | None = None,
     cache_dir: str | None = None,
+    widths: Mapping[str, int] | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """Build a registered model; arguments and errors are those of `zoo.create_model`.
@@ -59,6 +61,9 @@ def build_backbone(
     if features_only and "dense" in known:
         given.setdefault("dense", True)  # the family's public dense code computes differently
     model = build(**given)
+    content, named = ({}, "") if checkpoint_path is None else opened(checkpoint_path)
+    if widths := saved_widths(content) if widths is None else widths:
+        apply_widths(model, widths)
     sizes = {
         "new_classes": arguments.get("num_classes") is not None,
         "new_channels": arguments.get("in_chans") is not None,
@@ -68,7 +73,6 @@ def build_backbone(
     if features_only:
         model = FeatureExtractor(model, out_indices)
     if checkpoint_path is not None:
-        content, named = opened(checkpoint_path)
         load_to_fine_tune(model, state_for(model, content, named), named, **sizes)
     return model
 

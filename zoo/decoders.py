@@ -6,6 +6,7 @@ names. It finds our backbones through `zoo.timm_bridge`. Those of `zoo.light_dec
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from zoo import encoders, light_decoders, registry
 from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput, first_line
+from zoo.narrowing import apply_widths
 
 # Decoders that need larger last feature maps: the encoder dilates instead of downsampling.
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
@@ -135,6 +137,7 @@ def create(
     num_classes: int | None = None,
     in_chans: int | None = None,
     checkpoint_path: str | os.PathLike | None = None,
+    widths: Mapping[str, int] | None = None,
     **kwargs: Any,
 ) -> EncoderDecoder:
     """Build the decoder `name` on top of a backbone.
@@ -146,6 +149,7 @@ def create(
         num_classes: Logits per pixel.
         in_chans: Channels of the image.
         checkpoint_path: Weights of the whole model or of its encoder, to load at the end.
+        widths: Widths of a pruned model, as for `zoo.create_model`.
         **kwargs: Arguments of this decoder in segmentation_models_pytorch.
 
     Raises:
@@ -164,6 +168,8 @@ def create(
     classes = 1 if num_classes is None else whole_number(num_classes, "num_classes", 1)
     build = _build_light if is_light else _build_smp
     model = build(name, encoder, pretrained, classes, in_chans, **kwargs)
+    if widths:
+        apply_widths(model, widths)
     if checkpoint_path is not None:
         encoders.load(
             model,
@@ -172,6 +178,7 @@ def create(
             checkpoint_path,
             new_classes=new_classes,
             new_channels=new_channels,
+            widths=widths,
         )
     return model
 

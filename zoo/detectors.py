@@ -8,7 +8,7 @@ of a model (`zoo.deploy.detections`).
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from zoo import encoders
 from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput, first_line
+from zoo.narrowing import apply_widths
 
 MIN_STRIDE = 4  # pixels, of the finest level
 WIDTH = 128  # channels of the pyramid of RetinaNet and FCOS
@@ -292,6 +293,7 @@ def create(
     num_classes: int | None = None,
     in_chans: int | None = None,
     checkpoint_path: str | os.PathLike | None = None,
+    widths: Mapping[str, int] | None = None,
     min_stride: int = MIN_STRIDE,
     **kwargs: Any,
 ) -> Detector:
@@ -304,6 +306,7 @@ def create(
         num_classes: Number of classes, without background; None for one.
         in_chans: Channels of the image; None for 3.
         checkpoint_path: Weights of the whole model or of its encoder, to load at the end.
+        widths: Widths of a pruned model, as for `zoo.create_model`.
         min_stride: Finest level that is used, in pixels. 8 costs a quarter of 4, and loses objects
             of a few pixels.
         **kwargs: `channels` of the pyramid of RetinaNet and FCOS, a multiple of 32.
@@ -331,6 +334,8 @@ def create(
         raise BadInput(
             f"{name} with encoder={encoder} cannot be built: {first_line(error)}"
         ) from error
+    if widths:
+        apply_widths(model, widths)
     if checkpoint_path is not None:
         encoders.load(
             model,
@@ -339,6 +344,7 @@ def create(
             checkpoint_path,
             new_classes=num_classes is not None,
             new_channels=in_chans is not None,
+            widths=widths,
         )
     return model
 

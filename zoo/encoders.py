@@ -12,6 +12,7 @@ from zoo import registry
 from zoo.build import build_timm
 from zoo.errors import BadInput, first_line
 from zoo.fine_tuning import load_to_fine_tune, say
+from zoo.narrowing import apply_widths, saved_widths
 from zoo.timm_bridge import bridged_name  # registers our backbones with timm
 from zoo.weights import opened, state_for, unwrap
 
@@ -73,6 +74,7 @@ def load(
     *,
     new_classes: bool,
     new_channels: bool,
+    widths: Mapping[str, int] | None = None,
 ) -> None:
     """Load weights of a whole model or of its encoder.
 
@@ -83,11 +85,14 @@ def load(
         checkpoint_path: The weights.
         new_classes: Whether the number of classes was given.
         new_channels: Whether the number of channels was given.
+        widths: Widths to which the model was cut; None cuts it to those that the weights have.
 
     Raises:
         BadWeights: The weights cannot be read, or do not fit.
     """
     content, named = opened(checkpoint_path)
+    if widths is None and (saved := saved_widths(content)):
+        apply_widths(model, saved)
     sizes = {"new_classes": new_classes, "new_channels": new_channels}
     if any(key.startswith("encoder.") for key in unwrap(content, named)):
         load_to_fine_tune(model, state_for(model, content, named), named, **sizes)

@@ -1,7 +1,7 @@
 """`create_model`: one function for our models, timm's models, decoders and detectors."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -28,6 +28,7 @@ def create_model(
     global_pool: str | None = None,
     checkpoint_path: str | os.PathLike | None = None,
     encoder: str | None = None,
+    widths: Mapping[str, int] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a registered model, one of timm's, a decoder or detector, or a model of the hub.
@@ -56,6 +57,8 @@ def create_model(
             whole model or of its encoder.
         encoder: Backbone of a decoder or detector (`"timm/..."` or a zoo model); `pretrained` then
             applies to the encoder.
+        widths: Widths of a pruned model (`zoo prune`): number of units of each narrower group,
+            and 0 for each dropped block. None takes those of the run that `checkpoint_path` names.
         **kwargs: Arguments of one family only.
 
     Raises:
@@ -76,6 +79,13 @@ def create_model(
     }
     arguments = {key: value for key, value in arguments.items() if value is not None}
     check_values(arguments)
+    if widths:
+        if pretrained:
+            raise BadInput(
+                "pretrained=True loads published weights, which have the full widths; leave widths"
+                " or pretrained out"
+            )
+        arguments["widths"] = widths
     if is_repository(name):
         arguments |= {"encoder": encoder} if encoder is not None else {}
         arguments |= {"features_only": True, "out_indices": out_indices} if features_only else {}
@@ -147,6 +157,8 @@ def _build_timm(
     **arguments: Any,
 ) -> nn.Module:
     given = _without_zero_rates(arguments)
+    if "widths" in given:
+        raise BadInput(f"{spec.name} cannot be narrowed: it is a model of timm; leave widths out")
     return build_timm(
         spec.name.removeprefix(registry.TIMM),
         pretrained,

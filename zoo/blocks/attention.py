@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.folding import scale_queries
 from zoo.blocks.sizes import is_size
+from zoo.blocks.widths import Group, Slice, positions, rows
 
 
 def attention_bias(
@@ -167,3 +168,19 @@ class BiasedAttention(nn.Module):
     def fused(self) -> "BiasedAttention":
         """Fold the scale of the products into the queries."""
         return scale_queries(self, "qkv", self.key_dim, groups=self.num_heads)
+
+    def prunable(self) -> list[Group]:
+        """Declare the heads."""
+        heads = self.num_heads
+        qkv = (positions(1, heads, 2 * self.key_dim + self.value_dim),)
+        values = (positions(1, heads, self.value_dim),)
+        slices = [
+            *rows(self.qkv, "qkv", qkv),
+            *rows(self.bias, "bias", (positions(1, heads),)),
+            Slice("proj.weight", 1, values, reads=True),
+        ]
+        return [Group("heads", heads, tuple(slices))]
+
+    def resize(self, name: str, width: int) -> None:
+        """Note the number of heads."""
+        self.num_heads = width

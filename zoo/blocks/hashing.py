@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.precision import outside_autocast
+from zoo.blocks.widths import Group, Slice, positions, rows
 from zoo.errors import ZooError
 
 BITS, ANCHORS = 16, 25  # of all published models
@@ -105,6 +106,23 @@ class HashedAttention(nn.Module):
 
     def _heads(self, x_BNC: Tensor) -> Tensor:
         return x_BNC.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def prunable(self) -> list[Group]:
+        """Declare the heads."""
+        heads = self.num_heads
+        table = (positions(1, heads, self.proj.in_features // heads),)
+        own = (positions(1, heads),)
+        slices = [
+            *rows(self.to_qk, "to_qk", table),
+            *rows(self.to_v, "to_v", table),
+            *(Slice(name, 0, own) for name in ("anchors", "means", "hash")),
+            Slice("proj.weight", 1, table, reads=True),
+        ]
+        return [Group("heads", heads, tuple(slices))]
+
+    def resize(self, name: str, width: int) -> None:
+        """Note the number of heads."""
+        self.num_heads = width
 
     def is_fitted(self) -> bool:
         """Return whether there are hash functions, fitted or loaded."""

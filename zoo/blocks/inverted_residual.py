@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from zoo.blocks.conv import Activation, ConvNorm
 from zoo.blocks.init import init_conv
+from zoo.blocks.squeeze import SqueezeExcite
+from zoo.blocks.widths import Group, hidden_channels
 
 
 class InvertedResidual(nn.Module):
@@ -69,6 +71,22 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.gate(self.depthwise(self.expand(x))))  # B C H/stride W/stride
         return self.shortcut(x) + self.drop_path(y) if self.residual else y
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels, if they are not those of the input."""
+        if isinstance(self.expand, nn.Identity):
+            return []
+        gates = () if isinstance(self.gate, nn.Identity) else ("gate",)
+        if gates and not isinstance(self.gate, SqueezeExcite):
+            return []
+        made = ("expand", "depthwise", *gates)
+        return [hidden_channels(self, made=made, read=("project.conv",))]
+
+    @property
+    def droppable(self) -> bool:
+        """Whether the block adds a branch to its input, and does nothing else."""
+        is_plain = type(self).forward is InvertedResidual.forward
+        return is_plain and self.residual and isinstance(self.shortcut, nn.Identity)
 
 
 def init_weights(module: nn.Module) -> None:

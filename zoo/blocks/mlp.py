@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from zoo.blocks.conv import ConvNorm
+from zoo.blocks.widths import Group, hidden_channels
 
 
 class Mlp(nn.Module):
@@ -24,6 +25,10 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))  # ... C
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels."""
+        return [hidden_channels(self, made=("fc1",), read=("fc2",))]
 
 
 class MixFFN(nn.Module):
@@ -47,6 +52,10 @@ class MixFFN(nn.Module):
         x = self.depthwise(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.fc2(self.act(x))  # B H W C
 
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels."""
+        return [hidden_channels(self, made=("fc1", "depthwise"), read=("fc2",))]
+
 
 class ConvMlp(nn.Module):
     """Two 1x1 convolutions, each with a batch norm, and an activation between them.
@@ -69,3 +78,7 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.fc1(x))  # B C H W
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels."""
+        return [hidden_channels(self, made=("fc1",), read=("fc2.conv",))]

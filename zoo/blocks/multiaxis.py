@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.folding import Absorbing
+from zoo.blocks.widths import Group, hidden_channels
 
 EPS = 1e-6  # of every layer norm
 
@@ -193,6 +194,10 @@ class DenseAttention(Absorbing):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.attention(self.fc2(gelu(self.fc1(self.norm(x)))))  # B H W C
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels."""
+        return [hidden_channels(self, made=("fc1",), read=("fc2",))]
 
 
 class CrossGating(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.folding import add_identity, rebuilt
 from zoo.blocks.sizes import is_dynamic
+from zoo.blocks.widths import Group, hidden_channels
 
 
 class Residual(nn.Module):
@@ -101,6 +102,21 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.shortcut(x) + self.drop_path(self.branch(x)))  # B C' H/s W/s
+
+    def prunable(self) -> list[Group]:
+        """Declare the channels between the convolutions of the branch."""
+        layers = list(self.branch.children())
+        if not all(isinstance(layer, ConvNorm) for layer in layers):
+            return []
+        return [
+            hidden_channels(
+                self,
+                made=(f"branch.{i}",),
+                read=(f"branch.{i + 1}.conv",),
+                name=f"hidden{i}",
+            )
+            for i in range(len(layers) - 1)
+        ]
 
 
 def resnet_unit(

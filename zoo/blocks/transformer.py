@@ -3,11 +3,14 @@
 Tokens are B N C, or B H W C where a part needs to know the grid.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.blocks.folding import Absorbing, scale_queries
+from zoo.blocks.widths import Group, Slice, positions, rows
 
 
 # B batch, N queries, M keys, H heads, D features of a head, C = H * D
@@ -64,6 +67,33 @@ class SelfAttention(nn.Module):
         """Fold the scale of the products into the queries."""
         return scale_queries(self, "qkv", self.qkv.out_features // 3)
 
+    def prunable(self) -> list[Group]:
+        """Declare the heads."""
+        return [_heads(self, self.num_heads, {"qkv": 3})]
+
+    def resize(self, name: str, width: int) -> None:
+        """Note the number of heads."""
+        self.num_heads = width
+
+
+def _heads(attention: nn.Module, num_heads: int, made: dict[str, int]) -> Group:
+    """Declare the heads of an attention.
+
+    Args:
+        attention: Has a linear layer `proj` that reads the heads.
+        num_heads: Number of heads.
+        made: Layers that compute queries, keys and values, and how many of them.
+    """
+    proj: Any = attention.get_submodule("proj")
+    size = proj.in_features // num_heads
+    slices = [
+        part
+        for path, parts in made.items()
+        for part in rows(attention.get_submodule(path), path, (positions(parts, num_heads, size),))
+    ]
+    slices.append(Slice("proj.weight", 1, (positions(1, num_heads, size),), reads=True))
+    return Group("heads", num_heads, tuple(slices))
+
 
 class CrossAttention(nn.Module):
     """Multi-head attention: queries from one sequence of tokens, keys and values from another.
@@ -94,6 +124,14 @@ class CrossAttention(nn.Module):
         """Fold the scale of the products into the queries."""
         return scale_queries(self, "q", self.q.out_features)
 
+    def prunable(self) -> list[Group]:
+        """Declare the heads."""
+        return [_heads(self, self.num_heads, {"q": 1, "kv": 2})]
+
+    def resize(self, name: str, width: int) -> None:
+        """Note the number of heads."""
+        self.num_heads = width
+
 
 class SeparateQKVAttention(CrossAttention):
     """Self-attention, one layer for queries and one for keys and values; B N C or B H W C."""
@@ -118,6 +156,7 @@ class TransformerBlock(Absorbing):
     """
 
     absorbs_before = {"mixer": "norm1", "mlp": "norm2"}
+    droppable = True
 
     def __init__(
         self,

@@ -153,6 +153,11 @@ def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
         settings = _resume(settings, saved, explicit)
     elif saved is not None and train.qat:
         settings = _continue_with_qat(settings, saved, explicit)
+    elif saved is not None and (widths := saved.model.get("widths")):
+        kwargs = {"widths": widths, **settings.model.kwargs}
+        settings = dataclasses.replace(
+            settings, model=dataclasses.replace(settings.model, kwargs=kwargs)
+        )
     model = settings.model
     normalisation = None
     if saved is not None and saved.is_run and model.checkpoint_path is not None:

@@ -82,6 +82,7 @@ class RenormedBlock(TransformerBlock):
     """
 
     absorbs_before = {"mixer": "norm1"}
+    droppable = False
 
     def forward(self, x: Tensor) -> Tensor:
         if self.maps:

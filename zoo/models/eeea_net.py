@@ -22,6 +22,7 @@ from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.separable import SeparableConvNorm
 from zoo.blocks.sizes import check_sides, whole_number
 from zoo.blocks.squeeze import SqueezeExcite
+from zoo.blocks.widths import Group, hidden_channels
 from zoo.keys import KeyStyle, prefixed
 
 torch.fx.wrap("check_sides")
@@ -127,6 +128,10 @@ class PreActInverted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.layers(x)
         return x + y if self.residual else y  # B C H/stride W/stride
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels."""
+        return [hidden_channels(self, made=("layers.0", "layers.1"), read=("layers.2.conv",))]
 
 
 class NonLocal(nn.Module):

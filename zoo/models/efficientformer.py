@@ -44,6 +44,7 @@ class PoolBlock(Absorbing):
     """
 
     absorbs_after = {"mlp": "scale2"}
+    droppable = True
 
     def __init__(self, channels: int, hidden: int, *, drop_path: float, layer_scale: float):
         super().__init__()
@@ -71,6 +72,7 @@ class AttentionBlock(Absorbing):
 
     absorbs_before = {"attention": "norm1", "mlp": "norm2"}
     absorbs_after = {"attention": "scale1", "mlp": "scale2"}
+    droppable = True
 
     def __init__(
         self,

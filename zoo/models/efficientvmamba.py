@@ -23,6 +23,7 @@ from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.patches import PatchEmbed
 from zoo.blocks.selective import DirectionalScan, atrous, merge_atrous
 from zoo.blocks.squeeze import SqueezeExcite
+from zoo.blocks.widths import Group, hidden_channels
 from zoo.keys import KeyStyle, prefixed
 
 
@@ -80,6 +81,8 @@ class ScanBlock(nn.Module):
         drop_path: Probability of dropping both branches in training.
     """
 
+    droppable = True
+
     def __init__(self, channels: int, *, drop_path: float):
         super().__init__()
         self.norm = LayerNorm2d(channels)
@@ -105,6 +108,8 @@ class GatedInvertedResidual(nn.Module):
         drop_path: Probability of dropping the branch in training.
     """
 
+    droppable = True
+
     def __init__(self, channels: int, *, drop_path: float):
         super().__init__()
         hidden = 4 * channels
@@ -117,6 +122,12 @@ class GatedInvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.squeeze(self.depthwise(self.expand(x))))  # B C H W
         return x + self.drop_path(y)
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels."""
+        return [
+            hidden_channels(self, made=("expand", "depthwise", "squeeze"), read=("project.conv",))
+        ]
 
 
 class PatchMerging(Absorbing):

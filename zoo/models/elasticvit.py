@@ -27,6 +27,7 @@ from zoo.blocks.offset_bias import OffsetBias
 from zoo.blocks.residual import PooledShortcut
 from zoo.blocks.sizes import grid_size
 from zoo.blocks.squeeze import SqueezeExcite
+from zoo.blocks.widths import Group, Slice, hidden_channels, positions, rows
 from zoo.keys import KeyStyle, State
 
 HEAD_DIM = 16  # channels of a head's queries and keys
@@ -83,6 +84,27 @@ class Attention(nn.Module):
         """Fold the scale of the products into the queries."""
         return scale_queries(self, "qkv", self.keys)
 
+    def prunable(self) -> list[Group]:
+        """Declare the heads."""
+        heads, value_dim = self.num_heads, self.values // self.num_heads
+        values = (positions(1, heads, value_dim),)
+        qkv = (
+            positions(2, heads, HEAD_DIM),
+            positions(1, heads, value_dim, start=2 * self.keys),
+        )
+        slices = [
+            *rows(self.qkv, "qkv", qkv),
+            *rows(self.local, "local", values),
+            Slice("bias.table", 1, (positions(1, heads),)),
+            Slice("proj.weight", 1, values, reads=True),
+        ]
+        return [Group("heads", heads, tuple(slices))]
+
+    def resize(self, name: str, width: int) -> None:
+        """Note the number of heads."""
+        self.values = self.values // self.num_heads * width
+        self.num_heads, self.keys = width, width * HEAD_DIM
+
 
 class FeedForward(nn.Module):
     """Two 1x1 convolutions with hard swish between them.
@@ -103,6 +125,10 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))  # B C H W
 
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels."""
+        return [hidden_channels(self, made=("fc1",), read=("fc2",))]
+
 
 class ElasticBlock(Absorbing):
     """x + attention(norm(x)), then x + mlp(norm(x)).
@@ -118,6 +144,7 @@ class ElasticBlock(Absorbing):
     """
 
     absorbs_before = {"attention": "norm1", "mlp": "norm2"}
+    droppable = True
 
     def __init__(self, channels: int, attention: nn.Module, *, hidden: int, drop_path: float):
         super().__init__()

@@ -13,6 +13,8 @@ Here:  feature maps are padded with zeros to whole windows, before the convoluti
        No tensor has more than five axes, the limit of mobile runtimes.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -28,6 +30,7 @@ from zoo.blocks.norm import LayerNorm2d
 from zoo.blocks.scale import LayerScale
 from zoo.blocks.sizes import contiguous_if_dynamic, is_size, whole_number
 from zoo.blocks.squeeze import SqueezeExcite
+from zoo.blocks.widths import Group, hidden_channels
 from zoo.keys import KeyStyle
 
 STEM = 24  # channels of the stem of version 1
@@ -243,6 +246,19 @@ class MobileBlock(Absorbing):
         if self.residual:
             return x + self.drop_path(self.scale(self.project(y + z)))
         return self.scale(self.project(z))  # B C H/stride W/stride
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels: of attended values, as many in each head."""
+        mixer = self.mixer
+        attends = isinstance(mixer, WindowMixer) and not mixer.raw_values
+        parts: Any = mixer.num_heads if attends else 1
+        made = ("mixer.value", "local")
+        return [hidden_channels(self, made=made, read=("project",), parts=parts)]
+
+    @property
+    def droppable(self) -> bool:
+        """Whether the block adds a branch to its input, and does nothing else."""
+        return self.residual
 
 
 class EMO(Backbone):

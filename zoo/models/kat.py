@@ -19,6 +19,7 @@ from zoo.blocks.patches import PatchEmbed, whole_patches
 from zoo.blocks.positions import AddPositions, LearnedPositionEmbedding
 from zoo.blocks.tokens import ClassToken
 from zoo.blocks.transformer import SelfAttention, TransformerBlock
+from zoo.blocks.widths import Group, hidden_channels
 from zoo.errors import BadInput, unknown_value
 from zoo.keys import KeyStyle
 from zoo.ops import rational
@@ -83,6 +84,10 @@ class KanMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act2(self.fc1(self.act1(x))))  # B N C
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels, as many in each group of the rational function."""
+        return [hidden_channels(self, made=("fc1",), read=("fc2",), parts=GROUPS)]
 
 
 class KatBlock(TransformerBlock):

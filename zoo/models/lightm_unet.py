@@ -27,6 +27,7 @@ from zoo.blocks.scale import LayerScale
 from zoo.blocks.selective import DirectionalScan
 from zoo.blocks.separable import SeparableConv
 from zoo.blocks.sizes import check_sides, whole_number
+from zoo.blocks.widths import SIMD, Group, Slice, positions, rows
 from zoo.dense_backbone import DenseBackbone
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle
@@ -89,6 +90,20 @@ class Mamba(nn.Module):
         x_BDL = F.silu(self.conv(F.pad(x_BDL, (self.past, 0))))
         y_BDL = self.scan(x_BDL.unsqueeze(1)).squeeze(1) * F.silu(gate_BDL)
         return self.out_proj(y_BDL.transpose(1, 2).to(x_BLC.dtype))
+
+    def prunable(self) -> list[Group]:
+        """Declare the inner channels."""
+        inner = self.out_proj.in_features
+        table = (positions(1, inner),)
+        slices = [
+            *rows(self.in_proj, "in_proj", (positions(2, inner),)),
+            *rows(self.conv, "conv", table),
+            Slice("scan.x_proj", 2, table, reads=True),
+            *(Slice(f"scan.{name}", 1, table) for name in ("dt_proj", "dt_bias")),
+            *rows(self.scan, "scan", table),
+            Slice("out_proj.weight", 1, table, reads=True),
+        ]
+        return [Group("hidden", inner, tuple(slices), SIMD)]
 
 
 class MambaLayer(Absorbing):

@@ -26,6 +26,7 @@ from zoo.blocks.residual import Residual
 from zoo.blocks.scale import LayerScale
 from zoo.blocks.selective import DirectionalScan, both_ways, merge_both_ways
 from zoo.blocks.squeeze import SqueezeExcite
+from zoo.blocks.widths import Group, hidden_channels
 from zoo.errors import BadWeights
 from zoo.keys import KeyStyle, State, prefixed
 from zoo.ops import haar, inverse_haar
@@ -131,6 +132,8 @@ class MobileMambaBlock(nn.Module):
         **mixer: Arguments of `Mixer`.
     """
 
+    droppable = True
+
     def __init__(self, channels: int, *, drop_path: float, **mixer):
         super().__init__()
         self.depthwise1 = Residual(_depthwise(channels))
@@ -169,6 +172,12 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.squeeze(self.depthwise(self.expand(x))))  # B C' H/2 W/2
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels."""
+        return [
+            hidden_channels(self, made=("expand", "depthwise", "squeeze"), read=("project.conv",))
+        ]
 
 
 def _transition(before: int, after: int) -> nn.Sequential:

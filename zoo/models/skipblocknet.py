@@ -20,6 +20,7 @@ from zoo.blocks.heads import HiddenHead
 from zoo.blocks.inverted_residual import InvertedResidual, init_weights
 from zoo.blocks.sizes import is_dynamic, is_size
 from zoo.blocks.squeeze import SqueezeExcite
+from zoo.blocks.widths import Group, hidden_channels
 from zoo.keys import KeyStyle, prefixed
 
 # The blocks of each stage: kernel, expansion, channels, stride, squeeze and excitation, activation.
@@ -107,6 +108,10 @@ class SkipBlock(nn.Module):
     def forward(self, early: Tensor, late: Tensor) -> Tensor:
         x = pool_like(early, late, self.ratio)  # B C and the size of late
         return self.project(self.depthwise(self.expand(x)))
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels."""
+        return [hidden_channels(self, made=("expand", "depthwise"), read=("project.conv",))]
 
 
 class SkipblockNet(Backbone):

@@ -23,6 +23,7 @@ from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.folding import Absorbing
 from zoo.blocks.heads import ClassifierHead, UpsamplingHead
 from zoo.blocks.sizes import check_sides, whole_number
+from zoo.blocks.widths import Group, hidden_channels
 from zoo.errors import BadInput, unknown_value
 from zoo.keys import KeyStyle, numbered_blocks, prefixed
 from zoo.ops import haar, haar_pyramid
@@ -116,6 +117,10 @@ class UpsamplingMlp(Absorbing):
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc2(self.drop(self.act(self.fc1(x))))  # B channels H W
         return self.norm(self.up(x))  # B C 2H 2W
+
+    def prunable(self) -> list[Group]:
+        """Declare the hidden channels."""
+        return [hidden_channels(self, made=("fc1",), read=("fc2",))]
 
 
 class WaveletBlock(nn.Module):
