@@ -247,6 +247,8 @@ class EvalRun:
     batch_size: int = 64  # images per call
     fused: bool = False  # evaluate the re-parameterised model
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    train_images: bool = False  # also look for wrong labels among the training images
+    against: str | None = None  # run or checkpoint to compare an artefact with; null: its own, none
     out: str | None = None  # folder of the report; null: next to the weights or the artefact
 
 

@@ -136,7 +136,10 @@ def test_the_page_is_one_file_with_pictures_and_the_verdict(finished: Path) -> N
     doubted = steps["labels"]["first"]
     assert len(pictures) == 2 + len(doubted)
     assert all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert not re.search(r'src="(?!data:)', page)
+    links = re.findall(r'href="([^"]+)"', page)
+    assert "eval_float/report.html" in links
+    assert all((finished / link).is_file() for link in links)
 
 
 def test_all_images_are_ranked_by_their_labels(photos: Path, finished: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from zoo.data.holdout import position
+from zoo.diagnosis import duplicates
 from zoo.errors import BadInput
-from zoo.fitting import duplicates, inspection, split
+from zoo.fitting import inspection, split
 
 
 def scene(seed: int) -> Image.Image:

@@ -102,6 +102,8 @@ def test_the_files_match_the_report(whole_run: Path, tmp_path: Path) -> None:
         "confusion.csv",
         "confusion.png",
         "images.csv",
+        "report.html",
+        "suspects.csv",
     }
     with (tmp_path / "e" / "images.csv").open(newline="") as file:
         images = list(csv.DictReader(file))
@@ -115,6 +117,14 @@ def test_the_files_match_the_report(whole_run: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "e" / "confusion.png") as picture:
         assert min(picture.size) > 300
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20
+
+
+def test_models_to_compare_with_are_checked(whole_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"against=nowhere does not exist; give a run folder"):
+        evaluated(f"weights={whole_run}", "against=nowhere")
+    own = [f"weights={whole_run}", f"against={whole_run}", f"out={tmp_path}"]
+    changes = evaluated(*own)["changes"]
+    assert (changes["images"], changes["flipped"]) == (360, 0)
 
 
 def test_fused_and_unfused_models_agree(plain: dict, whole_run: Path, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from torch import nn
 
 import zoo
 from zoo.command_line.composition import run as run_command
+from zoo.commands import eval_diagnosis
 from zoo.data.create import create_datamodule
+from zoo.deploy import files
 from zoo.deploy.manifest import Origin
 from zoo.errors import BadInput
 from zoo.training.tasks import get_task
@@ -48,18 +50,37 @@ def changed_predictions(a: dict, b: dict) -> int:
     return int(difference.abs().sum()) // 2
 
 
-def test_an_artefact_repeats_the_metrics_of_its_checkpoint(plain: dict, onnx: Path) -> None:
-    report = evaluated(f"artefact={onnx.parent}")
+def test_an_artefact_repeats_the_metrics_of_its_checkpoint(
+    plain: dict, onnx: Path, whole_run: Path
+) -> None:
+    report = evaluated(f"artefact={onnx.parent}", f"against={whole_run}")
     assert changed_predictions(report, plain) <= 1
     assert report["images"] == plain["images"] == 360
     assert report["loss"] == pytest.approx(plain["loss"], rel=1e-4)
     assert report["preprocessing"] == plain["preprocessing"]
+    changes = report["changes"]  # the checkpoint is found in a folder above the artefact
+    assert changes["reference"].endswith("best.ckpt")
+    assert changes["flipped"] == changed_predictions(report, plain)
     assert report["model"] == "mobilenetv2_035"
     assert (report["runtime"], report["format"]) == ("onnxruntime", "onnx")
     assert (report["precision"], report["fused"]) == ("float32", True)
     written = onnx.parent / "eval_digits_onnxruntime"
     assert json.loads((written / "report.json").read_text()) == report
     assert {file.name for file in written.iterdir()} >= {"classes.csv", "confusion.png"}
+
+
+def test_the_checkpoint_of_an_artefact_is_found_above_it(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    file = tmp_path / "run" / "export" / "onnx" / "model.onnx"
+    manifest = {"weights": {"file": "best.ckpt", "sha256": files.sha256(checkpoint)}}
+    found = eval_diagnosis.own_checkpoint(file, manifest)
+    assert found is not None
+    assert Path(found).resolve() == checkpoint.resolve()
+    checkpoint.write_bytes(b"other weights")
+    assert eval_diagnosis.own_checkpoint(file, manifest) is None
+    assert eval_diagnosis.own_checkpoint(file, {}) is None
 
 
 def test_an_artefact_in_another_runtime(plain: dict, onnx: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from zoo import registry
 from zoo.build import published_entry
-from zoo.commands import resolve
+from zoo.commands import eval_diagnosis, resolve
 from zoo.data.datamodule import ImageData
 from zoo.deploy import files, int8_graph
 from zoo.errors import BadInput, first_line
@@ -53,6 +53,7 @@ def run(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:
             classes than the data; nothing was written.
     """
     check_value("batch_size", settings.batch_size, settings.batch_size >= 1, "at least 1")
+    eval_diagnosis.check(settings)
     if settings.out is not None:
         run_folder.check_writable(settings.out, "out")
     evaluate = _evaluate_weights if settings.artefact is None else _evaluate_artefact
@@ -75,8 +76,9 @@ def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str
     form = ", fused" if settings.fused else ", quantisation-aware" if is_qat else ""
     device = _device(settings.device)
     layout = torch.channels_last
+    model = model.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     target = EvaluationTarget(
-        forward=model.to(device, memory_format=layout),  # pyright: ignore[reportCallIssue]
+        forward=model,
         data=data,
         device=device,
         about={
@@ -88,6 +90,7 @@ def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str
         title=name + form,
         next_commands=_next_commands(settings, saved, name),
         memory_format=layout,
+        diagnosis=eval_diagnosis.of_model(settings, model, data, device),
     )
     return evaluate_on(target, out)
 
@@ -271,6 +274,7 @@ def _evaluate_artefact(settings: EvalRun, explicit: resolve.Explicit) -> dict[st
         },
         title=f"{title} in {runtime.name}",
         next_commands=[command_line("predict", {}, file.parent, "photo.jpg")],
+        diagnosis=eval_diagnosis.of_artefact(settings, model, file, manifest, data),
         unavailable=("loss",) if model.postprocessing == "argmax" else (),
     )
     return evaluate_on(target, out)

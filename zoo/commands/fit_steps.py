@@ -15,9 +15,10 @@ from zoo.commands import export, resolve, train
 from zoo.data import holdout
 from zoo.data.datamodule import ImageData
 from zoo.deploy import files
+from zoo.diagnosis import labels
 from zoo.errors import BadInput, ZooError, first_line
 from zoo.factory import create_model
-from zoo.fitting import inspection, labels
+from zoo.fitting import inspection
 from zoo.inputs import published_input
 from zoo.progress import track
 from zoo.settings import (
@@ -238,12 +239,17 @@ def evaluate(settings: FitConfig, folder: Path, steps: Steps) -> dict[str, Any]:
             continue
         out = f"eval_{form}"
         report = evaluation.run(
-            EvalRun(artefact=str(folder / made["folder"]), out=str(folder / out)), {}
+            EvalRun(
+                artefact=str(folder / made["folder"]),
+                against=str(folder / steps["train"]["run"]),
+                out=str(folder / out),
+            ),
+            {},
         )
         temperature = report["calibration"]["temperature"]
         if TEMPERATURES[0] < temperature < TEMPERATURES[1]:
             files.note_temperature(folder / made["folder"], temperature)
-        kept = ("images", "top1", "macro_f1", "macro_recall", "classes", "calibration")
+        kept = ("images", "top1", "macro_f1", "macro_recall", "classes", "calibration", "changes")
         found[form] = {
             "artefact": made["artefact"],
             "folder": out,

@@ -8,8 +8,9 @@ from typing import Any
 from zoo.data import folders
 from zoo.data.listing import shortened
 from zoo.data.sources import Source
+from zoo.diagnosis import duplicates
 from zoo.errors import BadInput
-from zoo.fitting import duplicates, split
+from zoo.fitting import split
 from zoo.images import convert, open_image, reason
 from zoo.progress import track
 from zoo.settings import DataConfig

@@ -1,32 +1,19 @@
 """The page of `zoo fit`: one HTML file with everything that was found, which works offline."""
 
-import base64
 import csv
-import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import BadInput
 from zoo.fitting.inspection import lines
 from zoo.images import read_image
+from zoo.reports import html_parts as html
 
 NAME = "fit.html"
 THUMBNAIL = 112  # pixels
 MOST_LISTED = 30  # groups of copies and broken files on the page
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { text-align: right; padding: .25rem .75rem; border-bottom: 1px solid #ccc; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; }
-figure { display: inline-block; width: 9rem; margin: .5rem; vertical-align: top; }
-figcaption { font-size: .75rem; overflow-wrap: anywhere; }
-code { overflow-wrap: anywhere; }
-@media (prefers-color-scheme: dark) { body { background: #111; color: #eee; } }
-"""
 
 
 def render(steps: dict[str, Any], folder: Path, photos: Path, verdict: Sequence[str]) -> str:
@@ -42,30 +29,41 @@ def render(steps: dict[str, Any], folder: Path, photos: Path, verdict: Sequence[
     title = f"{chosen['model']} on {steps['inspect']['name']}"
     evaluation = steps["evaluate"]
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        _list(verdict),
+        html.bullets(verdict),
         "<h2>Artefacts</h2>",
         _artefacts(steps),
         "<h2>Images</h2>",
-        _list(lines(data)),
+        html.bullets(lines(data)),
         _classes(data, evaluation["float"]["report"]),
         _faults(data),
         "<h2>Training</h2>",
-        _list(_training(steps)),
-        _picture(_curves(folder / steps["train"]["run"] / "metrics.csv"), "learning curves"),
+        html.bullets(_training(steps)),
+        html.picture(_curves(folder / steps["train"]["run"] / "metrics.csv"), "learning curves"),
         "<h2>Mistakes</h2>",
-        _picture(
+        _reports(evaluation),
+        html.picture(
             _read(folder / evaluation["float"]["folder"] / "confusion.png"), "confusion matrix"
         ),
     ]
     if steps["labels"]["doubted"]:
         parts += ["<h2>Labels in doubt</h2>", _suspects(steps["labels"], photos)]
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    return html.document(title, parts)
+
+
+def _reports(evaluation: dict[str, Any]) -> str:
+    """Return links to the pages of `zoo eval`, and what the files changed."""
+    shown = []
+    for form, found in evaluation.items():
+        changes = found["report"].get("changes")
+        if changes is None:  # of an older version of this package
+            continue
+        shown.append(
+            f"<li>{html.text(form)}: {html.link(found['folder'] + '/report.html')};"
+            f" {changes['flipped']} of {changes['images']} predictions differ from those of the"
+            f" checkpoint, top-1 by {100 * changes['difference']:+.2f} points"
+            f" [{100 * changes['low']:+.2f}, {100 * changes['high']:+.2f}]</li>"
+        )
+    return f"<ul>{''.join(shown)}</ul>"
 
 
 def percent(entry: dict[str, float]) -> str:
@@ -89,9 +87,11 @@ def _artefacts(steps: dict[str, Any]) -> str:
                     f"{report['macro_f1']:.2%}",
                 )
             )
-    table = _table(("artefact", "file", "size", "median latency", "top-1 [95 %]", "macro-F1"), rows)
+    table = html.table(
+        ("artefact", "file", "size", "median latency", "top-1 [95 %]", "macro-F1"), rows
+    )
     failed = steps["int8"].get("error")
-    return table + (f"<p>int8 failed: {_text(failed)}</p>" if failed else "")
+    return table + (f"<p>int8 failed: {html.text(failed)}</p>" if failed else "")
 
 
 def _classes(data: dict[str, Any], report: dict[str, Any]) -> str:
@@ -102,7 +102,7 @@ def _classes(data: dict[str, Any], report: dict[str, Any]) -> str:
         values = [found.get(key) for key in ("precision", "recall", "f1")]
         cells = ["–" if value is None else f"{value:.1%}" for value in values]
         rows.append((row["class"], row["train"], row["val"], *cells))
-    return _table(("class", "training", "validation", "precision", "recall", "F1"), rows)
+    return html.table(("class", "training", "validation", "precision", "recall", "F1"), rows)
 
 
 def _faults(data: dict[str, Any]) -> str:
@@ -117,7 +117,7 @@ def _faults(data: dict[str, Any]) -> str:
         if items:
             more = len(items) - MOST_LISTED
             shown = [*items[:MOST_LISTED], *([f"and {more} more"] if more > 0 else [])]
-            parts.append(f"<h3>{_text(title)}</h3>{_list(shown)}")
+            parts.append(f"<h3>{html.text(title)}</h3>{html.bullets(shown)}")
     return "".join(parts)
 
 
@@ -127,12 +127,12 @@ def _suspects(found: dict[str, Any], photos: Path) -> str:
     for one in found["first"]:
         caption = f"{one['file']}: {one['class']}, or {one['suggested']}?"
         picture = _thumbnail(photos / one["file"])
-        figures.append(f"<figure>{picture}<figcaption>{_text(caption)}</figcaption></figure>")
+        figures.append(html.figure(picture, caption))
     words = (
         f"{found['doubted']} of the labels are not what a classifier of the other images predicts."
         f" All images, the most doubtful first: {found['file']}"
     )
-    return f"<p>{_text(words)}</p><div>{''.join(figures)}</div>"
+    return f"<p>{html.text(words)}</p><div>{''.join(figures)}</div>"
 
 
 def _thumbnail(path: Path) -> str:
@@ -144,7 +144,7 @@ def _thumbnail(path: Path) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return _picture(buffer.getvalue(), path.name)
+    return html.picture(buffer.getvalue(), path.name)
 
 
 def _joined(groups: Sequence[Sequence[str]]) -> list[str]:
@@ -194,27 +194,3 @@ def _curves(path: Path) -> bytes:
 
 def _read(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
-
-
-def _picture(content: bytes, title: str) -> str:
-    if not content:
-        return ""
-    data = base64.b64encode(content).decode()
-    return f'<img alt="{_text(title)}" src="data:image/png;base64,{data}">'
-
-
-def _list(items: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>"
-
-
-def _table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in heading)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _text(value: object) -> str:
-    # Names of files may have bytes that are not UTF-8.
-    return html.escape(str(value).encode("utf-8", "replace").decode())

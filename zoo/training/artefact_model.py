@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,11 +33,7 @@ class ArtefactModel:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits, or values with the same order and cross-entropy, for images N C H W."""
-        if self.takes_bytes:  # restore the bytes that the images were made from
-            images = (255 * denormalized(self.data, images)).round().clamp(0, 255).byte()
-            if self.data.config.channel_order == "BGR":
-                images = images.flip(1)
-        outputs = torch.from_numpy(self.artefact(images.contiguous().numpy()))
+        outputs = torch.from_numpy(self.artefact(self.prepared(images)))
         if self.postprocessing == "softmax":  # logarithms keep the order and the cross-entropy
             return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
         if self.postprocessing == "argmax":
@@ -44,6 +41,14 @@ class ArtefactModel:
         if self.postprocessing == "nms":
             return self._one_anchor_each(outputs)
         return outputs
+
+    def prepared(self, images: Tensor) -> np.ndarray:
+        """Return normalised images N C H W as the input of the artefact."""
+        if self.takes_bytes:  # restore the bytes that the images were made from
+            images = (255 * denormalized(self.data, images)).round().clamp(0, 255).byte()
+            if self.data.config.channel_order == "BGR":
+                images = images.flip(1)
+        return images.contiguous().numpy()
 
     def check_output(self, name: str) -> None:
         """Raise `BadInput` unless the artefact returns the output shape that the data needs.

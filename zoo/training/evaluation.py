@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +12,18 @@ from zoo.progress import phase, track
 from zoo.training import checkpoint, confidence, logs, report_files, run_folder
 from zoo.training.faults import report_machine_faults
 from zoo.training.tasks import Forward, NotFinite, Result, Task, get_task
+
+
+class Diagnosis(Protocol):
+    """What looks at the single images of an evaluation."""
+
+    def __call__(self, found: confidence.Predictions) -> dict[str, Any]:
+        """Return entries of `report.json`."""
+        ...
+
+    def write(self, folder: Path, report: dict[str, Any], title: str) -> None:
+        """Write files about what was found."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class EvaluationTarget:
         unavailable: Metrics that its outputs do not allow; they are None in the report.
         memory_format: Memory format of the images.
         next_commands: Commands to print at the end.
+        diagnosis: Looks at the single images; only called for classifiers with logits.
     """
 
     forward: Forward
@@ -37,6 +50,7 @@ class EvaluationTarget:
     unavailable: tuple[str, ...] = field(default=())
     memory_format: torch.memory_format = torch.contiguous_format
     next_commands: Sequence[str] = ()
+    diagnosis: Diagnosis | None = None
 
 
 def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
@@ -53,12 +67,14 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
     result = _measured(task, target, found)
     has_shares = data.task == "classification" and "loss" not in target.unavailable
     calibration = confidence.calibration(found.logits, found.targets) if has_shares else None
+    diagnosis = target.diagnosis if has_shares else None
     report = {
         **target.about,
         "data": data.config.name,
         "preprocessing": data.eval_preprocessing(),
         **task.report(result, data),
         **({} if calibration is None else {"calibration": calibration}),
+        **({} if diagnosis is None else diagnosis(found)),
         **dict.fromkeys(target.unavailable),
         "versions": run_folder.versions(),
     }
@@ -69,6 +85,8 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
         task.write(folder, report)
         if has_shares:
             confidence.write_images(folder, found, data)
+        if diagnosis is not None:
+            diagnosis.write(folder, report, title)
         task.draw(folder, target.forward, data, device, title)
 
     with (
@@ -82,6 +100,8 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
             f"calibration error {calibration['ece']:.2%}; with temperature"
             f" {calibration['temperature']:.3g}: {calibration['ece_with_temperature']:.2%}"
         )
+    if diagnosis is not None:
+        console.print(f"page: {out / 'report.html'}", markup=False)
     console.print(f"written to {out}: {', '.join(files)}", markup=False)
     for command in target.next_commands:
         console.print(f"next: {command}", markup=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from zoo.fitting import labels
+from zoo.diagnosis import labels
 
 
 @pytest.mark.parametrize("seed", [0, 1])
