@@ -15,6 +15,7 @@ from zoo.diagnosis.labels import Suspect
 from zoo.progress import phase, track
 from zoo.training.confidence import Predictions
 from zoo.training.report_files import class_names
+from zoo.training.tasks import denormalized
 
 SUSPECTS = "suspects.csv"
 FLIPS = "flips.csv"
@@ -186,8 +187,6 @@ class Diagnosis:
         self, chosen: list[tuple[str, int]], captions: list[str], *, with_maps: bool = False
     ) -> list[page.Shown]:
         """Return the images as the model sees them; captions without pictures for shards."""
-        from zoo.training.tasks import denormalized
-
         shown = []
         for (split, index), caption in zip(chosen, captions, strict=True):
             if self.data.streaming:
