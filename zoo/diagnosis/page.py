@@ -2,16 +2,14 @@
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from zoo.diagnosis import findings
 from zoo.reports import html_parts as html
-
-if TYPE_CHECKING:
-    from zoo.diagnosis.report import Diagnosis
 
 NAME = "report.html"
 THUMBNAIL = 112  # pixels
@@ -33,9 +31,34 @@ class Shown:
     mapped: np.ndarray | None = None
 
 
-def render(found: "Diagnosis", report: dict[str, Any], title: str) -> str:
+@dataclass(frozen=True)
+class Content:
+    """What the page shows besides the report.
+
+    Attributes:
+        logits: N K.
+        targets: Class numbers, N.
+        worst: The worst mistakes.
+        suspects: The most doubtful labels.
+        flips: Images with another prediction than that of the reference.
+        copies: Groups of copies in both splits, their keys by split; None if not searched.
+        train_images: Number of training images; None if they cannot be listed.
+        with_train: Whether labels of training images were looked at.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    worst: list[Shown]
+    suspects: list[Shown]
+    flips: list[Shown]
+    copies: list[dict[str, list[str]]] | None
+    train_images: int | None
+    with_train: bool
+
+
+def render(found: Content, report: dict[str, Any], title: str) -> str:
     """Return the HTML of the page."""
-    worst = found.worst_shown()
+    worst = found.worst
     has_maps = any(one.mapped is not None for one in worst)
     parts = [
         html.bullets(_summary(report)),
@@ -46,7 +69,7 @@ def render(found: "Diagnosis", report: dict[str, Any], title: str) -> str:
         _figures(worst),
         "<h2>Labels in doubt</h2>",
         _suspect_words(found, report),
-        _figures(found.suspects_shown()),
+        _figures(found.suspects),
         "<h2>Copies in both splits</h2>",
         _copies(found),
         "<h2>Calibration</h2>",
@@ -94,7 +117,7 @@ def _worst_words(worst: list[Shown], has_maps: bool) -> str:
     return f"<p>{html.text(words)}</p>"
 
 
-def _suspect_words(found: "Diagnosis", report: dict[str, Any]) -> str:
+def _suspect_words(found: Content, report: dict[str, Any]) -> str:
     if found.with_train:
         words = (
             "of all images have a label that a classifier of the other images' features does not"
@@ -111,7 +134,7 @@ def _suspect_words(found: "Diagnosis", report: dict[str, Any]) -> str:
     )
 
 
-def _copies(found: "Diagnosis") -> str:
+def _copies(found: Content) -> str:
     if found.copies is None:
         why = (
             "There are no training images that can be listed."
@@ -131,7 +154,7 @@ def _copies(found: "Diagnosis") -> str:
     return f"<p>{words}</p>{html.bullets(shown)}"
 
 
-def _calibration(found: "Diagnosis", report: dict[str, Any]) -> str:
+def _calibration(found: Content, report: dict[str, Any]) -> str:
     about = report["calibration"]
     temperature = about["temperature"]
     words = (
@@ -146,7 +169,7 @@ def _calibration(found: "Diagnosis", report: dict[str, Any]) -> str:
     return f"<p>{words}</p>" + html.chart(curves, "confidence", "accuracy", "reliability diagram")
 
 
-def _abstention(found: "Diagnosis", report: dict[str, Any]) -> str:
+def _abstention(found: Content, report: dict[str, Any]) -> str:
     curve = findings.abstention_curve(found.logits, found.targets)
     rows = [
         (
@@ -170,7 +193,7 @@ def _abstention(found: "Diagnosis", report: dict[str, Any]) -> str:
     )
 
 
-def _changes(found: "Diagnosis", report: dict[str, Any]) -> list[str]:
+def _changes(found: Content, report: dict[str, Any]) -> list[str]:
     about = report.get("changes")
     if about is None:
         return []
@@ -184,7 +207,7 @@ def _changes(found: "Diagnosis", report: dict[str, Any]) -> list[str]:
     return [
         "<h2>Changes against the float model</h2>",
         f"<p>{html.text(words)} The images: {html.link('flips.csv')}</p>",
-        _figures(found.flips_shown()),
+        _figures(found.flips),
     ]
 
 

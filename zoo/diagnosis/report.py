@@ -142,14 +142,24 @@ class Diagnosis:
                 ("image", "class", "before", "after"),
                 [(one.image, one.label, one.before, one.after) for one in self.flips],
             )
+        content = page.Content(
+            logits=self.logits,
+            targets=self.targets,
+            worst=self._worst_shown(),
+            suspects=self._suspects_shown(),
+            flips=self._flips_shown(),
+            copies=self.copies,
+            train_images=self.train_images,
+            with_train=self.with_train,
+        )
         (folder / page.NAME).write_text(
-            page.render(self, report, title), encoding="utf-8", errors="replace"
+            page.render(content, report, title), encoding="utf-8", errors="replace"
         )
 
     def _label(self, split: str, index: int) -> int:
         return int(self.targets[index] if split == "val" else self.data.source(split).labels[index])
 
-    def worst_shown(self) -> list[page.Shown]:
+    def _worst_shown(self) -> list[page.Shown]:
         """Return the images with the worst mistakes, with maps of what was predicted."""
         names = class_names(self.data)
         numbers = findings.worst(self.logits, self.targets)[:MOST_PICTURES]
@@ -163,7 +173,7 @@ class Diagnosis:
             )
         return self._pictures([("val", n) for n in numbers], captions, with_maps=True)
 
-    def suspects_shown(self) -> list[page.Shown]:
+    def _suspects_shown(self) -> list[page.Shown]:
         """Return the images whose labels are doubted most."""
         names = class_names(self.data)
         chosen = [row for row in self.suspects if row[-1]][:MOST_PICTURES]
@@ -174,7 +184,7 @@ class Diagnosis:
             captions.append(f"{split} {key}: {own}, or {suggested}?")
         return self._pictures([row[:2] for row in chosen], captions)
 
-    def flips_shown(self) -> list[page.Shown]:
+    def _flips_shown(self) -> list[page.Shown]:
         """Return images with another prediction than that of the reference."""
         numbers = {key: index for index, key in enumerate(self.keys)}
         chosen = self.flips[:MOST_PICTURES]
