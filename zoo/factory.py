@@ -11,7 +11,8 @@ from zoo.build import RATES, build_backbone, build_timm, check_values
 from zoo.errors import BadInput, ZooError, first_line
 from zoo.hub import CONFIG
 from zoo.hub_files import is_repository
-from zoo.weights import load_content, read_source
+from zoo.merging import with_base
+from zoo.weights import load_content, opened, read_source
 
 
 def create_model(
@@ -26,7 +27,8 @@ def create_model(
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     global_pool: str | None = None,
-    checkpoint_path: str | os.PathLike | None = None,
+    checkpoint_path: str | os.PathLike | Mapping[str, Any] | None = None,
+    base: str | os.PathLike | None = None,
     encoder: str | None = None,
     widths: Mapping[str, int] | None = None,
     **kwargs: Any,
@@ -54,7 +56,9 @@ def create_model(
         global_pool: `"avg"`, `"max"`, or `""` for none; None keeps the default of the model.
         checkpoint_path: A file, a run folder or an address of weights to load at the end, in any
             published key style; adapted like published weights. A decoder takes weights of the
-            whole model or of its encoder.
+            whole model or of its encoder. A run of adapters (`train.adapt`) needs its base, too.
+        base: The base of the adapters in `checkpoint_path`: a file, a run folder or an address;
+            None for where training found it.
         encoder: Backbone of a decoder or detector (`"timm/..."` or a zoo model); `pretrained` then
             applies to the encoder.
         widths: Widths of a pruned model (`zoo prune`): number of units of each narrower group,
@@ -86,6 +90,11 @@ def create_model(
                 " or pretrained out"
             )
         arguments["widths"] = widths
+    if base is not None:
+        if checkpoint_path is None:
+            raise BadInput(f"base={base} has no effect without checkpoint_path; leave it out")
+        content, named = opened(checkpoint_path)
+        checkpoint_path = with_base(content, os.fspath(base), named)
     if is_repository(name):
         arguments |= {"encoder": encoder} if encoder is not None else {}
         arguments |= {"features_only": True, "out_indices": out_indices} if features_only else {}
@@ -114,7 +123,7 @@ def create_model(
 def _from_repository(
     name: str,
     with_weights: bool,
-    checkpoint_path: str | os.PathLike | None,
+    checkpoint_path: str | os.PathLike | Mapping[str, Any] | None,
     given: dict[str, Any],
 ) -> nn.Module:
     """Build the model of a repository on the hub; `given` overrides what the repository says."""
@@ -153,7 +162,7 @@ def _build_timm(
     *,
     features_only: bool,
     out_indices: int | Sequence[int] | None,
-    checkpoint_path: str | os.PathLike | None,
+    checkpoint_path: str | os.PathLike | Mapping[str, Any] | None,
     **arguments: Any,
 ) -> nn.Module:
     given = _without_zero_rates(arguments)

@@ -22,8 +22,9 @@ from typing import Any, TypeVar, cast
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
-from zoo.blocks.folding import fold_batch_norm, is_fixed_batch_norm
+from zoo.blocks.folding import fold_batch_norm, is_fixed_batch_norm, without_parametrizations
 from zoo.blocks.scale import LayerScale
 from zoo.display import Displayed
 from zoo.errors import BadInput
@@ -157,7 +158,7 @@ class _Fuser:
 
     def run(self) -> nn.Module:
         """Return the fused copy."""
-        fused = copy.deepcopy(self.model)
+        fused = _with_computed_weights(copy.deepcopy(self.model))
         with _default_type_of(fused):
             self._fuse_by_timm(fused, "")
         fused = self._fuse(fused, "").eval()  # new modules start in training mode
@@ -242,6 +243,15 @@ class _Fuser:
                 return "the linear layer before it may return B N C; give example_input"
             return "the linear layer before it returns B N C, whose axis N it normalises"
         return None
+
+
+def _with_computed_weights(model: nn.Module) -> nn.Module:
+    """Replace weights that are computed from others, in place: adapters, weight normalisation."""
+    for module in [m for m in model.modules() if parametrize.is_parametrized(m)]:
+        names: Any = module.parametrizations
+        values = {name: getattr(module, name).detach() for name in names}
+        without_parametrizations(module, values)
+    return model
 
 
 def _is_foreign(model: nn.Module) -> bool:

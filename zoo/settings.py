@@ -18,6 +18,7 @@ class ModelConfig:
     encoder: str | None = None  # backbone of a decoder such as unet, or of a detector
     pretrained: bool = False  # start from published weights, downloaded once
     checkpoint_path: str | None = None  # start from a run folder, or a file or URL of weights
+    base: str | None = None  # adapters: run or file of their base; null: where training found it
     num_classes: int | None = None  # null: number of classes of the data
     in_chans: int | None = None  # null: number of channels of the data
     img_size: Any = None  # only for models whose parameters depend on the image size
@@ -105,7 +106,9 @@ class TrainConfig:
     min_lr: float = 1e-6  # learning rate at the end
     clip_grad: float | None = None  # largest norm or value of the gradient; null: no clipping
     clip_mode: str = "norm"  # norm, value, agc
-    freeze: list[str] = field(default_factory=list)  # globs of module names, or all-but-head
+    freeze: list[str] = field(default_factory=list)  # globs of modules, all-but-head, all-but-norms
+    adapt: str = "none"  # adapters beside a frozen base: norms, ssf, lora, linear
+    adapt_args: dict[str, Any] = field(default_factory=dict)  # rank, alpha, std, where: [globs]
 
     # loss, mixing, distillation
     loss: str | None = None  # null: that of the task

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo import hub, tensor_files
+from zoo import hub, merging, tensor_files
 from zoo.errors import BadInput, BadWeights, shown
 from zoo.fetch import is_address, local_file
 from zoo.hub_files import is_repository
@@ -117,9 +117,50 @@ def state_for(
             f"{named} is a quantisation-aware checkpoint, not a plain {type(model).__name__}; load"
             " it with eval.py or export.py, or continue it with train.resume"
         )
+    if merging.KEY in content and "state_dict" in content:
+        return _with_adapters(model, content, named)
     if branch is not None and isinstance(content.get(branch), Mapping):
         content = content[branch]
     return convert_keys(unwrap(content, named, model.state_dict().keys()), model)
+
+
+def _with_adapters(model: nn.Module, content: Mapping[str, Any], named: str) -> State:
+    """Return the weights of a base with the adapters of a checkpoint, under the model's names."""
+    about = content[merging.KEY]
+    source = str(about["base"]["source"])
+    _, base = read_base(source, named)
+    merging.check_base(identity(base, source), about, source, named)
+    saved = content.get("state_dict_ema") or content["state_dict"]
+    return convert_keys(merging.merged_state(state_for(model, base, source), saved, about), model)
+
+
+def read_base(source: str, named: str) -> tuple[Path, dict[str, Any]]:
+    """Return the path and the content of the base of adapters.
+
+    Args:
+        source: What the checkpoint of adapters recorded, or the user gave.
+        named: The checkpoint of adapters, for messages.
+
+    Raises:
+        BadWeights: The base cannot be read.
+    """
+    try:
+        return read_source(source)
+    except BadWeights as error:
+        reason = str(error).partition(";")[0]
+        raise BadWeights(
+            f"{named} has only adapters, and their base is missing: {reason}; give"
+            " model.base=<the base's run or file> (in Python: base=...)"
+        ) from error
+
+
+def identity(content: Mapping[str, Any], named: str) -> str:
+    """Return the SHA-256 of the weights in a checkpoint, which does not depend on other entries."""
+    if merging.KEY not in content:
+        return merging.identity(unwrap(content, named))
+    saved = content.get("state_dict_ema") or content["state_dict"]
+    base = torch.tensor(list(bytes.fromhex(str(content[merging.KEY]["base"]["sha256"]))))
+    return merging.identity({**saved, "base": base})
 
 
 def fill(

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -138,6 +139,22 @@ def rebuilt(module: Module, **changes: nn.Module | Tensor | None) -> Module:
             value = nn.Parameter(value)
         setattr(copied, name, value)
     return copied
+
+
+def without_parametrizations(module: nn.Module, values: dict[str, Tensor]) -> None:
+    """Give a module its class from before PyTorch's parametrizations, with these parameters.
+
+    PyTorch's own function removes a property from a class that copies of the module share.
+
+    Args:
+        module: Changed in place.
+        values: The parameters in the place of all that were parametrized.
+    """
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module._modules["parametrizations"]
+    module.__dict__.pop("__deepcopy__", None)
+    parameters = {name: nn.Parameter(value) for name, value in values.items()}
+    module._parameters = parameters | module._parameters
 
 
 def is_fixed_batch_norm(module: nn.Module | None) -> bool:

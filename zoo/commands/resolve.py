@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from zoo import merging
 from zoo.errors import BadInput, BadWeights, first_line
 from zoo.hub_files import is_repository
 from zoo.quoting import command_line
@@ -38,6 +39,7 @@ MAY_CHANGE = (
     "train.loggers",
     "train.log_every",
     "train.progress",
+    "model.base",
     "data.root",
     "data.num_workers",
     "data.cache",
@@ -111,13 +113,14 @@ class TrainingStart:
     normalisation: dict[str, Any] | None = None
 
 
-def read_weights(source: str, *, resumes: bool = False) -> SavedWeights:
+def read_weights(source: str, *, resumes: bool = False, base: str | None = None) -> SavedWeights:
     """Read a file, a checkpoint of a run folder, a URL, or a repository on the hub.
 
     Args:
         source: What the user gave.
         resumes: Whether the run will be continued: read the last checkpoint of a run folder
             instead of the best, and require its state of training.
+        base: Where the base of the adapters in the file is; None: where training found it.
 
     Raises:
         BadWeights: The file cannot be read, or is a damaged checkpoint of `train.py`.
@@ -133,6 +136,8 @@ def read_weights(source: str, *, resumes: bool = False) -> SavedWeights:
             raise BadWeights(
                 f"the run of {saved.path} has no update yet; continue it with: {command}"
             )
+    if base is not None:
+        return dataclasses.replace(saved, content=merging.with_base(saved.content, base, source))
     return saved
 
 
@@ -148,12 +153,15 @@ def training_start(settings: TrainRun, explicit: Explicit) -> TrainingStart:
     saved = None
     if source is not None:
         _check_for_checkpoint(train.resume)
-        saved = read_weights(source, resumes=train.resume is not None)
+        saved = read_weights(source, resumes=train.resume is not None, base=model.base)
     if saved is not None and train.resume is not None:
         settings = _resume(settings, saved, explicit)
     elif saved is not None and train.qat:
         settings = _continue_with_qat(settings, saved, explicit)
-    elif saved is not None and (widths := saved.model.get("widths")):
+    elif saved is not None and saved.is_run and train.adapt != "none":
+        settings = _adapt(settings, saved, explicit)
+    widths = None if saved is None or train.resume or train.qat else saved.model.get("widths")
+    if widths:
         kwargs = {"widths": widths, **settings.model.kwargs}
         settings = dataclasses.replace(
             settings, model=dataclasses.replace(settings.model, kwargs=kwargs)
@@ -199,7 +207,9 @@ def read_command_weights(settings: Any) -> SavedWeights | None:
     if len(named) > 1:
         raise BadInput(f"{' and '.join(named[:2])} both name weights; give only one of them")
     source = given["weights"] if given["weights"] is not None else given["model.checkpoint_path"]
-    return None if source is None else read_weights(source)
+    if source is None and model.base is not None:
+        raise BadInput(f"model.base={model.base} has no effect without weights; leave it out")
+    return None if source is None else read_weights(source, base=model.base)
 
 
 def merge(settings: Any, saved: Mapping[str, Any], explicit: Explicit, source: object) -> Any:
@@ -262,7 +272,11 @@ def _resume(settings: TrainRun, saved: SavedWeights, explicit: Explicit) -> Trai
             )
         changes[key] = value
     train = {**saved.groups["train"], "stop_at_epoch": None, "resume": settings.train.resume}
-    return merge(settings, {**saved.groups, "train": train}, changes, saved.path)
+    groups = {**saved.groups, "train": train}
+    if merging.KEY in saved.content:
+        place = saved.content[merging.KEY]["base"]["source"]
+        groups["model"] = {**saved.groups["model"], "base": place}
+    return merge(settings, groups, changes, saved.path)
 
 
 def _continue_with_qat(settings: TrainRun, saved: SavedWeights, explicit: Explicit) -> TrainRun:
@@ -283,6 +297,18 @@ def _continue_with_qat(settings: TrainRun, saved: SavedWeights, explicit: Explic
     return merge(settings, {"model": model, "data": saved.groups["data"]}, explicit, saved.source)
 
 
+def _adapt(settings: TrainRun, saved: SavedWeights, explicit: Explicit) -> TrainRun:
+    """Return the settings with the model of the run that adapters are trained for.
+
+    Raises:
+        BadWeights: The user chose another model.
+    """
+    check_same_model(settings.model, saved, explicit, "model.checkpoint_path")
+    own = {"pretrained": False, "checkpoint_path": saved.source, "base": None}
+    own |= {"num_classes": None, "in_chans": None}
+    return merge(settings, {"model": {**saved.groups["model"], **own}}, explicit, saved.source)
+
+
 def describe_model(
     settings: Any, saved: SavedWeights | None, explicit: Explicit
 ) -> tuple[Any, dict[str, Any]]:
@@ -298,9 +324,10 @@ def describe_model(
     """
     if saved is not None:  # `model.checkpoint_path` is what was read
         settings = dataclasses.replace(
-            settings, model=dataclasses.replace(settings.model, checkpoint_path=None)
+            settings, model=dataclasses.replace(settings.model, checkpoint_path=None, base=None)
         )
-        explicit = {key: v for key, v in explicit.items() if key != "model.checkpoint_path"}
+        read = ("model.checkpoint_path", "model.base")
+        explicit = {key: v for key, v in explicit.items() if key not in read}
     arguments = model_arguments(settings.model)
     if saved is None or not saved.is_run:
         return settings, arguments
@@ -309,7 +336,7 @@ def describe_model(
         group: dict(saved.groups[group]) for group in ("model", "data") if group in saved.groups
     }
     if "model" in groups:
-        groups["model"] |= {"pretrained": False, "checkpoint_path": None}
+        groups["model"] |= {"pretrained": False, "checkpoint_path": None, "base": None}
     merged = merge(settings, groups, explicit, saved.source)
     set_keys = {key.removeprefix("model.") for key in explicit if key.startswith("model.")}
     changed = model_arguments(merged.model, set_keys)

@@ -47,4 +47,8 @@ def create_method(settings: TrainRun) -> "TrainingMethod | None":
         from zoo.training.qat import QuantizationAwareTraining
 
         return QuantizationAwareTraining(settings.model)
+    if settings.train.adapt != "none":
+        from zoo.training.adaptation import Adaptation
+
+        return Adaptation(settings.model, settings.train)
     return None

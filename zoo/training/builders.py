@@ -154,7 +154,7 @@ def build_model(
     """
     arguments = dataclasses.asdict(run.model)
     extra = arguments.pop("kwargs")
-    weights = {key: arguments.pop(key) for key in ("pretrained", "checkpoint_path")}
+    weights = {key: arguments.pop(key) for key in ("pretrained", "checkpoint_path", "base")}
     arguments |= {**extra, "num_classes": data.num_outputs, "in_chans": data.in_chans}
     model = create_model(**arguments, **(weights if with_weights else {}))
     check_forward(model, run.model.name, data, run.train.batch_size)

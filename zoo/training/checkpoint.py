@@ -15,6 +15,8 @@ A checkpoint has only tensors, dictionaries, lists, strings and numbers, so
     optimizer, scaler  state of the optimizer and of the gradient scaler
     loss               state of the loss, if it has any
     method             state of the training method, if it has any
+    adapters           kind, and file and hash of the base: `state_dict` has only what differs
+    unmerged           tensors that only resuming needs, beside `state_dict`
     qat                what rebuilds the graph of quantisation-aware training
     checksum           of all other entries except config
 

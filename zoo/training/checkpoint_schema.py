@@ -4,6 +4,7 @@ Evaluation and export need the weights, the model and the data; other entries ma
 must be valid. Resuming needs everything. A new entry of a checkpoint is added to the tables below.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -97,6 +98,18 @@ _EVALUATION: dict[str, Any] = {
         "fused": _must_be("true or false", lambda v: isinstance(v, bool)),
         "input_size": _SIZE,
     },
+    "adapters?": {
+        "kind": _TEXT,
+        "rank": _POSITIVE,
+        "scale": _must_be("a number above 0", lambda v: _is_number(v) and v > 0),
+        "base": {
+            "source": _TEXT,
+            "sha256": _must_be(
+                "64 hexadecimal digits",
+                lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None,
+            ),
+        },
+    },
 }
 _RESUMING: dict[str, Any] = {
     "config": {"model": _TABLE, "data": _TABLE, "train": _TABLE},
@@ -120,13 +133,16 @@ _RESUMING: dict[str, Any] = {
         "param_groups": _must_be("a list of tables", lambda v: _is_list(v, _is_table)),
     },
     "scaler": _TABLE,
+    "unmerged?": _must_be(
+        "a table of tables of tensors", lambda v: _is_table(v) and all(map(_is_state, v.values()))
+    ),
     "loss?": _STATE,
     "method?": _TABLE,
 }
 
 
 # Settings of the group `model` that are not arguments of the finished model.
-_NOT_OF_THE_MODEL = {"pretrained", "checkpoint_path", "kwargs"}
+_NOT_OF_THE_MODEL = {"pretrained", "checkpoint_path", "base", "kwargs"}
 
 
 def is_run_checkpoint(content: Mapping[str, Any]) -> bool:

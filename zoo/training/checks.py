@@ -19,6 +19,7 @@ CHOICES = {
     "precision": tuple(PRECISIONS),
     "clip_mode": ("norm", "value", "agc"),
     "lr_scale": ("linear", "sqrt", "none"),
+    "adapt": ("none", "norms", "ssf", "lora", "linear"),
     "distill": ("none", "hard", "soft"),
     "accelerator": ("auto", "cpu", "cuda", "gpu", "mps"),
     "strategy": ("auto", "ddp"),
@@ -69,6 +70,8 @@ def check_train(train: TrainConfig) -> None:
     _check_combinations(train)
     if train.qat:
         _check_qat(train)
+    if train.adapt != "none":
+        _check_adapt(train)
     _check_unused(train)
 
 
@@ -205,6 +208,24 @@ def _check_qat(train: TrainConfig) -> None:
             )
 
 
+def _check_adapt(train: TrainConfig) -> None:
+    """Raise `BadInput` for settings that adapters do not support."""
+    for key in ("qat", "sync_bn"):
+        if getattr(train, key):
+            raise BadInput(
+                f"train.{key}=true is not supported with train.adapt={train.adapt}; leave it out"
+                + (", and train the adapted run with train.qat afterwards" if key == "qat" else "")
+            )
+    has_rank = train.adapt in ("lora", "linear")
+    effects = {"where": True, "rank": has_rank, "alpha": has_rank, "std": train.adapt == "ssf"}
+    for key in train.adapt_args:
+        check_choice("train.adapt_args", str(key), effects)
+        if not effects[key]:
+            raise BadInput(
+                f"train.adapt_args.{key} has no effect with train.adapt={train.adapt}; leave it out"
+            )
+
+
 def _check_unused(train: TrainConfig) -> None:
     """Raise `BadInput` for a value that differs from its default but has no effect."""
     mixes = train.mixup > 0 or train.cutmix > 0
@@ -220,6 +241,7 @@ def _check_unused(train: TrainConfig) -> None:
         "distill_teacher_weights": (train.distill != "none", "train.distill=hard or soft"),
         "distill_alpha": (train.distill != "none", "train.distill=hard or soft"),
         "distill_tau": (train.distill == "soft", "train.distill=soft"),
+        "adapt_args": (train.adapt != "none", "train.adapt"),
         "clip_mode": (train.clip_grad is not None, "train.clip_grad"),
         "loss": (labels_count, "train.distill_alpha below 1"),
         "loss_args": (labels_count, "train.distill_alpha below 1"),

@@ -2,12 +2,13 @@
 
 import fnmatch
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
+from zoo.adapters import NORMS, adapter_parameters, adapters_of
 from zoo.errors import BadInput
 
-ALL_BUT_HEAD = "all-but-head"
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -16,7 +17,8 @@ def freeze(model: nn.Module, globs: Iterable[str]) -> list[nn.Module]:
 
     Args:
         model: The model, changed in place.
-        globs: Patterns of module or parameter names, or `"all-but-head"`.
+        globs: Patterns of module or parameter names, or `"all-but-head"`, `"all-but-norms"` (the
+            classifier is trained, too), or `"all-but-adapters"` (likewise).
 
     Returns:
         Batch norms of which all parameters are frozen. The caller keeps them in evaluation mode,
@@ -28,7 +30,7 @@ def freeze(model: nn.Module, globs: Iterable[str]) -> list[nn.Module]:
     globs = list(globs)
     frozen: set[int] = set()
     for glob in globs:
-        matches = _all_but_head(model) if glob == ALL_BUT_HEAD else _matching(model, glob)
+        matches = _WORDS[glob](model) if glob in _WORDS else _matching(model, glob)
         if not matches:
             raise BadInput(
                 f"train.freeze: {glob!r} matches no module or parameter of the model; compare it"
@@ -40,13 +42,24 @@ def freeze(model: nn.Module, globs: Iterable[str]) -> list[nn.Module]:
             parameter.requires_grad_(False)
     if globs and not any(parameter.requires_grad for parameter in model.parameters()):
         raise BadInput(f"train.freeze={globs} leaves nothing to train; freeze fewer modules")
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, _BATCH_NORMS)
-        and (parameters := list(module.parameters()))
-        and all(id(parameter) in frozen for parameter in parameters)
-    ]
+    return frozen_norms(model)
+
+
+def frozen_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the batch norms of which no parameter is trained, but for adapters behind them.
+
+    A model with adapters is frozen as a whole, so norms without parameters are, too.
+    """
+    adapters = adapter_parameters(model)
+    found = []
+    for module in model.modules():
+        if isinstance(module, _BATCH_NORMS):
+            own = [
+                p for p in module.parameters() if id(p) not in adapters or not adapters_of(module)
+            ]
+            if (own or adapters) and not any(parameter.requires_grad for parameter in own):
+                found.append(module)
+    return found
 
 
 def _matching(model: nn.Module, glob: str) -> set[int]:
@@ -58,13 +71,36 @@ def _matching(model: nn.Module, glob: str) -> set[int]:
     return matches
 
 
-def _all_but_head(model: nn.Module) -> set[int]:
-    """Return the ids of all parameters outside the classifier."""
-    heads = model.get_classifier()  # type: ignore[operator]
+def _head(model: nn.Module) -> set[int]:
+    """Return the ids of all parameters of the classifier."""
+    heads: Any = getattr(model, "get_classifier", tuple)()
     heads = heads if isinstance(heads, (tuple, list)) else (heads,)
-    kept = {id(parameter) for head in heads for parameter in head.parameters()}
+    return {id(parameter) for head in heads for parameter in head.parameters()}
+
+
+def _all_but_head(model: nn.Module) -> set[int]:
+    return _all_but(model, _head(model), "all-but-head", "classifier; give names of modules")
+
+
+def _all_but_norms(model: nn.Module) -> set[int]:
+    norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
+    return _all_but(model, norms, "all-but-norms", "norms with weights; freeze by names")
+
+
+def _all_but_adapters(model: nn.Module) -> set[int]:
+    advice = "adapters; give train.adapt, or names of modules"
+    return _all_but(model, adapter_parameters(model), "all-but-adapters", advice)
+
+
+def _all_but(model: nn.Module, kept: set[int], word: str, lacks: str) -> set[int]:
+    """Return the ids of all parameters but those kept and those of the classifier."""
     if not kept:
-        raise BadInput(
-            f"train.freeze={ALL_BUT_HEAD}: the model has no classifier; give names of modules"
-        )
-    return {id(parameter) for parameter in model.parameters()} - kept
+        raise BadInput(f"train.freeze={word}: the model has no {lacks}")
+    return {id(parameter) for parameter in model.parameters()} - kept - _head(model)
+
+
+_WORDS = {
+    "all-but-head": _all_but_head,
+    "all-but-norms": _all_but_norms,
+    "all-but-adapters": _all_but_adapters,
+}

@@ -161,6 +161,12 @@ class Loop:
         criterion = self.components.criterion
         return criterion.base if isinstance(criterion, Distillation) else criterion
 
+    def _states(self) -> dict[str, nn.Module]:
+        """Return the models that a checkpoint keeps, by the name of its entry."""
+        ema = self.components.ema
+        averaged = {} if ema is None else {"state_dict_ema": ema.module}
+        return {"state_dict": self.components.net, **averaged}
+
     def describe(self) -> list[str]:
         """Return lines that say what is trained, on which data, on which devices."""
         data, about = self.components.data, self.components.about
@@ -183,10 +189,11 @@ class Loop:
         """
         components = self.components
         self._check_position(Progress(**content["progress"]), path)
-        restore.restore_module(components.net, content["state_dict"], "state_dict", path)
-        averaged = content.get("state_dict_ema", {})
-        if components.ema is not None:
-            restore.restore_module(components.ema.module, averaged, "state_dict_ema", path)
+        components.method.check_resumed(content, path)
+        for entry, module in self._states().items():
+            rest = content.get("unmerged", {}).get(entry, {})
+            state = components.method.joined_state(module, content.get(entry, {}), rest)
+            restore.restore_module(module, state, entry, path)
         restore.restore_optimizer(components.optimizer, content["optimizer"], path)
         restore.restore_scaler(self.precision, content["scaler"], path)
         restore.restore_module(self._base_loss, content.get("loss", {}), "loss", path)
@@ -508,13 +515,14 @@ class Loop:
         sums = self.fabric.all_gather(self._loss_sum) if self.progress.batch else torch.zeros(0)
         self.progress.seconds = self._time.used
         self.progress.loss_sums = sums.flatten().tolist()  # type: ignore[union-attr]
-        averaged = (
-            {} if components.ema is None else {"state_dict_ema": components.ema.module.state_dict()}
-        )
+        states, unmerged = {}, {}
+        for entry, module in self._states().items():
+            states[entry], rest = components.method.split_state(module)
+            unmerged |= {entry: rest} if rest else {}
         return {
             **components.about,
-            "state_dict": components.net.state_dict(),
-            **averaged,
+            **states,
+            **({"unmerged": unmerged} if unmerged else {}),
             "metrics": self.metrics,
             "progress": asdict(self.progress),
             "optimizer": components.optimizer.state_dict(),

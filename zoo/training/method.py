@@ -5,10 +5,12 @@ gradients of the update, and the averaged weights (`train.ema_decay`) are averag
 leaves. Its state, if it has any, is part of every checkpoint.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.data.datamodule import ImageData
 
@@ -43,6 +45,28 @@ class TrainingMethod:
     def checkpoint_entries(self, model: nn.Module) -> dict[str, object]:
         """Return the checkpoint entries that are required to rebuild the prepared `model`."""
         return {}
+
+    def check_resumed(self, content: Mapping[str, Any], path: Path) -> None:
+        """Raise `BadWeights` unless the checkpoint `path` belongs to what the model was built from.
+
+        Args:
+            content: The checkpoint.
+            path: Its file, for messages.
+        """
+
+    def split_state(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the state that a checkpoint keeps of the model, or of its averaged weights.
+
+        Returns:
+            What is loaded for evaluation, and what only resuming needs beside it.
+        """
+        return model.state_dict(), {}
+
+    def joined_state(
+        self, model: nn.Module, state: dict[str, Tensor], rest: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the whole state of `model` from the two parts that `split_state` returned."""
+        return state
 
     def plan(self, updates: int) -> None:
         """Receive the number of updates of the whole run, before training starts."""
