@@ -107,7 +107,7 @@ def create_model(
         from zoo import decoders, detectors  # take a second: they register backbones with timm
 
         given = {"encoder": encoder, "pretrained": pretrained, **_without_zero_rates(arguments)}
-        kind = decoders if name in registry.DECODERS else detectors
+        kind: Any = decoders if name in registry.DECODERS else detectors
         return kind.create(name, checkpoint_path=checkpoint_path, **given)
     spec = registry.get_spec(name)
     if encoder is not None:

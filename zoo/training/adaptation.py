@@ -100,7 +100,9 @@ class Adaptation(TrainingMethod):
         names = adapter_names(model)
         own = model.state_dict()
         unknown = {key: value for key, value in state.items() if key not in names.values()}
-        return {key: state.get(names[key], own[key]) for key in own} | unknown
+        return {
+            key: state[names[key]] if names[key] in state else own[key] for key in own
+        } | unknown
 
 
 def _same(value: Tensor, base: Tensor | None) -> bool:
