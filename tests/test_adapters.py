@@ -158,7 +158,7 @@ def test_a_merged_model_loads_in_timm_and_computes_the_same() -> None:
         ("ssf", {"std": -1}, "std=-1 must be a number at least 0"),
         ("ssf", {"where": []}, "where=.* must be a list of globs"),
         ("ssf", {"where": "0"}, "where=0 must be a list of globs"),
-        ("ssf", {"where": ["0", "bloks.*"]}, "'bloks.*' matches no layer .*these can: 0"),
+        ("ssf", {"where": ["0", "stages.*"]}, "'stages.*' matches no layer .*these can: 0"),
         ("norms", {}, "Sequential has no norms for adapters of the kind norms"),
     ],
 )
