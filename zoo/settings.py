@@ -196,6 +196,9 @@ class QuantizeConfig:
     int8: bool = False  # quantise the artefact; the other keys require it
     images: int = 256  # training images to calibrate on, without augmentation
     keep_float: int = 0  # number of layers that stay in float, those that lose the most accuracy
+    ranges: str | None = None  # minmax, percentile, mse, entropy; null: depends on the format
+    repairs: list[str] = field(default_factory=lambda: ["biases"])  # equalize, rounding, biases
+    max_drop: float | None = None  # largest loss of top-1 in points; searches, or stays in float
     sensitivity: bool = False  # measure how much accuracy each layer loses, and write a table
 
 

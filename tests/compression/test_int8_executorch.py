@@ -9,6 +9,7 @@ from torch import nn
 import zoo
 from zoo import runtimes
 from zoo.compression.int8_executorch import convert, quantized
+from zoo.compression.recipe import Recipe
 from zoo.deploy import executorch as exporter
 from zoo.deploy import tracing
 from zoo.deploy.spec import ExportSpec
@@ -32,8 +33,10 @@ def folder(tmp_path_factory):
     """The net in float, in int8, and in int8 with two parts in float."""
     place = tmp_path_factory.mktemp("executorch")
     exporter.convert(Mixed().eval(), place / "float.pte", ONE)
-    convert(Mixed().eval(), place / "int8.pte", ONE, batches(16), [])
-    made = convert(Mixed().eval(), place / "kept.pte", ONE, batches(16), ["block", "qkv"])
+    convert(Mixed().eval(), place / "int8.pte", ONE, batches(16), Recipe())
+    made = convert(
+        Mixed().eval(), place / "kept.pte", ONE, batches(16), Recipe(keep_float=("block", "qkv"))
+    )
     assert set(made.floating) == {"block.depthwise", "qkv"}
     assert set(made.int8) == set(LAYERS) - set(made.floating)
     return place
@@ -43,7 +46,7 @@ def integers(keep_float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the weights in int8 of the net's program before it is lowered, with their scales."""
     program = tracing.trace(Mixed().eval(), ONE, "a test")
     with quiet():
-        made = quantized(program, batches(2), keep_float)
+        made = quantized(program, batches(2), Recipe(keep_float=tuple(keep_float)))
     found = {}
     for node in made.graph.nodes:
         if "dequantize_per_channel" in str(node.target):
@@ -111,7 +114,7 @@ def test_small_weights_are_not_rounded_away():
 
     model = Small().eval()
     with quiet():
-        made = quantized(tracing.trace(model, ONE, "a test"), batches(8), [])
+        made = quantized(tracing.trace(model, ONE, "a test"), batches(8), Recipe())
         have, want = (
             torch.cat([call(torch.from_numpy(image)) for image in batches(16, seed=1)])
             for call in (made, model)
@@ -132,7 +135,7 @@ def test_indices_stay_whole_numbers():
             return self.mix(x)[:, self.order + 1].mean((2, 3))
 
     with quiet():
-        made = quantized(tracing.trace(Shifted().eval(), ONE, "a test"), batches(4), [])
+        made = quantized(tracing.trace(Shifted().eval(), ONE, "a test"), batches(4), Recipe())
         found = made(torch.from_numpy(batches(1)[0]))
     assert found.shape == (1, 3)
 
@@ -142,7 +145,7 @@ def test_a_real_model_takes_less_than_a_third(tmp_path):
     settings = ExportSpec((1, 3, 32, 32))
     images = list(pictures(12, settings.input_size)[:, None])
     exporter.convert(model, tmp_path / "float.pte", settings)
-    convert(model, tmp_path / "int8.pte", settings, images, [])
+    convert(model, tmp_path / "int8.pte", settings, images, Recipe())
     before, after = ((tmp_path / f"{kind}.pte").stat().st_size for kind in ("float", "int8"))
     assert after < 0.30 * before
     want, have = (answers(tmp_path / f"{kind}.pte", images) for kind in ("float", "int8"))
@@ -155,7 +158,7 @@ def test_a_model_without_layers_is_refused(tmp_path):
             return 2 * x.mean((2, 3))
 
     with pytest.raises(zoo.NotExportable, match="no layer of it is left to be in int8"):
-        convert(Scaled().eval(), tmp_path / "x.pte", ONE, batches(2), [])
+        convert(Scaled().eval(), tmp_path / "x.pte", ONE, batches(2), Recipe())
     assert not list(tmp_path.iterdir())
 
 
@@ -180,7 +183,7 @@ class Padded(nn.Module):
 def test_what_comes_out_of_a_layer_may_be_padded(turned, tmp_path):
     torch.manual_seed(0)
     model = Padded(turned).eval()
-    convert(model, tmp_path / "padded.pte", ONE, batches(8), [])
+    convert(model, tmp_path / "padded.pte", ONE, batches(8), Recipe())
     images = batches(8, seed=1)
     with torch.no_grad():
         want = np.concatenate([model(torch.from_numpy(image)).numpy() for image in images])
@@ -198,7 +201,7 @@ def test_padding_by_name_is_quantised(tmp_path):
     first, last = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 8, 3)
     model = nn.Sequential(first, nn.ReLU(), *padded, last).eval()
     exporter.convert(model, tmp_path / "float.pte", ONE)
-    made = convert(model, tmp_path / "int8.pte", ONE, batches(8), [])
+    made = convert(model, tmp_path / "int8.pte", ONE, batches(8), Recipe())
     assert (made.int8, made.floating) == (["0", "2", "4", "6", "8"], [])
     before, after = ((tmp_path / f"{kind}.pte").stat().st_size for kind in ("float", "int8"))
     assert after < 0.35 * before
@@ -213,4 +216,4 @@ def test_a_fault_of_the_partitioner_has_a_way_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporter, "lower", lower)
     with pytest.raises(zoo.NotExportable, match="choose format=onnx or format=openvino"):
-        convert(Mixed().eval(), tmp_path / "x.pte", ONE, batches(2), [])
+        convert(Mixed().eval(), tmp_path / "x.pte", ONE, batches(2), Recipe())

@@ -14,6 +14,7 @@ from torch import nn
 import zoo
 from zoo.compression.int8_openvino import check as weights_check
 from zoo.compression.int8_openvino import convert
+from zoo.compression.recipe import Recipe
 from zoo.compression.sanity import refuse_noise
 from zoo.deploy import openvino as exporter
 from zoo.deploy.spec import ExportSpec
@@ -37,8 +38,8 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("openvino")
     batches = [pictures(8), pictures(6, seed=1)]
     exporter.convert(Mixed().eval(), place / "float.xml", OPEN)
-    convert(Mixed().eval(), place / "int8.xml", OPEN, batches, [])
-    convert(Mixed().eval(), place / "kept.xml", OPEN, batches, ["block", "qkv"])
+    convert(Mixed().eval(), place / "int8.xml", OPEN, batches, Recipe())
+    convert(Mixed().eval(), place / "kept.xml", OPEN, batches, Recipe(keep_float=("block", "qkv")))
     return place
 
 
@@ -125,7 +126,13 @@ def test_a_real_model_takes_less_than_a_third(tmp_path):
         np.clip(128 + 40 * pictures(4, size, seed=i), 0, 255).astype(np.uint8) for i in range(4)
     ]
     exporter.convert(packaged, tmp_path / "float.xml", ExportSpec(size))
-    convert(packaged, tmp_path / "int8.xml", ExportSpec(size), batches, ["model.stem"])
+    convert(
+        packaged,
+        tmp_path / "int8.xml",
+        ExportSpec(size),
+        batches,
+        Recipe(keep_float=("model.stem",)),
+    )
     sizes = [
         sum((tmp_path / f"{kind}{end}").stat().st_size for end in (".xml", ".bin"))
         for kind in ("float", "int8")
@@ -144,7 +151,7 @@ def test_a_model_without_layers_is_refused(tmp_path):
             return 2 * x.mean((2, 3))
 
     with pytest.raises(zoo.NotExportable, match="no layer of it is left to be in int8"):
-        convert(Scaled().eval(), tmp_path / "x.xml", OPEN, [pictures(2)], [])
+        convert(Scaled().eval(), tmp_path / "x.xml", OPEN, [pictures(2)], Recipe())
     assert not list(tmp_path.iterdir())
 
 
@@ -154,8 +161,9 @@ def test_nothing_is_printed_or_reported(tmp_path):
         "from nets import SIZE, Mixed, pictures\n"
         "from pathlib import Path; from zoo.deploy.spec import ExportSpec\n"
         "from zoo.compression.int8_openvino import convert\n"
+        "from zoo.compression.recipe import Recipe\n"
         f"file = Path({str(tmp_path)!r}) / 'x.xml'\n"
-        "convert(Mixed().eval(), file, ExportSpec(SIZE), [pictures(1)], [])\n"
+        "convert(Mixed().eval(), file, ExportSpec(SIZE), [pictures(1)], Recipe())\n"
         "import nncf.telemetry.wrapper as wrapper\n"
         "assert type(wrapper.telemetry).__name__ == 'MagicMock', wrapper.telemetry\n"
         "assert file.is_file() and None not in sys.modules.values()\n"
@@ -178,7 +186,7 @@ def test_what_openvino_computes_wrongly_stays_in_float(tmp_path):
             return self.head(self.mix(x).relu().amax((2, 3)))
 
     model = Strongest().eval()
-    convert(model, tmp_path / "x.xml", OPEN, [pictures(16)], [])
+    convert(model, tmp_path / "x.xml", OPEN, [pictures(16)], Recipe())
     (only,) = integers(tmp_path / "x.xml")
     assert is_near(weight_of(model, "mix"), *only)
     images = pictures(32, seed=1)
@@ -208,5 +216,7 @@ def test_no_pair_of_weights_can_overflow(folder):
 
 
 def test_layers_are_counted_in_the_file(tmp_path):
-    made = convert(Mixed().eval(), tmp_path / "x.xml", OPEN, [pictures(8)], ["block", "qkv"])
+    made = convert(
+        Mixed().eval(), tmp_path / "x.xml", OPEN, [pictures(8)], Recipe(keep_float=("block", "qkv"))
+    )
     assert (set(made.int8), set(made.floating)) == (set(LAYERS) - KEPT, KEPT)

@@ -8,6 +8,7 @@ import torch
 from zoo import runtimes
 from zoo.blocks.selective import DirectionalScan, both_ways, merge_both_ways
 from zoo.compression import int8_onnx, int8_openvino
+from zoo.compression.recipe import Recipe
 from zoo.deploy.spec import ExportSpec
 
 
@@ -30,7 +31,9 @@ def test_a_scan_between_int8_layers(module, suffix, tmp_path):
     torch.manual_seed(0)
     model, file = Scanned().eval(), tmp_path / f"model.{suffix}"
     batches = [np.random.default_rng(i).random((2, 3, 8, 8), np.float32) for i in range(3)]
-    made = module.convert(model, file, ExportSpec((1, 3, 8, 8), dynamic_batch=True), batches, ())
+    made = module.convert(
+        model, file, ExportSpec((1, 3, 8, 8), dynamic_batch=True), batches, Recipe()
+    )
     assert sorted(made.int8) == ["after", "before"]
     module.check(model, file, batches)
     runtime = "onnxruntime" if suffix == "onnx" else "openvino"

@@ -157,7 +157,10 @@ def test_the_report_is_printed(made):
     ]  # fmt: skip
     score = made.manifest["quantization"]["score"]
     assert f"{score['int8']:.2%}" in lines[1]
-    assert f"{0 - 100 * score['lost']:+.2f} points on 360 images" in lines[1]
+    drop = made.manifest["quantization"]["drop"]
+    assert 100 * score["lost"] == pytest.approx(drop["points"])
+    half = (drop["high"] - drop["low"]) / 2
+    assert f"{0 - drop['points']:+.2f} ± {half:.2f} points on 360 images" in lines[1]
 
 
 def test_it_predicts(made, tmp_path, capsys):
@@ -257,6 +260,23 @@ def test_maps_are_judged_by_their_own_score(name, tmp_path):
     [
         (["quantize.int8=true", "quantize.images=0"], zoo.BadInput, "quantize.images=0"),
         (["quantize.int8=true", "quantize.keep_float=-1"], zoo.BadInput, "keep_float=-1"),
+        (
+            ["quantize.int8=true", "quantize.ranges=best"],
+            zoo.BadInput,
+            "unknown quantize.ranges 'best'",
+        ),
+        (
+            ["quantize.int8=true", "quantize.repairs=[x]"],
+            zoo.BadInput,
+            "unknown quantize.repairs 'x'",
+        ),
+        (["quantize.int8=true", "quantize.max_drop=-1"], zoo.BadInput, "quantize.max_drop=-1"),
+        (
+            ["quantize.int8=true", "quantize.max_drop=1", "quantize.keep_float=2"],
+            zoo.BadInput,
+            "leave one out",
+        ),
+        (["quantize.max_drop=1"], zoo.BadInput, "quantize.max_drop has no effect without"),
         (["quantize.images=8"], zoo.BadInput, "quantize.images has no effect without quantize.int"),
         (["data.image_size=32"], zoo.BadInput, "data.image_size has no effect without quantize"),
         (["quantize.int8=true", "export.half=true"], zoo.BadInput, "two precisions"),

@@ -11,6 +11,7 @@ from torch import nn
 import zoo
 from zoo.compression.int8_onnx import convert, owner_of
 from zoo.compression.layers import layers, within
+from zoo.compression.recipe import Recipe
 from zoo.compression.signal_to_noise import SignalToNoise
 from zoo.deploy.onnx import convert as convert_float
 from zoo.deploy.spec import ExportSpec
@@ -64,8 +65,8 @@ def made(tmp_path_factory):
     settings = ExportSpec(SIZE, dynamic_batch=True)
     convert_float(model, folder / "float.onnx", settings)
     batches = [pictures(64), pictures(6)]
-    convert(model, folder / "int8.onnx", settings, batches, [])
-    convert(model, folder / "kept.onnx", settings, batches, ["depthwise", "qkv"])
+    convert(model, folder / "int8.onnx", settings, batches, Recipe())
+    convert(model, folder / "kept.onnx", settings, batches, Recipe(keep_float=("depthwise", "qkv")))
     return model, folder
 
 
@@ -190,7 +191,7 @@ def test_a_layer_that_is_used_twice_is_held_once_in_int8(tmp_path):
     model = Again().eval()
     settings = ExportSpec(SIZE, dynamic_batch=True)
     convert_float(model, tmp_path / "float.onnx", settings)
-    convert(model, tmp_path / "int8.onnx", settings, [pictures(32)], [])
+    convert(model, tmp_path / "int8.onnx", settings, [pictures(32)], Recipe())
     graph = onnx.load(tmp_path / "int8.onnx").graph
     kinds = {array.shape: array.dtype for array in map(numpy_helper.to_array, graph.initializer)
              if array.ndim == 2}  # fmt: skip
@@ -213,7 +214,7 @@ def test_a_model_without_layers_is_refused(tmp_path):
             return 2 * x.mean((2, 3))
 
     with pytest.raises(zoo.NotExportable, match="no layer of it is left to be in int8"):
-        convert(Scaled(), tmp_path / "x.onnx", ExportSpec(SIZE, True), [pictures()], [])
+        convert(Scaled(), tmp_path / "x.onnx", ExportSpec(SIZE, True), [pictures()], Recipe())
 
 
 def test_mobilenet_takes_less_than_a_third(tmp_path):
@@ -223,7 +224,7 @@ def test_mobilenet_takes_less_than_a_third(tmp_path):
     settings = ExportSpec((1, 3, 32, 32), dynamic_batch=True)
     images = pictures(16, settings.input_size)
     convert_float(model, tmp_path / "float.onnx", settings)
-    convert(model, tmp_path / "int8.onnx", settings, [images], [])
+    convert(model, tmp_path / "int8.onnx", settings, [images], Recipe())
     before, after = ((tmp_path / f"{kind}.onnx").stat().st_size for kind in ("float", "int8"))
     assert after < 0.30 * before
     assert len(dequantized(onnx.load(tmp_path / "int8.onnx"))) == 2 * 53  # weights and biases

@@ -265,6 +265,8 @@ def output_path(
         size = "x".join(map(str, dict.fromkeys(pair(export.image_size, "export.image_size"))))
         base = base.with_name(f"{base.name}_{size}")
     suffix = "_int8" if is_int8 or settings.quantize.int8 else "_half" if export.half else ""
+    if settings.quantize.max_drop is not None:  # int8 or float, as found
+        suffix = "_within_budget"
     return base / f"{name}{suffix}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from zoo.commands import resolve
-from zoo.compression import calibration, int8, int8_report, sensitivity
+from zoo.compression import budget, calibration, int8, int8_report, recipe, sensitivity
 from zoo.data.datamodule import ImageData
 from zoo.data.presets import PREPROCESSING
 from zoo.deploy.formats import get_format
@@ -33,6 +33,17 @@ def check_quantize(quantize: QuantizeConfig) -> None:
     for key, minimum in (("images", 1), ("keep_float", 0)):
         value = getattr(quantize, key)
         check_value(f"quantize.{key}", value, value >= minimum, f"at least {minimum}")
+    ranges = "minmax" if quantize.ranges is None else quantize.ranges
+    recipe.make(ranges, quantize.repairs, prefix="quantize.")
+    if quantize.max_drop is None:
+        return
+    value = quantize.max_drop
+    check_value("quantize.max_drop", value, 0 <= value < 100, "from 0 to 100 points")
+    if quantize.keep_float:
+        raise BadInput(
+            f"quantize.keep_float={quantize.keep_float}: quantize.max_drop chooses the layers in"
+            " float itself; leave one out"
+        )
 
 
 def refuse_unused(quantize: QuantizeConfig, explicit: resolve.Explicit) -> None:
@@ -111,6 +122,10 @@ class Int8Step:
             path,
             batches=batches,
             keep_float=kept,
+            ranges=quantize.ranges,
+            repairs=quantize.repairs,
+            max_drop=quantize.max_drop,
+            search_on=self._search_images(self._data),
             data=self._data,
             rows=self._rows,
             **self.options,
@@ -159,6 +174,11 @@ class Int8Step:
         folder = folder_of(self.origin.weights)
         return run_data.saved_split(folder, self.origin.data, config)
 
+    def _search_images(self, data: ImageData) -> list[calibration.Batch]:
+        if self.settings.quantize.max_drop is None:
+            return []
+        return calibration.held_out(data, budget.SEARCHED_ON)
+
     def _sensitivity(
         self, data: ImageData, images: Sequence[calibration.Batch]
     ) -> list[sensitivity.Row]:
@@ -178,6 +198,10 @@ class Int8Step:
     def _print(self, artefact: Artefact) -> None:
         about = artefact.manifest["quantization"]
         print(artefact.summary(self.has_weights))
+        if "budget" in about:
+            about = _print_verdict(about)
+            if about is None:
+                return
         kept = about["keep_float"]
         in_float = f", {', '.join(kept)} in float" if kept else ""
         print(
@@ -191,3 +215,17 @@ class Int8Step:
                 " int8; use trained weights"
             )
         print(f"described in {artefact.manifest_path}")
+
+
+def _print_verdict(about: dict[str, Any]) -> dict[str, Any] | None:
+    """Print the result of a search; return the report on the best int8 file, if there is one."""
+    found = about["budget"]
+    print(found["verdict"])
+    if "layers" not in about:
+        return found["best_int8"]
+    if not found["certain"]:
+        print(
+            f"the interval of the change reaches beyond {found['max_drop']:g} points; more"
+            " validation images would make it narrower"
+        )
+    return about

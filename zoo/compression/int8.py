@@ -4,37 +4,37 @@ import importlib
 import json
 import os
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import nn
 
-from zoo.compression import int8_report, sensitivity
+from zoo.compression import budget, int8_report, sensitivity
+from zoo.compression.calibration import Batch
+from zoo.compression.int8_writer import Writer
 from zoo.compression.layers import check_names
-from zoo.compression.signal_to_noise import SignalToNoise
-from zoo.deploy.comparison import DYNAMIC_BATCHES, Comparison
+from zoo.compression.recipe import Quantizer
+from zoo.compression.recipe import make as make_recipe
 from zoo.deploy.formats import get_format
 from zoo.deploy.int8_graph import is_converted
 from zoo.deploy.manifest import task_of
 from zoo.deploy.pipeline import Artefact, Job, prepare
-from zoo.deploy.tracing import WithPrePostProcessing
 from zoo.environment import need
-from zoo.errors import BadInput, NotExportable, first_line
-from zoo.progress import phase
-from zoo.runtimes.artefacts import LoadedArtefact
+from zoo.errors import BadInput, NotExportable
+from zoo.training.tasks import get_task
 
 MODULES = {
     "onnx": "zoo.compression.int8_onnx",
     "openvino": "zoo.compression.int8_openvino",
     "executorch": "zoo.compression.int8_executorch",
 }
+HELD_BATCHES = 4  # of 32 images, that the sensitivity of layers is measured on
 UNSUPPORTED = {
     "pt2": "torch.export's programs run on PyTorch's float kernels",
     "aoti": "Inductor compiles float kernels for a CPU",
     "torchscript": "TorchScript's int8 is deprecated by PyTorch",
     "coreml": "nothing on this platform runs Core ML, so its loss could not be measured",
 }
-WHY = "int8 is not equal to float; `quantization` states the loss, and on which images"
 
 
 def quantize(
@@ -44,6 +44,10 @@ def quantize(
     *,
     batches: Sequence[np.ndarray],
     keep_float: Collection[str] = (),
+    ranges: str | None = None,
+    repairs: Collection[str] = ("biases",),
+    max_drop: float | None = None,
+    search_on: Sequence[Batch] = (),
     data: Any = None,
     rows: Sequence[sensitivity.Row] | None = None,
     **options: Any,
@@ -61,6 +65,14 @@ def quantize(
             them: float32 and normalised, or bytes with `preprocess`. A fixed batch needs batches of
             exactly that many images.
         keep_float: Names of modules of the fused model that stay in float.
+        ranges: How ranges of activations are found: `"minmax"`, `"percentile"`, `"mse"` or
+            `"entropy"`; None: `"mse"` for ExecuTorch, otherwise `"minmax"`.
+        repairs: Some of `"equalize"`, `"rounding"` and `"biases"`, see `repairs`.
+        max_drop: Largest drop of the top-1 accuracy in percentage points. Ranges, repairs and
+            layers in float are then searched for, see `budget`; if no int8 artefact is within this
+            budget and faster, the float artefact is what is left at `path`.
+        search_on: With `max_drop`: images with classes to search on, prepared as `data` does, other
+            than the validation images.
         data: A datamodule, after `setup`; both artefacts are evaluated on its validation images.
         rows: Result of `zoo.compression.sensitivity.measure`, written next to the artefact.
         **options: Options of `zoo.export`.
@@ -80,60 +92,47 @@ def quantize(
             "quantize.int8=true: the model was trained with train.qat and is in int8 already; "
             "leave quantize.int8 out"
         )
-    if isinstance(keep_float, str) or not isinstance(keep_float, Collection):
-        raise BadInput(f"keep_float={keep_float!r} must be a list of names of modules")
+    quantizer = _quantizer(format)
+    recipe = make_recipe(quantizer.RANGES if ranges is None else ranges, repairs, keep_float)
     if not isinstance(batches, Sequence) or not all(isinstance(x, np.ndarray) for x in batches):
         raise BadInput("batches must be a list of NumPy arrays, the images to calibrate on")
     job = prepare(model, format, path, options)
-    int8_report.check_task(task_of(job.model, job.origin))
-    quantizer: Any = importlib.import_module(MODULES[format])
+    task = task_of(job.model, job.origin)
+    int8_report.check_task(task)
+    if max_drop is not None:
+        budget.check(max_drop, task, recipe, data, search_on)
     check_names(job.variant, keep_float)
     _check_batches(job, batches)
     with job.folder() as folder:
         plain = folder / "float"
         plain.mkdir()
         comparison = job.write(plain)
-        wrapped = job.wrap(job.variant)
-        inside = "model." if isinstance(wrapped, WithPrePostProcessing) else ""
-        draft = folder / job.target.name
-        kept = [inside + name for name in keep_float]
-        precisions = quantizer.convert(wrapped, draft, job.spec, batches, kept)
-        with phase("checking integer sums"):
-            sums = quantizer.check(wrapped, draft, batches)
-        content = job.describe(
-            folder,
-            precision="int8",
-            comparison=comparison,
-            entry={},
-            packages=quantizer.PACKAGES,
-        )
-        both = [
-            LoadedArtefact(file, content, comparison.runtime)
-            for file in (plain / job.target.name, draft)
-        ]
-        _check_outputs(job, both, batches, comparison)
-        content["comparison"] = _comparison_entry(both, batches, comparison)
-        about = {
-            "artefact_sha256": content["artefact"]["sha256"],
-            # A fixed batch may be filled up with repeated images.
-            "calibrated_on": len({hash(x.tobytes()) for batch in batches for x in batch}),
-            "weights": "int8, one scale per output channel",
-            "layers": len(precisions.int8) + len(precisions.floating),
-            "int8_layers": len(precisions.int8),
-            "keep_float": [name.removeprefix(inside) for name in precisions.floating],
-            "integer_sums": sums,
-            **int8_report.sizes(plain / job.target.name, draft),
-            **int8_report.latency(both, content["input"]),
-        }
-        if data is not None:
-            about |= int8_report.evaluate_both(both, content, data)
-        content["quantization"] = about
+        writer = Writer(job, quantizer, plain, comparison, batches)
+        if max_drop is None:
+            content = writer.write(recipe, folder, data)
+        else:
+
+            def ranked() -> list[str]:
+                nonlocal rows
+                if rows is None:
+                    rows = sensitivity.measure(
+                        job.variant, get_task(task), data, search_on, search_on[:HELD_BATCHES]
+                    )
+                return [row.layer for row in rows]
+
+            content = budget.search(writer, recipe, folder, data, search_on, max_drop, ranked)
+        about = content["quantization"]
         reports = ["quantization.json"]
         (folder / reports[0]).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if rows is not None:
             sensitivity.write(rows, folder)
             reports += ["sensitivity.json", "sensitivity.csv"]
         return job.publish(folder, content, None, reports)
+
+
+def _quantizer(format: str) -> Quantizer:
+    """Import the module that writes a format in int8."""
+    return cast(Quantizer, importlib.import_module(MODULES[format]))
 
 
 def check(format: str, *, half: bool = False) -> None:
@@ -154,8 +153,7 @@ def check(format: str, *, half: bool = False) -> None:
         raise BadInput(
             "export.half=true and quantize.int8=true request two precisions; leave one out"
         )
-    quantizer: Any = importlib.import_module(MODULES[format])
-    need(f"format {format!r} in int8", quantizer.PACKAGES)
+    need(f"format {format!r} in int8", _quantizer(format).PACKAGES)
 
 
 def _check_batches(job: Job, batches: Sequence[np.ndarray]) -> None:
@@ -174,60 +172,3 @@ def _check_batches(job: Job, batches: Sequence[np.ndarray]) -> None:
             f"batches of {'x'.join(map(str, first))}: the artefact takes "
             f"{'x'.join(map(str, expected))}"
         )
-
-
-def _check_outputs(
-    job: Job,
-    both: Sequence[LoadedArtefact],
-    batches: Sequence[np.ndarray],
-    comparison: Comparison,
-) -> None:
-    """Raise `NotExportable` unless the artefact runs at every size of the float artefact."""
-    spec = job.spec
-    counts = DYNAMIC_BATCHES if spec.dynamic_batch else (spec.input_size[0],)
-    generator = np.random.default_rng(0)
-    for sides in comparison.sizes:
-        for count in counts:
-            shape = (count, spec.input_size[1], *sides)
-            x = batches[0][:count] if shape[2:] == batches[0].shape[2:] else None
-            if x is None or len(x) < count:
-                low, high = float(batches[0].min()), float(batches[0].max())
-                x = generator.uniform(low, high, shape).astype(batches[0].dtype)
-            try:
-                want, have = (loaded.runtime(x) for loaded in both)
-            except Exception as error:  # the target's runtime refuses
-                raise NotExportable(
-                    f"the int8 artefact does not run on {'x'.join(map(str, shape))}: "
-                    f"{first_line(error)}"
-                ) from error
-            if [y.shape for y in have] != [y.shape for y in want]:
-                raise NotExportable(
-                    f"the int8 artefact returns {[y.shape for y in have]}, the float one "
-                    f"{[y.shape for y in want]}"
-                )
-            if not all(np.isfinite(y).all() for y in have):
-                raise NotExportable(
-                    "the outputs of the int8 artefact are not finite; "
-                    "keep more layers in float (keep_float)"
-                )
-
-
-def _comparison_entry(
-    both: Sequence[LoadedArtefact], batches: Sequence[np.ndarray], comparison: Comparison
-) -> dict[str, Any]:
-    """Return how much the outputs differ from those of the float artefact."""
-    error = SignalToNoise()
-    for batch in batches:
-        error.add(*(loaded(batch) for loaded in both))
-    assert comparison.agreement is not None
-    return {
-        "runtime": comparison.runtime,
-        "proven": False,
-        "why": WHY,
-        "compared_with": "the float artefact, on the calibration images",
-        "images": error.images,
-        "max_abs_error": error.largest,
-        "snr_db": error.snr_db,
-        "sizes": comparison.sizes,
-        "float": comparison.agreement.to_dict(),
-    }

@@ -7,7 +7,8 @@ Weights use the full range: XNNPACK extends int8 to 16 bits before it multiplies
 in 32 bits (`vpmaddwd`, or VNNI's `vpdpbusd`), so that no sum saturates on any processor.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from torch import nn
 from zoo import runtimes
 from zoo.compression import sanity
 from zoo.compression.int8_onnx import nothing_to_quantize
-from zoo.compression.layers import Precisions, within
+from zoo.compression.layers import Precisions, largest_weights, within
+from zoo.compression.ranges import Histogram
+from zoo.compression.recipe import Limits, Recipe
 from zoo.compression.saturation import HOLDS_FOR
 from zoo.deploy import executorch as exporter
 from zoo.deploy import tracing
@@ -29,6 +32,7 @@ from zoo.errors import NotExportable
 from zoo.progress import track
 
 PACKAGES = (*exporter.PACKAGES, "torchao")
+RANGES = "mse"
 SMALLEST_SCALE = 1e-9
 CONVOLUTIONS = {torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default}
 QUANTIZABLE = {
@@ -49,33 +53,22 @@ def convert(
     file: Path,
     spec: ExportSpec,
     batches: Sequence[np.ndarray],
-    keep_float: Collection[str],
+    recipe: Recipe,
+    limits: Limits | None = None,
 ) -> Precisions:
-    """Write `model`, fused and in evaluation mode, to `file` (`.pte`) in int8.
+    """Write an ExecuTorch program in int8, for the sizes in `spec`; see `recipe.Quantizer`.
 
-    Args:
-        model: The model.
-        file: The file to write; it supports only the sizes in `spec`.
-        spec: Input size of the file.
-        batches: Inputs to calibrate the ranges of activations on.
-        keep_float: Names of modules that stay in float.
-
-    Returns:
-        The layers with and without int8 weights in the file.
-
-    Raises:
-        BadInput: The model does not run on this input.
-        MissingExtra: A package is not installed.
-        NotExportable: The model cannot be traced, quantised or lowered.
+    The limit of a channel is its largest weight, which is what `grid` states, so `limits` are not
+    needed.
     """
     need("format 'executorch' in int8", PACKAGES)
     program = tracing.trace(model, spec, "ExecuTorch")
     layers = [owner_of(node) for node in program.graph.nodes if node.target in QUANTIZABLE]
-    if all(within(name, keep_float) for name in layers):
-        raise NotExportable(nothing_to_quantize(model, keep_float))
+    if all(within(name, recipe.keep_float) for name in layers):
+        raise NotExportable(nothing_to_quantize(model, recipe.keep_float))
     try:
         with quiet():
-            traced = quantized(program, batches, keep_float)
+            traced = quantized(program, batches, recipe)
             example = (tracing.example_input(model, spec),)
             program = torch.export.export(traced, example)
     except Exception as error:  # torchao raises errors of every class
@@ -89,8 +82,13 @@ def convert(
     return precisions
 
 
+def grid(layer: nn.Module, weight: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the limits of weights, and the number of steps; see `recipe.Quantizer`."""
+    return largest_weights(weight), 127
+
+
 def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return the manifest's entry about integer sums."""
+    """Return the manifest's entry about integer sums; see `recipe.Quantizer`."""
     return {
         "weights": "int8, -127 to 127; XNNPACK adds products in 32 bits",
         "holds_for": HOLDS_FOR,
@@ -151,27 +149,27 @@ def _compare(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> Non
 def quantized(
     program: torch.export.ExportedProgram,
     batches: Sequence[np.ndarray],
-    keep_float: Collection[str],
+    recipe: Recipe,
 ) -> torch.fx.GraphModule:
     """Return a program with int8 weights, and quantised activations between its operators."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     graph = program.module()
     make_padding_explicit(graph)
-    observed = prepare_pt2e(graph, _quantizer(keep_float))
+    observed = prepare_pt2e(graph, _quantizer(recipe))
     with torch.no_grad():
         for batch in track(batches, "calibrating"):
             observed(torch.from_numpy(batch))
     return convert_pt2e(observed)
 
 
-def _quantizer(keep_float: Collection[str]) -> Any:
+def _quantizer(recipe: Recipe) -> Any:
     """Return XNNPACK's quantiser for layers, each with the clamp that XNNPACK fuses into it."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
 
     aten = torch.ops.aten
     linear: Any = aten.linear.default
-    static, dynamic = _configs()
+    static, dynamic = _configs(recipe.ranges)
 
     class Layers(XNNPACKQuantizer):
         def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -187,7 +185,7 @@ def _quantizer(keep_float: Collection[str]) -> Any:
     def chosen(node: torch.fx.Node) -> bool:
         if node.op != "call_function" or node.target == aten.relu.default:
             return True  # weights, biases and clamps follow their layer
-        return node.target in COMPUTED and not within(owner_of(node), keep_float)
+        return node.target in COMPUTED and not within(owner_of(node), recipe.keep_float)
 
     quantizer = Layers().set_global(static).set_operator_type(linear, dynamic)
     return quantizer.set_filter_function(chosen)
@@ -215,7 +213,7 @@ def _annotate_limited(
     )
 
 
-def _configs() -> tuple[Any, Any]:
+def _configs(ranges: str) -> tuple[Any, Any]:
     """Return the configurations of convolutions and of linear layers.
 
     The input of a linear layer gets its scale at run time, and its output is float: XNNPACK
@@ -224,7 +222,6 @@ def _configs() -> tuple[Any, Any]:
     """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import QuantizationConfig
     from torchao.quantization.pt2e import (
-        HistogramObserver,
         PerChannelMinMaxObserver,
         PlaceholderObserver,
     )
@@ -234,7 +231,7 @@ def _configs() -> tuple[Any, Any]:
     values = {"dtype": torch.int8, "quant_min": -128, "quant_max": 127,
               "qscheme": torch.per_tensor_affine}  # fmt: skip
     static = QuantizationSpec(
-        observer_or_fake_quant_ctr=HistogramObserver.with_args(**eps), **values
+        observer_or_fake_quant_ctr=_observer().with_args(method=ranges, **eps), **values
     )
     dynamic = QuantizationSpec(
         observer_or_fake_quant_ctr=PlaceholderObserver.with_args(**eps), is_dynamic=True, **values
@@ -251,6 +248,27 @@ def _configs() -> tuple[Any, Any]:
         QuantizationConfig(static, static, weights, None, False),
         QuantizationConfig(dynamic, None, weights, None, False),
     )
+
+
+@functools.cache
+def _observer() -> Any:
+    """Return the class of an observer that chooses its range by one of `ranges.METHODS`."""
+    from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase
+
+    class RangeObserver(UniformQuantizationObserverBase):
+        def __init__(self, method: str, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.method, self.histogram = method, Histogram()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.histogram.add(x.detach().numpy())
+            return x
+
+        def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+            low, high = self.histogram.range(self.method)
+            return self._calculate_qparams(torch.tensor(low), torch.tensor(high))
+
+    return RangeObserver
 
 
 def owner_of(node: torch.fx.Node) -> str:

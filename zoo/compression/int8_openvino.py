@@ -13,7 +13,7 @@ an SNR of 14.5 dB between the two processors.
 
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,19 @@ from torch import nn
 
 from zoo.compression import sanity, saturation
 from zoo.compression.int8_onnx import OPERATORS, nodes_of, nothing_to_quantize, owner_of
-from zoo.compression.layers import Precisions, layers
+from zoo.compression.layers import Precisions, largest_weights, layers
+from zoo.compression.ranges import STEPS, Histogram
+from zoo.compression.recipe import Limits, Recipe
 from zoo.deploy import openvino as exporter
 from zoo.deploy import tracing
 from zoo.deploy.spec import ExportSpec
 from zoo.environment import need, quiet
 from zoo.errors import NotExportable, first_line
-from zoo.progress import phase
+from zoo.progress import phase, track
 from zoo.runtimes.openvino import core
 
 PACKAGES = (*exporter.PACKAGES, "nncf")
+RANGES = "minmax"
 # The operations that NNCF quantises for a CPU; all but the chosen layers are excluded.
 CONVOLUTIONS = (
     "Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData"
@@ -55,24 +58,13 @@ def convert(
     file: Path,
     spec: ExportSpec,
     batches: Sequence[np.ndarray],
-    keep_float: Collection[str],
+    recipe: Recipe,
+    limits: Limits | None = None,
 ) -> Precisions:
-    """Write `model`, fused and in evaluation mode, to `file` (`.xml`, weights in `.bin`) in int8.
+    """Write an OpenVINO program in int8; see `recipe.Quantizer`.
 
-    Args:
-        model: The model.
-        file: The program; its weights are written next to it.
-        spec: Input size, batch and opset of the file.
-        batches: Inputs to calibrate the ranges of activations on.
-        keep_float: Names of modules that stay in float.
-
-    Returns:
-        The layers with and without int8 weights in the file.
-
-    Raises:
-        BadInput: The model does not run on this input, or an opset that cannot be written.
-        MissingExtra: A package is not installed.
-        NotExportable: The model cannot be exported or quantised.
+    The program is `file` (`.xml`), its weights are next to it (`.bin`). NNCF takes the largest
+    weight of a channel as its limit, which is what `grid` states, so `limits` are not needed.
     """
     need("format 'openvino' in int8", PACKAGES)
     import onnx
@@ -81,9 +73,9 @@ def convert(
         middle = Path(folder) / "model.onnx"
         program = exporter.read(model, middle, spec)
         graph = onnx.load(middle)
-        chosen = set(nodes_of(graph, layers(model), keep_float))
+        chosen = set(nodes_of(graph, layers(model), recipe.keep_float))
         if not chosen:
-            raise NotExportable(nothing_to_quantize(model, keep_float))
+            raise NotExportable(nothing_to_quantize(model, recipe.keep_float))
         # OpenVINO names a layer after its node, its output or its weight.
         owners = {
             name: owner_of(node)
@@ -108,22 +100,27 @@ def convert(
         }
         try:
             with phase(f"calibrating on {sum(map(len, batches))} images"):
-                program = _quantized(program, batches, names)
+                program = _quantized(program, batches, names, recipe)
         except Exception as error:  # NNCF raises errors of every class
             raise NotExportable(
                 f"{tracing.model_name(model)} cannot be quantised for OpenVINO: {first_line(error)}"
             ) from error
+        if recipe.ranges != "minmax":
+            _set_ranges(program, batches, recipe.ranges)
         exporter.write(model, program, file)
     sanity.refuse_noise(model, expected, _outputs(file, compared), "OpenVINO")
     return _precisions(file, owners)
 
 
-def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return the manifest's entry about integer sums, after checking the weights.
+def grid(layer: nn.Module, weight: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the limits of weights, and the number of steps; see `recipe.Quantizer`."""
+    groups = getattr(layer, "groups", 1)
+    is_depthwise = groups > 1 and groups == getattr(layer, "in_channels", 0)
+    return largest_weights(weight), 127 if is_depthwise else 64
 
-    Raises:
-        NotExportable: Sums would overflow on some processors.
-    """
+
+def check(model: nn.Module, file: Path, batches: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return the manifest's entry about integer sums; see `recipe.Quantizer`."""
     pairs = [0]
     for op in core().read_model(file).get_ops():
         if op.get_type_name() not in ("MatMul", *CONVOLUTIONS) or _is_depthwise(op):
@@ -188,7 +185,9 @@ def _outputs(program: Any, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [compiled(batch)[0].copy() for batch in batches]
 
 
-def _quantized(program: Any, batches: Sequence[np.ndarray], chosen: set[str]) -> Any:
+def _quantized(
+    program: Any, batches: Sequence[np.ndarray], chosen: set[str], recipe: Recipe
+) -> Any:
     """Return the program with the layers `chosen`, given by their names in ONNX, in int8."""
     with quiet():
         nncf = _nncf()
@@ -215,8 +214,59 @@ def _quantized(program: Any, batches: Sequence[np.ndarray], chosen: set[str]) ->
             advanced_parameters=AdvancedQuantizationParameters(
                 overflow_fix=OverflowFix.ENABLE,
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+                disable_bias_correction="biases" not in recipe.repairs,
             ),
         )
+
+
+def _set_ranges(program: Any, batches: Sequence[np.ndarray], method: str) -> None:
+    """Replace the ranges of activations that have one range for all channels, in place.
+
+    NNCF's ranges contain every value that was seen; ranges per channel stay as they are.
+    """
+    import openvino
+    from openvino import opset13
+
+    make: Any = openvino.Model
+    observed = program.clone()
+    fakes = _activation_fakes(program)
+    copies = {op.get_friendly_name(): op for op in observed.get_ops()}
+    values: Any = [copies[fake.get_friendly_name()].input(0).get_source_output() for fake in fakes]
+    compiled = core().compile_model(
+        make(values, observed.get_parameters()),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32"},
+    )
+    found = [Histogram() for _ in fakes]
+    for batch in track(batches, f"searching ranges by {method}"):
+        results = compiled(batch)
+        for i, histogram in enumerate(found):
+            histogram.add(results[i])
+    for fake, histogram in zip(fakes, found, strict=True):
+        low, high = histogram.range(method)
+        if high <= low:
+            continue
+        if low < 0:  # zero must be one of the steps
+            scale = (high - low) / STEPS
+            low = round(low / scale) * scale
+            high = low + STEPS * scale
+        for i, limit in enumerate((low, high, low, high), start=1):
+            shape = list(fake.input(i).get_shape())
+            constant = opset13.constant(np.full(shape, limit, np.float32))
+            fake.input(i).replace_source_output(constant.output(0))
+    program.validate_nodes_and_infer_types()
+
+
+def _activation_fakes(program: Any) -> list[Any]:
+    """Return the FakeQuantize operations of activations with a single range."""
+    return [
+        op
+        for op in program.get_ordered_ops()
+        if op.get_type_name() == "FakeQuantize"
+        and op.input(0).get_source_output().get_node().get_type_name() != "Constant"
+        and op.get_levels() == STEPS + 1
+        and int(np.prod(op.input(1).get_shape())) == 1
+    ]
 
 
 def _names(op: Any) -> set[str]:

@@ -1,7 +1,7 @@
 """Float and int8 compared: score, agreement, error, size and latency."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.binary import class_map
+from zoo.compression.paired import PairedDrop, paired_drop
 from zoo.compression.signal_to_noise import QUIET, SignalToNoise
 from zoo.deploy import files
 from zoo.errors import BadInput
@@ -16,7 +17,7 @@ from zoo.profiling.latency import compare
 from zoo.progress import phase, track
 from zoo.runtimes.artefacts import LoadedArtefact
 from zoo.training.artefact_model import ArtefactModel
-from zoo.training.tasks import Forward, get_task
+from zoo.training.tasks import Batches, Forward, get_task
 
 Content = dict[str, Any]
 
@@ -80,7 +81,9 @@ def evaluate_both(both: Sequence[LoadedArtefact], content: Content, data: Any) -
     first, second = (ArtefactModel(loaded, content, data) for loaded in both)
     compared = _Compared(second, first, task.name)
     before = task.validate(first, track(data.val_dataloader(), "judging float"), data, device)
-    after = task.validate(compared, track(data.val_dataloader(), "judging int8"), data, device)
+    batches = compared.noted(track(data.val_dataloader(), "judging int8"))
+    after = task.validate(compared, batches, data, device)
+    paired = {"drop": compared.drop().to_dict()} if task.name == "classification" else {}
     return {
         "task": task.name,
         "data": data.config.name,
@@ -92,6 +95,7 @@ def evaluate_both(both: Sequence[LoadedArtefact], content: Content, data: Any) -
             "lost": before.score - after.score,
             "at_chance": task.name == "classification" and _at_chance(before, data.num_classes),
         },
+        **paired,
         "agreement": {"what": SCORES[task.name][1], "value": compared.agreement},
         "snr_db": compared.noise.snr_db,
         "metrics": {"float": _metrics(before), "int8": _metrics(after)},
@@ -115,6 +119,19 @@ class _Compared:
         self.model, self.other, self.task = model, other, task
         self.noise = SignalToNoise()
         self._same = self._all = self._squares = 0.0
+        self._targets: Tensor | None = None
+        self._right: list[tuple[Tensor, Tensor]] = []
+
+    def noted(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches, and keep the targets of the current one."""
+        for images, targets in batches:
+            self._targets = targets
+            yield images, targets
+
+    def drop(self) -> PairedDrop:
+        """Return the drop of the top-1 accuracy from the other artefact to this one."""
+        own, other = (torch.cat(part).numpy() for part in zip(*self._right, strict=True))
+        return paired_drop(other, own)
 
     def __call__(self, images: Tensor) -> Tensor:
         own, other = self.model(images), self.other(images)
@@ -124,6 +141,9 @@ class _Compared:
             self._all += own.numel()
         else:
             same = class_map(own) == class_map(other)
+            if self.task == "classification" and self._targets is not None:
+                right = (class_map(own) == self._targets, class_map(other) == self._targets)
+                self._right.append(right)
             self._same += int(same.sum())
             self._all += same.numel()
         return own
@@ -168,6 +188,8 @@ def _score_rows(about: Content) -> list[tuple[str, str, str, str]]:
     form = ".2%" if share else ".2f"
     gained = 0.0 - score["lost"]  # never a negative zero
     change = f"{100 * gained:+.2f} points" if share else f"{gained:+.2f} dB"
+    if "drop" in about:
+        change = PairedDrop(**about["drop"]).change
     agrees = f"{agreement['value']:.2%}" if share else f"{agreement['value']:.1f}"
     return [
         (

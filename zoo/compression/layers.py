@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 from zoo.errors import BadInput
@@ -56,3 +57,13 @@ def within(layer: str, names: Collection[str]) -> bool:
 def channel_axis(layer: nn.Module) -> int:
     """Return the axis of a layer's weight that is its output channels."""
     return 1 if isinstance(layer, TRANSPOSED) else 0
+
+
+def largest_weights(weight: np.ndarray) -> np.ndarray:
+    """Return the largest absolute weight of each output channel, and 1 where all are zero.
+
+    Args:
+        weight: The weight, output channels first.
+    """
+    largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
+    return np.where(largest > 0, largest, 1.0)

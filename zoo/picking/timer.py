@@ -14,6 +14,7 @@ from torch import nn
 
 from zoo import runtimes
 from zoo.compression import int8
+from zoo.compression.recipe import Recipe
 from zoo.deploy.pipeline import convert
 from zoo.deploy.spec import ExportSpec
 from zoo.environment import quiet
@@ -82,7 +83,7 @@ def _quantize(model: nn.Module, file: Path, candidate: Candidate) -> None:
     quantizer: Any = importlib.import_module(int8.MODULES[FORMATS[candidate.runtime]])
     batch = random_batch(candidate.input_size)
     spec = ExportSpec(candidate.input_size, dynamic_batch=False)
-    quantizer.convert(model, file, spec, [batch] * CALIBRATION, ())
+    quantizer.convert(model, file, spec, [batch] * CALIBRATION, Recipe())
 
 
 def _time(call: Any, count: int) -> np.ndarray:
