@@ -134,7 +134,7 @@ def test_every_extra_is_listed_by_what_it_is_for():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("python ", "zoo "))])
 def test_commands_name_scripts_and_models_that_exist(command):
     words = shlex.split(command, comments=True)
-    on_backbones = zoo.registry.DECODERS + zoo.registry.DETECTORS
+    on_backbones = zoo.registry.ON_BACKBONES
     if words[0] == "zoo":
         assert words[1] in COMMAND_NAMES
     else:

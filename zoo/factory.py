@@ -1,4 +1,4 @@
-"""`create_model`: one function for our models, timm's models, decoders and detectors."""
+"""`create_model`: one function for our models, timm's models, and models on a backbone."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -36,8 +36,8 @@ def create_model(
     """Build a registered model, one of timm's, a decoder or detector, or a model of the hub.
 
     Args:
-        name: A name of `zoo.list_models()`, `"timm/..."`, or one of `zoo.registry.DECODERS` and
-            `zoo.registry.DETECTORS`.
+        name: A name of `zoo.list_models()`, `"timm/..."`, or one of `zoo.registry.ON_BACKBONES`:
+            decoders, detectors and retrieval models.
             `name.tag` is a model with one of its published checkpoints, and that one's classes.
             `"hf-hub:owner/name"` is the model in a repository of the Hugging Face hub, with its
             weights; the names of its classes are in `class_names`.
@@ -59,8 +59,8 @@ def create_model(
             whole model or of its encoder. A run of adapters (`train.adapt`) needs its base, too.
         base: The base of the adapters in `checkpoint_path`: a file, a run folder or an address;
             None for where training found it.
-        encoder: Backbone of a decoder or detector (`"timm/..."` or a zoo model); `pretrained` then
-            applies to the encoder.
+        encoder: Backbone (`"timm/..."` or a zoo model) of a model of `zoo.registry.ON_BACKBONES`;
+            `pretrained` then applies to the encoder.
         widths: Widths of a pruned model (`zoo prune`): number of units of each narrower group,
             and 0 for each dropped block. None takes those of the run that `checkpoint_path` names.
         **kwargs: Arguments of one family only.
@@ -101,19 +101,22 @@ def create_model(
         given = _without_zero_rates(arguments)
         return _from_repository(name, pretrained is not False, checkpoint_path, given)
     pretrained = bool(pretrained)
-    if name in (*registry.DECODERS, *registry.DETECTORS):
+    if name in registry.ON_BACKBONES:
         if features_only:
             raise BadInput(f"features_only=True has no effect on {name}; use it on its encoder")
-        from zoo import decoders, detectors  # take a second: they register backbones with timm
+        # They take a second to import: they register backbones with timm.
+        from zoo import decoders, detectors, retrieval
 
         given = {"encoder": encoder, "pretrained": pretrained, **_without_zero_rates(arguments)}
-        kind: Any = decoders if name in registry.DECODERS else detectors
+        kind: Any = {"decoders": decoders, "detectors": detectors, "retrievers": retrieval}[
+            registry.get_spec(name).family
+        ]
         return kind.create(name, checkpoint_path=checkpoint_path, **given)
     spec = registry.get_spec(name)
     if encoder is not None:
         raise BadInput(
             f"encoder={encoder} has no effect on {name}; it is for"
-            f" {', '.join([*registry.DECODERS, *registry.DETECTORS])}"
+            f" {', '.join(registry.ON_BACKBONES)}"
         )
     arguments |= {"features_only": features_only, "out_indices": out_indices}
     build = _build_timm if spec.family == "timm" else build_backbone

@@ -270,21 +270,25 @@ def predict(
     top: int = 5,
     batch: int = 8,
     out: str | os.PathLike[str] | None = None,
+    gallery: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     threads: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Classify or segment pictures, or find objects, with an exported file, like `zoo predict`.
+    """Use an exported file on pictures, like `zoo predict`.
 
     Args:
         artefact: A file written by `zoo export`, or its folder.
         images: A picture, a folder of pictures, or several of them.
-        top: Number of classes per picture.
+        top: Number of classes, or of similar pictures, per picture.
         batch: Pictures per call.
         out: Folder for the masks of a segmentation model or the drawn boxes of a detector; None
             writes none.
+        gallery: A picture, a folder of pictures, or several of them, to search with a retrieval
+            model.
         threads: Number of threads; None for all cores.
 
     Returns:
-        For each picture its `file`, and its `classes`, its `detections` or the `error`.
+        For each picture its `file`, and its `classes`, its `detections`, its `nearest` or the
+        `error`.
 
     Raises:
         BadInput: The artefact or a path cannot be used.
@@ -292,11 +296,25 @@ def predict(
     from zoo.deploy import predict_files
     from zoo.deploy.predict import Predictor
 
-    listed = [images] if isinstance(images, str | os.PathLike) else images
-    paths = predict_files.list_images([str(image) for image in listed])
-    predictor = Predictor(str(artefact), threads)
-    folder = None if out is None else Path(out)
-    return list(predict_files.predict(predictor, paths, batch_size=batch, top=top, out=folder))
+    searched = None if gallery is None else _files(gallery)
+    return list(
+        predict_files.predict(
+            Predictor(str(artefact), threads),
+            _files(images),
+            batch_size=batch,
+            top=top,
+            out=None if out is None else Path(out),
+            gallery=searched,
+        )
+    )
+
+
+def _files(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Return image files, and those in folders."""
+    from zoo.deploy.predict_files import list_images
+
+    listed = [given] if isinstance(given, str | os.PathLike) else given
+    return list_images([str(entry) for entry in listed])
 
 
 def report(

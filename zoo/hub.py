@@ -221,13 +221,13 @@ def _has_rows(content: Mapping[str, Any], count: int) -> bool:
 
 
 def _model_of(architecture: Any, name: str) -> str:
-    """Return our name of an architecture: that of one of our models, of timm's, or of a decoder."""
+    """Return our name of an architecture: ours, timm's, or that of a model on a backbone."""
     if not isinstance(architecture, str) or not architecture:
         raise BadWeights(
             f"{name}: {CONFIG} names no architecture, so it is not an image model of timm or zoo"
         )
     bare = architecture.removeprefix(BRIDGED)
-    if registry.is_model(bare) or bare in registry.DECODERS:
+    if registry.is_model(bare) or bare in registry.ON_BACKBONES:
         return bare.partition(".")[0]
     import timm  # takes seconds
 

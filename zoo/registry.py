@@ -39,6 +39,8 @@ DECODERS = (
 )
 # fmt: on
 DETECTORS = ("ssdlite", "retinanet", "fcos")  # likewise, of zoo.detectors
+RETRIEVERS = ("mixvpr",)  # likewise, of zoo.retrieval
+ON_BACKBONES = (*DECODERS, *DETECTORS, *RETRIEVERS)
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,8 @@ def get_spec(name: str) -> ModelSpec:
         return ModelSpec(name, "decoders", {"task": "segmentation"})
     if name in DETECTORS:
         return ModelSpec(name, "detectors", {"task": "detection"})
+    if name in RETRIEVERS:
+        return ModelSpec(name, "retrievers", {"task": "retrieval"})
     if name in _peers():
         return _peers()[name]
     if is_timm(name):
@@ -213,7 +217,7 @@ def get_spec(name: str) -> ModelSpec:
             f"{name} is a repository, which zoo.create_model takes; a command takes it as weights:"
             f" weights={name}, or to train model=<its architecture> model.checkpoint_path={name}"
         )
-    choices = [*specs, *DECODERS, *DETECTORS]
+    choices = [*specs, *ON_BACKBONES]
     raise UnknownModel(unknown_value("model", name, choices, listed_by="zoo.list_models()"))
 
 

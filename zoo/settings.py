@@ -15,7 +15,7 @@ class ModelConfig:
     """Group `model`: the arguments of `zoo.create_model`."""
 
     name: str = "efficientformer_l1"  # a name that `zoo list` prints, or timm/<name>
-    encoder: str | None = None  # backbone of a decoder such as unet, or of a detector
+    encoder: str | None = None  # backbone of a decoder such as unet, a detector or mixvpr
     pretrained: bool = False  # start from published weights, downloaded once
     checkpoint_path: str | None = None  # start from a run folder, or a file or URL of weights
     base: str | None = None  # adapters: run or file of their base; null: where training found it
@@ -44,7 +44,7 @@ class DataConfig:
     num_classes: int | None = None  # required for wds and folder_segmentation
     class_names: list[str] | None = None  # folder_segmentation: name of each class number
     palette: Any = None  # folder_segmentation: [r, g, b] of each class in coloured masks
-    train_images: int | None = None  # digits_*, photos_superres: images per epoch
+    train_images: int | None = None  # digits_*, photos_*: images per epoch
     val_images: int | None = None  # digits_*: validation images
 
     image_size: Any = None  # one number for a square, or [height, width], in pixels

@@ -1,4 +1,4 @@
-"""`zoo predict`: classify or segment pictures, or find objects in them."""
+"""`zoo predict`: classify or segment pictures, find objects in them, or find similar pictures."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zoo.hub_files import is_repository
 
-HELP = "classify or segment pictures, or find objects, with an artefact or a training run"
+HELP = "classify, segment or find objects or similar pictures, with an artefact or a training run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("images", nargs="+", help="pictures, or folders of them")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--top", type=int, default=5, help="number of classes to print per picture")
+    parser.add_argument("--top", type=int, default=5, help="classes or similar pictures to print")
     parser.add_argument("--batch", type=int, default=8, help="pictures per call")
+    parser.add_argument(
+        "--gallery",
+        nargs="+",
+        help="pictures to search, or folders of them, with a retrieval model",
+    )
     parser.add_argument("--out", help="folder for masks or drawn boxes; default: masks, detections")
     parser.add_argument("--threads", type=int, help="default: all cores")
 
@@ -44,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch,
         top=args.top,
         out=args.out,
+        gallery=args.gallery,
     )
 
 

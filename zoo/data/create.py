@@ -6,13 +6,15 @@ from typing import Any
 from zoo.data import presets
 from zoo.data.datamodule import ImageData
 from zoo.data.detection import DetectionData
+from zoo.data.retrieval import RetrievalData
 from zoo.data.segmentation import SegmentationData
 from zoo.data.superres import SuperResolutionData
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 
 _DATAMODULES = {
-    data.task: data for data in (ImageData, SegmentationData, SuperResolutionData, DetectionData)
+    data.task: data
+    for data in (ImageData, SegmentationData, SuperResolutionData, DetectionData, RetrievalData)
 }
 
 

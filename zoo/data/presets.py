@@ -89,9 +89,7 @@ SCENES = MASKED | {
     "ratio": [1.0, 1.0],
     "hflip": 0.0,
     "color_jitter": 0.0,
-    "num_workers": 0,
-    "train_images": 4000,
-    "val_images": 200,
+    **{"num_workers": 0, "train_images": 4000, "val_images": 200},
 }
 # No normalisation: outputs are compared with photographs in 0..1.
 SUPERRES = {
@@ -103,6 +101,7 @@ SUPERRES = {
     "num_workers": 0,
     "train_images": 2000,
 }
+PLACES = {"image_size": 64, "num_workers": 0, "train_images": 4000}
 
 ORDERS = ["RGB", "BGR"]
 
@@ -142,12 +141,14 @@ SETS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "folder_detection": (BOXED, _RESIZED | _SPLITS),
     "voc_detection": (BOXED, _RESIZED | _FETCHED | {"skip_corrupt"}),
     "photos_superres": (SUPERRES, {"train_images"}),
+    "photos_retrieval": (PLACES, {"train_images", "channel_order"}),
 }
 _PREFIXES = ("hfds", "wds")  # `<prefix>/<name>`: any number of data sets
 _TASKS = {
     "segmentation": ("digits_segmentation", "folder_segmentation", "voc", "oxford_pet"),
     "super-resolution": ("photos_superres",),
     "detection": ("digits_detection", "folder_detection", "voc_detection"),
+    "retrieval": ("photos_retrieval",),
 }
 
 

@@ -28,6 +28,7 @@ MEANINGS = {  # of the only output of a model, by its task and the artefact's po
     ("restoration", None): "the restored image",
     ("detection", None): "for each anchor x1 y1 x2 y2 as shares of width and height, then a score"
     " of each class; without non-maximum suppression",
+    ("retrieval", None): "embeddings of length 1; similar images have a large inner product",
     ("detection", "nms"): "detections: x1 y1 x2 y2 as shares of width and height, score, class;"
     " unused rows have class -1",
 }

@@ -20,7 +20,7 @@ from zoo.errors import BadInput
 from zoo.images import convert, open_image, reason, resize_and_crop
 from zoo.runtimes.artefacts import LoadedArtefact
 
-SUPPORTED = ("classification", "segmentation", "detection")
+SUPPORTED = ("classification", "segmentation", "detection", "retrieval")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ArtefactFile:
 
 
 class Predictor:
-    """Classifies or segments images, or finds objects in them.
+    """Classifies, segments or embeds images, or finds objects in them.
 
     Args:
         source: What predicts, or the path of an artefact, as for `ArtefactFile`.

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from zoo.deploy import box_drawing
+from zoo.deploy.gallery import Gallery
 from zoo.deploy.predict import Predictor, PreparedImage
 from zoo.errors import BadInput
 from zoo.images import OTHER_FORMATS
@@ -26,6 +27,7 @@ def predict(
     batch_size: int = 8,
     top: int = 5,
     out: Path | None = None,
+    gallery: Sequence[Path] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the prediction for each file, in order, as a dictionary.
 
@@ -33,13 +35,15 @@ def predict(
         predictor: A loaded artefact or model.
         paths: Image files.
         batch_size: Images per call.
-        top: Classes to return per image; only for classification.
-        out: Folder for masks and overlays, created if needed; not for classification. None: none.
+        top: Classes, or nearest pictures, to return per image.
+        out: Folder for masks and overlays, created if needed; only for `FOLDERS`. None: none.
+        gallery: Image files to search; for retrieval, and only for it.
 
     Yields:
-        `file` and `classes` (with `probability`, or `share` of the pixels) or `detections` (with
-        `score` and `box`: x1 y1 x2 y2 in pixels), and the paths `mask` and `overlay` if they were
-        written; `file` and `error` for a file without a prediction.
+        `file` and `classes` (with `probability`, or `share` of the pixels), `detections` (with
+        `score` and `box`: x1 y1 x2 y2 in pixels) or `nearest` (with `file` and `similarity`), and
+        the paths `mask` and `overlay` if they were written; `file` and `error` for a file without a
+        prediction.
 
     Raises:
         BadInput: `batch_size` or `top` is less than 1, the runtime fails, or `out` cannot be
@@ -48,6 +52,7 @@ def predict(
     for name, value in (("batch", batch_size), ("top", top)):
         if value < 1:
             raise BadInput(f"--{name}={value} must be at least 1")
+    searched = _searched(predictor, gallery, batch_size)
     for begin in range(0, len(paths), batch_size):
         prepared: list[PreparedImage | BadInput] = []
         for path in paths[begin : begin + batch_size]:
@@ -62,11 +67,39 @@ def predict(
             if isinstance(item, BadInput):
                 yield answer | {"error": str(item)}
             else:
-                yield answer | _interpret(predictor, item, next(outputs), top, out)
+                yield answer | _interpret(predictor, item, next(outputs), top, out, searched)
+
+
+def _searched(
+    predictor: Predictor, paths: Sequence[Path] | None, batch_size: int
+) -> Gallery | None:
+    """Return the gallery of a model for retrieval, and None for any other model.
+
+    Raises:
+        BadInput: There is no gallery, or it has no effect.
+    """
+    if predictor.task != "retrieval":
+        if paths is not None:
+            raise BadInput(
+                f"--gallery has no effect: {predictor.source.name} is a {predictor.task} model;"
+                " leave it out"
+            )
+        return None
+    if paths is None:
+        raise BadInput(
+            f"{predictor.source.name} is a retrieval model: give --gallery=<folder of the pictures"
+            " to search>"
+        )
+    return Gallery(predictor, paths, batch_size)
 
 
 def _interpret(
-    predictor: Predictor, prepared: PreparedImage, output: np.ndarray, top: int, out: Path | None
+    predictor: Predictor,
+    prepared: PreparedImage,
+    output: np.ndarray,
+    top: int,
+    out: Path | None,
+    gallery: Gallery | None,
 ) -> dict[str, Any]:
     """Return the classes in the output for one image; write its mask if requested."""
     if not np.isfinite(output).all():
@@ -78,6 +111,8 @@ def _interpret(
         return {"classes": predictor.classify(output, top)}
     if predictor.task == "detection":
         return _list_detections(predictor, prepared, output, out)
+    if gallery is not None:
+        return {"nearest": gallery.nearest(output, prepared.path, top)}
     mask = predictor.segment(output, prepared)
     found, counts = np.unique(mask, return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -202,6 +237,7 @@ def print_predictions(
     batch_size: int = 8,
     top: int = 5,
     out: str | None = None,
+    gallery: Sequence[str] | None = None,
 ) -> None:
     """Print the prediction for each image when it is known, and errors to standard error.
 
@@ -212,19 +248,22 @@ def print_predictions(
         batch_size: As for `predict`.
         top: As for `predict`.
         out: Folder for pictures; None: that of `FOLDERS`.
+        gallery: Files, and folders of files, to search; for retrieval, and only for it.
 
     Raises:
         BadInput: A folder cannot be used, or (at the end) a file has no prediction.
     """
     paths = list_images(images)
+    searched = None if gallery is None else list_images(gallery)
     if out and predictor.task not in FOLDERS:
         raise BadInput(
-            f"--out={out} has no effect: {predictor.source.name} is a classification model; leave "
-            "it out"
+            f"--out={out} has no effect: {predictor.source.name} is a {predictor.task} model;"
+            " leave it out"
         )
     folder = Path(out or FOLDERS[predictor.task]) if predictor.task in FOLDERS else None
     count = failed = 0
-    answers = predict(predictor, paths, batch_size=batch_size, top=top, out=folder)
+    options: dict[str, Any] = {"batch_size": batch_size, "top": top, "gallery": searched}
+    answers = predict(predictor, paths, out=folder, **options)
     try:
         for count, answer in enumerate(answers, start=1):
             if as_json:
@@ -254,6 +293,9 @@ def _line(answer: dict[str, Any]) -> str:
             f"{entry['name']} {entry['score']:.1%} at {' '.join(f'{x:.0f}' for x in entry['box'])}"
             for entry in answer["detections"]
         ] or ["nothing found"]
+    elif "nearest" in answer:
+        parts = [f"{entry['file']} {entry['similarity']:.3f}" for entry in answer["nearest"]]
+        parts = parts or ["the gallery has no other picture"]
     else:
         parts = [
             f"{entry['name']} {entry.get('probability', entry.get('share')):.1%}"

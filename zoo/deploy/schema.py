@@ -17,7 +17,9 @@ from zoo.deploy.formats import FORMATS
 from zoo.errors import BadInput
 
 SCHEMA = "zoo.manifest/1"
-TASKS = ("classification", "segmentation", "super-resolution", "restoration", "detection")
+TASKS = (
+    "classification", "segmentation", "super-resolution", "restoration", "detection", "retrieval",
+)  # fmt: skip
 TO_IMAGES = ("super-resolution", "restoration")  # tasks whose output is an image
 FITTED = ("segmentation", "detection")  # tasks that show a model the whole image, padded
 POSTPROCESSING = {"classification": "softmax", "segmentation": "argmax", "detection": "nms"}
@@ -249,7 +251,7 @@ def _disagreements(content: dict[str, Any]) -> Iterable[str]:
     if any(side % takes.get("multiple", 1) for side in size[1:]):
         yield f"says input.multiple: {takes['multiple']}, which does not divide input.size: {size}"
     yield from _statistics(takes, size[0])
-    if content["task"] == "classification" and _scaled(size, takes["crop_pct"]) > LARGEST:
+    if content["task"] not in (*FITTED, *TO_IMAGES) and _scaled(size, takes["crop_pct"]) > LARGEST:
         yield f"says input.crop_pct: {takes['crop_pct']}, too small for images of {size}"
         return
     expected = steps(content["task"], takes)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zoo import registry
+from zoo.deploy.schema import TO_IMAGES
 from zoo.display import quantity
 from zoo.hub import BRIDGED
 from zoo.publication.run_records import Evaluation
@@ -16,6 +17,8 @@ _PIPELINES = {
     "segmentation": "image-segmentation",
     "super-resolution": "image-to-image",
     "detection": "object-detection",
+    "retrieval": "image-feature-extraction",
+    "restoration": "image-to-image",
 }
 _HF_METRICS = {"top1": "accuracy", "mean_iou": "mean_iou", "psnr": "psnr", "map": "mean_ap"}
 
@@ -146,8 +149,10 @@ class Card:
             bridge = "import zoo.timm_bridge  # the architecture is not part of timm"
             lines += [] if self.in_timm else [bridge]
             lines += ["", f'model = timm.create_model("{name}", pretrained=True).eval()', "```"]
-        if self.task != "super-resolution":
-            lines += ["", "On pictures:", "", "```bash", f"zoo predict {name} photo.jpg", "```"]
+        if self.task not in TO_IMAGES:
+            gallery = " --gallery folder" if self.task == "retrieval" else ""
+            command = f"zoo predict {name} photo.jpg{gallery}"
+            lines += ["", "On pictures:", "", "```bash", command, "```"]
         statistics = {key: self.preprocessing[key] for key in ("mean", "std")}
         crop, how = self.preprocessing["crop_pct"], self.preprocessing["interpolation"]
         lines += ["", f"Preprocessing: {how}, crop {crop:g}, mean {statistics['mean']}, std"]

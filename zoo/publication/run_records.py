@@ -22,6 +22,8 @@ _METRICS = {
     "map": ("mAP", False),
     "map_50": ("mAP50", False),
     "map_75": ("mAP75", False),
+    "recall_1": ("recall@1", False),
+    "recall_5": ("recall@5", False),
     "psnr": ("PSNR in dB", False),
     "ssim": ("SSIM", False),
     "bicubic_psnr": ("PSNR in dB of bicubic interpolation", False),

@@ -121,6 +121,8 @@ def check_against_data(model: ModelConfig, data: ImageData) -> None:
         ("num_classes", model.num_classes, data.num_outputs, "classes"),
         ("in_chans", model.in_chans, data.in_chans, "channels"),
     ):
+        if value is not None and required is None:
+            raise BadInput(f"model.{key}={value} has no effect on {data.task}; leave it out")
         if value is not None and value != required:
             raise BadInput(
                 f"model.{key}={value} does not match the data, which has {required} {unit};"
@@ -133,6 +135,14 @@ def _outputs(model: ModelConfig) -> int | None:
     if model.num_classes is not None or not registry.is_packaged(model.name):
         return model.num_classes
     return registry.get_spec(model.name).facts.get("num_classes")
+
+
+def with_image_size(run: TrainRun, data: ImageData) -> TrainRun:
+    """Return the settings with `model.img_size` if the model cannot be built without it."""
+    if data.task != "retrieval" or run.model.img_size is not None:
+        return run
+    size = list(data.image_size)
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, img_size=size))
 
 
 def build_model(

@@ -79,6 +79,7 @@ def train(
         with logs.data_warnings(console):
             with phase("opening the data"):
                 data = builders.build_data(run, fabric, normalisation)
+                run = builders.with_image_size(run, data)
                 if resumed is not None:
                     run_data.check_unchanged(resumed, data, resumed["path"])
             method = method or TrainingMethod()

@@ -26,6 +26,7 @@ _MODULES = {
     "segmentation": "zoo.training.segmentation",
     "super-resolution": "zoo.training.super_resolution",
     "detection": "zoo.training.detection",
+    "retrieval": "zoo.training.retrieval",
 }
 
 
@@ -185,7 +186,7 @@ class Task(abc.ABC):
 
 
 class DenseTask(Task):
-    """A task whose targets are pixels or boxes instead of classes of whole images."""
+    """A task whose targets are not classes of whole images."""
 
     def check_settings(self, train: TrainConfig) -> None:
         """Raise `BadInput` for settings that apply only to classes of whole images."""
