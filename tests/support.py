@@ -72,7 +72,7 @@ KINDS += ("pvt_tiny", "skipblocknet_m", "lsnet_t")
 NARROW = {"wavemix_seg_192_16_l3_cityscapes": {"dim": 32, "widths": (32, 24)}}
 
 # Families without an argument of their depth: blocks behind the first of a stage repeat its form.
-CUT = ("mobilenetv2", "once_for_all", "skipblocknet", "spnasnet", "sret")
+CUT = ("mobilenetv2", "once_for_all", "phnn", "skipblocknet", "spnasnet", "sret")
 
 
 def sizes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -116,11 +116,21 @@ def quick(name: str, blocks: int = 2) -> dict[str, Any]:
 def build(name: str, *, blocks: int | None = None, **kwargs) -> nn.Module:
     """Create a model; with `blocks`, only so many of the blocks of each stage stay in it."""
     with without_initial_values():
-        model = zoo.create_model(name, **kwargs)
+        return shortened(zoo.create_model(name, **kwargs), blocks)
+
+
+def shortened(model: nn.Module, blocks: int | None) -> nn.Module:
+    """Leave only so many of the blocks of each stage in a model; all with None."""
     if blocks is not None:
         for stage in model.stages:
             stage.blocks = stage.blocks[:blocks]
     return model
+
+
+def on_meta(name: str, **kwargs) -> nn.Module:
+    """Create a model without storage, to look at its parts, names and shapes."""
+    with torch.device("meta"):
+        return build(name, **kwargs)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,11 @@ from support import (
     PYRAMIDS,
     difference,
     inputs,
+    on_meta,
     shaken,
     takes,
     with_hashes,
+    without_initial_values,
 )
 
 import zoo
@@ -40,7 +42,8 @@ def test_every_classifier_is_there_and_nothing_of_timm_is_overwritten():
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_it_is_the_same_model(name):
     ours = shaken(name)
-    theirs = timm.create_model(f"zoo_{name}").eval()
+    with without_initial_values():
+        theirs = timm.create_model(f"zoo_{name}").eval()
     assert type(theirs) is type(ours)
     theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
@@ -49,8 +52,9 @@ def test_it_is_the_same_model(name):
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_every_parameter_is_trained_and_files_are_the_same(name):
-    with torch.device("meta"):
-        ours, theirs = zoo.create_model(name), timm.create_model(f"zoo_{name}")
+    ours = on_meta(name)
+    with torch.device("meta"), without_initial_values():
+        theirs = timm.create_model(f"zoo_{name}")
     assert all(parameter.requires_grad for parameter in theirs.parameters())
     assert theirs.state_dict().keys() == ours.state_dict().keys()
     fixed = {key for key, parameter in ours.named_parameters() if not parameter.requires_grad}
@@ -81,9 +85,8 @@ def test_the_description_says_what_the_facts_say(name):
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_the_description_says_what_the_model_is(name):
     cfg = timm.get_pretrained_cfg(f"zoo_{name}")
-    with torch.device("meta"):
-        model = zoo.create_model(name).eval()  # training norms refuse a single position
-        features = model.forward_features(torch.empty(1, *cfg.input_size))
+    model = on_meta(name).eval()  # training norms refuse a single position
+    features = model.forward_features(torch.empty(1, *cfg.input_size, device="meta"))
     assert tuple(features.shape[2:]) == cfg.pool_size
     assert (cfg.first_conv, cfg.classifier) == (model.first_conv_name(), model.classifier_names())
 
@@ -101,13 +104,15 @@ def test_timm_prepares_the_data_for_it(name):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_arguments_and_checkpoints_of_timm(name, tmp_path):
     rates = {rate: 0.1 for rate in ("drop_rate", "drop_path_rate") if takes(name, rate)}
-    model = with_hashes(timm.create_model(f"zoo_{name}", num_classes=5, in_chans=1, **rates))
-    randomize_parameters(model)  # fresh networks may give the same for any image
+    with without_initial_values():
+        model = timm.create_model(f"zoo_{name}", num_classes=5, in_chans=1, **rates)
+    randomize_parameters(with_hashes(model))  # fresh networks may give the same for any image
     assert model.eval()(inputs(name, 1, channels=1)).shape == (1, 5)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "file.pth")
-    again = timm.create_model(
-        f"zoo_{name}", num_classes=5, in_chans=1, checkpoint_path=str(tmp_path / "file.pth")
-    )
+    with without_initial_values():
+        again = timm.create_model(
+            f"zoo_{name}", num_classes=5, in_chans=1, checkpoint_path=str(tmp_path / "file.pth")
+        )
     with torch.no_grad():
         x = inputs(name, channels=1)
         assert difference(again.eval()(x), model(x)) == 0

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from support import FINISHED
+from support import FINISHED, on_meta
 
 import zoo
 from zoo.download import Sums
@@ -30,16 +30,13 @@ WEIGHTS = {
 KNOWN_TASKS = {"classification", "segmentation", "super-resolution"}
 
 
-@functools.cache
-def on_meta(name, **kwargs):
-    with torch.device("meta"):
-        return zoo.create_model(name, **kwargs)
+whole = functools.cache(on_meta)
 
 
 @pytest.mark.parametrize("name", FINISHED)
 def test_parameters_and_classes_are_those_of_the_facts(name):
     facts = zoo.model_info(name)
-    model = on_meta(name)
+    model = whole(name)
     assert sum(p.numel() for p in model.parameters()) == facts["params"]
     assert model.num_classes == facts.get("num_classes", 1000)
     assert [model.in_chans, *facts["input"]["size"][1:]] == facts["input"]["size"]
@@ -78,7 +75,7 @@ def test_facts_are_complete(name):
         assert not [side for side in sides if side % expects["multiple"]]
         assert not facts["capabilities"].get("dynamic_size", False)
     assert facts["capabilities"].keys() <= CAPABILITIES, "a capability that no test knows"
-    styles = {style.name for style in on_meta(name).key_styles}
+    styles = {style.name for style in whole(name).key_styles}
     for entry in facts.get("weights", []):
         assert {"tag", "keys"} <= entry.keys() <= WEIGHTS
         assert "licence" in entry or "page" in entry
@@ -98,19 +95,19 @@ def test_facts_are_complete(name):
 @pytest.mark.parametrize("name", FINISHED)
 def test_capabilities_hold_both_ways(name):
     stated = zoo.model_info(name)["capabilities"]
-    model = on_meta(name)
+    model = whole(name)
     assert stated.get("distilled", False) == hasattr(model.head, "distilled_training")
     assert stated.get("class_token", False) == (model.num_prefix_tokens > 0)
     assert stated.get("features", False) == (len(model.feature_info) > 1)
     fuses = any(callable(getattr(module, "fused", None)) for module in model.modules())
     assert stated.get("reparam", False) == fuses
     if stated.get("drop_path", True):
-        on_meta(name, drop_path_rate=0.1)
+        whole(name, drop_path_rate=0.1)
     else:
         with pytest.raises(zoo.BadInput, match="drop_path_rate"):
             zoo.create_model(name, drop_path_rate=0.1)
     if stated.get("output_stride", False):
-        assert on_meta(name, output_stride=16).feature_info[-1]["reduction"] == 16
+        assert whole(name, output_stride=16).feature_info[-1]["reduction"] == 16
     else:
         with pytest.raises(zoo.BadInput, match="output_stride"):
             zoo.create_model(name, output_stride=16)
@@ -120,11 +117,11 @@ def test_capabilities_hold_both_ways(name):
 def test_the_reduction_is_that_of_the_facts(name):
     """Facts state it where the variants of a family differ."""
     strides = {
-        zoo.model_info(other).get("reduction") or on_meta(other).feature_info[-1]["reduction"]
+        zoo.model_info(other).get("reduction") or whole(other).feature_info[-1]["reduction"]
         for other in zoo.list_models(family=zoo.model_info(name)["family"])
     }
     stated = zoo.model_info(name).get("reduction")
-    assert stated in (None, on_meta(name).feature_info[-1]["reduction"])
+    assert stated in (None, whole(name).feature_info[-1]["reduction"])
     assert stated or len(strides) == 1, "variants differ in their reduction: state it"
 
 
@@ -133,7 +130,7 @@ def test_sides_that_must_be_multiples_are_those_of_the_facts(name):
     facts = zoo.model_info(name)["input"]
     if "multiple" not in facts:
         return
-    model, multiple = on_meta(name), facts["multiple"]
+    model, multiple = whole(name), facts["multiple"]
     size = [multiple * (3 if axis == 0 else 1) for axis in range(len(facts["size"]) - 1)]
     assert model(torch.empty(2, facts["size"][0], *size, device="meta")).shape[0] == 2
     for smaller in range(1, multiple):
@@ -146,12 +143,10 @@ def test_sides_that_must_be_multiples_are_those_of_the_facts(name):
 @pytest.mark.parametrize("name", zoo.list_models(output_stride=True))
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_output_stride_dilates_instead_of_shrinking(name, output_stride):
-    model = on_meta(name, features_only=True, output_stride=output_stride)
+    model = whole(name, features_only=True, output_stride=output_stride)
     size = (96, 160)
     maps = model(torch.empty(1, 3, *size, device="meta"))
-    assert (
-        model.feature_info.channels() == on_meta(name, features_only=True).feature_info.channels()
-    )
+    assert model.feature_info.channels() == whole(name, features_only=True).feature_info.channels()
     for one, reduction in zip(maps, model.feature_info.reduction(), strict=True):
         assert tuple(one.shape[2:]) == tuple(side // reduction for side in size)
     assert model.feature_info.reduction()[-1] == output_stride

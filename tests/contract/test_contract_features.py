@@ -13,6 +13,7 @@ from support import (
     images,
     inputs,
     map_size,
+    on_meta,
     quick,
     shaken,
     sizes,
@@ -58,8 +59,7 @@ def test_strides_and_channels_are_exact(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_levels_double_their_stride_or_share_it(name):
     """All levels of an isotropic model, one without stages, have the same stride."""
-    with torch.device("meta"):
-        strides = zoo.create_model(name, features_only=True).feature_info.reduction()
+    strides = on_meta(name, features_only=True).feature_info.reduction()
     factors = {b / a for a, b in itertools.pairwise(strides)}
     assert factors in ({2}, {1})
 
@@ -87,8 +87,7 @@ def test_every_choice_of_levels_gives_those_levels(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cut_model_has_no_dead_parameters(name):
     model = with_hashes(zoo.create_model(name, features_only=True, out_indices=(0, 1)))
-    with torch.device("meta"):
-        whole = zoo.create_model(name)
+    whole = on_meta(name)
     sum(m.square().mean() for m in model(inputs(name))).backward()
     assert all(p.grad is not None for p in trainable(model).values())
     ours, all_of_them = model.state_dict(), whole.state_dict()

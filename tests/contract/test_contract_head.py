@@ -5,7 +5,7 @@ All but the names are checked on models with few blocks: a head does not see how
 
 import pytest
 import torch
-from support import CLASSIFIERS, build, difference, fresh, inputs, quick, shaken
+from support import CLASSIFIERS, build, difference, fresh, inputs, on_meta, quick, shaken
 from torch import nn
 
 import zoo
@@ -85,8 +85,7 @@ def test_reset_keeps_mode_dtype_and_device(name):
     model.train().reset_classifier(5)
     assert all(module.training for module in model.modules())
     assert next(layers(model)[0].parameters()).requires_grad
-    with torch.device("meta"):
-        there = zoo.create_model(name)
+    there = on_meta(name)
     there.reset_classifier(5)
     assert layers(there)[0].weight.is_meta
 

@@ -19,6 +19,13 @@ def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
+def test_autocast_does_not_round_a_weight_before_it_is_used():
+    mix, weight = noise(3, 3, 3).float(), noise(6, 2, 1, 1).float()
+    want = kronecker_sum(mix, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kronecker_sum(mix, weight), want)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_a_weight_is_a_sum_of_kronecker_products(n):
     mix, weight = noise(n, n, n), noise(4 * n, 5, 3, 3)

@@ -177,6 +177,11 @@ def _quantizer(recipe: Recipe) -> Any:
             return model
 
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            # Patterns with a batch norm are traced anew for each model, which takes half of the
+            # conversion, and most models have none left here.
+            if not any("batch_norm" in str(node.target) for node in model.graph.nodes):
+                patterns = self.SUPPORTED_PATTERNS
+                self.SUPPORTED_PATTERNS = [p for p in patterns if "_bn" not in p.name]
             for node in model.graph.nodes:
                 if node.target in LIMITS:
                     _annotate_limited(node, static, chosen)

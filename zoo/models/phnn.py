@@ -23,6 +23,7 @@ from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.folding import Absorbing
 from zoo.blocks.heads import ClassifierHead, HiddenHead
 from zoo.blocks.pools import HalvingPool
+from zoo.blocks.precision import outside_autocast
 from zoo.blocks.residual import resnet_unit
 from zoo.errors import BadInput
 from zoo.keys import KeyStyle, State
@@ -36,8 +37,15 @@ def kronecker_sum(mix: Tensor, weight: Tensor) -> Tensor:
         weight: out in/n and further axes; the first out/n rows belong to the first product.
 
     Returns:
-        out in and the further axes.
+        out in and the further axes; in the precision of `weight`, in autocast, too, as the public
+        code multiplies element by element.
     """
+    if torch.jit.is_scripting():  # where autocast cannot be left
+        return _kronecker_sum(mix, weight)
+    return outside_autocast(_kronecker_sum, mix, weight)
+
+
+def _kronecker_sum(mix: Tensor, weight: Tensor) -> Tensor:
     n, out, inputs = mix.shape[0], weight.shape[0], weight.shape[1]
     parts = weight.view(n, out // n, inputs, -1)
     whole = torch.einsum("mpr,mqsk->pqrsk", mix, parts)  # n out/n n in/n K
