@@ -92,7 +92,7 @@ def test_the_thread_pool_of_executorch_is_resized():
 
 
 def test_the_patterns_of_xnnpack_with_batch_norms_are_known_by_name():
-    """int8 and quantisation-aware training drop them by `_bn` in the name: fused models have none."""
+    """int8 and quantisation-aware training drop them by `_bn` in the name: fused nets have none."""
     with quiet():  # ExecuTorch warns while it is imported
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
 
