@@ -12,6 +12,7 @@ last part of a key that only one group has (`lr`), or a group with several of it
 """
 
 import os
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -31,7 +32,7 @@ from zoo.deploy.pipeline import export as export_module
 from zoo.errors import BadInput, unknown_value
 from zoo.factory import create_model
 from zoo.profiling.training_free import TrainingFreeScores
-from zoo.quoting import setting
+from zoo.quoting import hydra, setting
 from zoo.reports.records import Record
 
 
@@ -41,17 +42,24 @@ def train(model: str | None = None, data: str | None = None, **settings: Any) ->
     Args:
         model: A registered name or `timm/<name>`.
         data: Name of a data set, such as `"folder"`.
-        **settings: Keys of `zoo train`; see the top of this module.
+        **settings: Keys of `zoo train`; see the top of this module. With `sweep`, a list or a range
+            for a setting that is no list means one run for each value.
 
     Returns:
-        The run folder.
+        The run folder, or the folder of the sweep.
 
     Raises:
         ZooError: A setting is invalid (nothing was written), or training diverged.
         SystemExit: Ctrl-C or SIGTERM; the run can be resumed.
     """
     given = _settings("train", model=model, data=data, **settings)
-    return composition.run("train", _words({"train.devices": 1} | given))
+    if given.get("train.sweep") is None:
+        return composition.run("train", _words({"train.devices": 1} | given))
+    several = {key: value for key, value in given.items() if _has_several(key, value)}
+    words = _words({key: value for key, value in given.items() if key not in several})
+    for key, values in several.items():
+        words.append(f"{key}=choice({','.join(hydra(_plain(value)) for value in values)})")
+    return composition.run("train", words)
 
 
 def fit(
@@ -386,6 +394,14 @@ def _words(settings: Mapping[str, Any]) -> list[str]:
     # Groups first: they are files, which the keys override.
     ordered = sorted(settings, key=lambda key: key not in GROUPS)
     return [setting(key, _plain(settings[key])) for key in ordered]
+
+
+def _has_several(key: str, values: Any) -> bool:
+    """Return whether a value of a sweep is a list of values, each for a run of its own."""
+    if not isinstance(values, list | tuple | range):
+        return False
+    annotation = keys("train").get(key)
+    return annotation is not Any and typing.get_origin(annotation) is not list
 
 
 def _plain(value: Any) -> Any:

@@ -38,6 +38,8 @@ class DataConfig:
     train_split_name: str | None = None  # folder or split to train on
     val_split_name: str | None = None  # folder or split to validate on
     val_split: float | None = None  # without a validation split: share of training images to use
+    folds: int | None = None  # cross-validation: divide the training images into so many parts
+    fold: int | None = None  # the part to validate on, from 0; train.sweep: null trains all
     split_file: str | None = None  # folder: CSV of the columns split (train or val) and image
     input_key: str | None = None  # hfds, wds: column or file extension of the image
     target_key: str | None = None  # hfds, wds: column or field of the label
@@ -147,6 +149,7 @@ class TrainConfig:
 
     # output
     out: str = "runs"  # parent of the run folder
+    sweep: str | None = None  # folder of many runs: a=1,2 is one run for each value
     loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])  # files of metrics
     log_every: int = 10  # updates between values in TensorBoard
     progress: bool = True  # show a progress bar

@@ -61,7 +61,9 @@ def test_lists_of_jobs_are_lists_only_in_a_multirun():
     assert read("train", ["train.out=a,b"], sweep=True) == ["train.out=a,b"]
     assert read("train", ["model=emo_1m,emo_2m"], sweep=True) == ["model=emo_1m,emo_2m"]
     assert read("train", ["train.lr=1,2"], sweep=True) == ["train.lr=1,2"]
-    with pytest.raises(BadInput, match=r"^train.lr=1,2: several values need the flag --multirun"):
+    with pytest.raises(
+        BadInput, match=r"^train.lr=1,2: several values need train.sweep=<folder> or the flag --mul"
+    ):
         read("train", ["train.lr=1,2"])
     with pytest.raises(BadInput, match=r"^train.epochs: '1,x' is not a whole number"):
         read("train", ["train.epochs=1,x"], sweep=True)

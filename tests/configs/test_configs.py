@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from zoo.command_line.composition import CONFIGS, RUNS, compose
+from zoo.command_line.sweeps import combinations, is_sweep
 from zoo.errors import BadInput, UnknownModel
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +134,8 @@ def test_documented_command_lines_compose(file: str, line: str) -> None:
     script = line.split()[0]
     given = [word for word in arguments(line) if not word.startswith("-")]
     if given != ["word"]:  # `python eval.py ...` only mentions the command
-        compose(SCRIPTS[script], given)
+        for words in combinations(given) if is_sweep(given) else [given]:
+            compose(SCRIPTS[script], words)
 
 
 def test_documented_lines_are_found() -> None:

@@ -42,6 +42,10 @@ def run(command: str, overrides: Sequence[str] = ()) -> Any:
     Raises:
         ZooError: A setting cannot work, or the command failed.
     """
+    from zoo.command_line import sweeps
+
+    if command == "train" and sweeps.is_sweep(overrides):
+        return sweeps.run(overrides)
     return start(command, *parse(command, overrides))
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from zoo.command_line import composition, guard, overrides
+from zoo.command_line import composition, guard, overrides, sweeps
 from zoo.command_line.keys import CONFIGS
 from zoo.command_line.option_parser import OneLineParser
 from zoo.errors import BadInput, ZooError
@@ -37,6 +37,9 @@ def run(command: str, words: list[str]) -> None:
     if sys.version_info >= (3, 14):
         raise BadInput("Hydra's flags do not work on Python 3.14; use 3.11 to 3.13")
     flags, settings, is_sweep = _separate(command, words)
+    if command == "train" and sweeps.is_sweep(settings):
+        sweeps.run([*_search_path(flags), *settings])
+        return
     checked = overrides.read(command, settings, sweep=is_sweep)
     composition.register()
     before, full_error = list(sys.argv), os.environ.get("HYDRA_FULL_ERROR")
@@ -90,6 +93,22 @@ def _separate(command: str, words: list[str]) -> tuple[list[str], list[str], boo
         for flag in (f"--{name.replace('_', '-')}", *([] if value is True else [value]))
     ]
     return flags, args.settings, args.multirun
+
+
+def _search_path(flags: list[str]) -> list[str]:
+    """Return the settings that say the same as the flags, for a command with `train.sweep`.
+
+    Raises:
+        BadInput: A flag has no effect on a sweep.
+    """
+    if flags[:1] == ["--config-dir"] and len(flags) == 2:
+        return [f"hydra.searchpath=[registry://models,'file://{os.path.abspath(flags[1])}']"]
+    if flags:
+        raise BadInput(
+            f"{flags[0]} cannot be used with train.sweep, which trains every combination itself;"
+            " leave one of them out"
+        )
+    return []
 
 
 def _parser(command: str) -> OneLineParser:

@@ -46,9 +46,10 @@ def read(command: str, words: Sequence[str], *, sweep: bool = False) -> list[str
         _check_key(command, name)
         override, word = _parse(command, name, word, raw, sweep)
         if override.is_sweep_override() and not sweep:
+            ways = "train.sweep=<folder> or " if command == "train" else ""
             raise BadInput(
-                f"{word}: several values need the flag --multirun; for text with these characters,"
-                f" quote it: {quoting.shell(quoting.setting(name, raw))}"
+                f"{word}: several values need {ways}the flag --multirun; for text with these"
+                f" characters, quote it: {quoting.shell(quoting.setting(name, raw))}"
             )
         if name in GROUPS:
             if groups.setdefault(name, raw) != raw:

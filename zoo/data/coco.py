@@ -30,13 +30,12 @@ def open_coco(cfg: DataConfig, split: str, saved: holdout.SavedSplit | None = No
         BadInput: A folder, a file or an image is missing, or an annotation is invalid.
     """
     root = folders.existing_root(cfg)
-    if cfg.val_split is None or split not in ("train", "val"):
+    if not holdout.is_divided(cfg, split):
         names = {"train": cfg.train_split_name, "val": cfg.val_split_name}
         folder = _split_folder(root, split, str(names.get(split) or split))
         return read(folder, cfg.in_chans, cfg.skip_corrupt)
     whole = read(folders.folder_to_split(cfg, root), cfg.in_chans, cfg.skip_corrupt)
-    train, val = holdout.halves(whole, cfg.val_split, saved)
-    return BoxPart(whole, train if split == "train" else val)
+    return BoxPart(whole, holdout.part(whole, cfg, split, saved))
 
 
 def _split_folder(root: Path, split: str, name: str) -> Path:

@@ -241,7 +241,8 @@ class ImageData:
 
     def split_keys(self) -> dict[str, list[str]] | None:
         """Return the keys of both halves if one folder was split, for `split.csv`."""
-        is_split = self.config.val_split is not None or self.config.split_file is not None
+        cfg = self.config
+        is_split = any(v is not None for v in (cfg.val_split, cfg.split_file, cfg.folds))
         if not is_split or self.streaming:
             return None
         return {

@@ -28,15 +28,14 @@ def open_folder(cfg: DataConfig, split: str, saved: holdout.SavedSplit | None = 
         BadInput: A folder is missing, has no classes, or a class has no images.
     """
     root = existing_root(cfg)
-    is_split = cfg.val_split is not None or cfg.split_file is not None
-    if not is_split or split not in ("train", "val"):
+    if holdout.is_divided(cfg, split):
+        whole = scan(folder_to_split(cfg, root), cfg.in_chans)
+        return Part.of(whole, holdout.part(whole, cfg, split, saved))
+    if cfg.split_file is None or split not in ("train", "val"):
         return scan(_split_folder(cfg, root, split), cfg.in_chans)
     whole = scan(folder_to_split(cfg, root), cfg.in_chans)
-    if cfg.val_split is not None:
-        train, val = holdout.halves(whole, cfg.val_split, saved)
-    else:
-        split_file = Path(str(cfg.split_file)).expanduser()
-        train, val = holdout.listed(whole, saved or holdout.read_file(split_file), split_file)
+    split_file = Path(str(cfg.split_file)).expanduser()
+    train, val = holdout.listed(whole, saved or holdout.read_file(split_file), split_file)
     return Part.of(whole, train if split == "train" else val)
 
 
@@ -65,13 +64,15 @@ def existing_root(cfg: DataConfig) -> Path:
 def folder_to_split(cfg: DataConfig, root: Path) -> Path:
     """Return the folder that `data.val_split` divides: `<root>/train` if it exists, else `root`.
 
+    With `data.folds`, a validation folder may exist: its images are left for a final test.
+
     Raises:
         BadInput: There is a validation folder already.
     """
     train = root / str(cfg.train_split_name)
     if not train.is_dir():
         return root
-    if (root / "val").is_dir():
+    if (root / "val").is_dir() and cfg.folds is None:
         key = "split_file" if cfg.val_split is None else "val_split"
         raise BadInput(
             f"data.{key}={getattr(cfg, key)} has no effect because {root / 'val'} exists; "

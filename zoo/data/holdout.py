@@ -11,7 +11,7 @@ import csv
 import hashlib
 import logging
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from zoo.data.listing import shortened
 from zoo.data.samplers import rank_and_world
 from zoo.errors import BadInput
+from zoo.settings import DataConfig
 
 FILE = "split.csv"  # in a run folder
 
@@ -32,6 +33,65 @@ def position(key: str) -> float:
     # macOS and Linux may store one name in two Unicode forms.
     name = unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
+
+
+def is_divided(cfg: DataConfig, split: str) -> bool:
+    """Return whether a split is a part of the training images, by `val_split` or `folds`."""
+    return split in ("train", "val") and (cfg.val_split is not None or cfg.folds is not None)
+
+
+def part(source: Any, cfg: DataConfig, split: str, saved: SavedSplit | None = None) -> list[int]:
+    """Return the indices of the images of a split for which `is_divided` is true.
+
+    Args:
+        source: The images, as for `halves`.
+        cfg: A resolved configuration.
+        split: `"train"` or `"val"`.
+        saved: The split of a run, which decides instead.
+
+    Raises:
+        BadInput: A class has too few images, or the saved split has no image left.
+    """
+    if cfg.val_split is not None:
+        train, val = halves(source, cfg.val_split, saved)
+    else:
+        train, val = fold_of(source, cfg.folds or 0, cfg.fold or 0, saved)
+    return train if split == "train" else val
+
+
+def fold_of(
+    source: Any, folds: int, fold: int, saved: SavedSplit | None = None
+) -> tuple[list[int], list[int]]:
+    """Return the indices of the images outside and inside of a fold of a cross-validation.
+
+    The images of each class are dealt out to the folds in the order of their hashes, so the folds
+    differ by at most one image in each class, and in total.
+
+    Args:
+        source: The images, as for `halves`.
+        folds: Number of folds.
+        fold: Number of the fold, from 0.
+        saved: The split of a run, which decides instead.
+
+    Raises:
+        BadInput: A class has fewer images than there are folds.
+    """
+    keys = [source.key(index) for index in range(len(source))]
+    if saved is not None and (found := _as_saved(keys, saved)) is not None:
+        return found
+    labels = [int(label) for label in getattr(source, "labels", None) or [0] * len(keys)]
+    counts = Counter(labels)
+    rarest = min(counts, key=lambda label: counts[label])
+    if counts[rarest] < folds:
+        names = getattr(source, "class_names", None)
+        of_class = f" of class {names[rarest]!r}" if names else ""
+        raise BadInput(
+            f"data.folds={folds} is more than the {counts[rarest]} images{of_class}; lower it, or"
+            " add images"
+        )
+    order = sorted(range(len(keys)), key=lambda index: (labels[index], position(keys[index])))
+    val = set(order[fold::folds])
+    return [index for index in range(len(keys)) if index not in val], sorted(val)
 
 
 def halves(

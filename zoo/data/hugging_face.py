@@ -57,10 +57,9 @@ def open_dataset(cfg: DataConfig, split: str, saved: holdout.SavedSplit | None =
         BadInput: The package `datasets`, the data set, the split or a column is missing.
     """
     names = {"train": cfg.train_split_name, "val": cfg.val_split_name}
-    if cfg.val_split is not None and split in names:
+    if holdout.is_divided(cfg, split):
         whole = _open_rows(cfg, str(cfg.train_split_name))
-        train, val = holdout.halves(whole, cfg.val_split, saved)
-        return Part.of(whole, train if split == "train" else val)
+        return Part.of(whole, holdout.part(whole, cfg, split, saved))
     return _open_rows(cfg, names.get(split) or split)
 
 

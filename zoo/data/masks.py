@@ -139,12 +139,11 @@ def _palette(cfg: DataConfig) -> np.ndarray | None:
 def _open_folder(cfg: DataConfig, split: str, saved: holdout.SavedSplit | None) -> Any:
     """Return the pairs in `<root>/<split>`, or the share of `<root>` that `val_split` assigns."""
     root = folders.existing_root(cfg)
-    if cfg.val_split is None or split not in ("train", "val"):
+    if not holdout.is_divided(cfg, split):
         names = {"train": cfg.train_split_name, "val": cfg.val_split_name}
         return _match_files(cfg, _split_folder(root, split, str(names.get(split) or split)))
     whole = _match_files(cfg, folders.folder_to_split(cfg, root))
-    train, val = holdout.halves(whole, cfg.val_split, saved)
-    return pairs.PairPart(whole, train if split == "train" else val)
+    return pairs.PairPart(whole, holdout.part(whole, cfg, split, saved))
 
 
 def _split_folder(root: Path, split: str, name: str) -> Path:

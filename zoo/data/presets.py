@@ -106,6 +106,7 @@ PLACES = {"image_size": 64, "num_workers": 0, "train_images": 4000}
 ORDERS = ["RGB", "BGR"]
 
 # Keys that only some data sets support: for the others they raise an error.
+_FOLDS = {"folds", "fold"}
 _RESIZED = {"scale", "ratio", "color_jitter", "interpolation", "channel_order"}
 _LABELLED = _RESIZED | {
     "train_interpolation",
@@ -115,22 +116,30 @@ _LABELLED = _RESIZED | {
     "re_mode",
     "re_count",
 }
-_SPLITS = {"root", "val_split", "train_split_name", "val_split_name", "skip_corrupt"}
+_SPLITS = {
+    "root",
+    "val_split",
+    "folds",
+    "fold",
+    "train_split_name",
+    "val_split_name",
+    "skip_corrupt",
+}
 _FOLDER = _LABELLED | _SPLITS | {"cache"}
 _HUB = _FOLDER | {"input_key", "target_key"}
-_STREAM = _HUB - {"val_split", "cache"} | {"num_classes"}
+_STREAM = _HUB - {"val_split", "folds", "fold", "cache"} | {"num_classes"}
 _MASKS = _RESIZED | _SPLITS | {"num_classes", "class_names", "palette"}
 _FETCHED = {"root", "download"}
 _MADE = {"train_images", "val_images"}
 _SPECIAL = {"split_file"} | _HUB | _MASKS | _FETCHED | _MADE
 
 SETS: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "digits": (DIGITS, _LABELLED),
-    "digits_in_photos": (PHOTO_DIGITS, _LABELLED | _MADE),
+    "digits": (DIGITS, _LABELLED | _FOLDS),
+    "digits_in_photos": (PHOTO_DIGITS, _LABELLED | _MADE | _FOLDS),
     "folder": (FOLDERS, _FOLDER | {"split_file"}),
     "imagenet": (FOLDERS, _FOLDER | {"split_file"}),
-    "cifar10": (CIFAR, _LABELLED | _FETCHED),
-    "cifar100": (CIFAR, _LABELLED | _FETCHED),
+    "cifar10": (CIFAR, _LABELLED | _FETCHED | _FOLDS),
+    "cifar100": (CIFAR, _LABELLED | _FETCHED | _FOLDS),
     "hfds": (HUGGING_FACE, _HUB),
     "wds": (SHARDS, _STREAM),
     "digits_segmentation": (SCENES, _RESIZED | _MADE),
@@ -196,8 +205,8 @@ def resolve(cfg: Any, model: Mapping[str, Any] | None = None) -> DataConfig:
         defaults[key] = _for_channels(defaults[key], given.in_chans)
     if _replaces_color_jitter(given.auto_augment):
         defaults["color_jitter"] = 0.0
-    if given.val_split is not None or given.split_file is not None:
-        defaults.pop("val_split_name")
+    if any(getattr(given, key) is not None for key in ("val_split", "split_file", "folds")):
+        defaults.pop("val_split_name", None)
     defaults["num_workers"] = min(defaults["num_workers"], _cpus())
     values = dataclasses.asdict(given)
     values["num_workers"] = _capped_workers(given.num_workers)
@@ -265,7 +274,7 @@ def _check_effects(given: DataConfig, supported: set[str]) -> None:
         )
     ways = [
         key
-        for key in ("val_split", "val_split_name", "split_file")
+        for key in ("val_split", "val_split_name", "split_file", "folds")
         if getattr(given, key) is not None
     ]
     if len(ways) > 1:
@@ -332,6 +341,7 @@ def _check_values(cfg: DataConfig) -> None:
             raise BadInput(f"data.{key}={value} must be at most {most:,}")
     if cfg.val_split is not None and not 0 < cfg.val_split < 1:
         raise BadInput(f"data.val_split={cfg.val_split} must be between 0 and 1, such as 0.2")
+    _check_folds(cfg)
     _check_range(cfg, "scale", largest=1.0)
     _check_range(cfg, "ratio", largest=LARGEST_RATIO)
     if cfg.ratio is not None and cfg.ratio[0] < 1 / LARGEST_RATIO:
@@ -340,6 +350,22 @@ def _check_values(cfg: DataConfig) -> None:
     if (cfg.num_workers or 0) < 0:
         raise BadInput(f"data.num_workers={cfg.num_workers} must be at least 0")
     _check_choices(cfg)
+
+
+def _check_folds(cfg: DataConfig) -> None:
+    if cfg.folds is None:
+        if cfg.fold is not None:
+            raise BadInput(f"data.fold={cfg.fold} has no effect without data.folds=<number>")
+        return
+    if not 2 <= cfg.folds <= LARGEST_COUNT:
+        raise BadInput(f"data.folds={cfg.folds} must be at least 2, such as 5")
+    if cfg.fold is None:
+        raise BadInput(
+            f"data.folds={cfg.folds} needs data.fold=0 to {cfg.folds - 1}, the part to validate on;"
+            " train.sweep=<folder> trains all of them"
+        )
+    if not 0 <= cfg.fold < cfg.folds:
+        raise BadInput(f"data.fold={cfg.fold} must be from 0 to {cfg.folds - 1}")
 
 
 def check_preprocessing(cfg: DataConfig) -> None:

@@ -1,8 +1,11 @@
 """Open the splits of labelled data sets, and skip corrupt images."""
 
+import dataclasses
+
 from zoo.data import (
     digits_in_photos,
     folders,
+    holdout,
     hugging_face,
     integrity,
     presets,
@@ -10,8 +13,11 @@ from zoo.data import (
     torchvision_sets,
 )
 from zoo.data.holdout import SavedSplit
-from zoo.data.sources import Source
+from zoo.data.sources import Part, Source
 from zoo.settings import DataConfig
+
+# Sets with a training split of their own, whose images `data.folds` divides.
+_WITHOUT_FOLDER = ("digits", "digits_in_photos", "cifar10", "cifar100")
 
 
 def open_split(cfg: DataConfig, split: str, saved: SavedSplit | None = None) -> Source:
@@ -26,6 +32,9 @@ def open_split(cfg: DataConfig, split: str, saved: SavedSplit | None = None) -> 
         BadInput: The data is missing, contradicts `cfg`, or has no such split.
     """
     kind = presets.family(cfg.name)
+    if kind in _WITHOUT_FOLDER and holdout.is_divided(cfg, split):
+        whole = open_split(dataclasses.replace(cfg, folds=None, fold=None), "train")
+        return Part.of(whole, holdout.part(whole, cfg, split, saved))
     if kind in ("folder", "imagenet"):
         source = folders.open_folder(cfg, split, saved)
     elif kind == "hfds":

@@ -59,8 +59,9 @@ class Origin:
 
 # Keys of the group `data` that select the evaluation images; their preprocessing is in `input`.
 DATA_KEYS = (
-    "name", "root", "train_split_name", "val_split_name", "val_split", "split_file", "input_key",
-    "target_key", "num_classes", "class_names", "palette", "val_images", "skip_corrupt",
+    "name", "root", "train_split_name", "val_split_name", "val_split", "folds", "fold",
+    "split_file", "input_key", "target_key", "num_classes", "class_names", "palette", "val_images",
+    "skip_corrupt",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric, seed_everything
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from timm.utils import ModelEmaV3
@@ -48,6 +49,7 @@ def train(
     method: TrainingMethod | None = None,
     *,
     normalisation: Mapping[str, Any] | None = None,
+    cell: run_folder.CellRun | None = None,
 ) -> run_folder.TrainedRun | None:
     """Train a model, and log the progress.
 
@@ -57,6 +59,7 @@ def train(
         method: The training method; None for ordinary training.
         normalisation: `mean`, `std` and `channel_order` that the run of the initial weights used;
             None if unknown.
+        cell: The run of a sweep; None for a new run in `train.out`.
 
     Returns:
         The run folder, and its best score; None after a dry run.
@@ -73,7 +76,7 @@ def train(
         _determinism(run.train.deterministic),
         report_machine_faults(memory=_MORE_MEMORY, loader=_FEWER_WORKERS),
     ):
-        fabric = _launch(run.train)
+        fabric = _launch(run.train, alone=cell is not None)
         console = logs.make_console()
         logger = logs.make_logger(console, fabric.is_global_zero)
         with logs.data_warnings(console):
@@ -89,7 +92,7 @@ def train(
                 loop = Loop(fabric, components, run.train, None, logger)
                 dry_run.execute(loop, planned, console, interrupt)
                 return None
-            return _train(run, components, fabric, console, logger, resumed, interrupt)
+            return _train(run, components, fabric, console, logger, resumed, interrupt, cell)
 
 
 # Variables with which a cluster numbers the machines of a job.
@@ -101,11 +104,11 @@ _MORE_MEMORY = (
 _FEWER_WORKERS = "use fewer processes: data.num_workers=<fewer, 0 for none>"
 
 
-def _kept(folder: Path) -> str:
+def _kept(folder: Path, command: str) -> str:
     """Return how a run continues after a fault of the machine."""
     if not (folder / "checkpoints" / "last.ckpt").exists():
         return "no checkpoint was written"
-    return f"the last checkpoint is intact: continue with {_resume_command(folder)}"
+    return f"the last checkpoint is intact: continue with {command}"
 
 
 def _train(
@@ -116,12 +119,13 @@ def _train(
     logger: logging.Logger,
     resumed: dict[str, Any] | None,
     interrupt: Interrupt,
+    cell: run_folder.CellRun | None,
 ) -> run_folder.TrainedRun:
     resumed_folder = None
     if resumed is not None:
         _check_progress(resumed["progress"], fabric.world_size, run.train, resumed["path"])
         resumed_folder = checkpoint.folder_of(resumed["path"])
-    folder = _agree_on_folder(fabric, run, resumed_folder)
+    folder = _agree_on_folder(fabric, run, resumed_folder, cell)
     own_folder = folder if fabric.is_global_zero else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_noted(folder))
@@ -135,14 +139,14 @@ def _train(
                 memory=_MORE_MEMORY,
                 loader=_FEWER_WORKERS,
                 folder=folder,
-                kept=lambda: _kept(folder),
+                kept=lambda: _kept(folder, _command_to_continue(folder, cell)),
             )
         )
         if own_folder is not None:
             run_folder.describe(own_folder, _used_settings(components))
             if resumed is None and (halves := components.data.split_keys()) is not None:
                 holdout.write(own_folder, halves)
-        return _run_loop(run, loop, fabric, console, logger, resumed, interrupt, folder)
+        return _run_loop(run, loop, console, logger, resumed, interrupt, folder, cell)
 
 
 def _used_settings(components: Components) -> dict[str, Any]:
@@ -156,12 +160,12 @@ def _used_settings(components: Components) -> dict[str, Any]:
 def _run_loop(
     run: TrainRun,
     loop: Loop,
-    fabric: Fabric,
     console: Console,
     logger: logging.Logger,
     resumed: dict[str, Any] | None,
     interrupt: Interrupt,
     folder: Path,
+    cell: run_folder.CellRun | None,
 ) -> run_folder.TrainedRun:
     own_folder, progress = loop.folder, loop.progress
     log = logs.MetricsLog(own_folder, run.train.loggers, progress.epoch, progress.update)
@@ -181,10 +185,11 @@ def _run_loop(
         try:
             loop.run(log, bar, interrupt)
         except Interrupted:
-            _report_interruption(logger, folder, loop, interrupt)
+            command = _command_to_continue(folder, cell)
+            _report_interruption(logger, command, loop, interrupt)
         if loop.ended:
             logger.info(f"ended after epoch {progress.epoch}: {loop.ended}")
-        logger.info(_summary(folder, loop))
+        logger.info(_summary(folder, loop) if cell is None else _best(loop))
     return run_folder.TrainedRun(folder, progress.best)
 
 
@@ -217,8 +222,13 @@ def _check_progress(
         )
 
 
-def _launch(train: TrainConfig) -> Fabric:
-    """Start the processes, and return the Fabric of this process."""
+def _launch(train: TrainConfig, *, alone: bool = False) -> Fabric:
+    """Start the processes, and return the Fabric of this process.
+
+    Args:
+        train: The group `train` of the settings.
+        alone: Whether this is the only process of the run, although a cluster started others.
+    """
     devices, nodes = train.devices, train.num_nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -244,6 +254,7 @@ def _launch(train: TrainConfig) -> Fabric:
             num_nodes=nodes,
             strategy=train.strategy,
             precision=PRECISIONS[str(train.precision)],  # type: ignore[arg-type]
+            plugins=[LightningEnvironment()] if alone else None,
         )
         fabric.launch()
     except (ValueError, RuntimeError, MisconfigurationException) as error:
@@ -367,10 +378,15 @@ def _updates_per_epoch(train: TrainConfig, data: Any) -> int:
     return -(-batches // train.accumulate)
 
 
-def _agree_on_folder(fabric: Fabric, run: TrainRun, resumed: Path | None) -> Path:
+def _agree_on_folder(
+    fabric: Fabric, run: TrainRun, resumed: Path | None, cell: run_folder.CellRun | None
+) -> Path:
     """Return the folder of the resumed run, or a new one that the first process creates."""
     if resumed is not None:
         return resumed
+    if cell is not None:
+        (cell.folder / "checkpoints").mkdir(parents=True)
+        return cell.folder
     created: Any = None
     if fabric.is_global_zero:
         try:
@@ -415,14 +431,14 @@ def _log_start(
 
 
 def _report_interruption(
-    logger: logging.Logger, folder: Path, loop: Any, interrupt: Interrupt
+    logger: logging.Logger, command: str, loop: Any, interrupt: Interrupt
 ) -> None:
     """Log how to continue the run, and exit with the code of the signal."""
     progress = loop.progress
     name = "a signal" if interrupt.signal is None else interrupt.signal.name
     logger.warning(
         f"stopped by {name} in epoch {progress.epoch + 1}, after batch {progress.batch} of"
-        f" {loop.batches}; continue with: {_resume_command(folder)}"
+        f" {loop.batches}; continue with: {command}"
     )
     sys.exit(EXIT_CODES.get(interrupt.signal, 1) if interrupt.signal is not None else 1)
 
@@ -434,9 +450,7 @@ def _summary(folder: Path, loop: Any) -> str:
         return f"no validation has a score; continue with: {_resume_command(folder)}"
     weights = {"weights": folder}
     best = (
-        f"best {loop.task.format_selection(progress.best, loop.train.best)}"
-        f" in epoch {progress.best_epoch};"
-        f" evaluate with: {command_line('eval', weights)}; export with:"
+        f"{_best(loop)}; evaluate with: {command_line('eval', weights)}; export with:"
         f" {command_line('export', weights)}"
     )
     if progress.epoch < loop.train.epochs:
@@ -444,10 +458,23 @@ def _summary(folder: Path, loop: Any) -> str:
     return best
 
 
+def _best(loop: Any) -> str:
+    """Return the best score in words."""
+    progress = loop.progress
+    if progress.best_epoch == 0:
+        return "no validation has a score"
+    score = loop.task.format_selection(progress.best, loop.train.best)
+    return f"best {score} in epoch {progress.best_epoch}"
+
+
 def _key_to_raise(ended: str) -> dict[str, str]:
     """Return the setting that ended a run, to be raised by the user; none if there is none."""
     keys = ("train.patience", "train.max_time")
     return {key: "<more>" for key in keys if f"{key}=" in ended}
+
+
+def _command_to_continue(folder: Path, cell: run_folder.CellRun | None) -> str:
+    return _resume_command(folder) if cell is None else cell.command
 
 
 def _resume_command(folder: Path, more: Mapping[str, str] | None = None) -> str:

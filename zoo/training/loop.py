@@ -473,6 +473,10 @@ class Loop:
         is_best = score > progress.best or (progress.best_epoch == 0 and score == score)
         if is_best:
             progress.best, progress.best_epoch = score, progress.epoch
+        lr = self._lr()
+        row = {"train/loss": train_loss, "lr": lr, "images_per_s": round(rate, 1), **self.metrics}
+        # First the table: a resumed run drops a row that is newer than its checkpoint.
+        self._log.log_epoch(progress.epoch, progress.update, row)
         self._save(is_best=is_best)
         if is_best and self.folder is not None:
             components = self.components
@@ -484,9 +488,6 @@ class Loop:
             self.task.draw(
                 self.folder, self._eval_forward, components.data, self.fabric.device, title
             )
-        lr = self._lr()
-        row = {"train/loss": train_loss, "lr": lr, "images_per_s": round(rate, 1), **self.metrics}
-        self._log.log_epoch(progress.epoch, progress.update, row)
         self.logger.info(
             f"epoch {progress.epoch}/{self.train.epochs}: loss {train_loss:.4f}, lr {lr:.2e},"
             f" {rate:.0f} images/s; validation ({result.images} images): {result.summary()}"

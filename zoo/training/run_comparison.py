@@ -92,16 +92,34 @@ def difference(
     Raises:
         BadInput: There are fewer than two pairs.
     """
-    from scipy.stats import t  # takes about a second to import
-
     n = len(a)
     if n < FEWEST:
         raise BadInput(f"an interval needs at least {FEWEST} paired seeds, not {n}; train more")
     steps = [y - x for x, y in zip(a, b, strict=True)]
-    mean = math.fsum(steps) / n
-    deviation = math.sqrt(math.fsum((step - mean) ** 2 for step in steps) / (n - 1))
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * deviation / math.sqrt(n)
-    return Difference(mean, half, n, lower_is_better)
+    return Difference(math.fsum(steps) / n, half_width(steps) or 0.0, n, lower_is_better)
+
+
+def half_width(values: Sequence[float], *, folds: int | None = None) -> float | None:
+    """Return half the width of the 95 % interval of a mean (Student's t).
+
+    Args:
+        values: The values: one for each seed, or one for each fold.
+        folds: Number of folds if the values are those of folds. The training images of k folds
+            overlap, so the variance of their mean is larger: s² (1/n + 1/(k - 1)) instead of s²/n
+            (Nadeau and Bengio, Inference for the Generalization Error, Machine Learning 52, 2003).
+
+    Returns:
+        Half the width; None for fewer than two values.
+    """
+    n = len(values)
+    if n < FEWEST:
+        return None
+    from scipy.stats import t  # takes about a second to import
+
+    mean = math.fsum(values) / n
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    share = 1 / n if folds is None else 1 / n + 1 / (folds - 1)
+    return float(t.ppf((1 + LEVEL) / 2, n - 1)) * math.sqrt(variance * share)
 
 
 def compare_runs(

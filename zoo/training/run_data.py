@@ -77,9 +77,10 @@ def saved_split(
     Raises:
         BadInput: The saved split is damaged.
     """
-    if (data.val_split is None and data.split_file is None) or trained_on is None:
+    ways = (data.val_split, data.split_file, data.folds)
+    if all(way is None for way in ways) or trained_on is None:
         return None
-    keys = ("name", "val_split", "split_file")
+    keys = ("name", "val_split", "split_file", "folds", "fold")
     if any(trained_on.get(key) != getattr(data, key) for key in keys):
         return None
     found = holdout.read(folder)

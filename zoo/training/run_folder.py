@@ -6,6 +6,7 @@ import os
 import platform
 import secrets
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ class TrainedRun(type(Path())):  # pyright: ignore[reportUntypedBaseClass]
         if sys.version_info >= (3, 12):
             super().__init__(folder)
         self.score = score
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """A run of a sweep, which one process trains alone.
+
+    Attributes:
+        folder: Where the run is while it is trained.
+        command: The command that goes on with the sweep.
+    """
+
+    folder: Path
+    command: str
 
 
 def check_writable(folder: str | Path, key: str) -> None:

@@ -21,7 +21,16 @@ _FREE = frozenset(
     f"{group}.{key}"
     for group, keys in {
         "data": ("download", "num_workers", "cache"),
-        "train": ("seed", "out", "loggers", "log_every", "progress", "resume", "stop_at_epoch"),
+        "train": (
+            "seed",
+            "out",
+            "sweep",
+            "loggers",
+            "log_every",
+            "progress",
+            "resume",
+            "stop_at_epoch",
+        ),
     }.items()
     for key in keys
 )
@@ -29,7 +38,14 @@ _FREE = frozenset(
 _VALIDATED = frozenset(
     {
         *("data.name", "data.root", "data.val_split", "data.val_split_name", "data.split_file"),
-        *("data.val_images", "data.skip_corrupt", "data.num_classes", "data.class_names"),
+        *(
+            "data.folds",
+            "data.fold",
+            "data.val_images",
+            "data.skip_corrupt",
+            "data.num_classes",
+            "data.class_names",
+        ),
         *("data.target_key", "train.limit_val_batches"),
     }
 )

@@ -1,7 +1,8 @@
 """When a run ends before its last epoch: `train.patience` and `train.max_time`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from zoo.settings import TrainConfig
 from zoo.training.checks import parse_duration
@@ -34,6 +35,18 @@ class TimeLimit:
     def is_over(self) -> bool:
         """Whether the time is up."""
         return self._limit is not None and self.used >= self._limit
+
+
+def is_finished(progress: Mapping[str, Any], train: TrainConfig) -> bool:
+    """Return whether a run has nothing left to train.
+
+    Args:
+        progress: The entry `progress` of its checkpoint.
+        train: The group `train` of the settings.
+    """
+    is_over = TimeLimit(train, progress.get("seconds", 0.0)).is_over
+    reason = reason_to_end(train, progress["epoch"], progress["best_epoch"], is_over=is_over)
+    return progress["epoch"] >= train.epochs or bool(reason)
 
 
 def reason_to_end(train: TrainConfig, epoch: int, best_epoch: int, *, is_over: bool) -> str:
