@@ -8,7 +8,7 @@ import torch
 
 import zoo
 from zoo.cli import execute
-from zoo.command_line import composition, sweeps
+from zoo.command_line import composition
 from zoo.errors import BadInput
 from zoo.sweeping import lease
 from zoo.sweeping.cells import cells_of
@@ -137,7 +137,7 @@ def combinations(monkeypatch: pytest.MonkeyPatch, *words: str) -> list:
     from zoo.commands import train
 
     monkeypatch.setattr(train, "run_sweep", lambda folder, runs, of_machine: runs)
-    return [settings for settings, _ in sweeps.run(["train.sweep=out", *words])]
+    return [settings for settings, _ in composition.run("train", ["train.sweep=out", *words])]
 
 
 def test_the_grammar_is_that_of_hydra(monkeypatch: pytest.MonkeyPatch) -> None:

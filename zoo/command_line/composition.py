@@ -26,6 +26,7 @@ from omegaconf.errors import (
 
 from zoo import registry
 from zoo.command_line import overrides as override_words
+from zoo.command_line import sweeps
 from zoo.command_line.keys import CONFIGS, FREE_KEYS
 from zoo.errors import BadInput, first_line
 from zoo.progress import phase
@@ -42,10 +43,8 @@ def run(command: str, overrides: Sequence[str] = ()) -> Any:
     Raises:
         ZooError: A setting cannot work, or the command failed.
     """
-    from zoo.command_line import sweeps
-
     if command == "train" and sweeps.is_sweep(overrides):
-        return sweeps.run(overrides)
+        return sweeps.run(overrides, lambda words: parse("train", words))
     return start(command, *parse(command, overrides))
 
 

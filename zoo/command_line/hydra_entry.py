@@ -38,7 +38,7 @@ def run(command: str, words: list[str]) -> None:
         raise BadInput("Hydra's flags do not work on Python 3.14; use 3.11 to 3.13")
     flags, settings, is_sweep = _separate(command, words)
     if command == "train" and sweeps.is_sweep(settings):
-        sweeps.run([*_search_path(flags), *settings])
+        composition.run("train", [*_search_path(flags), *settings])
         return
     checked = overrides.read(command, settings, sweep=is_sweep)
     composition.register()

@@ -8,12 +8,12 @@ sweep.
 import dataclasses
 import importlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override
 
-from zoo.command_line import composition, overrides
+from zoo.command_line import overrides
 from zoo.command_line.keys import options
 from zoo.errors import BadInput
 from zoo.progress import phase
@@ -28,11 +28,12 @@ def is_sweep(words: Sequence[str]) -> bool:
     return bool(given) and given[-1] != "null"
 
 
-def run(words: Sequence[str]) -> Any:
+def run(words: Sequence[str], parse: Callable[[Sequence[str]], tuple[Any, dict[str, Any]]]) -> Any:
     """Train the cells of a sweep, and return its folder.
 
     Args:
         words: Settings as on the command line.
+        parse: Returns the settings of one run, and those that the user set.
 
     Raises:
         ZooError: A setting is invalid, or cells could not be trained.
@@ -42,12 +43,10 @@ def run(words: Sequence[str]) -> Any:
         train = importlib.import_module("zoo.commands.train")
     joins = all(word.key_or_group in (KEY, *train.OF_A_MACHINE) for word in parsed)
     if joins:
-        _, explicit = composition.parse("train", words)
+        _, explicit = parse(words)
         of_machine = {key: value for key, value in explicit.items() if key in train.OF_A_MACHINE}
         return train.run_sweep(explicit[KEY], [], of_machine)
-    runs = [
-        part for one in combinations(words) for part in _folds(*composition.parse("train", one))
-    ]
+    runs = [part for one in combinations(words) for part in _folds(*parse(one))]
     of_machine = {
         key: value
         for key, value in runs[0][1].items()
