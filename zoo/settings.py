@@ -40,11 +40,12 @@ class DataConfig:
     val_split: float | None = None  # without a validation split: share of training images to use
     folds: int | None = None  # cross-validation: divide the training images into so many parts
     fold: int | None = None  # the part to validate on, from 0; train.sweep: null trains all
+    labels: str | None = None  # multilabel: CSV of image, labels (and split); null: folders
     split_file: str | None = None  # folder: CSV of the columns split (train or val) and image
     input_key: str | None = None  # hfds, wds: column or file extension of the image
     target_key: str | None = None  # hfds, wds: column or field of the label
     num_classes: int | None = None  # required for wds and folder_segmentation
-    class_names: list[str] | None = None  # folder_segmentation: name of each class number
+    class_names: list[str] | None = None  # folder_segmentation, multilabel: names in order
     palette: Any = None  # folder_segmentation: [r, g, b] of each class in coloured masks
     train_images: int | None = None  # digits_*, photos_*: images per epoch
     val_images: int | None = None  # digits_*: validation images
@@ -87,7 +88,7 @@ class TrainConfig:
     limit_val_batches: int | None = None  # batches per validation, for a smoke test
     dry_run: bool = False  # one update and one validation batch, without a run folder
     resume: str | None = None  # run folder or checkpoint of the run to continue
-    best: str | None = None  # what selects best.ckpt: top1, macro_f1, loss; null: the task's score
+    best: str | None = None  # selects best.ckpt: top1, map, macro_f1, loss; null: the task's score
 
     # an update uses batch_size x accumulate x processes images
     batch_size: int = 16  # images per process

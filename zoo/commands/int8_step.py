@@ -10,6 +10,7 @@ from torch import nn
 
 from zoo.commands import resolve
 from zoo.compression import budget, calibration, int8, int8_report, recipe, sensitivity
+from zoo.data import presets
 from zoo.data.datamodule import ImageData
 from zoo.data.presets import PREPROCESSING
 from zoo.deploy.formats import get_format
@@ -144,7 +145,8 @@ class Int8Step:
             shape[1:],
             advice="set export.image_size instead",
         )
-        task = task_of_model(name)
+        is_multi_label = presets.task(config.name) == "multi-label"
+        task = "multi-label" if is_multi_label else task_of_model(name)
         int8_report.check_task(task)
         # A super-resolution model has output channels instead of classes.
         classes = None if task == "super-resolution" else getattr(self.model, "num_classes", None)

@@ -6,6 +6,7 @@ from typing import Any
 from zoo.data import presets
 from zoo.data.datamodule import ImageData
 from zoo.data.detection import DetectionData
+from zoo.data.multilabel import MultiLabelData
 from zoo.data.retrieval import RetrievalData
 from zoo.data.segmentation import SegmentationData
 from zoo.data.superres import SuperResolutionData
@@ -14,7 +15,14 @@ from zoo.settings import DataConfig
 
 _DATAMODULES = {
     data.task: data
-    for data in (ImageData, SegmentationData, SuperResolutionData, DetectionData, RetrievalData)
+    for data in (
+        ImageData,
+        SegmentationData,
+        SuperResolutionData,
+        DetectionData,
+        RetrievalData,
+        MultiLabelData,
+    )
 }
 
 

@@ -118,14 +118,18 @@ class ImageSet(torch.utils.data.Dataset):
         except BadInput as error:
             return Failure(str(error))
 
+    def targets(self, keys: list[Key]) -> torch.Tensor:
+        """Return the class of each image (int64, B)."""
+        return torch.tensor([self.source.labels[index] for _, index in keys])
+
     def load(self, keys: list[Key]) -> Batch:
-        """Return images (float32, B C H W) and labels (int64, B).
+        """Return images (float32, B C H W) and `targets`.
 
         Raises:
             BadInput: An image cannot be read.
         """
         images = torch.empty(len(keys), *self.shape)
-        labels = torch.tensor([self.source.labels[index] for _, index in keys])
+        labels = self.targets(keys)
         if self.seed is None:
             for out, (_, index) in zip(images, keys, strict=True):
                 self.preparation.prepare_into(out, self.source.image(index))

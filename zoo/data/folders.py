@@ -32,7 +32,7 @@ def open_folder(cfg: DataConfig, split: str, saved: holdout.SavedSplit | None = 
         whole = scan(folder_to_split(cfg, root), cfg.in_chans)
         return Part.of(whole, holdout.part(whole, cfg, split, saved))
     if cfg.split_file is None or split not in ("train", "val"):
-        return scan(_split_folder(cfg, root, split), cfg.in_chans)
+        return scan(split_folder(cfg, root, split), cfg.in_chans)
     whole = scan(folder_to_split(cfg, root), cfg.in_chans)
     split_file = Path(str(cfg.split_file)).expanduser()
     train, val = holdout.listed(whole, saved or holdout.read_file(split_file), split_file)
@@ -81,7 +81,7 @@ def folder_to_split(cfg: DataConfig, root: Path) -> Path:
     return train
 
 
-def _split_folder(cfg: DataConfig, root: Path, split: str) -> Path:
+def split_folder(cfg: DataConfig, root: Path, split: str) -> Path:
     names = {"train": cfg.train_split_name, "val": cfg.val_split_name}
     name = names.get(split) or split
     if (root / name).is_dir():

@@ -83,7 +83,7 @@ def fold_of(
     counts = Counter(labels)
     rarest = min(counts, key=lambda label: counts[label])
     if counts[rarest] < folds:
-        names = getattr(source, "class_names", None)
+        names = getattr(source, "class_names", None) if hasattr(source, "labels") else None
         of_class = f" of class {names[rarest]!r}" if names else ""
         raise BadInput(
             f"data.folds={folds} is more than the {counts[rarest]} images{of_class}; lower it, or"

@@ -129,14 +129,16 @@ _FOLDER = _LABELLED | _SPLITS | {"cache"}
 _HUB = _FOLDER | {"input_key", "target_key"}
 _STREAM = _HUB - {"val_split", "folds", "fold", "cache"} | {"num_classes"}
 _MASKS = _RESIZED | _SPLITS | {"num_classes", "class_names", "palette"}
+_TABLE = (_SPLITS - {"skip_corrupt"}) | {"labels", "class_names"}
 _FETCHED = {"root", "download"}
 _MADE = {"train_images", "val_images"}
-_SPECIAL = {"split_file"} | _HUB | _MASKS | _FETCHED | _MADE
+_SPECIAL = {"split_file", "labels"} | _HUB | _MASKS | _FETCHED | _MADE
 
 SETS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "digits": (DIGITS, _LABELLED | _FOLDS),
     "digits_in_photos": (PHOTO_DIGITS, _LABELLED | _MADE | _FOLDS),
     "folder": (FOLDERS, _FOLDER | {"split_file"}),
+    "multilabel": (FOLDERS, _LABELLED | _TABLE),
     "imagenet": (FOLDERS, _FOLDER | {"split_file"}),
     "cifar10": (CIFAR, _LABELLED | _FETCHED | _FOLDS),
     "cifar100": (CIFAR, _LABELLED | _FETCHED | _FOLDS),
@@ -158,6 +160,7 @@ _TASKS = {
     "super-resolution": ("photos_superres",),
     "detection": ("digits_detection", "folder_detection", "voc_detection"),
     "retrieval": ("photos_retrieval",),
+    "multi-label": ("multilabel",),
 }
 
 
@@ -179,7 +182,7 @@ def family(name: str) -> str:
 
 
 def task(name: str) -> str:
-    """Return the task of data set `name`: a task name of the model registry."""
+    """Return the task of data set `name`; classifiers are also trained for `"multi-label"`."""
     return next((task for task, sets in _TASKS.items() if name in sets), "classification")
 
 

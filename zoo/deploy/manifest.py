@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from zoo import registry
+from zoo.data import presets
 from zoo.deploy import schema
 from zoo.deploy.files import sha256
 from zoo.deploy.spec import ExportSpec
@@ -22,6 +23,8 @@ NORMALISATION = "(pixel / 255 - mean) / std"
 MEANINGS = {  # of the only output of a model, by its task and the artefact's postprocessing
     ("classification", None): "logits; softmax over axis 1 gives probabilities",
     ("classification", "softmax"): "probabilities",
+    ("multi-label", None): "logits; sigmoid gives the probability of each label",
+    ("multi-label", "sigmoid"): "the probability of each label",
     ("segmentation", None): "logits; argmax over axis 1 gives the class of each pixel",
     ("segmentation", "argmax"): "the class of each pixel",
     ("super-resolution", None): "the enlarged image",
@@ -168,11 +171,16 @@ def preprocessing_of(model: nn.Module, origin: Origin) -> dict[str, Any]:
 
 
 def task_of(model: nn.Module, origin: Origin) -> str:
-    """Return the task of a model: its registered one, else `"classification"`."""
-    name = origin.name
-    if name is None or registry.is_timm(name):
-        return "classification"
-    return registry.get_spec(name).task
+    """Return the task of a model: its registered one, else `"classification"`.
+
+    A classifier that was trained on sets of labels is for `"multi-label"`.
+    """
+    name, data = origin.name, (origin.data or {}).get("name", "")
+    task = "classification"
+    if name is not None and not registry.is_timm(name):
+        task = registry.get_spec(name).task
+    is_multi_label = task == "classification" and presets.task(data) == "multi-label"
+    return "multi-label" if is_multi_label else task
 
 
 def check_class_names(model: nn.Module, origin: Origin) -> None:

@@ -20,7 +20,8 @@ from zoo.errors import BadInput
 from zoo.images import convert, open_image, reason, resize_and_crop
 from zoo.runtimes.artefacts import LoadedArtefact
 
-SUPPORTED = ("classification", "segmentation", "detection", "retrieval")
+SUPPORTED = ("classification", "segmentation", "detection", "retrieval", "multi-label")
+LABEL_THRESHOLD = 0.5  # probability from which a label is predicted
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,8 @@ class Predictor:
             output: The artefact's output for the image: K logits or probabilities.
             top: How many classes to return.
         """
+        if self.task == "multi-label":
+            return self._labels(output, top)
         is_probability = self.manifest["postprocessing"] == "softmax"
         if "temperature" in self.manifest:  # the logits of calibrated probabilities
             if is_probability:
@@ -179,6 +182,22 @@ class Predictor:
         return [
             {"class": int(i), "name": self.class_name(int(i)), "probability": float(p)}
             for i, p in zip(order, probabilities[order], strict=True)
+        ]
+
+    def _labels(self, output: np.ndarray, top: int) -> list[dict[str, Any]]:
+        """Return the `top` most likely labels, and whether each is predicted."""
+        shares = output.astype(np.float64)
+        if self.manifest["postprocessing"] != "sigmoid":
+            shares = 1 / (1 + np.exp(-shares.clip(-700, 700)))
+        order = np.argsort(-shares, kind="stable")[:top]
+        return [
+            {
+                "class": int(i),
+                "name": self.class_name(int(i)),
+                "probability": float(shares[i]),
+                "predicted": bool(shares[i] >= LABEL_THRESHOLD),
+            }
+            for i in order
         ]
 
     def segment(self, output: np.ndarray, prepared: PreparedImage) -> np.ndarray:

@@ -107,7 +107,7 @@ def _interpret(
             "error": f"the outputs for {prepared.path} are not finite (nan or inf), so there is no "
             "prediction; export weights that are finite"
         }
-    if predictor.task == "classification":
+    if predictor.task in ("classification", "multi-label"):
         return {"classes": predictor.classify(output, top)}
     if predictor.task == "detection":
         return _list_detections(predictor, prepared, output, out)
@@ -300,6 +300,7 @@ def _line(answer: dict[str, Any]) -> str:
         parts = [
             f"{entry['name']} {entry.get('probability', entry.get('share')):.1%}"
             for entry in answer["classes"]
-        ]
+            if entry.get("predicted", True)
+        ] or ["no label"]
     drawn = f" -> {answer['overlay']}" if "overlay" in answer else ""
     return f"{answer['file']}: {', '.join(parts)}{drawn}"

@@ -19,10 +19,16 @@ from zoo.errors import BadInput
 SCHEMA = "zoo.manifest/1"
 TASKS = (
     "classification", "segmentation", "super-resolution", "restoration", "detection", "retrieval",
+    "multi-label",
 )  # fmt: skip
 TO_IMAGES = ("super-resolution", "restoration")  # tasks whose output is an image
 FITTED = ("segmentation", "detection")  # tasks that show a model the whole image, padded
-POSTPROCESSING = {"classification": "softmax", "segmentation": "argmax", "detection": "nms"}
+POSTPROCESSING = {
+    "classification": "softmax",
+    "segmentation": "argmax",
+    "detection": "nms",
+    "multi-label": "sigmoid",
+}
 DETECTION_ROW = 6  # numbers of a detection: corners, score, class
 PRECISIONS = ("float32", "float16", "int8")
 INTERPOLATIONS = tuple(kind.name.lower() for kind in Image.Resampling)
@@ -71,7 +77,7 @@ def steps(task: str, takes: dict[str, Any]) -> dict[str, Any]:
     """
     size = takes["size"]
     if len(size) != 3 or task in TO_IMAGES:
-        kind = "crop" if task == "classification" else "fit" if task in FITTED else None
+        kind = None if task in TO_IMAGES else "fit" if task in FITTED else "crop"
         return {"resize": kind}
     every = {"antialias": takes["interpolation"] != "nearest", "exif_orientation": "applied"}
     if task in FITTED:
@@ -215,7 +221,8 @@ RULES: tuple[tuple[str, Check, str], ...] = (
      "above 0 and at most 1, or null"),
     ("input.resize", _one_of(("crop", "fit", None)), "crop, fit or null"),
     ("outputs", _list_of(_is_output), "name and shape of each output"),
-    ("postprocessing", _one_of((*POSTPROCESSING.values(), None)), "softmax, argmax, nms or null"),
+    ("postprocessing", _one_of((*POSTPROCESSING.values(), None)),
+     "softmax, argmax, nms, sigmoid or null"),
     ("temperature", _optional(lambda value: _is_number(value) and 0.01 <= value <= 100),
      "a number from 0.01 to 100"),
     ("comparison.runtime", _or_null(_one_of(runtimes.NAMES)),

@@ -31,8 +31,8 @@ class WithPrePostProcessing(nn.Module):
         model: Returns logits.
         mean: Mean of each channel, of values in 0..1. With it, `forward` takes uint8.
         std: Standard deviation of each channel, of values in 0..1.
-        postprocessing: `"softmax"` or `"argmax"`, over classes; `"nms"`, non-maximum suppression;
-            None: return what the model returns.
+        postprocessing: `"softmax"` or `"argmax"`, over classes; `"sigmoid"`, of each class;
+            `"nms"`, non-maximum suppression; None: return what the model returns.
         axes: Number of spatial axes: 2 for images, 3 for volumes.
 
     Attributes:
@@ -67,6 +67,8 @@ class WithPrePostProcessing(nn.Module):
         y = self.model(x)
         if self.postprocessing == "softmax":
             return y.softmax(dim=1)
+        if self.postprocessing == "sigmoid":
+            return y.sigmoid()
         if self.postprocessing == "argmax":
             return class_map(y).to(torch.int32)
         if self.postprocessing == "nms":

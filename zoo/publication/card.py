@@ -14,6 +14,7 @@ from zoo.reports.markdown import escape, grid
 _NAMED = 100  # classes; further ones are only in config.json
 _PIPELINES = {
     "classification": "image-classification",
+    "multi-label": "image-classification",
     "segmentation": "image-segmentation",
     "super-resolution": "image-to-image",
     "detection": "object-detection",

@@ -23,7 +23,7 @@ class ArtefactModel:
         data: The data module that provides the images and their normalisation.
 
     Attributes:
-        postprocessing: `"softmax"`, `"argmax"` or `"nms"` if the artefact applies it.
+        postprocessing: `"softmax"`, `"sigmoid"`, `"argmax"` or `"nms"` if the artefact applies it.
     """
 
     def __init__(self, artefact: LoadedArtefact, manifest: dict[str, Any], data: ImageData) -> None:
@@ -36,6 +36,8 @@ class ArtefactModel:
         outputs = torch.from_numpy(self.artefact(self.prepared(images)))
         if self.postprocessing == "softmax":  # logarithms keep the order and the cross-entropy
             return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
+        if self.postprocessing == "sigmoid":
+            return outputs.double().logit(eps=1e-12)
         if self.postprocessing == "argmax":
             return self._one_hot(outputs.long())
         if self.postprocessing == "nms":

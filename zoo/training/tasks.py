@@ -27,6 +27,7 @@ _MODULES = {
     "super-resolution": "zoo.training.super_resolution",
     "detection": "zoo.training.detection",
     "retrieval": "zoo.training.retrieval",
+    "multi-label": "zoo.training.multilabel",
 }
 
 
@@ -186,10 +187,10 @@ class Task(abc.ABC):
 
 
 class DenseTask(Task):
-    """A task whose targets are not classes of whole images."""
+    """A task whose targets are not one class of each whole image."""
 
     def check_settings(self, train: TrainConfig) -> None:
-        """Raise `BadInput` for settings that apply only to classes of whole images."""
+        """Raise `BadInput` for settings that apply only to one class of a whole image."""
         for key in ("mixup", "cutmix"):
             if getattr(train, key):
                 raise BadInput(
@@ -217,6 +218,8 @@ def task_of_model(name: str) -> str:
 def check_task(name: str, data: Any) -> None:
     """Raise `BadInput` unless the model `name` and `data` have the same task."""
     task = task_of_model(name)
+    if task == "classification" and data.task == "multi-label":
+        return
     if task != data.task:
         raise BadInput(
             f"model {name} is for {task}, but data.name={data.config.name} is for {data.task};"
