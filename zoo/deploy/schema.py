@@ -77,7 +77,8 @@ def steps(task: str, takes: dict[str, Any]) -> dict[str, Any]:
     """
     size = takes["size"]
     if len(size) != 3 or task in TO_IMAGES:
-        kind = None if task in TO_IMAGES else "fit" if task in FITTED else "crop"
+        is_cropped = task in ("classification", "multi-label")
+        kind = "crop" if is_cropped else "fit" if task in FITTED else None
         return {"resize": kind}
     every = {"antialias": takes["interpolation"] != "nearest", "exif_orientation": "applied"}
     if task in FITTED:
