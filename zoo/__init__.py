@@ -27,6 +27,7 @@ _LAZY = {
     "fit": "zoo.functions",
     "benchmark": "zoo.functions",
     "pick": "zoo.functions",
+    "prune": "zoo.functions",
     "predict": "zoo.functions",
     "report": "zoo.functions",
     "push": "zoo.functions",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from zoo.functions import list_weights as list_weights
     from zoo.functions import pick as pick
     from zoo.functions import predict as predict
+    from zoo.functions import prune as prune
     from zoo.functions import push as push
     from zoo.functions import report as report
     from zoo.functions import score as score

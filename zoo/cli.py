@@ -18,7 +18,8 @@ from zoo.command_line import guard
 from zoo.command_line.option_parser import OneLineParser
 from zoo.errors import BadInput
 from zoo.progress import phase
-from zoo.quoting import SCRIPTS, program
+from zoo.quoting import program
+from zoo.settings import RUNS
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ COMMANDS = {
     "export": Command("export, check and time a model", "weights=runs/<run> format=onnx"),
     "predict": Command("classify or segment pictures", "<exported file> photo.jpg"),
     "benchmark": Command("count and time models", "models=[emo_1m,mobilenetv2_100]"),
+    "prune": Command("make a trained model faster", "weights=runs/<run> prune.latency_ms=6"),
     "report": Command("tables and a web page of measurements", "runs/<benchmark>"),
     "compare": Command(
         "which measurements are faster, or which runs better", "before.jsonl after.jsonl"
@@ -89,7 +91,7 @@ def _dispatch(words: list[str]) -> int | None:
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
         raise BadInput(_unknown_command(name))
-    if name in SCRIPTS:
+    if name in RUNS:
         return _run_settings_command(name, rest)
     if name == "completion":
         from zoo.command_line import completion

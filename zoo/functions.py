@@ -246,6 +246,23 @@ def pick(
     )
 
 
+def prune(weights: str | os.PathLike[str], **settings: Any) -> Path:
+    """Cut the model of a run until it meets a measured latency; the same as `zoo prune`.
+
+    Args:
+        weights: A run folder or a checkpoint of `zoo.train`.
+        **settings: Keys of `zoo prune`, such as `latency_ms`; see the top of this module.
+
+    Returns:
+        The new run folder.
+
+    Raises:
+        ZooError: A setting is invalid, the latency cannot be reached, or the result is not faster;
+            nothing was written.
+    """
+    return composition.run("prune", _words(_settings("prune", weights=weights, **settings)))
+
+
 def count(model: nn.Module | str, input_size: Sequence[int] | None = None) -> Counts:
     """Count the cost of one forward pass in evaluation mode.
 

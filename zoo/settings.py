@@ -207,6 +207,20 @@ class QuantizeConfig:
 
 
 @dataclass
+class PruneConfig:
+    """Group `prune`: the latency to reach, and how units are chosen (docs/methods/pruning.md)."""
+
+    latency_ms: float | None = None  # largest median latency of one image in ms
+    runtime: str = "onnxruntime"  # where it is measured; see zoo.runtimes
+    threads: int = 1  # threads per call
+    score: str = "magnitude"  # importance of a unit: magnitude, hesso, norm
+    allocation: str = "latency"  # latency, global, uniform; zeros: what train.shrink made zero
+    drop_blocks: bool = True  # with allocation=latency: may leave out whole residual blocks
+    images: int = 512  # training images for the statistics of batch norms, and for hesso
+    out: str | None = None  # parent of the new folder; null: next to the run of the weights
+
+
+@dataclass
 class PickConfig:
     """What `zoo pick` looks for, and where it writes what it found."""
 
@@ -283,9 +297,20 @@ class ExportRun:
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
 
 
+@dataclass
+class PruneRun:
+    """The settings of `zoo prune`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # default: that of the run
+    weights: str | None = None  # run folder or checkpoint
+    prune: PruneConfig = field(default_factory=PruneConfig)
+
+
 RUNS: dict[str, type] = {
     "train": TrainRun,
     "eval": EvalRun,
     "benchmark": BenchmarkRun,
     "export": ExportRun,
+    "prune": PruneRun,
 }

@@ -180,3 +180,16 @@ def multiply(block: nn.Module, group: Group, units: Tensor, factor: float) -> No
             tensor.index_copy_(
                 part.axis, chosen, tensor.index_select(part.axis, chosen).mul_(factor)
             )
+
+
+@torch.no_grad()
+def unit_is_zero(block: nn.Module, group: Group) -> Tensor:
+    """Return for each unit whether everything that reads it is zero: it has no effect."""
+    zero = torch.ones(group.width, dtype=torch.bool)
+    parameters = dict(block.named_parameters())
+    for part in group.slices:
+        if part.reads:
+            first = parameters[part.tensor].movedim(part.axis, 0).flatten(1).eq(0).all(1).cpu()
+            for table in part.indices:
+                zero &= first[table].all(0).all(1)
+    return zero

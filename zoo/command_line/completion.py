@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from zoo.errors import BadInput, unknown_value
-from zoo.quoting import SCRIPTS
+from zoo.settings import RUNS
 
 _BASH = """\
 _zoo() {
@@ -77,7 +77,7 @@ def candidates(words: list[str], commands: Sequence[str] | dict[str, str]) -> li
     if not before:
         return _matching(last, commands)
     command = before[0]
-    if command in SCRIPTS:
+    if command in RUNS:
         return _settings(command, last)
     if command == "completion":
         return _matching(last, SHELLS)

@@ -130,6 +130,11 @@ def read_weights(source: str, *, resumes: bool = False, base: str | None = None)
         content = {"format": FORMAT, **content}
     saved = SavedWeights(source, path, content)
     if saved.is_run:
+        if resumes and saved.model.get("widths") and "progress" not in saved.content:
+            raise BadWeights(
+                f"{path} was written by zoo prune, so there is no run to continue; start one with"
+                f" model.checkpoint_path={source}"
+            )
         check_checkpoint(saved.content, saved.path, resumes=resumes)
         if not resumes and saved.content.get("progress", {}).get("update") == 0:
             command = command_line("train", {"train.resume": source})
