@@ -34,6 +34,7 @@ _LAZY = {
     "score": "zoo.functions",
     "verify": "zoo.functions",
     "quantize": "zoo.compression.int8",
+    "prune_tokens": "zoo.compression.token_pruning",
     "ZooError": "zoo.errors",
     "UnknownModel": "zoo.errors",
     "BadWeights": "zoo.errors",
@@ -49,6 +50,7 @@ __all__ = [*_LAZY, *_PACKAGES, "__version__"]
 
 if TYPE_CHECKING:
     from zoo.compression.int8 import quantize as quantize
+    from zoo.compression.token_pruning import prune_tokens as prune_tokens
     from zoo.errors import BadInput as BadInput
     from zoo.errors import BadWeights as BadWeights
     from zoo.errors import MissingExtra as MissingExtra
