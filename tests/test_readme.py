@@ -20,7 +20,7 @@ from zoo.command_line.composition import run as run_command
 pytestmark = pytest.mark.slow
 
 README = Path(__file__).parents[1] / "README.md"
-PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
+PAGES = [README, *sorted((README.parent / "docs").rglob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 TEXT = TEXTS[README]
 BLOCKS = [

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 COMMANDS = [
     (page.name, line.split("  #")[0].strip())
-    for page in sorted(DOCS.glob("*.md"))
+    for page in sorted(DOCS.rglob("*.md"))
     for block in re.findall(r"^```bash\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
     for line in block.splitlines()
     if line.startswith(("zoo ", "torchrun "))
@@ -38,7 +38,9 @@ def pages(nav):
 
 def test_every_page_is_in_the_navigation():
     site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), _Loader)
-    assert sorted(pages(site["nav"])) == sorted(page.name for page in DOCS.glob("*.md"))
+    assert sorted(pages(site["nav"])) == sorted(
+        page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")
+    )
     assert site["strict"]
 
 
