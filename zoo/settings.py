@@ -132,6 +132,12 @@ class TrainConfig:
 
     qat: bool = False  # quantisation-aware training, from trained weights (docs/qat.md)
 
+    # pruning during training; zoo prune with prune.allocation=zeros cuts what became zero
+    shrink: float = 0.0  # share of hidden channels and heads that become zero
+    shrink_score: str = "hesso"  # which are least important: hesso, magnitude, norm
+    shrink_periods: int = 5  # the share grows in so many steps
+    shrink_until: float = 0.6  # share of the training after which all are zero
+
     # exponential moving average of the weights
     ema_decay: float = 0.0  # 0: no averaging
     ema_warmup: bool = True  # start with a lower decay

@@ -76,6 +76,10 @@ def create_method(settings: TrainRun) -> "TrainingMethod | None":
         from zoo.training.adaptation import Adaptation
 
         return Adaptation(settings.model, settings.train)
+    if settings.train.shrink:
+        from zoo.training.shrinking import Shrinking
+
+        return Shrinking(settings.train)
     return None
 
 

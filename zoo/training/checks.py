@@ -24,6 +24,7 @@ CHOICES = {
     "accelerator": ("auto", "cpu", "cuda", "gpu", "mps"),
     "strategy": ("auto", "ddp"),
     "sampler": ("shuffle", "balanced"),
+    "shrink_score": ("hesso", "magnitude", "norm"),
 }
 LOGGERS = ("csv", "tensorboard")
 
@@ -39,8 +40,9 @@ _AT_LEAST_ONE = (
     "lr_base_batch",
     "num_nodes",
     "log_every",
+    "shrink_periods",
 )
-_POSITIVE = ("lr", "layer_decay", "clip_grad", "distill_tau")
+_POSITIVE = ("lr", "layer_decay", "clip_grad", "distill_tau", "shrink_until")
 _NOT_NEGATIVE = (
     "weight_decay",
     "warmup_epochs",
@@ -52,7 +54,7 @@ _NOT_NEGATIVE = (
     "seed",
 )
 _FRACTIONS = ("mixup_prob", "mixup_switch_prob", "distill_alpha")
-_BELOW_ONE = ("label_smoothing", "ema_decay")
+_BELOW_ONE = ("label_smoothing", "ema_decay", "shrink")
 _SCHEDULES_WITH_MIN_LR = ("cosine", "tanh", "poly", "wsd", "rsqrt")
 
 
@@ -72,6 +74,8 @@ def check_train(train: TrainConfig) -> None:
         _check_qat(train)
     if train.adapt != "none":
         _check_adapt(train)
+    if train.shrink:
+        _check_shrink(train)
     _check_unused(train)
 
 
@@ -148,6 +152,7 @@ def _check_ranges(train: TrainConfig) -> None:
     for key in _BELOW_ONE:
         check(key, 0 <= getattr(train, key) < 1, "at least 0 and below 1")
     check("layer_decay", train.layer_decay is None or train.layer_decay <= 1, "at most 1")
+    check("shrink_until", train.shrink_until <= 1, "at most 1")
     check("seed", train.seed < 2**32, "below 2**32")
     for key in (*_AT_LEAST_ONE, "mixup_off_epoch"):
         check(key, (getattr(train, key) or 0) < 2**31, "below 2**31")
@@ -226,6 +231,16 @@ def _check_adapt(train: TrainConfig) -> None:
             )
 
 
+def _check_shrink(train: TrainConfig) -> None:
+    """Raise `BadInput` for settings that do not work with units that shrink."""
+    for key in ("qat", "adapt"):
+        if getattr(train, key) not in (False, "none"):
+            raise BadInput(
+                f"train.{key}={str(getattr(train, key)).lower()} is not supported with"
+                f" train.shrink={train.shrink:g}; leave one of them out"
+            )
+
+
 def _check_unused(train: TrainConfig) -> None:
     """Raise `BadInput` for a value that differs from its default but has no effect."""
     mixes = train.mixup > 0 or train.cutmix > 0
@@ -242,6 +257,9 @@ def _check_unused(train: TrainConfig) -> None:
         "distill_alpha": (train.distill != "none", "train.distill=hard or soft"),
         "distill_tau": (train.distill == "soft", "train.distill=soft"),
         "adapt_args": (train.adapt != "none", "train.adapt"),
+        "shrink_score": (train.shrink > 0, "train.shrink above 0"),
+        "shrink_periods": (train.shrink > 0, "train.shrink above 0"),
+        "shrink_until": (train.shrink > 0, "train.shrink above 0"),
         "clip_mode": (train.clip_grad is not None, "train.clip_grad"),
         "loss": (labels_count, "train.distill_alpha below 1"),
         "loss_args": (labels_count, "train.distill_alpha below 1"),
