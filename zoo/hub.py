@@ -23,6 +23,8 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _LARGEST = 16_000_000  # bytes of a configuration; class names are most of it
+# Tasks of models whose weights have no row for each class.
+_WITHOUT_CLASSES = ("super-resolution", "restoration", "retrieval")
 _MOST_CHANNELS, _MOST_PIXELS = 4096, 65536
 # Arguments that would read other files, or build something else than the model of the weights.
 _NOT_OF_THE_MODEL = {
@@ -144,7 +146,7 @@ def described(
     classes = config.get("num_classes", cfg.get("num_classes", spec.num_classes))
     if type(classes) is not int or classes < 0:
         raise check.wrong("num_classes", classes, "a number of classes")
-    if classes and spec.task != "super-resolution" and not _has_rows(state, classes):
+    if classes and spec.task not in _WITHOUT_CLASSES and not _has_rows(state, classes):
         raise BadWeights(f"{name}: {CONFIG} has {classes} classes, but the weights have others")
     statistics = {}
     for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):

@@ -16,6 +16,7 @@ from zoo.data.presets import PREPROCESSING
 from zoo.deploy.formats import get_format
 from zoo.deploy.manifest import Origin, preprocessing_of
 from zoo.deploy.pipeline import Artefact
+from zoo.deploy.schema import TO_IMAGES
 from zoo.errors import BadInput
 from zoo.reparam import reparameterize
 from zoo.settings import DataConfig, ExportConfig, ExportRun, QuantizeConfig
@@ -148,8 +149,8 @@ class Int8Step:
         is_multi_label = presets.task(config.name) == "multi-label"
         task = "multi-label" if is_multi_label else task_of_model(name)
         int8_report.check_task(task)
-        # A super-resolution model has output channels instead of classes.
-        classes = None if task == "super-resolution" else getattr(self.model, "num_classes", None)
+        # A model whose output is an image has output channels instead of classes.
+        classes = None if task in TO_IMAGES else getattr(self.model, "num_classes", None)
         data = open_evaluation_data(
             config,
             EVALUATION_BATCH,

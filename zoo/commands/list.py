@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("filter", nargs="*", help="globs, such as 'mobilenet*' or 'timm/resnet*'")
     parser.add_argument("--family", help="only variants of this family")
-    parser.add_argument("--task", help="classification, segmentation or super-resolution")
+    parser.add_argument("--task", help="such as classification, segmentation or restoration")
     parser.add_argument("--pretrained", action="store_true", help="only with published weights")
     parser.add_argument(
         "--peers", action="store_true", help="also models of timm whose figures are recorded"

@@ -12,6 +12,7 @@ from zoo.binary import class_map
 from zoo.compression.paired import PairedDrop, paired_drop
 from zoo.compression.signal_to_noise import QUIET, SignalToNoise
 from zoo.deploy import files
+from zoo.deploy.schema import TO_IMAGES
 from zoo.errors import BadInput
 from zoo.profiling.latency import compare
 from zoo.progress import phase, track
@@ -26,6 +27,7 @@ SCORES = {
     "classification": ("top-1", "share of images with the same class"),
     "segmentation": ("mean IoU", "share of pixels with the same class"),
     "super-resolution": ("PSNR, dB", "PSNR between float and int8, dB"),
+    "restoration": ("PSNR, dB", "PSNR between float and int8, dB"),
 }
 
 
@@ -136,7 +138,7 @@ class _Compared:
     def __call__(self, images: Tensor) -> Tensor:
         own, other = self.model(images), self.other(images)
         self.noise.add(other.numpy(), own.numpy())
-        if self.task == "super-resolution":
+        if self.task in TO_IMAGES:
             self._squares += float((own.clamp(0, 1) - other.clamp(0, 1)).square().sum())
             self._all += own.numel()
         else:
@@ -151,7 +153,7 @@ class _Compared:
     @property
     def agreement(self) -> float:
         """Share of equal predictions, or PSNR between images in dB."""
-        if self.task == "super-resolution":
+        if self.task in TO_IMAGES:
             return -10 * math.log10(max(self._squares / self._all, QUIET))
         return self._same / self._all
 
@@ -184,7 +186,7 @@ def table(about: Content) -> str:
 
 def _score_rows(about: Content) -> list[tuple[str, str, str, str]]:
     score, agreement = about["score"], about["agreement"]
-    share = about["task"] != "super-resolution"
+    share = about["task"] not in TO_IMAGES
     form = ".2%" if share else ".2f"
     gained = 0.0 - score["lost"]  # never a negative zero
     change = f"{100 * gained:+.2f} points" if share else f"{gained:+.2f} dB"

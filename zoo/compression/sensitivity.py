@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zoo.compression.calibration import Batch
 from zoo.compression.layers import channel_axis, layers
 from zoo.compression.signal_to_noise import SignalToNoise
+from zoo.deploy.schema import TO_IMAGES
 from zoo.deploy.tracing import with_exportable_scans
 from zoo.errors import BadInput
 from zoo.runtimes.pytorch import flatten_outputs
@@ -120,7 +121,7 @@ def write(rows: Sequence[Row], folder: Path) -> None:
 
 def table(rows: Sequence[Row], task: str) -> str:
     """Return rows as lines to print."""
-    db = task == "super-resolution"
+    db = task in TO_IMAGES
     lines = [("layer", "kind", "weights", "lost, dB" if db else "lost, points", "SNR, dB")]
     for row in rows:
         lost = row.lost if db else 100 * row.lost

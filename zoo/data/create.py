@@ -5,6 +5,7 @@ from typing import Any
 
 from zoo.data import presets
 from zoo.data.datamodule import ImageData
+from zoo.data.denoising import DenoisingData
 from zoo.data.detection import DetectionData
 from zoo.data.multilabel import MultiLabelData
 from zoo.data.retrieval import RetrievalData
@@ -13,17 +14,11 @@ from zoo.data.superres import SuperResolutionData
 from zoo.errors import BadInput
 from zoo.settings import DataConfig
 
-_DATAMODULES = {
-    data.task: data
-    for data in (
-        ImageData,
-        SegmentationData,
-        SuperResolutionData,
-        DetectionData,
-        RetrievalData,
-        MultiLabelData,
-    )
-}
+_KINDS: tuple[type[ImageData], ...] = (
+    ImageData, SegmentationData, SuperResolutionData, DenoisingData, DetectionData, RetrievalData,
+    MultiLabelData,
+)  # fmt: skip
+_DATAMODULES = {data.task: data for data in _KINDS}
 
 
 def create_datamodule(

@@ -96,10 +96,8 @@ SUPERRES = {
     "image_size": 32,
     "mean": [0.0, 0.0, 0.0],
     "std": [1.0, 1.0, 1.0],
-    "hflip": 0.5,
-    "vflip": 0.5,
-    "num_workers": 0,
-    "train_images": 2000,
+    **{"hflip": 0.5, "vflip": 0.5},
+    **{"num_workers": 0, "train_images": 2000},
 }
 PLACES = {"image_size": 64, "num_workers": 0, "train_images": 4000}
 
@@ -152,12 +150,14 @@ SETS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "folder_detection": (BOXED, _RESIZED | _SPLITS),
     "voc_detection": (BOXED, _RESIZED | _FETCHED | {"skip_corrupt"}),
     "photos_superres": (SUPERRES, {"train_images"}),
+    "photos_denoising": (SUPERRES | {"image_size": 64}, {"train_images"}),
     "photos_retrieval": (PLACES, {"train_images", "channel_order"}),
 }
 _PREFIXES = ("hfds", "wds")  # `<prefix>/<name>`: any number of data sets
 _TASKS = {
     "segmentation": ("digits_segmentation", "folder_segmentation", "voc", "oxford_pet"),
     "super-resolution": ("photos_superres",),
+    "restoration": ("photos_denoising",),
     "detection": ("digits_detection", "folder_detection", "voc_detection"),
     "retrieval": ("photos_retrieval",),
     "multi-label": ("multilabel",),

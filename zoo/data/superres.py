@@ -63,20 +63,30 @@ class Crops:
 
 
 class CropSet(ImageSet):
-    """Whole batches of inputs and targets for lists of keys."""
+    """Whole batches of inputs and targets for lists of keys.
+
+    Attributes:
+        scale: Height of a target / height of an input.
+    """
+
+    scale = SCALE
 
     def load(self, keys: list[Key]) -> Batch:
-        """Return inputs (float32, B C H W, normalised) and targets (float32, B C 2H 2W, 0..1)."""
+        """Return inputs (float32, B C H W, normalised) and targets (float32, B C sH sW, 0..1)."""
         images = torch.empty(len(keys), *self.shape)
         channels, height, width = self.shape
-        targets = torch.empty(len(keys), channels, SCALE * height, SCALE * width)
+        targets = torch.empty(len(keys), channels, self.scale * height, self.scale * width)
         preparation: Any = self.preparation
         with own_randomness():
             for image, target, (epoch, index) in zip(images, targets, keys, strict=True):
-                if self.seed is not None:
-                    seed_sample(self.seed, epoch, index)
+                self.seed_for(epoch, index)
                 preparation.prepare_into(image, target, self.source.crop(index))  # type: ignore[attr-defined]
         return images, targets
+
+    def seed_for(self, epoch: int, index: int) -> None:
+        """Seed the global generators for an image; without a seed, nothing is random."""
+        if self.seed is not None:
+            seed_sample(self.seed, epoch, index)
 
 
 class CropPreparation:
@@ -94,15 +104,20 @@ class CropPreparation:
 
     def prepare_into(self, image_out: Tensor, target_out: Tensor, crop: np.ndarray) -> None:
         """Write the input to `image_out` (C H W) and the target to `target_out` (C 2H 2W)."""
-        for axis, probability in zip((1, 0), self.flips, strict=True):
-            if random.random() < probability:
-                crop = np.flip(crop, axis)
+        crop = self.flipped(crop)
         height, width = image_out.shape[1:]
         picture = Image.fromarray(np.ascontiguousarray(crop))
         self.normalization.prepare_into(
             image_out, picture.resize((width, height), Image.Resampling.BICUBIC)
         )
         np.divide(pil_to_tensor(picture).numpy(), np.float32(255), out=target_out.numpy())
+
+    def flipped(self, crop: np.ndarray) -> np.ndarray:
+        """Return the crop, flipped with the given probabilities."""
+        for axis, probability in zip((1, 0), self.flips, strict=True):
+            if random.random() < probability:
+                crop = np.flip(crop, axis)
+        return crop
 
 
 class SuperResolutionData(ImageData):
@@ -122,7 +137,7 @@ class SuperResolutionData(ImageData):
     def output_shape(self) -> tuple[int, ...]:
         """(channels, height, width) of the target; known after `setup`."""
         height, width = self.image_size
-        return (self.num_classes, SCALE * height, SCALE * width)
+        return (self.num_classes, self.scale * height, self.scale * width)
 
     def _preparations(self) -> tuple[Any, Any]:
         return (
@@ -134,7 +149,7 @@ class SuperResolutionData(ImageData):
         check_train_or_val(self.config.name, split)
         name = TRAIN_PHOTO if split == "train" else VAL_PHOTO
         photo = np.asarray(Image.fromarray(photos.photograph(name)).convert(MODES[self.in_chans]))
-        height, width = (SCALE * edge for edge in self.image_size)
+        height, width = (self.scale * edge for edge in self.image_size)
         if height > photo.shape[0] or width > photo.shape[1]:
             raise BadInput(
                 f"data.image_size={list(self.image_size)} needs crops of {height} x {width} pixels,"

@@ -2,8 +2,8 @@
 
 Paper: Tu et al., "MAXIM: Multi-Axis MLP for Image Processing" (arXiv 2201.02973), fig. 2 to 4.
 Code:  github.com/google-research/maxim @ 3c8265171ffc (JAX; Apache-2.0).
-Here:  `forward` returns the restored image at its full size; `restore` also returns the smaller
-       ones that training supervises.
+Here:  in evaluation mode `forward` returns the restored image at its full size; in training mode,
+       all images of all stages, which the loss compares with the target.
 """
 
 from functools import partial
@@ -21,6 +21,7 @@ from zoo.blocks.multiaxis import (
     spatial,
 )
 from zoo.blocks.sizes import check_sides
+from zoo.errors import BadInput
 from zoo.keys import KeyStyle, State, rename
 from zoo.registry import register
 
@@ -252,6 +253,10 @@ class Maxim(nn.Module):
         groups: Perceptrons of each encoder, bottleneck and decoder.
         bottlenecks: Number of bottlenecks of each stage.
         in_chans: Channels of the image.
+        num_classes: Channels of the restored image: those of the image.
+
+    Raises:
+        BadInput: `num_classes` differs from `in_chans`.
     """
 
     key_styles: Any = ()
@@ -264,8 +269,13 @@ class Maxim(nn.Module):
         groups: int = 2,
         bottlenecks: int = 2,
         in_chans: int = 3,
+        num_classes: int | None = None,
     ):
         super().__init__()
+        if num_classes not in (None, in_chans):
+            raise BadInput(
+                f"num_classes={num_classes} must be the channels of the image, in_chans={in_chans}"
+            )
         self.in_chans = self.num_classes = in_chans
         self.multiple = MULTIPLE
         self.stages = nn.ModuleList(
@@ -292,8 +302,12 @@ class Maxim(nn.Module):
             found.append([y.permute(0, 3, 1, 2) for y in reversed(before["images"])])
         return found
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.restore(x)[-1][-1]  # B C H W
+    def forward(self, x: Tensor) -> Any:
+        """Return the restored images, B C H W; in training mode, all images of all stages."""
+        images = self.restore(x)
+        if self.training:
+            return [image for stage in images for image in stage]
+        return images[-1][-1]
 
 
 MLP = (

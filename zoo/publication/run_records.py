@@ -27,6 +27,7 @@ _METRICS = {
     "psnr": ("PSNR in dB", False),
     "ssim": ("SSIM", False),
     "bicubic_psnr": ("PSNR in dB of bicubic interpolation", False),
+    "bilateral_psnr": ("PSNR in dB of bilateral filtering", False),
     "bicubic_ssim": ("SSIM of bicubic interpolation", False),
 }
 # Settings of the machine and of the folders, which do not change what is learnt.

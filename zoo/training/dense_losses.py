@@ -1,9 +1,11 @@
-"""Losses for dense prediction: segmentation and super-resolution.
+"""Losses for dense prediction: segmentation and output images.
 
 Segmentation losses take logits N K H W and class numbers N H W; pixels with the number 255 are
 ignored. A single logit, K = 1, is that of the second of two classes.
-Super-resolution losses take predicted and target values, N C H W each.
+Losses of images take predicted and target values, N C H W each.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +102,37 @@ class Charbonnier(nn.Module):
         return torch.sqrt((predictions.float() - targets) ** 2 + self.eps**2).mean()
 
 
+class OfScales(nn.Module):
+    """The mean of a loss over all images that a model returns in training mode.
+
+    MAXIM (arXiv 2201.02973, section 3.4) returns images of several sizes from each of its stages.
+    Each is compared with the target at its size, whose pixels are averaged.
+
+    Args:
+        loss: The loss of one image.
+    """
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, predictions: Tensor | Sequence[Tensor], targets: Tensor) -> Tensor:
+        images = [predictions] if isinstance(predictions, Tensor) else predictions
+        wanted = (F.interpolate(targets, image.shape[2:], mode="area") for image in images)
+        losses = [self.loss(y.float(), z) for y, z in zip(images, wanted, strict=True)]
+        return torch.stack(losses).mean()
+
+
 def _l1() -> nn.Module:
     return nn.L1Loss()
+
+
+def _l1_of_scales() -> nn.Module:
+    return OfScales(nn.L1Loss())
+
+
+def _charbonnier_of_scales(eps: float = 1e-3) -> nn.Module:
+    return OfScales(Charbonnier(eps))
 
 
 register_loss("cross-entropy", PixelCrossEntropy, task="segmentation")
@@ -109,3 +140,5 @@ register_loss("dice", Dice, task="segmentation")
 register_loss("cross-entropy+dice", CrossEntropyAndDice, task="segmentation")
 register_loss("l1", _l1, task="super-resolution")
 register_loss("charbonnier", Charbonnier, task="super-resolution")
+register_loss("l1", _l1_of_scales, task="restoration")
+register_loss("charbonnier", _charbonnier_of_scales, task="restoration")

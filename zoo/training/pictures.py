@@ -17,7 +17,7 @@ MAX_LEGEND_CLASSES = 40  # with more classes, the picture has no legend
 MAX_LABELLED_CLASSES = 30  # with more classes, the confusion matrix has neither names nor counts
 LONGEST_LEVEL_NAME = 4  # characters; longer names below a confusion matrix are turned
 IMAGE_INCHES = 1.8  # width of an image
-DETAIL = 24  # side of the enlarged part of a picture of super-resolution, pixels of the target
+DETAIL = 24  # side of the enlarged part of a picture whose target is an image, pixels
 
 # Okabe and Ito, Color Universal Design (2008): distinct with every kind of colour blindness.
 OKABE_ITO = (
@@ -81,34 +81,34 @@ def mean_iou(labels: Tensor, predictions: Tensor) -> float:
     return sum(ious) / len(ious) if ious else math.nan
 
 
-def draw_enlargements(
+def draw_images(
     path: Path,
-    small: Tensor,
-    enlarged: dict[str, Tensor],
+    given: Tensor,
+    made: dict[str, Tensor],
     targets: Tensor,
     psnr: dict[str, list[float]],
     title: str = "",
 ) -> None:
-    """Draw a row for each image: the input, its enlarged versions, the target, and a detail.
+    """Draw a row for each image: the input, what methods made of it, the target, and a detail.
 
-    The last columns enlarge the part of the target with the most texture: in the last enlarged
-    version, in the target, and the absolute difference of both, which is scaled to be visible.
+    The last columns enlarge the part of the target with the most texture: as the last method made
+    it, in the target, and the absolute difference of both, which is scaled to be visible.
 
     Args:
         path: The file to write.
-        small: Values in 0..1, N C H W.
-        enlarged: For each method, values in 0..1, N C 2H 2W.
-        targets: Values in 0..1, N C 2H 2W.
+        given: Values in 0..1, N C H W.
+        made: For each method, values in 0..1, of the size of the targets.
+        targets: Values in 0..1, N C H W or N C 2H 2W.
         psnr: For each method, the PSNR of each image, dB.
         title: Title of the picture.
     """
-    columns = {"input": [_to_rgb(image) for image in small]}
-    columns |= {name: [_to_rgb(image) for image in images] for name, images in enlarged.items()}
+    columns = {"input": [_to_rgb(image) for image in given]}
+    columns |= {name: [_to_rgb(image) for image in images] for name, images in made.items()}
     columns |= {"target": [_to_rgb(image) for image in targets]}
     captions = {name: [f"{value:.2f} dB" for value in values] for name, values in psnr.items()}
-    method = list(enlarged)[-1]
+    method = list(made)[-1]
     parts = [_most_textured(target) for target in targets]
-    details = [image[part] for image, part in zip(enlarged[method], parts, strict=True)]
+    details = [image[part] for image, part in zip(made[method], parts, strict=True)]
     references = [image[part] for image, part in zip(targets, parts, strict=True)]
     differences = [(a - b).abs() for a, b in zip(details, references, strict=True)]
     factors = [max(1, int(1 / max(float(d.max()), 1e-3))) for d in differences]

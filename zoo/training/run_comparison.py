@@ -16,7 +16,8 @@ from zoo.training.run_groups import Run, check_comparable, default_metric, descr
 
 LEVEL = 0.95
 FEWEST = 2  # seeds; one difference has no interval
-PLAIN = ("loss", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim")  # the others are shares
+PLAIN = ("loss", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
+PLAIN += ("bilateral_psnr", "bilateral_ssim")  # the others are shares
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ _MODULES = {
     "classification": "zoo.training.classification",
     "segmentation": "zoo.training.segmentation",
     "super-resolution": "zoo.training.super_resolution",
+    "restoration": "zoo.training.restoration",
     "detection": "zoo.training.detection",
     "retrieval": "zoo.training.retrieval",
     "multi-label": "zoo.training.multilabel",
