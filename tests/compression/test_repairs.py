@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from zoo import runtimes
 from zoo.compression import int8_executorch, int8_onnx, int8_openvino, repairs, saturation
 from zoo.compression.recipe import Recipe
+from zoo.deploy.spec import ExportSpec
 
 
 def chain() -> nn.Sequential:
@@ -117,6 +119,33 @@ def test_a_single_weight_that_cannot_win_stays_nearest():
     rows = np.array([[0.6, 1.0, -1.0]])
     same = repairs.round_rows(rows, (np.array([1.0]), 1), np.eye(3)[None])
     assert same.tolist() == [[1.0, 1.0, -1.0]]
+
+
+@pytest.mark.parametrize(("quantizer", "suffix", "runtime"), [
+    (int8_onnx, "onnx", "onnxruntime"), (int8_openvino, "xml", "openvino"),
+])  # fmt: skip
+def test_biases_are_corrected_once(quantizer, suffix, runtime, tmp_path):
+    """By our repair or by the quantiser: twice would be as wrong as never."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    with torch.no_grad():  # one weight makes the steps of the others coarse
+        model[0].weight[:, 0, 0, 0] = 40 * torch.rand(6)
+        model[0].bias.fill_(100.0)
+    batches = [3 + np.random.default_rng(0).standard_normal((64, 4, 6, 6), dtype=np.float32)]
+    with torch.no_grad():
+        want = model(torch.from_numpy(batches[0])).numpy()
+
+    def mean_error(names: tuple[str, ...]) -> float:
+        recipe, file = Recipe(repairs=names), tmp_path / f"{len(names)}.{suffix}"
+        repaired, limits, _ = repairs.repair(model, recipe, quantizer, batches)
+        spec = ExportSpec((1, 4, 6, 6), dynamic_batch=True)
+        quantizer.convert(repaired, file, spec, batches, recipe, limits)
+        error = runtimes.load(file, runtime)(batches[0])[0] - want
+        return float(np.abs(error.mean((0, 2, 3))).max())
+
+    never = mean_error(())
+    assert mean_error(("biases",)) < 0.4 * never
+    assert mean_error(("rounding", "biases")) < 0.4 * never
 
 
 @pytest.mark.parametrize("quantizer", [int8_onnx, int8_openvino, int8_executorch])

@@ -22,7 +22,7 @@ from torch import nn
 
 from zoo.compression import sanity, saturation
 from zoo.compression.int8_onnx import OPERATORS, nodes_of, nothing_to_quantize, owner_of
-from zoo.compression.layers import Precisions, largest_weights, layers
+from zoo.compression.layers import Precisions, largest_weights, layers, rows_of
 from zoo.compression.ranges import STEPS, Histogram
 from zoo.compression.recipe import Limits, Recipe
 from zoo.deploy import openvino as exporter
@@ -63,8 +63,7 @@ def convert(
 ) -> Precisions:
     """Write an OpenVINO program in int8; see `recipe.Quantizer`.
 
-    The program is `file` (`.xml`), its weights are next to it (`.bin`). NNCF takes the largest
-    weight of a channel as its limit, which is what `grid` states, so `limits` are not needed.
+    The program is `file` (`.xml`), its weights are next to it (`.bin`).
     """
     need("format 'openvino' in int8", PACKAGES)
     import onnx
@@ -98,6 +97,11 @@ def convert(
             for name in _names(op)
             if name in owners and op.get_type_name() in ("MatMul", *CONVOLUTIONS)
         }
+        weights = {
+            op.get_friendly_name(): constant.get_data().astype(np.float64)
+            for op in program.get_ops()
+            if op.get_friendly_name() in owners and (constant := _constant(op)) is not None
+        }
         try:
             with phase(f"calibrating on {sum(map(len, batches))} images"):
                 program = _quantized(program, batches, names, recipe)
@@ -105,6 +109,16 @@ def convert(
             raise NotExportable(
                 f"{tracing.model_name(model)} cannot be quantised for OpenVINO: {first_line(error)}"
             ) from error
+        known, given = layers(model), limits or {}
+        grids = {name: grid(known[owner], rows_of(known[owner])) for name, owner in owners.items()}
+        _set_weights(
+            program,
+            weights,
+            {
+                name: (np.asarray(given.get(owners[name], limit)), steps)
+                for name, (limit, steps) in grids.items()
+            },
+        )
         if recipe.ranges != "minmax":
             _set_ranges(program, batches, recipe.ranges)
         exporter.write(model, program, file)
@@ -214,9 +228,55 @@ def _quantized(
             advanced_parameters=AdvancedQuantizationParameters(
                 overflow_fix=OverflowFix.ENABLE,
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-                disable_bias_correction="biases" not in recipe.repairs,
+                disable_bias_correction=True,  # see `repairs`
             ),
         )
+
+
+def _set_weights(
+    program: Any, weights: dict[str, np.ndarray], steps: dict[str, tuple[np.ndarray, int]]
+) -> None:
+    """Round weights by our own grid, in place.
+
+    NNCF's seven bits put the largest weight on 63.5, between two steps.
+
+    Args:
+        program: The program that NNCF made.
+        weights: The weight in float of each operation, by name.
+        steps: The grid of each operation, see `grid`.
+    """
+    from openvino import opset13
+
+    for op in program.get_ops():
+        name = op.get_friendly_name()
+        if name not in weights or name not in steps:
+            continue
+        scaled = op.input(1).get_source_output().get_node()
+        while scaled.get_type_name() == "Reshape":
+            scaled = scaled.input(0).get_source_output().get_node()
+        if scaled.get_type_name() != "Multiply" or not _has_bytes(op):
+            continue
+        limits, count = steps[name]
+        old = scaled.input(1).get_source_output().get_node()
+        if int(np.prod(old.output(0).get_shape())) != limits.size:
+            continue
+        scale = (limits / count).astype(np.float32).reshape(list(old.output(0).get_shape()))
+        converted = scaled.input(0).get_source_output().get_node()
+        shape = list(converted.output(0).get_shape())
+        integers = np.round(weights[name].reshape(shape) / scale).clip(-count, count)
+        bytes_ = opset13.constant(integers.astype(np.int8))
+        converted.input(0).replace_source_output(bytes_.output(0))
+        scaled.input(1).replace_source_output(opset13.constant(scale).output(0))
+
+
+def _set_limits(fake: Any, limits: tuple[Any, Any]) -> None:
+    """Replace the lowest and the highest value of a FakeQuantize operation."""
+    from openvino import opset13
+
+    for i, limit in enumerate((*limits, *limits), start=1):
+        shape = list(fake.input(i).get_shape())
+        constant = opset13.constant(np.asarray(limit, np.float32).reshape(shape))
+        fake.input(i).replace_source_output(constant.output(0))
 
 
 def _set_ranges(program: Any, batches: Sequence[np.ndarray], method: str) -> None:
@@ -225,7 +285,6 @@ def _set_ranges(program: Any, batches: Sequence[np.ndarray], method: str) -> Non
     NNCF's ranges contain every value that was seen; ranges per channel stay as they are.
     """
     import openvino
-    from openvino import opset13
 
     make: Any = openvino.Model
     observed = program.clone()
@@ -250,11 +309,7 @@ def _set_ranges(program: Any, batches: Sequence[np.ndarray], method: str) -> Non
             scale = (high - low) / STEPS
             low = round(low / scale) * scale
             high = low + STEPS * scale
-        for i, limit in enumerate((low, high, low, high), start=1):
-            shape = list(fake.input(i).get_shape())
-            constant = opset13.constant(np.full(shape, limit, np.float32))
-            fake.input(i).replace_source_output(constant.output(0))
-    program.validate_nodes_and_infer_types()
+        _set_limits(fake, (low, high))
 
 
 def _activation_fakes(program: Any) -> list[Any]:

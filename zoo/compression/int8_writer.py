@@ -93,7 +93,7 @@ class Writer:
             "calibrated_on": len({hash(x.tobytes()) for batch in self.batches for x in batch}),
             "weights": "int8, one scale per output channel",
             "ranges": recipe.ranges,
-            "repairs": {name: changed.get(name, 0) for name in recipe.repairs},
+            "repairs": changed,
             "layers": len(precisions.int8) + len(precisions.floating),
             "int8_layers": len(precisions.int8),
             "keep_float": precisions.floating,

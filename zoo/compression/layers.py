@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -67,3 +68,9 @@ def largest_weights(weight: np.ndarray) -> np.ndarray:
     """
     largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
     return np.where(largest > 0, largest, 1.0)
+
+
+def rows_of(layer: nn.Module) -> np.ndarray:
+    """Return the weight of a layer, output channels first, in float64."""
+    weight: Any = layer.weight
+    return np.moveaxis(weight.detach().double().numpy(), channel_axis(layer), 0)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from zoo.compression.layers import channel_axis, layers, within
+from zoo.compression.layers import channel_axis, layers, rows_of, within
 from zoo.compression.recipe import Limits, Quantizer, Recipe
 from zoo.compression.saturation import PAIR_LIMIT
 from zoo.progress import phase
@@ -65,18 +65,12 @@ def repair(
                 changed["rounding"] = round_weights(
                     model, grids, batches, centred="biases" in recipe.repairs
                 )
-            limits = {name: grid[0] for name, grid in grids.items()}
+        limits = {name: grid[0] for name, grid in grids.items()}
         if "biases" in recipe.repairs:
             with phase("correcting biases"):
                 rounded = {n: nearest(rows_of(chosen[n]), grids[n]) for n in grids}
                 changed["biases"] = correct_biases(model, original, rounded, batches)
     return model, limits, changed
-
-
-def rows_of(layer: nn.Module) -> np.ndarray:
-    """Return the weight of a layer, output channels first, in float64."""
-    weight: Any = layer.weight
-    return np.moveaxis(weight.detach().double().numpy(), channel_axis(layer), 0)
 
 
 def nearest(weight: np.ndarray, grid: tuple[np.ndarray, int]) -> np.ndarray:
