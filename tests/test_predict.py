@@ -304,6 +304,39 @@ def test_the_example_script_prints_what_predict_prints(
     assert "zoo" not in re.findall(r"^(?:import|from) (\w+)", script.read_text(), re.MULTILINE)
 
 
+class Finder(nn.Module):
+    """Finds overlapping boxes, whose scores are the mean colours of quarters of the image."""
+
+    num_classes, in_chans = 3, 3
+
+    def forward(self, x):
+        quarters = nn.functional.adaptive_avg_pool2d(x, 2).flatten(2).transpose(1, 2)  # B 4 3
+        corners = torch.tensor([[0.1, 0.1, 0.6, 0.7], [0.12, 0.1, 0.62, 0.7], [0.5, 0, 1, 1]])
+        corners = torch.cat([corners, corners[:1]]) + 0 * quarters[..., :1]
+        return torch.cat([corners, (quarters * 3).sigmoid()], dim=-1)
+
+
+@pytest.mark.parametrize("postprocess", [False, True])
+def test_the_example_script_of_a_detector_finds_what_predict_finds(
+    postprocess, photos, tmp_path, monkeypatch, capsys
+):
+    prepared = {"mean": MEAN, "std": STD, "interpolation": "bilinear", "crop_pct": 1.0}
+    path = zoo.export(
+        Finder().eval(), "onnx", tmp_path / "m", input_size=(1, 3, 32, 48), fuse=False,
+        origin=Origin("ssdlite", class_names=NAMES, preprocessing=prepared),
+        postprocess=postprocess,
+    ).path  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # drawings
+    assert main(["predict", str(path), *photos]) == 0
+    expected = [line.partition(" -> ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert len(set(expected)) > 3
+    assert max(line.count(" at ") for line in expected) > 2
+    script = path.parent / "predict_example.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *photos])
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == expected
+
+
 def test_there_is_no_example_for_what_predict_does_not_support(tmp_path):
     net = nn.Conv2d(3, 4, 3).eval()
     made = zoo.export(net, "torchscript", tmp_path, input_size=(1, 3, 8, 8))  # no mean and std

@@ -26,7 +26,6 @@ from zoo.errors import BadInput
 from zoo.images import MODES
 
 SCALE = 2  # height of the target / height of the input
-TRAIN_PHOTO, VAL_PHOTO = photos.FLOWER, photos.CHINA
 
 
 @dataclass
@@ -128,6 +127,7 @@ class SuperResolutionData(ImageData):
 
     task: ClassVar[str] = "super-resolution"
     scale: ClassVar[int] = SCALE
+    photo_of: ClassVar[dict[str, str]] = {"train": photos.FLOWER, "val": photos.CHINA}
 
     def __init__(self, config: Any, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__(config, batch_size, eval_batch_size, seed)
@@ -147,7 +147,7 @@ class SuperResolutionData(ImageData):
 
     def _open(self, split: str) -> Crops:
         check_train_or_val(self.config.name, split)
-        name = TRAIN_PHOTO if split == "train" else VAL_PHOTO
+        name = self.photo_of[split]
         photo = np.asarray(Image.fromarray(photos.photograph(name)).convert(MODES[self.in_chans]))
         height, width = (self.scale * edge for edge in self.image_size)
         if height > photo.shape[0] or width > photo.shape[1]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.deploy import publishing
+from zoo.deploy.box_drawing import SHOWN_SCORE
+from zoo.deploy.detections import CANDIDATES, DETECTIONS, MAX_OVERLAP
 
 NAME = publishing.REPORTS[0]
 
@@ -187,6 +189,51 @@ def predict(run, path):
 
 '''
 
+_DETECT = f'''
+def suppress(output):
+    """Return boxes, scores and classes without boxes that overlap a better one of their class."""
+    boxes, scores = output[:, :4], output[:, 4:]
+    order = np.argsort(-scores.reshape(-1), kind="stable")[:{CANDIDATES}]
+    anchors, classes = np.divmod(order, scores.shape[1])
+    kept = []
+    for i, (box, number) in enumerate(zip(boxes[anchors], classes)):
+        better = boxes[anchors[[j for j in kept if classes[j] == number]]]
+        sides = np.minimum(box[2:], better[:, 2:]) - np.maximum(box[:2], better[:, :2])
+        common = sides.clip(0).prod(axis=1)
+        areas = (better[:, 2:] - better[:, :2]).clip(0).prod(axis=1)
+        union = areas + (box[2:] - box[:2]).clip(0).prod() - common
+        if not (common > {MAX_OVERLAP} * np.maximum(union, 1e-12)).any():
+            kept.append(i)
+    kept = kept[:{DETECTIONS}]
+    return boxes[anchors[kept]], scores.reshape(-1)[order[kept]], classes[kept]
+
+
+def predict(run, path):
+    """Return the class, the score and the box, in pixels, of each object that is found."""
+    image = read(path)
+    padded, inner = resize(image)
+    output = run(normalise(padded))[0]
+    if manifest["postprocessing"] == "nms":  # rows of a box, a score and a class
+        output = output[output[:, 5] >= 0]
+        boxes, scores, classes = output[:, :4], output[:, 4], output[:, 5].astype(int)
+    else:
+        boxes, scores, classes = suppress(output)
+    whole = np.array([width / inner[1], height / inner[0]] * 2)  # without the padding
+    corners = (boxes * whole).clip(0, 1) * (image.size * 2)
+    return ", ".join(
+        f"{{name_of(number)}} {{score:.1%}} at {{' '.join(f'{{x:.0f}}' for x in box)}}"
+        for box, score, number in zip(corners, scores, classes)
+        if score >= {SHOWN_SCORE}
+    ) or "nothing found"
+
+'''
+
+_BODIES = {
+    "classification": (_CROP, _NORMALISE, _CLASSIFY),
+    "segmentation": (_FIT, _NORMALISE, _SEGMENT),
+    "detection": (_FIT, _NORMALISE, _DETECT),
+}
+
 _MAIN = """
 if __name__ == "__main__":
     run = load(FOLDER / manifest["artefact"]["file"])
@@ -209,7 +256,7 @@ def write(content: dict[str, Any], folder: Path) -> list[str]:
     statistics = takes["dtype"] == "uint8" or (takes["mean"] and takes["std"])
     if (
         content["format"] not in _LOADERS
-        or task not in ("classification", "segmentation")
+        or task not in _BODIES
         or len(takes["size"]) != 3
         or takes["channels"] is None
         or len(content["outputs"]) != 1
@@ -221,8 +268,6 @@ def write(content: dict[str, Any], folder: Path) -> list[str]:
     head = _HEAD.format(
         file=content["artefact"]["file"], script=NAME, runtime=names[content["format"]]
     )
-    body = (_CROP, _NORMALISE, _CLASSIFY) if task == "classification" else (
-        _FIT, _NORMALISE, _SEGMENT)  # fmt: skip
-    script = head + _LOADERS[content["format"]] + _READ + "".join(body) + _MAIN
+    script = head + _LOADERS[content["format"]] + _READ + "".join(_BODIES[task]) + _MAIN
     (folder / NAME).write_text(script, encoding="utf-8")
     return [NAME]
