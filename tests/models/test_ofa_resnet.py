@@ -1,6 +1,7 @@
 """Once-for-All's ResNet-50D: supernet, networks cut out of it, published descriptions."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ from support import difference, images
 import zoo
 from zoo.keys import convert_keys, misfits
 from zoo.models import ofa_resnet
-from zoo.models.ofa_resnet import ResNetSupernet, Setting, extract, from_config
+from zoo.models.ofa_resnet import (
+    ResNetSupernet,
+    SearchedResNet,
+    Setting,
+    extract,
+    from_config,
+    from_state,
+)
 from zoo.reparam import randomize_parameters
 
 RECORD = Path(__file__).parents[1] / "reference" / "supernets" / "ofa_resnet50.json"
@@ -119,3 +127,33 @@ def test_a_published_description_is_read():
     assert list(convert_keys(state, network)) == list(public.values())
     with pytest.raises(zoo.BadInput, match=r"net\.config"):
         from_config({"blocks": []})
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_published_network_is_built_from_its_weights_alone(residual):
+    network = SearchedResNet(
+        stem_dims=(8, 16), stem_residual=residual, dims=[16, 24, 32, 40],
+        hidden=[[4, 8], [8], [8, 4, 4], [16]], num_classes=5,
+    )  # fmt: skip
+    randomize_parameters(network).eval()
+    last, state = 1 + residual, {}
+    numbers = {key: n for n, key in enumerate(["00", "01", "10", "20", "21", "22", "30"])}
+    for key, tensor in network.state_dict().items():
+        for pattern, new in (
+            (r"^stem\.conv1", "input_stem.0"),
+            (r"^stem\.residual\.inner", "input_stem.1.conv"),
+            (r"^stem\.conv2", f"input_stem.{last}"),
+            (r"^head\.fc", "classifier.linear"),
+            (r"^stages\.(\d)\.blocks\.(\d)", lambda m: f"blocks.{numbers[m[1] + m[2]]}"),
+            (r"branch\.(\d)", lambda m: f"conv{int(m[1]) + 1}"),
+            (r"shortcut\.\d", "downsample"),
+            (r"\.norm\.", ".bn."),
+        ):
+            key = re.sub(pattern, new, key)
+        state[key] = tensor
+    again, x = from_state(state), torch.randn(2, 3, 64, 64)
+    assert torch.equal(again(x), network(x))
+    del state["blocks.3.conv2.conv.weight"]
+    for wrong in (state, {}, {"blocks.x": torch.zeros(1)}):
+        with pytest.raises(zoo.BadInput, match="give the state dict of a file of Once-for-All"):
+            from_state(wrong)

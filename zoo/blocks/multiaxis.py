@@ -236,3 +236,47 @@ class CrossGating(nn.Module):
         y = self.proj_y(y * gates_x) + second  # type: ignore[operator]
         x = self.proj_x(x * gates_y) + y + first  # type: ignore[operator]
         return x, y  # B H W C, both
+
+
+# Names of parameters in the public code of MAXIM, and here.
+MLP_NAMES = (
+    (r"LayerNorm_in\.", "norm."),
+    (r"in_project\.", "expand."),
+    (r"out_project\.", "proj."),
+    (r"GridGmlpLayer\.GridGatingUnit\.intermediate_layernorm\.", "grid.gate_norm."),
+    (r"GridGmlpLayer\.GridGatingUnit\.Dense_0\.", "grid.spatial."),
+    (r"GridGmlpLayer\.LayerNorm\.", "grid.norm."),
+    (r"GridGmlpLayer\.in_project\.", "grid.expand."),
+    (r"GridGmlpLayer\.out_project\.", "grid.proj."),
+    (r"BlockGmlpLayer\.BlockGatingUnit\.intermediate_layernorm\.", "block.gate_norm."),
+    (r"BlockGmlpLayer\.BlockGatingUnit\.Dense_0\.", "block.spatial."),
+    (r"BlockGmlpLayer\.LayerNorm\.", "block.norm."),
+    (r"BlockGmlpLayer\.in_project\.", "block.expand."),
+    (r"BlockGmlpLayer\.out_project\.", "block.proj."),
+)
+ATTENTION_NAMES = (
+    (r"LayerNorm\.", "norm."),
+    (r"channel_mixing\.Dense_0\.", "fc1."),
+    (r"channel_mixing\.Dense_1\.", "fc2."),
+    (r"channel_attention\.Conv_0\.", "attention.reduce."),
+    (r"channel_attention\.Conv_1\.", "attention.expand."),
+)
+GATING_NAMES = (
+    (r"ConvTranspose_0\.", "up."),
+    (r"Conv_0\.", "conv_x."),
+    (r"Conv_1\.", "conv_y."),
+    *((rf"LayerNorm_{n}\.", f"norm_{n}.") for n in "xy"),
+    *((rf"in_project_{n}\.", f"expand_{n}.") for n in "xy"),
+    *((rf"out_project_{n}\.", f"proj_{n}.") for n in "xy"),
+    *(
+        (rf"SplitHeadMultiAxisGating_{n}\.{old}\.", f"gating_{n}.{new}.")
+        for n in "xy"
+        for old, new in (
+            ("LayerNorm_in", "norm"),
+            ("in_project", "expand"),
+            ("Dense_0", "grid"),
+            ("Dense_1", "block"),
+            ("out_project", "proj"),
+        )
+    ),
+)

@@ -1,10 +1,10 @@
 """`photos_denoising`: crops of photographs with noise, and the same crops without it.
 
 The target is a crop with values in 0..1. The input has independent Gaussian noise of standard
-deviation `SIGMA` added to each pixel and channel; it is neither rounded nor clipped. Of scikit-learn's
-two sample photographs the temple is for training and the dahlia for validation. (Most of the dahlia
-is out of focus: what is trained on it only learns to blur.) The noise of a validation crop is the
-same on every machine.
+deviation `SIGMA` added to each pixel and channel; it is neither rounded nor clipped. Of the two
+sample photographs of scikit-learn, the temple is for training and the dahlia for validation. (Most
+of the dahlia is out of focus: what is trained on it only learns to blur.) The noise of a validation
+crop is the same on every machine.
 """
 
 from typing import Any, ClassVar

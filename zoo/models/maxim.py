@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.multiaxis import (
+    ATTENTION_NAMES,
+    GATING_NAMES,
+    MLP_NAMES,
     ConvAttention,
     CrossGating,
     DenseAttention,
@@ -310,60 +313,17 @@ class Maxim(nn.Module):
         return images[-1][-1]
 
 
-MLP = (
-    (r"LayerNorm_in\.", "norm."),
-    (r"in_project\.", "expand."),
-    (r"out_project\.", "proj."),
-    (r"GridGmlpLayer\.GridGatingUnit\.intermediate_layernorm\.", "grid.gate_norm."),
-    (r"GridGmlpLayer\.GridGatingUnit\.Dense_0\.", "grid.spatial."),
-    (r"GridGmlpLayer\.LayerNorm\.", "grid.norm."),
-    (r"GridGmlpLayer\.in_project\.", "grid.expand."),
-    (r"GridGmlpLayer\.out_project\.", "grid.proj."),
-    (r"BlockGmlpLayer\.BlockGatingUnit\.intermediate_layernorm\.", "block.gate_norm."),
-    (r"BlockGmlpLayer\.BlockGatingUnit\.Dense_0\.", "block.spatial."),
-    (r"BlockGmlpLayer\.LayerNorm\.", "block.norm."),
-    (r"BlockGmlpLayer\.in_project\.", "block.expand."),
-    (r"BlockGmlpLayer\.out_project\.", "block.proj."),
-)
-ATTENTION = (
-    (r"LayerNorm\.", "norm."),
-    (r"channel_mixing\.Dense_0\.", "fc1."),
-    (r"channel_mixing\.Dense_1\.", "fc2."),
-    (r"channel_attention\.Conv_0\.", "attention.reduce."),
-    (r"channel_attention\.Conv_1\.", "attention.expand."),
-)
-GATING = (
-    (r"ConvTranspose_0\.", "up."),
-    (r"Conv_0\.", "conv_x."),
-    (r"Conv_1\.", "conv_y."),
-    *((rf"LayerNorm_{n}\.", f"norm_{n}.") for n in "xy"),
-    *((rf"in_project_{n}\.", f"expand_{n}.") for n in "xy"),
-    *((rf"out_project_{n}\.", f"proj_{n}.") for n in "xy"),
-    *(
-        (rf"SplitHeadMultiAxisGating_{n}\.{old}\.", f"gating_{n}.{new}.")
-        for n in "xy"
-        for old, new in (
-            ("LayerNorm_in", "norm"),
-            ("in_project", "expand"),
-            ("Dense_0", "grid"),
-            ("Dense_1", "block"),
-            ("out_project", "proj"),
-        )
-    ),
-)
-
-
 def _encoder(old: str, new: str, groups: int) -> list[tuple[str, str]]:
     rows = [(old + r"Conv_0\.", new + "conv."), (old + r"Conv_1\.", new + "down.")]
     for g in range(groups):
         mlp, attention = rf"SplitHeadMultiAxisGmlpLayer_{g}\.", rf"channel_attention_block_1{g}\."
-        rows += [(old + mlp + a, f"{new}mixers.{g}.{b}") for a, b in MLP]
+        rows += [(old + mlp + a, f"{new}mixers.{g}.{b}") for a, b in MLP_NAMES]
         rows += _attention(old + attention, f"{new}attentions.{g}.")
-    return rows + [(old + r"cross_gating_block\." + a, f"{new}gate.{b}") for a, b in GATING]
+    return rows + [(old + r"cross_gating_block\." + a, f"{new}gate.{b}") for a, b in GATING_NAMES]
 
 
 def _attention(old: str, new: str) -> list[tuple[str, str]]:
-    rows = [(old + a, new + b) for a, b in ATTENTION]
+    rows = [(old + a, new + b) for a, b in ATTENTION_NAMES]
     return rows + [(old + rf"conv{i}\.", f"{new}conv{i}.") for i in (1, 2)]
 
 
@@ -382,7 +342,9 @@ def _rows(model: Maxim) -> list[tuple[str, str]]:
                 (old + rf"decoder_block_{i}\.ConvTranspose_0\.", f"{new}decoders.{i}.up."),
             ]
             for public, own in (("cross_gating_block", "gates"), ("input_fuse_sam", "fuses")):
-                rows += [(old + rf"{public}_{i}\." + a, f"{new}{own}.{i}.{b}") for a, b in GATING]
+                rows += [
+                    (old + rf"{public}_{i}\." + a, f"{new}{own}.{i}.{b}") for a, b in GATING_NAMES
+                ]
             sam = rf"supervised_attention_module_{i}\.Conv_"
             rows += [(old + rf"{sam}{k}\.", f"{new}outputs.{i}.conv{k + 1}.") for k in range(3)]
         for n in range(len(stage.bottlenecks)):  # type: ignore[arg-type]
@@ -390,7 +352,7 @@ def _rows(model: Maxim) -> list[tuple[str, str]]:
             rows.append((place + r"input_proj\.", own + "conv."))
             for g in range(groups):
                 mlp = rf"SplitHeadMultiAxisGmlpLayer_{g}\."
-                rows += [(place + mlp + a, f"{own}mixers.{g}.{b}") for a, b in MLP]
+                rows += [(place + mlp + a, f"{own}mixers.{g}.{b}") for a, b in MLP_NAMES]
                 attention = rf"channel_attention_block_1_{g}\."
                 rows += _attention(place + attention, f"{own}attentions.{g}.")
         for number in range(18):

@@ -7,7 +7,7 @@ Here:  nothing is registered: the files that describe the eight published networ
        gone from where the README points. `from_config` reads one if you have it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ from zoo.blocks.drop import drop_path_rates
 from zoo.blocks.heads import ClassifierHead
 from zoo.blocks.init import init_conv
 from zoo.blocks.residual import Residual, resnet_unit
-from zoo.errors import BadInput
-from zoo.keys import KeyStyle, numbered_blocks
+from zoo.errors import BadInput, first_line
+from zoo.keys import KeyStyle, convert_keys, numbered_blocks
 
 STEM, DIMS = 64, (256, 512, 1024, 2048)
 MOST_BLOCKS = (4, 4, 6, 4)
@@ -234,6 +234,49 @@ def extract(supernet: ResNetSupernet, setting: Setting) -> SearchedResNet:
     with torch.no_grad():
         network.load_state_dict(supernet.weights(network))
     return network
+
+
+def from_state(state: Mapping[str, Tensor]) -> SearchedResNet:
+    """Build a published network of this space from its weights, whose shapes describe it.
+
+    The eight specialised networks of the public code, such as `resnet50D_MAC@4.1B_top1@79.8`, are
+    not registered, because no description of them is public apart from their files.
+
+    Args:
+        state: The state dict of the file, under the names of the public code.
+
+    Returns:
+        The network with these weights, in evaluation mode.
+
+    Raises:
+        BadInput: The weights are not those of such a network.
+    """
+    try:
+        sizes = {key: tensor.shape for key, tensor in state.items()}
+        last = max(int(key.split(".")[1]) for key in sizes if key.startswith("blocks."))
+        dims, hidden = [], []
+        for number in range(last + 1):
+            if number == 0 or f"blocks.{number}.downsample.conv.weight" in sizes:
+                dims.append(sizes[f"blocks.{number}.conv3.conv.weight"][0])
+                hidden.append([])
+            hidden[-1].append(sizes[f"blocks.{number}.conv1.conv.weight"][0])
+        residual = "input_stem.1.conv.conv.weight" in sizes
+        out = sizes[f"input_stem.{1 + residual}.conv.weight"][0]
+        network = SearchedResNet(
+            stem_dims=(sizes["input_stem.0.conv.weight"][0], out),
+            stem_residual=residual,
+            dims=dims,
+            hidden=hidden,
+            num_classes=len(state["classifier.linear.weight"]),
+            in_chans=sizes["input_stem.0.conv.weight"][1],
+        )
+        network.load_state_dict(convert_keys(dict(state), network))
+    except (KeyError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise BadInput(
+            f"state has no weights of a static network of the ResNet-50D space"
+            f" ({first_line(error)}); give the state dict of a file of Once-for-All"
+        ) from error
+    return network.eval()
 
 
 def from_config(config: dict[str, Any]) -> SearchedResNet:

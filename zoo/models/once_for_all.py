@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import make_divisible
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, Stage
 from zoo.blocks.conv import ConvNorm
 from zoo.blocks.drop import drop_path_rates
+from zoo.blocks.elastic import KernelTransform, parse_blocks
 from zoo.blocks.heads import ClassifierHead, HiddenHead
 from zoo.blocks.inverted_residual import InvertedResidual, init_weights
 from zoo.blocks.squeeze import SqueezeExcite
@@ -71,30 +71,6 @@ SPACES = {
         eps=1e-3,
     ),
 }
-
-
-def parse_blocks(blocks: str, stages: int) -> list[list[tuple[int, int]]]:
-    """Return kernel size and expansion of each block, stage by stage.
-
-    Args:
-        blocks: Such as `"33 54 / 76"`: two blocks of kernel size 3 and 5, and one of 7.
-        stages: Number of stages that must be described.
-
-    Raises:
-        BadInput: The text describes no such network.
-    """
-    found = [part.split() for part in str(blocks).split("/")]
-    digits = all(
-        len(block) == 2 and block[0] in "357" and block[1] in "123456789"
-        for stage in found
-        for block in stage
-    )
-    if len(found) != stages or not all(found) or not digits:
-        raise BadInput(
-            f"blocks={blocks!r}: give {stages} stages separated by '/', each with blocks such as "
-            "'54' (kernel size 3, 5 or 7, then the expansion)"
-        )
-    return [[(int(block[0]), int(block[1])) for block in stage] for stage in found]
 
 
 class SearchedBlock(InvertedResidual):
@@ -206,28 +182,6 @@ KEY_STYLES = (
         inside=((r"\.bn\.", ".norm."),),
     ),
 )
-
-
-class KernelTransform(nn.Module):
-    """The matrices that make a smaller kernel of the middle of a larger one (section 3.3).
-
-    They are shared by all channels of a layer, and are the identity before training.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.to5 = nn.Parameter(torch.eye(25))
-        self.to3 = nn.Parameter(torch.eye(9))
-
-    def forward(self, kernel: Tensor, side: int) -> Tensor:
-        """Map kernels C 1 7 7 to C 1 side side, where `side` is 3, 5 or 7."""
-        if side == 7:
-            return kernel
-        five = F.linear(kernel[:, :, 1:6, 1:6].flatten(2), self.to5)
-        if side == 5:
-            return five.view(-1, 1, 5, 5)
-        middle = five.view(-1, 1, 5, 5)[:, :, 1:4, 1:4]
-        return F.linear(middle.flatten(2), self.to3).view(-1, 1, 3, 3)
 
 
 class Supernet(nn.Module):
