@@ -451,7 +451,7 @@ def test_weights_that_do_not_name_a_model(tmp_path, photos, capsys):
     assert main(["predict", str(tmp_path / "w x.pth"), *photos]) == 1
     assert capsys.readouterr().err == (
         f"error: {tmp_path}/w x.pth does not say which model it belongs to; export it first: "
-        f"zoo export \"model='<name>'\" \"weights='{tmp_path}/w x.pth'\"\n"
+        f"zoo export \"weights='{tmp_path}/w x.pth'\" model=<name>\n"
     )
 
 

@@ -34,7 +34,7 @@ class CheckpointModel:
     def __init__(self, path: str, threads: int | None = None) -> None:
         saved = resolve.read_weights(path)
         if not saved.is_run:
-            export = command_line("export", {"model": "<name>", "weights": path})
+            export = command_line("export", {"weights": path}) + " model=<name>"
             raise BadInput(
                 f"{path} does not say which model it belongs to; export it first: {export}"
             )

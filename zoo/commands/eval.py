@@ -12,6 +12,7 @@ from zoo import registry
 from zoo.build import published_entry
 from zoo.commands import eval_diagnosis, resolve
 from zoo.data.datamodule import ImageData
+from zoo.data.presets import PREPROCESSING
 from zoo.deploy import files, int8_graph
 from zoo.errors import BadInput, first_line
 from zoo.factory import create_model
@@ -88,26 +89,31 @@ def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str
             **({"qat": True} if is_qat else {}),
         },
         title=name + form,
-        next_commands=_next_commands(settings, saved, name),
+        next_commands=_next_commands(settings, saved, name, explicit),
         memory_format=layout,
         diagnosis=eval_diagnosis.of_model(settings, model, data, device),
     )
     return evaluate_on(target, out)
 
 
-def _next_commands(settings: EvalRun, saved: resolve.SavedWeights | None, name: str) -> list[str]:
-    """Return the command that exports what was evaluated."""
+def _next_commands(
+    settings: EvalRun, saved: resolve.SavedWeights | None, name: str, explicit: resolve.Explicit
+) -> list[str]:
+    """Return the command that exports what was evaluated, with the same preprocessing."""
     chosen: dict[str, Any] = {}
     if saved is None or not saved.is_run:
         chosen |= {"model": name}
-    if settings.model.encoder is not None and not (saved and saved.is_run):
-        chosen |= {"model.encoder": settings.model.encoder}
+        chosen |= {key: value for key, value in explicit.items() if key.startswith("model.")}
+        chosen.pop("model.name", None)
     if saved is None:
         key = "pretrained" if settings.model.pretrained else "checkpoint_path"
         chosen |= {f"model.{key}": getattr(settings.model, key)}
     else:
         chosen |= {"weights": saved.source}
-    return [command_line("export", chosen)]
+    keys = [f"data.{key}" for key in PREPROCESSING]
+    return [
+        command_line("export", chosen | {key: explicit[key] for key in keys if key in explicit})
+    ]
 
 
 def _check_weights(settings: EvalRun) -> None:

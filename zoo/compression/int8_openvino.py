@@ -4,11 +4,12 @@ Convolutions and linear layers are quantised: their weights per output channel, 
 inputs per tensor, and per channel for a depthwise convolution. Everything else computes in float.
 The model goes through ONNX, where each node names the module that it comes from.
 
-Weights have seven bits (`OverflowFix.ENABLE`), except in depthwise convolutions: where a processor
-lacks VNNI, OpenVINO adds pairs of products in 16 bits, see `saturation`. Measured with ImageNet
-weights of mobilenetv2_100 on 936 photographs: float 87.7 %; seven bits 87.9 %, bit-equal on an
-emulated AVX2 processor; NNCF's default (seven bits in the first layer only) 88.1 % with VNNI, and
-an SNR of 14.5 dB between the two processors.
+Weights have seven bits, except in depthwise convolutions: where a processor lacks VNNI, OpenVINO
+adds pairs of products in 16 bits, see `saturation`. NNCF's own seven bits put the largest weight of
+a channel between two steps, and its bias correction sees only that rounding; `convert` rounds by
+`grid` instead. Measured with ImageNet weights of mobilenetv2_100, 400 photographs and 64 to
+calibrate on, as the SNR of the outputs: NNCF's rounding 13.6 dB, `grid` with corrected biases
+19.4 dB, with adaptive rounding 20.7 dB.
 """
 
 import sys
