@@ -43,6 +43,7 @@ COMMANDS = {
     "predict": Command("classify or segment pictures", "<exported file> photo.jpg"),
     "benchmark": Command("count and time models", "models=[emo_1m,mobilenetv2_100]"),
     "prune": Command("make a trained model faster", "weights=runs/<run> prune.latency_ms=6"),
+    "store-logits": Command("store a teacher's predictions", "weights=runs/<run> epochs=30"),
     "report": Command("tables and a web page of measurements", "runs/<benchmark>"),
     "compare": Command(
         "which measurements are faster, or which runs better", "before.jsonl after.jsonl"

@@ -124,9 +124,10 @@ class TrainConfig:
     mixup_prob: float = 1.0  # probability of mixing a batch
     mixup_switch_prob: float = 0.5  # probability of cutmix instead of mixup, if both are enabled
     mixup_off_epoch: int = 0  # stop mixing at this epoch; 0: never
-    distill: str = "none"  # none, hard, soft
+    distill: str = "none"  # none, hard, soft, stored (from a folder of `zoo store-logits`)
     distill_teacher: str | None = None  # name of a model for create_model
     distill_teacher_weights: str | None = None  # run folder or file; null: published weights
+    distill_store: str | None = None  # stored: the folder
     distill_alpha: float = 0.5  # weight of the teacher's loss
     distill_tau: float = 1.0  # temperature of soft distillation
 
@@ -257,6 +258,22 @@ class FitConfig:
 
 
 @dataclass
+class StoreRun:
+    """The settings of `zoo store-logits`; `data` and `seed` are those of the students."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)  # the teacher
+    data: DataConfig = field(default_factory=DataConfig)
+    weights: str | None = None  # run folder, checkpoint, or file or URL of the teacher's weights
+    seed: int = 0  # train.seed of the students
+    epochs: int = 8  # number of epochs to store; more are added to an existing store
+    top: int | None = None  # largest probabilities to keep for each image; null: of all classes
+    half: bool = True  # store float16; false: float32
+    batch_size: int = 64  # images per call of the teacher
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    out: str = "logits"  # folder of the store
+
+
+@dataclass
 class TrainRun:
     """The settings of `train.py`."""
 
@@ -319,4 +336,5 @@ RUNS: dict[str, type] = {
     "benchmark": BenchmarkRun,
     "export": ExportRun,
     "prune": PruneRun,
+    "store-logits": StoreRun,
 }

@@ -51,7 +51,7 @@ def run(command: str, overrides: Sequence[str] = ()) -> Any:
 def start(command: str, settings: Any, explicit: dict[str, Any]) -> Any:
     """Run a command with composed settings and return its result."""
     with phase(f"{command}: loading PyTorch"):
-        module = importlib.import_module(f"zoo.commands.{command}")
+        module = importlib.import_module(f"zoo.commands.{command.replace('-', '_')}")
     return module.run(settings, explicit)
 
 

@@ -25,6 +25,7 @@ _EXAMPLES = {
     "benchmark": "models=[emo_1m,timm/fastvit_t8] profile.runtimes=[eager,onnxruntime]",
     "export": "weights=runs/<run> format=onnx quantize.int8=true",
     "prune": "weights=runs/<run> prune.latency_ms=6 prune.runtime=openvino",
+    "store-logits": "weights=runs/<run> data=digits epochs=30 out=logits",
 }
 
 
@@ -73,9 +74,9 @@ def page() -> str:
     """Return docs/configuration.md: every setting of every command."""
     parts = [
         "# Configuration",
-        "Every setting of `zoo train`, `eval`, `benchmark`, `export`, `prune`, and of the scripts"
-        " `train.py`, `eval.py`, `benchmark.py` and `export.py`. `zoo <command> --help` prints the"
-        " same. The comments come from `zoo/settings.py`; `make generated` writes this page.",
+        "Every setting of the commands that take `key=value`, and of the scripts of the same names."
+        " `zoo <command> --help` prints the same. The comments come from `zoo/settings.py`;"
+        " `make generated` writes this page.",
         "Settings are given as `key=value`: `zoo train model=mobilenetv2_100 train.epochs=30`. From"
         ' Python, `zoo.train(model="mobilenetv2_100", epochs=30)` does the same.',
     ]

@@ -11,10 +11,11 @@ from torch import nn
 from zoo import registry
 from zoo.build import published_entry
 from zoo.commands import eval_diagnosis, resolve
+from zoo.commands.devices import find_device
 from zoo.data.datamodule import ImageData
 from zoo.data.presets import PREPROCESSING
 from zoo.deploy import files, int8_graph
-from zoo.errors import BadInput, first_line
+from zoo.errors import BadInput
 from zoo.factory import create_model
 from zoo.fetch import is_address
 from zoo.inputs import published_input, published_normalisation
@@ -75,7 +76,7 @@ def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str
         model = _build(settings, saved, arguments, data)
     is_qat = saved is not None and saved.is_qat
     form = ", fused" if settings.fused else ", quantisation-aware" if is_qat else ""
-    device = _device(settings.device)
+    device = find_device(settings.device)
     layout = torch.channels_last
     model = model.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     target = EvaluationTarget(
@@ -236,17 +237,6 @@ def _check_published_classes(arguments: dict[str, Any], data: ImageData) -> None
             f"the published weights of {arguments['name']} have {published} classes, but the data"
             f" has {data.num_classes}; choose the data that they were trained on"
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).tolist()  # a meta tensor has no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"device={name} is not available: {first_line(error)}") from error
-    return device
 
 
 def _evaluate_artefact(settings: EvalRun, explicit: resolve.Explicit) -> dict[str, Any]:

@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.progress",
     "model.base",
+    "train.distill_store",
     "data.root",
     "data.num_workers",
     "data.cache",

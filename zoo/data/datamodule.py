@@ -302,6 +302,13 @@ class ImageData:
             batches = samplers.TrainBatches(len(source), self.batch_size, self.seed)
         return ImageLoader(data, batches, self.config.num_workers)
 
+    def ordered_dataloader(self) -> ImageLoader:
+        """Return the augmented training images of an epoch in order, each once, in one process."""
+        source = self.source("train")
+        data = self._images(source, self._train, self.seed)
+        batches = samplers.OrderedBatches(len(source), self.batch_size, self.seed)
+        return ImageLoader(data, batches, self.config.num_workers)
+
     def val_dataloader(self) -> ImageLoader | StreamLoader:
         """Return the validation images, each on exactly one rank."""
         return self.eval_dataloader("val")

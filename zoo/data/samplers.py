@@ -42,6 +42,7 @@ class TrainBatches:
         self.seed = seed
         self.epoch = 0
         self.start_batch = 0
+        self._drawn: tuple[int, torch.Tensor] | None = None  # order of the images of an epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch of the next iteration."""
@@ -53,13 +54,19 @@ class TrainBatches:
         return self.num_samples // (self.batch_size * rank_and_world()[1])
 
     def __iter__(self) -> Iterator[list[Key]]:
-        rank, world = rank_and_world()
-        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        order = self._order(generator)
+        epoch = self.epoch
         for batch in range(self.start_batch, len(self)):
-            start = (batch * world + rank) * self.batch_size
-            chosen = order[start : start + self.batch_size].tolist()
-            yield [(self.epoch, index) for index in chosen]
+            yield self.keys(epoch, batch)
+
+    def keys(self, epoch: int, batch: int) -> list[Key]:
+        """Return the keys of one batch of an epoch on this rank."""
+        rank, world = rank_and_world()
+        if self._drawn is None or self._drawn[0] != epoch:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+            self._drawn = epoch, self._order(generator)
+        start = (batch * world + rank) * self.batch_size
+        chosen = self._drawn[1][start : start + self.batch_size].tolist()
+        return [(epoch, index) for index in chosen]
 
     def _order(self, generator: torch.Generator) -> torch.Tensor:
         """Return the indices of the images of an epoch in order."""
@@ -85,6 +92,16 @@ class BalancedBatches(TrainBatches):
         return torch.multinomial(
             self._shares, self.num_samples, replacement=True, generator=generator
         )
+
+
+class OrderedBatches(TrainBatches):
+    """Every training image of an epoch once, in order; the last batch may be smaller."""
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def _order(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.arange(self.num_samples)
 
 
 class EvalBatches:

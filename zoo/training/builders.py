@@ -10,6 +10,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from zoo import registry
+from zoo.backbone import Backbone
 from zoo.data.create import create_datamodule
 from zoo.data.datamodule import ImageData
 from zoo.data.holdout import SavedSplit
@@ -21,10 +22,12 @@ from zoo.factory import create_model
 from zoo.inputs import published_normalisation, published_statistics
 from zoo.progress import phase
 from zoo.settings import DataConfig, ModelConfig, TrainConfig, TrainRun
+from zoo.training import logit_store
 from zoo.training.checkpoint import is_zoo_checkpoint
 from zoo.training.checkpoint_schema import check as check_checkpoint
 from zoo.training.checks import check_choice
-from zoo.training.losses import Distillation, create_loss
+from zoo.training.logit_store import LogitStore
+from zoo.training.losses import Distillation, StoredDistillation, create_loss
 from zoo.training.mixing import Mixing
 from zoo.training.report_files import class_names
 from zoo.training.tasks import check_task, get_task
@@ -238,7 +241,8 @@ def build_mixing(train: TrainConfig, num_classes: int) -> Mixing | None:
 def build_criterion(train: TrainConfig, model: nn.Module, data: ImageData) -> nn.Module:
     """Return the loss; with `train.distill`, a `Distillation` that also has the teacher.
 
-    A loss is called with (outputs, targets), a `Distillation` with (outputs, targets, images).
+    A loss is called with (outputs, targets), a `Distillation` with (outputs, targets, images), a
+    `StoredDistillation` with (outputs, targets, keys of the images).
 
     Raises:
         BadInput: The loss is unknown, the teacher has other classes, or the task of the data does
@@ -261,18 +265,24 @@ def build_criterion(train: TrainConfig, model: nn.Module, data: ImageData) -> nn
         base.watch(model)  # type: ignore[operator]
     if train.distill == "none":
         return base
-    teacher, teacher_normalization = _build_teacher(train, data)
-    enable_two_heads = getattr(model, "set_distilled_training", None)
-    if enable_two_heads is not None:
-        enable_two_heads(True)
-    return Distillation(
-        base,
-        teacher,
-        kind=train.distill,
-        alpha=train.distill_alpha,
-        tau=train.distill_tau,
-        renormalize=_renormalization((data.mean, data.std), teacher_normalization),
-    )
+    if train.distill == "stored":
+        store = LogitStore(str(train.distill_store))
+        store.check(logit_store.describe(data, train.seed), train.epochs)
+        criterion: nn.Module = StoredDistillation(base, store, alpha=train.distill_alpha)
+    else:
+        teacher, teacher_normalization = _build_teacher(train, data)
+        criterion = Distillation(
+            base,
+            teacher,
+            kind=train.distill,
+            alpha=train.distill_alpha,
+            tau=train.distill_tau,
+            renormalize=renormalization((data.mean, data.std), teacher_normalization),
+        )
+    has_one_head = isinstance(model, Backbone) and not hasattr(model.head, "distilled_training")
+    if not has_one_head and hasattr(model, "set_distilled_training"):  # timm's models, too
+        model.set_distilled_training(True)  # type: ignore[operator]
+    return criterion
 
 
 def _class_weights(train: TrainConfig, data: ImageData) -> Tensor | None:
@@ -322,7 +332,7 @@ def _build_teacher(train: TrainConfig, data: ImageData) -> tuple[nn.Module, Norm
     return teacher, published_statistics(name)
 
 
-def _renormalization(student: Normalization, teacher: Normalization) -> Callable | None:
+def renormalization(student: Normalization, teacher: Normalization) -> Callable | None:
     """Return a function from the student's normalisation to the teacher's; None if they agree."""
     if all(
         torch.allclose(torch.tensor(a), torch.tensor(b))

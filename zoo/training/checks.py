@@ -20,7 +20,7 @@ CHOICES = {
     "clip_mode": ("norm", "value", "agc"),
     "lr_scale": ("linear", "sqrt", "none"),
     "adapt": ("none", "norms", "ssf", "lora", "linear"),
-    "distill": ("none", "hard", "soft"),
+    "distill": ("none", "hard", "soft", "stored"),
     "accelerator": ("auto", "cpu", "cuda", "gpu", "mps"),
     "strategy": ("auto", "ddp"),
     "sampler": ("shuffle", "balanced"),
@@ -183,7 +183,9 @@ def _check_combinations(train: TrainConfig) -> None:
             f"train.stop_at_epoch={train.stop_at_epoch} is more than train.epochs={train.epochs};"
             " lower it, or leave it out"
         )
-    if train.distill != "none" and train.distill_teacher is None:
+    if train.distill == "stored":
+        _check_stored(train)
+    elif train.distill != "none" and train.distill_teacher is None:
         raise BadInput(
             f"train.distill={train.distill} requires a teacher; give train.distill_teacher=<model>"
         )
@@ -191,6 +193,21 @@ def _check_combinations(train: TrainConfig) -> None:
         raise BadInput(
             f"train.min_lr={train.min_lr:g} is above train.lr={train.lr:g}; lower train.min_lr"
         )
+
+
+def _check_stored(train: TrainConfig) -> None:
+    """Raise `BadInput` for settings that stored predictions do not support."""
+    if train.distill_store is None:
+        raise BadInput(
+            "train.distill=stored requires predictions; give train.distill_store=<folder>, which"
+            " zoo store-logits makes"
+        )
+    for key in ("mixup", "cutmix"):
+        if getattr(train, key) > 0:
+            raise BadInput(
+                f"train.{key}={getattr(train, key):g} mixes images, for which no predictions are"
+                " stored; leave it out with train.distill=stored"
+            )
 
 
 def _check_qat(train: TrainConfig) -> None:
@@ -252,9 +269,13 @@ def _check_unused(train: TrainConfig) -> None:
             train.mixup > 0 and train.cutmix > 0,
             "both train.mixup and train.cutmix",
         ),
-        "distill_teacher": (train.distill != "none", "train.distill=hard or soft"),
-        "distill_teacher_weights": (train.distill != "none", "train.distill=hard or soft"),
-        "distill_alpha": (train.distill != "none", "train.distill=hard or soft"),
+        "distill_teacher": (train.distill in ("hard", "soft"), "train.distill=hard or soft"),
+        "distill_teacher_weights": (
+            train.distill in ("hard", "soft"),
+            "train.distill=hard or soft",
+        ),
+        "distill_store": (train.distill == "stored", "train.distill=stored"),
+        "distill_alpha": (train.distill != "none", "train.distill=hard, soft or stored"),
         "distill_tau": (train.distill == "soft", "train.distill=soft"),
         "adapt_args": (train.adapt != "none", "train.adapt"),
         "shrink_score": (train.shrink > 0, "train.shrink above 0"),

@@ -76,18 +76,22 @@ def describe_disk_error(error: OSError, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Let no other process train in a run folder, and remove what killed processes left there.
+def sole_writer(folder: Path, doing: str = "training") -> Iterator[None]:
+    """Let no other process write to a folder, and remove what killed processes left there.
+
+    Args:
+        folder: A run folder, or a store of logits.
+        doing: What the process does there, for messages.
 
     Raises:
-        BadInput: Another process trains in this folder.
+        BadInput: Another process does so in this folder.
     """
     lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise BadInput(
-            f"another process is training in {folder}; wait until it ends, or stop it first"
+            f"another process is {doing} in {folder}; wait until it ends, or stop it first"
         ) from error
     except (OSError, NotImplementedError):  # a file system without locks
         pass
@@ -106,7 +110,7 @@ def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of a run folder, in which no process may be writing."""
     for place, patterns in (
         (folder / "checkpoints", (".*.ckpt.*", ".copy*")),
-        (folder, (".metrics.csv.*", "metrics.part", ".*.png.*", ".*.yaml.*")),
+        (folder, (".metrics.csv.*", "metrics.part", ".*.png.*", ".*.yaml.*", ".*.npy.*")),
     ):
         for path in (path for pattern in patterns for path in place.glob(pattern)):
             with contextlib.suppress(OSError):

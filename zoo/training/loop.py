@@ -27,7 +27,7 @@ from zoo.settings import TrainConfig
 from zoo.training import checkpoint, restore
 from zoo.training.interrupt import Interrupt
 from zoo.training.logs import MetricsLog, ProgressBar
-from zoo.training.losses import Distillation
+from zoo.training.losses import Distillation, StoredDistillation
 from zoo.training.method import TrainingMethod
 from zoo.training.mixing import Mixing
 from zoo.training.stopping import TimeLimit, reason_to_end
@@ -159,7 +159,8 @@ class Loop:
     def _base_loss(self) -> nn.Module:
         """The loss on the labels, which may have a state."""
         criterion = self.components.criterion
-        return criterion.base if isinstance(criterion, Distillation) else criterion
+        kinds = (Distillation, StoredDistillation)
+        return criterion.base if isinstance(criterion, kinds) else criterion
 
     def _states(self) -> dict[str, nn.Module]:
         """Return the models that a checkpoint keeps, by the name of its entry."""
@@ -323,6 +324,9 @@ class Loop:
             with fabric.autocast():
                 if isinstance(components.criterion, Distillation):
                     loss = components.criterion(outputs, targets, images)
+                elif isinstance(components.criterion, StoredDistillation):
+                    keys = self.loader.batch_sampler.keys(self.progress.epoch, index)  # type: ignore[union-attr]
+                    loss = components.criterion(outputs, targets, keys)
                 else:
                     loss = components.criterion(outputs, targets)
             fabric.backward(loss / size, **self._backward_args)

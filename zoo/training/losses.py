@@ -7,7 +7,7 @@ distributions N K.
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbone import Backbone
+from zoo.data.samplers import Key
 from zoo.errors import BadInput, first_line, unknown_value
 from zoo.training.checks import check_choice, check_value
+from zoo.training.logit_store import LogitStore, divergence
 
 _LOSSES: dict[str, dict[str, Callable[..., nn.Module]]] = {}
 
@@ -330,3 +332,28 @@ class Distillation(nn.Module):
         log_q = F.log_softmax(teacher / self.tau, dim=1)
         divergence = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
         return divergence * self.tau**2
+
+
+class StoredDistillation(nn.Module):
+    """A loss on the labels plus the divergence from stored predictions of a teacher.
+
+    With all classes stored it equals `Distillation` of the kind `"soft"` at temperature 1.
+
+    Args:
+        base: The loss on the labels.
+        store: The predictions.
+        alpha: Weight of the teacher's loss; the labels have `1 - alpha`.
+    """
+
+    def __init__(self, base: nn.Module, store: LogitStore, *, alpha: float) -> None:
+        super().__init__()
+        self.base, self.store, self.alpha = base, store, alpha
+
+    def forward(
+        self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor, keys: Sequence[Key]
+    ) -> Tensor:
+        """Return the loss for the student's outputs on the images `keys`, all of one epoch."""
+        logits, distilled = (outputs, outputs) if isinstance(outputs, Tensor) else outputs
+        teacher = self.store.probabilities(keys[0][0], [index for _, index in keys])
+        loss = divergence(distilled, teacher)
+        return (1 - self.alpha) * self.base(logits, targets) + self.alpha * loss
