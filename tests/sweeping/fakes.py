@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from zoo.sweeping.cells import Cell
-from zoo.sweeping.lease import Claims
+from zoo.sweeping.lease import Claims, Turn
 from zoo.sweeping.worker import work
 
 EPOCHS = 2
@@ -18,8 +18,9 @@ def cell(sweep: Path, seed: int = 0, lr: float = 0.1, fold: int | None = None, *
     return Cell(sweep, groups, ("train.lr",))
 
 
-def train(one: Cell, folder: Path, resumes: bool) -> dict:
+def train(one: Cell, turn: Turn, resumes: bool) -> dict:
     """Train: each epoch depends on the last, and a checkpoint is written after each."""
+    folder = turn.run_folder
     last = folder / "checkpoints" / "last.ckpt"
     epoch, value = json.loads(last.read_text()) if resumes else (0, one.seed)
     if not resumes:

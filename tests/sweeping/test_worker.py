@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from zoo.errors import BadInput
 from zoo.sweeping import lease, worker
 from zoo.sweeping.cells import cells_of
-from zoo.sweeping.lease import Claims, Turn, last_turn, turn_file
+from zoo.sweeping.lease import Claims, last_turn, turn_file
 from zoo.sweeping.worker import CellsFailed
 from zoo.training.faults import MachineFault
 
@@ -103,16 +104,16 @@ def test_two_workers_on_two_machines_train_every_cell_once(tmp_path):
     run(other)
     trained = []
 
-    def second(one, folder, resumes):
+    def second(one, turn, resumes):
         trained.append(("second", one.name, one.setting))
-        return train(one, folder, resumes)
+        return train(one, turn, resumes)
 
-    def first(one, folder, resumes):
+    def first(one, turn, resumes):
         trained.append(("first", one.name, one.setting))
         if len(trained) == 1:  # the second machine works until only this cell is left
             with pytest.raises(KeyboardInterrupt):
                 run(sweep, second, claims=Claims(host="elsewhere"), pause=interrupt)
-        return train(one, folder, resumes)
+        return train(one, turn, resumes)
 
     def interrupt():
         raise KeyboardInterrupt
@@ -140,11 +141,8 @@ def test_a_cell_of_another_machine_is_taken_over_when_its_heartbeat_stops(tmp_pa
     turn = ours.claim(one.folder)
     assert turn is not None
     assert turn.number == 2
-    lost = []
-    theirs.on_loss = lambda: lost.append(True)
     theirs.beat()
     assert theirs.is_lost
-    assert lost == [True]
     theirs.give_back()
     assert not turn_file(one.folder, 1).read_bytes().endswith(lease.GIVEN_BACK)
     turn.give_back()
@@ -157,7 +155,8 @@ def test_a_worker_that_was_declared_dead_by_mistake_changes_nothing(tmp_path):
         cell(folder).add()
     run(whole)
 
-    def suspended(one, folder, resumes):
+    def suspended(one, turn, resumes):
+        folder = turn.run_folder
         folder.mkdir()
         (folder / "metrics.csv").write_text("nonsense")
         run(sweep, claims=Claims(patience=0, host="elsewhere"))  # takes over and finishes
@@ -175,25 +174,18 @@ def test_a_worker_whose_turn_is_lost_goes_on_with_another_cell(tmp_path):
         cell(tmp_path, seed).add()
     trained = []
 
-    def interrupted(one, folder, resumes):
+    def interrupted(one, turn, resumes):
         trained.append(one.seed)
         if len(trained) == 1:
-            turn = Claims(patience=0, host="elsewhere").claim(one.folder)
-            assert turn is not None
-            turns[-1].beat()
-            turn.give_back()
-            raise SystemExit(143)  # what the heartbeat makes of the training
-        return train(one, folder, resumes)
+            other = Claims(patience=0, host="elsewhere").claim(one.folder)
+            assert other is not None
+            turn.beat()
+            other.give_back()
+            assert turn.is_lost
+            raise SystemExit(1)  # so the training ends
+        return train(one, turn, resumes)
 
-    turns: list[Turn] = []
-
-    class Noted(Claims):
-        def claim(self, folder):
-            turn = super().claim(folder)
-            turns.extend([turn] if turn else [])
-            return turn
-
-    run(tmp_path, interrupted, claims=Noted(beat=1000))
+    run(tmp_path, interrupted)
     assert trained == [0, 0, 1]
 
 
@@ -201,7 +193,7 @@ def test_a_worker_whose_turn_is_lost_goes_on_with_another_cell(tmp_path):
 def test_a_worker_that_is_stopped_gives_its_cell_back_at_once(tmp_path, error):
     cell(tmp_path).add()
 
-    def stopped(one, folder, resumes):
+    def stopped(one, turn, resumes):
         raise error
 
     with pytest.raises(type(error)):
@@ -216,11 +208,11 @@ def test_a_cell_that_fails_here_is_tried_once_and_left_to_others(tmp_path):
         cell(tmp_path, seed).add()
     tried = []
 
-    def failing(one, folder, resumes):
+    def failing(one, turn, resumes):
         tried.append(one.seed)
         if one.seed == 1:
             raise BadInput("photos does not exist")
-        return train(one, folder, resumes)
+        return train(one, turn, resumes)
 
     with pytest.raises(CellsFailed, match=r"1 of 3 cells .*seed_1: photos does not exist"):
         run(tmp_path, failing)
@@ -235,8 +227,8 @@ def test_a_diverged_cell_is_not_repeated_and_its_setting_has_no_mean(tmp_path):
         for lr in (0.1, 9.0):
             cell(tmp_path, seed, lr).add()
 
-    def diverging(one, folder, resumes):
-        result = train(one, folder, resumes)
+    def diverging(one, turn, resumes):
+        result = train(one, turn, resumes)
         bad = one.settings["train"]["lr"] == 9.0 and one.seed == 1
         return {"outcome": "diverged", "metrics": {}} if bad else result
 
@@ -265,10 +257,10 @@ def test_the_table_is_complete_although_a_cell_ends_between_reading_and_writing(
 
     monkeypatch.setattr(table, "page_of", slow)
 
-    def stop(one, folder, resumes):
+    def stop(one, turn, resumes):
         if one.seed == 1:
             raise BadInput("not here")
-        return train(one, folder, resumes)
+        return train(one, turn, resumes)
 
     run(tmp_path, stop)
     assert "preliminary" in calls[0]
@@ -337,3 +329,24 @@ def test_a_worker_says_that_it_waits_only_once(tmp_path):
 
     worker.work(tmp_path, train, claims=Claims(), pause=pause, report=lines.append)
     assert lines.count("waiting for 1 cells that other workers train") == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs SIGUSR1")
+def test_a_signal_between_two_cells_ends_the_worker_and_sigusr1_requeues_its_job(
+    tmp_path, monkeypatch
+):
+    for seed in (0, 1):
+        cell(tmp_path, seed).add()
+    lines = []
+    monkeypatch.setattr(worker.slurm, "requeue", lambda: "requeued")
+
+    def signalled(one, turn, resumes):
+        result = train(one, turn, resumes)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return result
+
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, signalled, report=lines.append)
+    assert end.value.code == 138
+    assert lines[-1] == "requeued"
+    assert [one.is_finished() for one in cells_of(tmp_path)] == [True, False]

@@ -17,6 +17,7 @@ from zoo.settings import TrainRun
 from zoo.sweeping import cells as sweep_cells
 from zoo.sweeping.cells import OF_A_MACHINE as OF_A_MACHINE
 from zoo.sweeping.cells import Cell
+from zoo.sweeping.lease import Turn
 from zoo.training import run_folder
 from zoo.training.checks import check_train
 
@@ -118,7 +119,7 @@ def run_sweep(
     new = sum([cell.add() for cell in cells])
     total = len(sweep_cells.cells_of(folder))
     print(f"sweep {folder}: {total} cells" + (f", {new} of them new" if new else ""), flush=True)
-    work(folder, lambda cell, target, resumes: _train_cell(cell, target, resumes, of_machine))
+    work(folder, lambda cell, turn, resumes: _train_cell(cell, turn, resumes, of_machine))
     print((folder / "table.md").read_text("utf-8"))
     print(f"written to {folder}: table.md, table.csv, cells.csv; the runs are in {folder / 'runs'}")
     return folder
@@ -154,9 +155,10 @@ def _cell(folder: Path, settings: TrainRun, explicit: resolve.Explicit) -> Cell:
 
 
 def _train_cell(
-    cell: Cell, folder: Path, resumes: bool, of_machine: Mapping[str, Any]
+    cell: Cell, turn: Turn, resumes: bool, of_machine: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Train a cell in a run folder, and return how it ended."""
+    """Train a cell in the folder of its turn, and return how it ended."""
+    folder = turn.run_folder
     from zoo import tensor_files
     from zoo.training import loop
 
@@ -168,7 +170,7 @@ def _train_cell(
         explicit = {"train.resume": str(folder), **_may_change(of_machine)}
     try:
         command = command_line("train", {"train.sweep": cell.sweep})
-        run(merged, explicit, run_folder.CellRun(folder, command))
+        run(merged, explicit, run_folder.CellRun(folder, command, lambda: turn.is_lost))
     except loop.Diverged as error:
         return {"outcome": "diverged", "metrics": {}, "reason": str(error)}
     content = tensor_files.read(folder / "checkpoints" / "last.ckpt")

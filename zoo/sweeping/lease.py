@@ -51,7 +51,6 @@ class Turn:
 
     Attributes:
         is_lost: Whether another worker has taken the next turn.
-        on_loss: Called once, in another thread, when the turn is lost.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class Turn:
     ) -> None:
         self.folder, self.number = folder, number
         self.is_lost = False
-        self.on_loss: Callable[[], None] = lambda: None
         self._handle, self._lock = handle, lock
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat_until_end, args=(beat,), daemon=True)
@@ -80,7 +78,6 @@ class Turn:
             next_turn = turn_file(self.folder, self.number + 1)
             if next_turn.exists() or not turn_file(self.folder, self.number).exists():
                 self.is_lost = True
-                self.on_loss()
                 return
             os.write(self._handle, b".")
         except OSError:  # a full disk or a server that is down, perhaps not for long

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,14 +19,16 @@ from zoo.errors import ZooError, first_line
 from zoo.sweeping.cells import RESULT, Cell, cells_of
 from zoo.sweeping.lease import Claims, Turn, last_turn
 from zoo.sweeping.table import write_tables
+from zoo.training import slurm
 from zoo.training.checkpoint import duplicate
 from zoo.training.disk import atomic_file
 from zoo.training.faults import MachineFault
+from zoo.training.interrupt import EXIT_CODES, Interrupt
 
 PAUSE = 2.0  # seconds between looks at cells that others train
 
-Train = Callable[[Cell, Path, bool], Mapping[str, Any]]
-"""Trains a cell in a run folder, which may have a checkpoint to continue; returns its result."""
+Train = Callable[[Cell, Turn, bool], Mapping[str, Any]]
+"""Trains a cell in its turn, from the start or from a checkpoint; returns its result."""
 
 log = logging.getLogger("zoo.train")
 
@@ -54,9 +57,20 @@ def work(
     Raises:
         CellsFailed: Some cells cannot be trained here; all others are finished.
         MachineFault: This machine has too little memory or disk; other workers may go on.
-        SystemExit: Ctrl-C or SIGTERM; the cell can be continued at once by any worker.
+        SystemExit: Ctrl-C, SIGTERM or SIGUSR1; any worker can continue the cell at once.
     """
-    claims = claims or Claims()
+    with Interrupt() as interrupt:
+        _work(sweep, train, claims or Claims(), pause, report, interrupt)
+
+
+def _work(
+    sweep: Path,
+    train: Train,
+    claims: Claims,
+    pause: Callable[[], None],
+    report: Callable[[str], None],
+    interrupt: Interrupt,
+) -> None:
     failed: dict[Path, str] = {}
     is_waiting = False
     while True:
@@ -65,6 +79,7 @@ def work(
         todo = [cell for cell in left if cell.folder not in failed]
         if not todo:
             break
+        _stop_if_interrupted(interrupt, report)
         took_any = False
         for cell in todo:
             turn = None if cell.is_finished() else claims.claim(cell.folder)
@@ -96,29 +111,30 @@ def work(
         )
 
 
+def _stop_if_interrupted(interrupt: Interrupt, report: Callable[[str], None]) -> None:
+    """Exit if a signal came between two cells."""
+    if interrupt.signal is None:
+        return
+    if interrupt.is_preemption:
+        report(slurm.requeue())
+    sys.exit(EXIT_CODES[interrupt.signal])
+
+
 def _take(cell: Cell, turn: Turn, train: Train, report: Callable[[str], None]) -> None:
     """Train a cell in its turn, and publish the run."""
-    turn.on_loss = _interrupt_training
     try:
         if cell.is_finished():  # since it was listed
             return
         can_continue = _continue_from_earlier_turn(turn)
-        result = dict(train(cell, turn.run_folder, can_continue))
+        result = dict(train(cell, turn, can_continue))
         _publish(cell, turn, result)
         report(f"{result['outcome']}: {cell.finished}")
     except (SystemExit, ZooError):
         if not turn.is_lost:
             raise
+        report(f"another worker has taken over {cell.setting}/{cell.name}")
     finally:
         turn.give_back()
-
-
-def _interrupt_training() -> None:
-    """Let training in the main thread end as after SIGTERM; without effect outside training."""
-    import _thread
-    import signal
-
-    _thread.interrupt_main(signal.SIGTERM)
 
 
 def _continue_from_earlier_turn(turn: Turn) -> bool:

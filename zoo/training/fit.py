@@ -32,6 +32,7 @@ from zoo.training import (
     optim,
     run_data,
     run_folder,
+    slurm,
 )
 from zoo.training.allocator import disable_malloc_trim
 from zoo.training.checks import PRECISIONS
@@ -66,7 +67,7 @@ def train(
 
     Raises:
         ZooError: A setting is invalid (nothing was written), or training diverged.
-        SystemExit: Ctrl-C or SIGTERM; the run can be resumed.
+        SystemExit: Ctrl-C, SIGTERM or SIGUSR1; the run can be resumed.
     """
     planned = run.train
     if planned.dry_run:
@@ -132,6 +133,8 @@ def _train(
         if own_folder is not None:
             stack.enter_context(sole_writer(own_folder))
         loop = Loop(fabric, components, run.train, own_folder, logger)
+        if cell is not None:
+            loop.is_lost = cell.is_lost
         if resumed is not None:
             loop.restore(resumed, resumed["path"])
         stack.enter_context(
@@ -184,9 +187,14 @@ def _run_loop(
             loop.save_start()
         try:
             loop.run(log, bar, interrupt)
-        except Interrupted:
+        except Interrupted as stop:
             command = _command_to_continue(folder, cell)
             _report_interruption(logger, command, loop, interrupt)
+            if stop.is_preemption:
+                if own_folder is not None:
+                    logger.warning(slurm.requeue())
+                loop.fabric.barrier()  # SLURM may end a job whose first process ends
+            sys.exit(EXIT_CODES.get(interrupt.signal, 1) if interrupt.signal is not None else 1)
         if loop.ended:
             logger.info(f"ended after epoch {progress.epoch}: {loop.ended}")
         logger.info(_summary(folder, loop) if cell is None else _best(loop))
@@ -433,14 +441,13 @@ def _log_start(
 def _report_interruption(
     logger: logging.Logger, command: str, loop: Any, interrupt: Interrupt
 ) -> None:
-    """Log how to continue the run, and exit with the code of the signal."""
+    """Log how to continue the run."""
     progress = loop.progress
     name = "a signal" if interrupt.signal is None else interrupt.signal.name
     logger.warning(
         f"stopped by {name} in epoch {progress.epoch + 1}, after batch {progress.batch} of"
         f" {loop.batches}; continue with: {command}"
     )
-    sys.exit(EXIT_CODES.get(interrupt.signal, 1) if interrupt.signal is not None else 1)
 
 
 def _summary(folder: Path, loop: Any) -> str:

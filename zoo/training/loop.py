@@ -41,7 +41,14 @@ class Diverged(ZooError):
 
 
 class Interrupted(Exception):
-    """A signal stopped the run; the last checkpoint continues it."""
+    """A signal stopped the run; the last checkpoint continues it.
+
+    Attributes:
+        is_preemption: Whether it was SIGUSR1 in any process: the job should go on later.
+    """
+
+    def __init__(self, is_preemption: bool = False) -> None:
+        self.is_preemption = is_preemption
 
 
 class _OutOfTime(Exception):
@@ -111,6 +118,7 @@ class Loop:
 
     Attributes:
         ended: Why the run ended before its last epoch; empty if it did not.
+        is_lost: Returns whether another process trains the run now, so that this one should stop.
 
     Args:
         fabric: Devices, precision, processes.
@@ -139,6 +147,7 @@ class Loop:
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self._loss_sum = torch.zeros((), device=fabric.device)
         self.ended = ""
+        self.is_lost: Callable[[], bool] = lambda: False
         self._time = TimeLimit(train)
         self._interrupt = Interrupt()
         self._restored_from: Path | None = None  # until the first update
@@ -416,21 +425,24 @@ class Loop:
         is_due = is_last or self.progress.update % self.train.log_every == 0
         if self.fabric.world_size > 1 and not is_due:
             return  # communication takes time
-        is_interrupted, is_over = self._in_any_process(
-            self._interrupt.signal is not None, self._time.is_over
+        is_interrupted, is_preemption, is_over = self._in_any_process(
+            self._interrupt.signal is not None or self.is_lost(),
+            self._interrupt.is_preemption,
+            self._time.is_over,
         )
         if is_interrupted:
             self._save()
-            raise Interrupted
+            raise Interrupted(is_preemption)
         if is_over and not is_last:  # a complete epoch is validated first
             self._save()
             raise _OutOfTime
 
     def _stop_while_validating(self) -> None:
         """After a validation batch of a single process, stop if it received a signal."""
-        if self._interrupt.signal is not None and self.fabric.world_size == 1:
+        is_stopped = self._interrupt.signal is not None or self.is_lost()
+        if is_stopped and self.fabric.world_size == 1:
             self._save()
-            raise Interrupted
+            raise Interrupted(self._interrupt.is_preemption)
 
     # -- validation and checkpoints ---------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import os
 import platform
 import secrets
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,12 @@ class CellRun:
     Attributes:
         folder: Where the run is while it is trained.
         command: The command that goes on with the sweep.
+        is_lost: Returns whether another worker trains the run now, so that this one should stop.
     """
 
     folder: Path
     command: str
+    is_lost: Callable[[], bool]
 
 
 def check_writable(folder: str | Path, key: str) -> None:
