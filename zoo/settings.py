@@ -87,11 +87,12 @@ class TrainConfig:
     limit_train_batches: int | None = None  # batches per epoch, for a smoke test
     limit_val_batches: int | None = None  # batches per validation, for a smoke test
     dry_run: bool = False  # one update and one validation batch, without a run folder
+    find_lr: bool = False  # try all learning rates in 100 updates, and draw the losses
     resume: str | None = None  # run folder or checkpoint of the run to continue
     best: str | None = None  # selects best.ckpt: top1, map, macro_f1, loss; null: the task's score
 
     # an update uses batch_size x accumulate x processes images
-    batch_size: int = 16  # images per process
+    batch_size: Any = 16  # images per process; auto: the largest that fits, found by doubling
     accumulate: int = 1  # batches per update
 
     # optimizer and schedule, with the names and arguments of timm's factories
@@ -110,6 +111,7 @@ class TrainConfig:
     clip_grad: float | None = None  # largest norm or value of the gradient; null: no clipping
     clip_mode: str = "norm"  # norm, value, agc
     freeze: list[str] = field(default_factory=list)  # globs of modules, all-but-head, all-but-norms
+    freeze_epochs: int | None = None  # train the frozen parameters after so many epochs
     adapt: str = "none"  # adapters beside a frozen base: norms, ssf, lora, linear
     adapt_args: dict[str, Any] = field(default_factory=dict)  # rank, alpha, std, where: [globs]
 

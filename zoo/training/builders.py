@@ -52,7 +52,10 @@ def build_data(run: TrainRun, fabric: Fabric, normalisation: Mapping[str, Any] |
     if not expected and (run.model.pretrained or run.model.checkpoint_path is not None):
         expected = published_normalisation(run.model.encoder or run.model.name)
     data = create_datamodule(
-        run.data, batch_size=run.train.batch_size, seed=run.train.seed, **expected
+        run.data,
+        batch_size=1 if run.train.batch_size == "auto" else run.train.batch_size,  # found later
+        seed=run.train.seed,
+        **expected,
     )
     if data.config.download and fabric.world_size > 1:
         download_once(data, fabric)

@@ -35,7 +35,7 @@ _AT_LEAST_ONE = (
     "patience",
     "limit_train_batches",
     "limit_val_batches",
-    "batch_size",
+    "freeze_epochs",
     "accumulate",
     "lr_base_batch",
     "num_nodes",
@@ -61,6 +61,7 @@ _SCHEDULES_WITH_MIN_LR = ("cosine", "tanh", "poly", "wsd", "rsqrt")
 def check_train(train: TrainConfig) -> None:
     """Raise `BadInput` for the first value of `train` that is invalid or has no effect."""
     _check_ranges(train)
+    _check_batch_size(train.batch_size)
     for key, choices in CHOICES.items():
         check_choice(f"train.{key}", str(getattr(train, key)), choices)
     for name in train.loggers:
@@ -160,6 +161,11 @@ def _check_ranges(train: TrainConfig) -> None:
         check(key, getattr(train, key) <= 1000, "at most 1000")
 
 
+def _check_batch_size(size: Any) -> None:
+    is_count = isinstance(size, int) and not isinstance(size, bool) and 1 <= size < 2**31
+    check_value("train.batch_size", size, size == "auto" or is_count, "auto or at least 1")
+
+
 def _check_devices(devices: Any) -> None:
     is_count = isinstance(devices, int) and not isinstance(devices, bool) and devices >= 1
     check_value("train.devices", devices, devices == "auto" or is_count, "auto or at least 1")
@@ -182,6 +188,21 @@ def _check_combinations(train: TrainConfig) -> None:
         raise BadInput(
             f"train.stop_at_epoch={train.stop_at_epoch} is more than train.epochs={train.epochs};"
             " lower it, or leave it out"
+        )
+    if train.freeze_epochs is not None and train.freeze_epochs >= train.epochs:
+        raise BadInput(
+            f"train.freeze_epochs={train.freeze_epochs} is all of train.epochs={train.epochs}:"
+            " nothing would be unfrozen; lower it, or leave it out"
+        )
+    if train.freeze_epochs is not None and train.shrink > 0:
+        raise BadInput(
+            f"train.freeze_epochs={train.freeze_epochs} is not supported with train.shrink, which"
+            " replaces layers; leave one of them out"
+        )
+    if train.find_lr and (train.dry_run or train.resume is not None):
+        other = "dry_run=true" if train.dry_run else f"resume={train.resume}"
+        raise BadInput(
+            f"train.find_lr=true has no effect with train.{other}; leave one of them out"
         )
     if train.distill == "stored":
         _check_stored(train)
@@ -215,6 +236,8 @@ def _check_qat(train: TrainConfig) -> None:
     supported = {
         "precision": (str(train.precision) == "32", "use 32: int8 rounding needs 32 bits"),
         "compile": (not train.compile, "use false: it makes the int8 graph no faster"),
+        "freeze_epochs": (train.freeze_epochs is None, "leave it out: layers are fused"),
+        "find_lr": (not train.find_lr, "use false: find the rate of the float run"),
         "sync_bn": (not train.sync_bn, "use false: batch norms are folded"),
         "strategy": (train.strategy == "auto", "use auto: it runs in one process"),
         "num_nodes": (train.num_nodes == 1, "use 1: it runs in one process"),
@@ -281,6 +304,7 @@ def _check_unused(train: TrainConfig) -> None:
         "shrink_score": (train.shrink > 0, "train.shrink above 0"),
         "shrink_periods": (train.shrink > 0, "train.shrink above 0"),
         "shrink_until": (train.shrink > 0, "train.shrink above 0"),
+        "freeze_epochs": (bool(train.freeze), "train.freeze"),
         "clip_mode": (train.clip_grad is not None, "train.clip_grad"),
         "loss": (labels_count, "train.distill_alpha below 1"),
         "loss_args": (labels_count, "train.distill_alpha below 1"),

@@ -1,10 +1,8 @@
 """`train.dry_run`: one update and one validation batch, to try the settings in seconds."""
 
-import contextlib
 import dataclasses
 import sys
-
-from rich.console import Console
+from typing import Any
 
 from zoo.settings import TrainConfig
 from zoo.training import logs
@@ -25,23 +23,36 @@ def shortened(train: TrainConfig) -> TrainConfig:
     )
 
 
-def execute(loop: Loop, planned: TrainConfig, console: Console, interrupt: Interrupt) -> None:
+def step(loop: Loop, interrupt: Interrupt, log: Any = None) -> None:
+    """Run a loop without a folder.
+
+    Args:
+        loop: Made from the settings of `shortened`, without a folder.
+        interrupt: Notes the signals of the process.
+        log: Receives the metrics, like `MetricsLog`; None to drop them.
+
+    Raises:
+        SystemExit: A signal arrived.
+    """
+    log = log or logs.MetricsLog(None, [], 0, 0)
+    with logs.ProgressBar(logs.make_console(), loop.batches, 0, False) as bar:
+        try:
+            loop.run(log, bar, interrupt)
+        except Interrupted:
+            sys.exit(EXIT_CODES[interrupt.signal] if interrupt.signal else 1)
+
+
+def execute(loop: Loop, planned: TrainConfig, interrupt: Interrupt) -> None:
     """Run the update and the validation batch, and print what a run would train.
 
     Args:
         loop: Made from the settings of `shortened`, without a folder.
         planned: The settings before `shortened`.
-        console: Where to print.
         interrupt: Notes the signals of the process.
     """
-    log = logs.MetricsLog(None, [], 0, 0)
     for line in loop.describe():
         loop.logger.info(line)
-    with contextlib.closing(log), logs.ProgressBar(console, loop.batches, 0, False) as bar:
-        try:
-            loop.run(log, bar, interrupt)
-        except Interrupted:
-            sys.exit(EXIT_CODES[interrupt.signal] if interrupt.signal else 1)
+    step(loop, interrupt)
     batches = min(len(loop.loader), planned.limit_train_batches or len(loop.loader))
     updates = -(-batches // planned.accumulate) * planned.epochs
     images = planned.batch_size * planned.accumulate * loop.fabric.world_size

@@ -18,17 +18,19 @@ from timm.utils import ModelEmaV3
 
 from zoo.data import holdout
 from zoo.data.datamodule import ImageData
-from zoo.environment import describe_machine
+from zoo.environment import describe_machine, is_out_of_memory
 from zoo.errors import BadInput, first_line, folder_noted
 from zoo.progress import phase
 from zoo.quoting import command_line
 from zoo.settings import TrainConfig, TrainRun
 from zoo.training import (
+    batch_size,
     builders,
     checkpoint,
     dry_run,
     freezing,
     logs,
+    lr_range,
     optim,
     run_data,
     run_folder,
@@ -39,7 +41,7 @@ from zoo.training.checks import PRECISIONS
 from zoo.training.disk import sole_writer
 from zoo.training.faults import report_machine_faults
 from zoo.training.interrupt import EXIT_CODES, Interrupt
-from zoo.training.loop import Components, Interrupted, Loop
+from zoo.training.loop import Components, Diverged, Interrupted, Loop
 from zoo.training.method import TrainingMethod
 from zoo.training.stopping import TimeLimit, reason_to_end
 
@@ -87,13 +89,97 @@ def train(
                 if resumed is not None:
                     run_data.check_unchanged(resumed, data, resumed["path"])
             method = method or TrainingMethod()
+            if run.train.batch_size == "auto":
+                run = _with_batch_size(run, data, fabric, logger, interrupt)
+                planned = dataclasses.replace(planned, batch_size=run.train.batch_size)
             with phase(f"building {run.model.name}"):
                 components = _build(run, data, fabric, logger, resumed is not None, method)
             if planned.dry_run:
                 loop = Loop(fabric, components, run.train, None, logger)
-                dry_run.execute(loop, planned, console, interrupt)
+                dry_run.execute(loop, planned, interrupt)
+                return None
+            if planned.find_lr:
+                _find_lr(run, components, fabric, logger, interrupt)
                 return None
             return _train(run, components, fabric, console, logger, resumed, interrupt, cell)
+
+
+def _with_batch_size(
+    run: TrainRun, data: ImageData, fabric: Fabric, logger: logging.Logger, interrupt: Interrupt
+) -> TrainRun:
+    """Return the settings with the largest batch size that fits instead of `auto`."""
+    if fabric.world_size > 1:
+        raise BadInput(
+            "train.batch_size=auto is not supported with several processes; give a number"
+        )
+    if data.streaming:
+        raise BadInput("train.batch_size=auto needs a list of images, not shards; give a number")
+    images = len(data.source("train"))
+    quiet = logging.getLogger("zoo.train.attempts")
+    quiet.propagate, quiet.disabled = False, True
+
+    def sized(size: int) -> TrainRun:
+        data.batch_size = data.eval_batch_size = size
+        return dataclasses.replace(run, train=dataclasses.replace(run.train, batch_size=size))
+
+    def attempt(size: int) -> None:
+        tried = sized(size)
+        short = dataclasses.replace(tried, train=dry_run.shortened(tried.train))
+        parts = _build(short, data, fabric, quiet, False, TrainingMethod())
+        dry_run.step(Loop(fabric, parts, short.train, None, quiet), interrupt)
+
+    on_gpu = fabric.device.type == "cuda"  # reports too little memory as an error
+    with phase("finding the batch size"):
+        size, why = batch_size.find(
+            images,
+            attempt,
+            is_out_of_memory,
+            (lambda: 0.0) if on_gpu else batch_size.peak_memory,
+            batch_size.free_memory,
+        )
+    if on_gpu:
+        torch.cuda.empty_cache()
+    logger.info(f"train.batch_size=auto: {size} images ({why})")
+    return sized(size)
+
+
+def _find_lr(
+    run: TrainRun,
+    components: Components,
+    fabric: Fabric,
+    logger: logging.Logger,
+    interrupt: Interrupt,
+) -> None:
+    """Run the range test, draw it, and print the suggested learning rate."""
+    train = dataclasses.replace(
+        run.train,
+        epochs=lr_range.UPDATES,
+        limit_val_batches=1,
+        log_every=1,
+        stop_at_epoch=None,
+        patience=None,
+        max_time=None,
+        freeze_epochs=None,
+    )
+    images = train.batch_size * train.accumulate * fabric.world_size
+    factor = optim.scaled_lr(train, images) / train.lr
+    components.scheduler = lr_range.RangeSchedule(components.optimizer, factor)
+    log = lr_range.RangeLog()
+    loop = Loop(fabric, components, train, None, logger)
+    with contextlib.suppress(lr_range.Enough, Diverged):
+        dry_run.step(loop, interrupt, log)
+    chosen = lr_range.suggestion(log.rates, log.losses)
+    chosen = None if chosen is None else lr_range.rounded(chosen)
+    if not log.losses:
+        raise BadInput("train.find_lr: the loss is not finite from the start; check the data")
+    if fabric.is_global_zero:
+        folder = lr_range.write(train.out, run.model.name, log, chosen)
+        text = (
+            "the loss never falls; check the data and the settings"
+            if chosen is None
+            else f"the loss falls fastest at train.lr={chosen:g}; choose it or a lower one"
+        )
+        logger.info(f"{len(log.losses)} updates: {text}. The picture: {folder / 'lr_range.png'}")
 
 
 # Variables with which a cluster numbers the machines of a job.
@@ -321,7 +407,18 @@ def _build(
     criterion = builders.build_criterion(train, net, data)
     if train.sync_bn:  # replaces batch norms, so `freeze` must come afterwards
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     frozen_norms = freezing.freeze(net, train.freeze)
+    unfreezing = None
+    if train.freeze_epochs is not None:
+        if fabric.world_size > 1:
+            raise BadInput(
+                f"train.freeze_epochs={train.freeze_epochs} is not supported with several"
+                " processes; use train.devices=1, or leave it out"
+            )
+        frozen = [parameter for parameter in trained if not parameter.requires_grad]
+        unfreezing = freezing.Unfreezing(net, frozen, frozen_norms, train.freeze_epochs)
+        frozen_norms = []
     classifier = optim.classifier_names(net)
     net = fabric.to_device(net)
     if not resumed:
@@ -365,6 +462,7 @@ def _build(
         frozen_norms=frozen_norms,
         clipped=optim.clipped_parameters(net, train.clip_mode, classifier),
         method=method,
+        unfreezing=unfreezing,
         about={
             **entries,
             "model": arguments,

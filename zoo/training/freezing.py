@@ -45,6 +45,36 @@ def freeze(model: nn.Module, globs: Iterable[str]) -> list[nn.Module]:
     return frozen_norms(model)
 
 
+class Unfreezing:
+    """Trains the parameters that `train.freeze` froze after some epochs.
+
+    The optimizer has all parameters from the start. Those that are frozen have no gradients, so it
+    neither changes them nor keeps a state for them.
+
+    Args:
+        model: The model, after `freeze`; unfrozen, so that an optimizer can be built for it.
+        frozen: The parameters that `freeze` froze.
+        norms: The batch norms that `freeze` returned.
+        epochs: How many epochs they stay frozen.
+    """
+
+    def __init__(
+        self, model: nn.Module, frozen: list[nn.Parameter], norms: list[nn.Module], epochs: int
+    ) -> None:
+        self.frozen, self.norms, self.epochs = frozen, norms, epochs
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Freeze or unfreeze the parameters for an epoch, counted from 0."""
+        is_frozen = epoch < self.epochs
+        for parameter in self.frozen:
+            parameter.requires_grad_(not is_frozen)
+        if is_frozen:
+            for norm in self.norms:
+                norm.eval()
+
+
 def frozen_norms(model: nn.Module) -> list[nn.Module]:
     """Return the batch norms of which no parameter is trained, but for adapters behind them.
 

@@ -25,6 +25,7 @@ from zoo.environment import is_out_of_memory
 from zoo.errors import BadWeights, ZooError
 from zoo.settings import TrainConfig
 from zoo.training import checkpoint, restore
+from zoo.training.freezing import Unfreezing
 from zoo.training.interrupt import Interrupt
 from zoo.training.logs import MetricsLog, ProgressBar
 from zoo.training.losses import Distillation, StoredDistillation
@@ -97,6 +98,7 @@ class Components:
         clipped: Parameters whose gradients `train.clip_grad` clips.
         about: Checkpoint entries that never change: model, data, config, versions.
         method: The training method.
+        unfreezing: Trains frozen parameters after some epochs, or None.
     """
 
     data: ImageData
@@ -111,6 +113,7 @@ class Components:
     clipped: list[nn.Parameter]
     about: dict[str, Any]
     method: TrainingMethod
+    unfreezing: Unfreezing | None = None
 
 
 class Loop:
@@ -303,6 +306,8 @@ class Loop:
         self.components.criterion.train()
         for norm in self.components.frozen_norms:
             norm.eval()
+        if self.components.unfreezing is not None:
+            self.components.unfreezing.start_epoch(self.progress.epoch)
         self.components.method.start_epoch(self.components.net, self.progress.update)
         mixing, off_epoch = self.components.mixing, self.train.mixup_off_epoch
         if mixing is not None and off_epoch and self.progress.epoch >= off_epoch:

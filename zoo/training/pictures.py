@@ -168,6 +168,28 @@ def draw_confusion(
     _save(figure, path, dpi=120)
 
 
+def draw_lr_range(
+    path: Path,
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smooth: Sequence[float],
+    chosen: float | None,
+    title: str,
+) -> None:
+    """Draw the loss and its running mean over the learning rate, and the suggested rate."""
+    figure = _figure(7, 4)
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color="0.8", label="loss")
+    axes.plot(rates, smooth, label="running mean")
+    if chosen is not None:
+        axes.axvline(chosen, color="#d55e00", label=f"suggested: {chosen:.2g}")
+    axes.set(xscale="log", xlabel="train.lr", ylabel="loss")
+    axes.set_ylim(bottom=0, top=1.1 * max(smooth))
+    axes.set_title(f"learning-rate range test of {title}", fontsize=10)
+    axes.legend()
+    _save(figure, path, dpi=120)
+
+
 def _confusion_side(names: list[str]) -> float:
     """Return the side of the figure of a confusion matrix, inches."""
     return max(4.5, 2.5 + 0.45 * len(names)) if len(names) <= MAX_LABELLED_CLASSES else 12
