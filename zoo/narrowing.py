@@ -43,6 +43,19 @@ def places(model: nn.Module) -> dict[str, Place]:
     }
 
 
+def hidden_places(model: nn.Module) -> dict[str, Place]:
+    """Return the groups of hidden channels, without those of heads."""
+    return {n: place for n, place in places(model).items() if place.group.name.startswith("hidden")}
+
+
+def prefix(found: Mapping[str, Place], share: float) -> dict[str, Tensor]:
+    """Return the first units of each group: a share of them, rounded up to a fast width."""
+    return {
+        name: torch.arange(min(w for w in place.group.widths() if w >= share * place.group.width))
+        for name, place in found.items()
+    }
+
+
 def droppable(model: nn.Module) -> list[str]:
     """Return the paths of the blocks that add a branch to their input, and follow each other."""
     return [

@@ -141,6 +141,9 @@ class TrainConfig:
     shrink_periods: int = 5  # the share grows in so many steps
     shrink_until: float = 0.6  # share of the training after which all are zero
 
+    # one training for several sizes; zoo prune with prune.allocation=nested takes one out
+    elastic: list[float] = field(default_factory=list)  # shares of hidden channels: [0.25,0.5]
+
     # exponential moving average of the weights
     ema_decay: float = 0.0  # 0: no averaging
     ema_warmup: bool = True  # start with a lower decay
@@ -223,7 +226,7 @@ class PruneConfig:
     runtime: str = "onnxruntime"  # where it is measured; see zoo.runtimes
     threads: int = 1  # threads per call
     score: str = "magnitude"  # importance of a unit: magnitude, hesso, norm
-    allocation: str = "latency"  # latency, global, uniform; zeros: what train.shrink made zero
+    allocation: str = "latency"  # latency, global, uniform; nested, zeros: see docs/methods
     drop_blocks: bool = True  # with allocation=latency: may leave out whole residual blocks
     images: int = 512  # training images for the statistics of batch norms, and for hesso
     out: str | None = None  # parent of the new folder; null: next to the run of the weights

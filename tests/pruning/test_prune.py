@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from macs_timer import MacsTimer, macs
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,8 +23,6 @@ from zoo.pruning.prune import prune
 from zoo.pruning.table import LatencyTable, measure_table
 from zoo.reparam import randomize_parameters
 from zoo.settings import PruneConfig
-
-from .simulated import MacsTimer, macs
 
 SIZE = (1, 3, 32, 32)
 

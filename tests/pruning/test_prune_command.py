@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from macs_timer import MacsTimer
 
 import zoo
 from zoo.command_line.composition import run as run_command
@@ -15,8 +16,6 @@ from zoo.commands import resolve
 from zoo.errors import BadInput, BadWeights, ZooError
 from zoo.narrowing import widths_of
 from zoo.settings import ModelConfig, TrainConfig, TrainRun
-
-from .simulated import MacsTimer
 
 NAME = "cct_2_3x2_32"
 TRAINING = ("data=digits", "data.image_size=32", "train.batch_size=8", "train.loggers=[csv]")

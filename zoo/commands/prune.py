@@ -51,6 +51,7 @@ def run(settings: PruneRun, explicit: resolve.Explicit) -> Path:
     timer = create_timer(settings.prune)
     with phase("reading the weights"):
         saved = _read(settings)
+    shares = _trained_shares(settings.prune, saved)
     settings, arguments = resolve.describe_model(settings, saved, explicit)
     out = settings.prune.out or checkpoint.folder_of(saved.path).parent
     run_folder.check_writable(out, "prune.out")
@@ -71,6 +72,7 @@ def run(settings: PruneRun, explicit: resolve.Explicit) -> Path:
         timer,
         lambda: calibration.calibration(data, settings.prune.images),
         loss,
+        shares=shares,
     )
     with phase("evaluating"):
         before, after = (_evaluated(net, data) for net in (model, pruned.model))
@@ -95,6 +97,23 @@ def _check(settings: PruneConfig) -> None:
         check_value("prune.latency_ms", ms, ms > 0, "more than 0")
     check_value("prune.threads", settings.threads, settings.threads >= 1, "at least 1")
     check_value("prune.images", settings.images, settings.images >= 1, "at least 1")
+
+
+def _trained_shares(settings: PruneConfig, saved: resolve.SavedWeights) -> list[float]:
+    """Return `train.elastic` of the run.
+
+    Raises:
+        BadInput: Nested networks are wanted, and the run did not train any, or was cut since.
+    """
+    trained = saved.groups.get("train", {}).get("elastic") or []
+    if "progress" not in saved.content:  # the result of zoo prune
+        trained = []
+    if settings.allocation == "nested" and not trained:
+        raise BadInput(
+            f"prune.allocation=nested: {saved.source} was trained without train.elastic, so its"
+            " first hidden channels are not a network; choose another prune.allocation"
+        )
+    return trained
 
 
 def _read(settings: PruneRun) -> resolve.SavedWeights:

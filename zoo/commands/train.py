@@ -77,6 +77,10 @@ def create_method(settings: TrainRun) -> "TrainingMethod | None":
         from zoo.training.adaptation import Adaptation
 
         return Adaptation(settings.model, settings.train)
+    if settings.train.elastic:
+        from zoo.training.elastic import Elastic
+
+        return Elastic(settings.train.elastic)
     if settings.train.shrink:
         from zoo.training.shrinking import Shrinking
 

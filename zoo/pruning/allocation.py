@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from zoo.importance import Scores
-from zoo.narrowing import Place
+from zoo.narrowing import Place, prefix
 from zoo.pruning.table import LatencyTable
 
-ALLOCATIONS = ("latency", "global", "uniform", "zeros")
+ALLOCATIONS = ("latency", "global", "uniform", "nested", "zeros")
 STEPS = 8  # widths of a group to choose from, besides its own, where the multiple allows
 
 
@@ -51,19 +51,24 @@ def steps(
     found: Mapping[str, Place],
     scores: Scores,
     table: LatencyTable,
-    blocks: Sequence[str],
+    blocks: Sequence[str] = (),
+    shares: Sequence[float] = (),
 ) -> Iterator[State]:
     """Yield narrower and narrower states, without end only where nothing can be taken.
 
     Args:
-        allocation: `"latency"`, `"global"` or `"uniform"`.
+        allocation: `"latency"`, `"global"`, `"uniform"` or `"nested"`.
         found: The groups of the model.
         scores: The importance of their units.
         table: Latency of every group at every width.
         blocks: Paths of the blocks that may be dropped, for `"latency"`.
+        shares: Shares of the hidden channels that were trained, for `"nested"`.
     """
     if allocation == "latency":
         yield from _by_latency(found, scores, table, blocks)
+    elif allocation == "nested":
+        for share in sorted(shares, reverse=True):
+            yield State({name: len(units) for name, units in prefix(found, share).items()})
     elif allocation == "uniform":
         for percent in range(5, 100, 5):
             widths = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.blocks.widths import unit_is_zero
 from zoo.errors import BadInput
 from zoo.importance import Scores, add_gradients, score
-from zoo.narrowing import Place, cut, droppable, places, table_of
+from zoo.narrowing import Place, cut, droppable, hidden_places, places, table_of
 from zoo.profiling.results import Comparison
 from zoo.pruning.allocation import State, steps
 from zoo.pruning.table import LatencyTable, Timer, measure_table
@@ -19,7 +19,6 @@ from zoo.recalibration import recalibrate
 from zoo.settings import PruneConfig
 
 MEASUREMENTS = 8  # of the whole model, before the search gives up
-MARGIN = 0.98  # the prediction aims at this share of the target
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ def prune(
     timer: Timer,
     batches: Callable[[], Iterable[tuple[Tensor, Any]]],
     loss: Callable[[Any, Any], Tensor],
+    table: LatencyTable | None = None,
+    shares: Sequence[float] = (),
 ) -> Pruned:
     """Return a narrower model that meets the latency, or that has no zero units any more.
 
@@ -56,6 +57,8 @@ def prune(
         timer: Measures latencies.
         batches: Returns training images B C H W and their targets.
         loss: Maps outputs and targets to a number; for the score `hesso`.
+        table: Latency of every group at every width; None measures it.
+        shares: Shares of the hidden channels that were trained (`train.elastic`).
 
     Raises:
         BadInput: The model has nothing to prune, the latency cannot be reached or is met already,
@@ -69,12 +72,16 @@ def prune(
         )
     if settings.allocation == "zeros":
         return _without_zeros(model, found, input_size, settings, timer)
-    if settings.score == "hesso":
-        add_gradients(model, batches(), loss)
-    scores = score(settings.score, found)
+    if settings.allocation == "nested":
+        found = hidden_places(model)
+        scores = {name: -torch.arange(float(p.group.width)) for name, p in found.items()}
+    else:
+        if settings.score == "hesso":
+            add_gradients(model, batches(), loss)
+        scores = score(settings.score, found)
     model.zero_grad()
-    search = _Search(model, found, scores, input_size, settings, timer)
-    state, comparison = search.run()
+    search = _Search(model, found, scores, input_size, settings, timer, shares)
+    state, comparison = search.run(table)
     narrower = _recalibrated(search.cut(state), (images for images, _ in batches()))
     _refuse_slower(comparison)
     return Pruned(narrower, table_of(model, narrower, state.dropped), comparison, search.measured)
@@ -91,12 +98,14 @@ class _Search:
         input_size: Sequence[int],
         settings: PruneConfig,
         timer: Timer,
+        shares: Sequence[float],
     ) -> None:
+        self.shares = shares
         self.model, self.found, self.scores = model, found, scores
         self.input_size, self.settings, self.timer = input_size, settings, timer
         self.measured = 0
 
-    def run(self) -> tuple[State, Comparison]:
+    def run(self, table: LatencyTable | None) -> tuple[State, Comparison]:
         """Return the first state whose measured latency is at most the target."""
         target = self.settings.latency_ms
         assert target is not None
@@ -106,28 +115,29 @@ class _Search:
                 f"prune.latency_ms={target:g}: the model takes {before:.3g} ms in"
                 f" {self.settings.runtime} already; give a lower latency"
             )
-        table = measure_table(self.model, self.found, self.input_size, self.timer)
-        full = State({name: place.group.width for name, place in self.found.items()})
-        factor, lowest, state, comparison = 1.0, before, full, None
-        for state in self._states(table):
-            saving = full.ms(table) - state.ms(table)
-            if before - factor * saving > MARGIN * target:
-                continue
-            comparison = self._measure(state)
-            reached = before * comparison.ratio
+        if table is None:
+            table = measure_table(self.model, self.found, self.input_size, self.timer)
+        full = State({name: place.group.width for name, place in self.found.items()}).ms(table)
+        states = list(self._states(table))
+        savings = [full - state.ms(table) for state in states]
+        best: tuple[State, Comparison] | None = None
+        factor, lowest = 1.0, before
+        # The states before `first` take longer than the target, and those from `last` on do not.
+        first, last = 0, len(states)
+        while first < last and self.measured < MEASUREMENTS:
+            wanted = (before - target) / max(factor, 1e-9)
+            guess = next((i for i, saved in enumerate(savings) if saved >= wanted), last)
+            index = min(max(guess, first), last - 1)
+            comparison = self._measure(states[index])
+            reached = max(before, comparison.a.p50) * comparison.ratio  # of two measurements
+            # The blocks of a whole model save another share of what they save by themselves.
+            factor = (before - reached) / max(savings[index], 1e-9)
             if reached <= target:
-                return state, comparison
-            lowest = min(lowest, reached)
-            # the blocks of a whole model save another share of what they save by themselves
-            factor = min(factor, (before - reached) / saving)
-            if self.measured == MEASUREMENTS:
-                break
-        if state is not full and self.measured < MEASUREMENTS:
-            comparison = self._measure(state)  # the narrowest
-            reached = before * comparison.ratio
-            if reached <= target:
-                return state, comparison
-            lowest = min(lowest, reached)
+                best, last = (states[index], comparison), index
+            else:
+                first, lowest = index + 1, min(lowest, reached)
+        if best is not None:
+            return best
         raise BadInput(
             f"prune.latency_ms={target:g} cannot be reached: the narrowest form that was measured"
             f" takes {lowest:.3g} ms in {self.settings.runtime}, and the model itself"
@@ -137,7 +147,8 @@ class _Search:
 
     def _states(self, table: LatencyTable) -> Iterable[State]:
         blocks = droppable(self.model) if self.settings.drop_blocks else []
-        return steps(self.settings.allocation, self.found, self.scores, table, blocks)
+        chosen = self.settings.allocation
+        return steps(chosen, self.found, self.scores, table, blocks, self.shares)
 
     def cut(self, state: State) -> nn.Module:
         """Return the model of a state."""

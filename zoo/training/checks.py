@@ -77,6 +77,8 @@ def check_train(train: TrainConfig) -> None:
         _check_adapt(train)
     if train.shrink:
         _check_shrink(train)
+    if train.elastic:
+        _check_elastic(train)
     _check_unused(train)
 
 
@@ -278,6 +280,19 @@ def _check_shrink(train: TrainConfig) -> None:
             raise BadInput(
                 f"train.{key}={str(getattr(train, key)).lower()} is not supported with"
                 f" train.shrink={train.shrink:g}; leave one of them out"
+            )
+
+
+def _check_elastic(train: TrainConfig) -> None:
+    """Raise `BadInput` for shares that make no sense, and settings that do not work with them."""
+    shares = list(train.elastic)
+    are_shares = all(0 < share < 1 for share in shares) and len(set(shares)) == len(shares)
+    check_value("train.elastic", shares, are_shares, "different shares above 0 and below 1")
+    for key in ("qat", "adapt", "shrink", "distill"):
+        if getattr(train, key) not in (False, "none", 0.0):
+            raise BadInput(
+                f"train.{key}={str(getattr(train, key)).lower()} is not supported with"
+                f" train.elastic={shares}; leave one of them out"
             )
 
 

@@ -7,7 +7,7 @@ seeded with seed, step and rank. A checkpoint therefore needs no generator state
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -344,9 +344,17 @@ class Loop:
                 else:
                     loss = components.criterion(outputs, targets)
             fabric.backward(loss / size, **self._backward_args)
+            branches = iter(components.method.branches(components.net, images, outputs))
+            while (branch := self._next_loss(branches)) is not None:
+                fabric.backward(branch / size, **self._backward_args)
         loss = loss.detach().float()
         self._loss_sum += loss
         return loss
+
+    def _next_loss(self, branches: Iterator[Tensor]) -> Tensor | None:
+        """Return the next loss of the training method, or None after the last."""
+        with self.fabric.autocast():
+            return next(branches, None)
 
     def _checked_update(self) -> None:
         """Update; report a restored optimizer that does not fit, which its first update shows."""

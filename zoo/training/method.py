@@ -5,7 +5,7 @@ gradients of the update, and the averaged weights (`train.ema_decay`) are averag
 leaves. Its state, if it has any, is part of every checkpoint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,18 @@ class TrainingMethod:
             model: The model that is trained.
             update: Number of updates so far.
         """
+
+    def branches(self, model: nn.Module, images: Tensor, outputs: Any) -> Iterable[Tensor]:
+        """Yield further losses of a batch, whose gradients are added to that of its own loss.
+
+        Each is differentiated before the next is asked for.
+
+        Args:
+            model: The model that is trained.
+            images: The batch, N C H W, as the model saw it.
+            outputs: What the model returned.
+        """
+        return ()
 
     def after_update(self, model: nn.Module, update: int) -> None:
         """Act once after every step of the optimizer, before its gradients are cleared.
