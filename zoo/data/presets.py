@@ -99,7 +99,7 @@ SUPERRES = {
     **{"hflip": 0.5, "vflip": 0.5},
     **{"num_workers": 0, "train_images": 2000},
 }
-PLACES = {"image_size": 64, "num_workers": 0, "train_images": 4000}
+PLACES = {"image_size": 64, "num_workers": 0, "train_images": 6000}
 
 ORDERS = ["RGB", "BGR"]
 
