@@ -6,6 +6,7 @@ drops them.
 """
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from zoo.data import remote
 from zoo.data.dataset import Batch, Failure, Preparation, as_is, own_randomness, seed_sample
 from zoo.data.folders import existing_root
 from zoo.data.hugging_face import need_package
@@ -54,12 +56,12 @@ def open_reader(cfg: DataConfig, split: str, *, training: bool, batch_size: int,
 
     names = {"train": cfg.train_split_name, "val": cfg.val_split_name}
     name = str(names.get(split) or split)
-    root = existing_root(cfg)
+    root = _root(cfg)
     _check_braces(name, split)
     try:
         reader: Any = create_reader(
             cfg.name,
-            root=str(root),
+            root=root,
             split=name,
             is_training=training,
             batch_size=batch_size,
@@ -70,11 +72,32 @@ def open_reader(cfg: DataConfig, split: str, *, training: bool, batch_size: int,
         )
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
         raise BadInput(
-            f"{root} has no split {name!r}: list it in {root / '_info.json'}, or set "
+            f"{root} has no split {name!r}: list it in {os.path.join(root, '_info.json')}, or set "
             f'data.{split}_split_name="<shards>-{{000..007}}.tar|<number of samples>"'
         ) from error
     _check_shards(root, reader, name)
     return reader
+
+
+def _root(cfg: DataConfig) -> str:
+    """Return the folder of the shards, or their address on a server.
+
+    Raises:
+        BadInput: There is no such folder, or the server cannot be reached.
+    """
+    if not remote.is_url(cfg.root):
+        return str(existing_root(cfg))
+    root = str(cfg.root).rstrip("/")
+    _read_urls()
+    remote.check_file(f"{root}/_info.json", is_optional=True)
+    return root
+
+
+def _read_urls() -> None:
+    """Let webdataset in this process read files of servers in our way, not with curl."""
+    from webdataset.gopen import gopen_schemes
+
+    gopen_schemes.update(http=remote.open_shard, https=remote.open_shard)
 
 
 def _check_braces(name: str, split: str) -> None:
@@ -89,13 +112,16 @@ def _check_braces(name: str, split: str) -> None:
         )
 
 
-def _check_shards(root: Path, reader: Any, name: str) -> None:
-    for shard in reader.split_info.filenames:
-        if not (root / shard).is_file():
+def _check_shards(root: str, reader: Any, name: str) -> None:
+    shards = list(reader.split_info.filenames)
+    for shard in shards if not remote.is_url(root) else []:
+        if not Path(root, shard).is_file():
             raise BadInput(
-                f"shard {root / shard} of split {name!r} does not exist; "
+                f"shard {Path(root, shard)} of split {name!r} does not exist; "
                 "correct data.root or the split"
             )
+    for shard in dict.fromkeys((*shards[:1], *shards[-1:])) if remote.is_url(root) else ():
+        remote.check_file(f"{root}/{shard}")  # asking for thousands would take minutes
     if reader.num_samples is not None and not 0 <= reader.num_samples <= LARGEST_COUNT:
         raise BadInput(
             f"the number of samples in split {name!r} is {reader.num_samples}; give the number of"
@@ -143,6 +169,8 @@ class Stream(IterableDataset):
             yield Failure(str(error))
 
     def _batches(self, worker: int) -> Iterator[Batch]:
+        if remote.is_url(self.cfg.root):
+            _read_urls()
         samples = enumerate(self.reader)
         if self.seed is None:  # every rank reads all shards and keeps every world-th sample
             samples = islice(samples, self.rank, None, self.world)
@@ -269,6 +297,8 @@ def _dropped_samples(*, skip: bool) -> Iterator[None]:
         error = sys.exc_info()[1]
         if error is None:
             return True
+        if isinstance(error, BadInput):  # a server that cannot be reached; webdataset adds words
+            raise BadInput(str(error.args[0])) from error
         dropped += 1
         text = f"{_sample_name(error)} ({first_line(error)})"
         if not skip:
