@@ -163,7 +163,9 @@ class TrainConfig:
     # output
     out: str = "runs"  # parent of the run folder
     sweep: str | None = None  # folder of many runs: a=1,2 is one run for each value
-    loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])  # files of metrics
+    loggers: list[str] = field(
+        default_factory=lambda: ["csv", "tensorboard"]
+    )  # also: pictures, wandb, mlflow
     log_every: int = 10  # updates between values in TensorBoard
     progress: bool = True  # show a progress bar
 

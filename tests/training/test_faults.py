@@ -133,7 +133,7 @@ def test_a_disk_that_gets_full_while_training_names_the_way_out(
     patches = {
         "checkpoint": (checkpoint, "save"),
         "metrics": (logs.MetricsTable, "add"),
-        "tensorboard": (logs.TensorBoardLogger, "log_metrics"),
+        "tensorboard": (logs.trackers.TensorBoardLogger, "log_metrics"),
         "log": (logs.logging.StreamHandler, "flush"),
     }
     place, name = patches[writer]

@@ -26,7 +26,7 @@ CHOICES = {
     "sampler": ("shuffle", "balanced"),
     "shrink_score": ("hesso", "magnitude", "norm"),
 }
-LOGGERS = ("csv", "tensorboard")
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "pictures")
 
 
 _AT_LEAST_ONE = (

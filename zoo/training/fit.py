@@ -34,7 +34,9 @@ from zoo.training import (
     optim,
     run_data,
     run_folder,
+    run_pictures,
     slurm,
+    trackers,
 )
 from zoo.training.allocator import disable_malloc_trim
 from zoo.training.checks import PRECISIONS
@@ -72,6 +74,8 @@ def train(
         SystemExit: Ctrl-C, SIGTERM or SIGUSR1; the run can be resumed.
     """
     planned = run.train
+    for name in planned.loggers:
+        trackers.check_installed(name)
     if planned.dry_run:
         run = dataclasses.replace(run, train=dry_run.shortened(planned))
     with (
@@ -257,7 +261,9 @@ def _run_loop(
     cell: run_folder.CellRun | None,
 ) -> run_folder.TrainedRun:
     own_folder, progress = loop.folder, loop.progress
-    log = logs.MetricsLog(own_folder, run.train.loggers, progress.epoch, progress.update)
+    loggers, settings = run.train.loggers, loop.components.about["config"]
+    log = logs.MetricsLog(own_folder, loggers, progress.epoch, progress.update, settings)
+    pictured = own_folder if "pictures" in loggers else None
     total = loop.batches * run.train.epochs
     done = loop.batches * progress.epoch + progress.batch
     has_bar = run.train.progress and own_folder is not None
@@ -271,6 +277,8 @@ def _run_loop(
         _log_start(logger, folder, loop, loop.components.about, resumed)
         if resumed is None:
             loop.save_start()
+            if pictured is not None and (first := run_pictures.draw_batch(pictured, loop)):
+                log.log_picture(first, 0)
         try:
             loop.run(log, bar, interrupt)
         except Interrupted as stop:
@@ -281,6 +289,8 @@ def _run_loop(
                     logger.warning(slurm.requeue())
                 loop.fabric.barrier()  # SLURM may end a job whose first process ends
             sys.exit(EXIT_CODES.get(interrupt.signal, 1) if interrupt.signal is not None else 1)
+        if pictured is not None and (curves := run_pictures.draw_curves(pictured)):
+            log.log_picture(curves, progress.update)
         if loop.ended:
             logger.info(f"ended after epoch {progress.epoch}: {loop.ended}")
         logger.info(_summary(folder, loop) if cell is None else _best(loop))

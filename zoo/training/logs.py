@@ -1,14 +1,13 @@
-"""Output of a run: progress bar, log lines in terminal and `train.log`, CSV, TensorBoard."""
+"""Output of a run: progress bar, log lines in terminal and `train.log`, CSV, trackers."""
 
 import csv
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,6 +19,7 @@ from rich.progress import (
 )
 
 from zoo.errors import BadInput, first_line
+from zoo.training import trackers
 from zoo.training.disk import atomic_file
 
 
@@ -103,40 +103,52 @@ class MetricsTable:
 
 
 class MetricsLog:
-    """Writes metrics to CSV and TensorBoard. Only the first process has a folder to write to."""
+    """Writes metrics to CSV and to trackers. Only the first process has a folder to write to."""
 
-    def __init__(self, folder: Path | None, loggers: Iterable[str], epoch: int, update: int):
+    def __init__(
+        self,
+        folder: Path | None,
+        loggers: Iterable[str],
+        epoch: int,
+        update: int,
+        settings: Mapping[str, Any] | None = None,
+    ):
         """Open the requested files. Entries after the resumed epoch and update are dropped.
 
         Args:
             folder: The run folder; None to write nothing.
-            loggers: `"csv"`, `"tensorboard"`, or both.
+            loggers: Values of `train.loggers`.
             epoch: Number of completed epochs.
             update: Number of completed updates.
+            settings: The settings of the run, for trackers.
         """
-        self._table = self._tensorboard = None
+        self._table, self._trackers = None, []
         if folder is not None and "csv" in loggers:
             self._table = MetricsTable(folder / "metrics.csv", epoch)
-        if folder is not None and "tensorboard" in loggers:
-            self._tensorboard = TensorBoardLogger(
-                folder, "tensorboard", version="", purge_step=update + 1 if update else None
-            )
+        if folder is not None:
+            made = [trackers.create(name, folder, settings or {}, update) for name in loggers]
+            self._trackers = [tracker for tracker in made if tracker is not None]
 
     def log_update(self, update: int, values: dict[str, float]) -> None:
         """Log metrics of one update."""
-        if self._tensorboard is not None:
-            self._tensorboard.log_metrics(values, update)
+        for tracker in self._trackers:
+            tracker.log(values, update)
 
     def log_epoch(self, epoch: int, update: int, values: dict[str, float]) -> None:
         """Log metrics of a whole epoch, counted from 1."""
         if self._table is not None:
             self._table.add({"epoch": epoch, "update": update, **values})
-        self.log_update(update, {f"epoch/{name}": value for name, value in values.items()})
+        self.log_update(update, trackers.of_epoch(values))
+
+    def log_picture(self, path: Path, update: int) -> None:
+        """Log a picture under its file name, if it exists."""
+        for tracker in self._trackers if path.is_file() else ():
+            tracker.picture(path.stem, path, update)
 
     def close(self) -> None:
         """Write buffered entries and close the files."""
-        if self._tensorboard is not None:
-            self._tensorboard.finalize("finished")
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def make_logger(console: Console, is_first: bool) -> logging.Logger:

@@ -1,5 +1,6 @@
 """Pictures of predictions and confusion matrices, for people to look at."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,6 +166,36 @@ def draw_confusion(
                 if n:
                     color = "white" if shares[y][x] > 0.5 else "black"
                     axes.text(x, y, str(n), ha="center", va="center", color=color, fontsize=8)
+    _save(figure, path, dpi=120)
+
+
+def draw_captioned(path: Path, images: Tensor, captions: Sequence[str], title: str) -> None:
+    """Draw images N C H W, values in 0..1, in a square, each with a caption."""
+    side = math.ceil(math.sqrt(len(images)))
+    figure = _figure(IMAGE_INCHES * side, IMAGE_INCHES * side + 0.5)
+    figure.suptitle(title, fontsize=10)
+    for axes, image, caption in itertools.zip_longest(
+        figure.subplots(side, side, squeeze=False).flat, images, captions
+    ):
+        axes.set_axis_off()
+        if image is not None:
+            axes.imshow(_to_rgb(image).numpy(), interpolation="nearest", vmin=0, vmax=1)
+            axes.set_title(caption, fontsize=8)
+    _save(figure, path, dpi=120)
+
+
+def draw_curves(path: Path, columns: dict[str, list[float]], title: str) -> None:
+    """Draw losses at the left and all other metrics at the right, over the epochs."""
+    figure = _figure(9, 3.5)
+    figure.suptitle(title, fontsize=10)
+    halves = figure.subplots(1, 2)
+    for name, values in columns.items():
+        axes = halves[0 if "loss" in name else 1]
+        axes.plot(range(1, len(values) + 1), values, label=name, marker=".")
+    for axes in halves:
+        axes.set_xlabel("epoch")
+        if axes.lines:
+            axes.legend(fontsize=8)
     _save(figure, path, dpi=120)
 
 
