@@ -133,6 +133,9 @@ class TrainConfig:
     distill_alpha: float = 0.5  # weight of the teacher's loss
     distill_tau: float = 1.0  # temperature of soft distillation
 
+    # averaged experts (docs/methods/experts.md): {number:4} copies of every second MLP, whose
+    # weights move towards each other by a share that rises to {share:0.01}; {every:2}
+    experts: dict[str, Any] = field(default_factory=dict)  # such as {number:4}; empty: none
     qat: bool = False  # quantisation-aware training, from trained weights (docs/qat.md)
 
     # pruning during training; zoo prune with prune.allocation=zeros cuts what became zero

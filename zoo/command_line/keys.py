@@ -17,7 +17,7 @@ from zoo.settings import RUNS
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GROUPS = ("model", "data", "experiment")  # their values are names
 FREE_KEYS = ("model.kwargs", "train.optimizer_args", "train.scheduler_args", "train.loss_args")
-FREE_KEYS += ("train.adapt_args",)
+FREE_KEYS += ("train.adapt_args", "train.experts")
 
 
 @functools.cache

@@ -85,6 +85,10 @@ def create_method(settings: TrainRun) -> "TrainingMethod | None":
         from zoo.training.shrinking import Shrinking
 
         return Shrinking(settings.train)
+    if settings.train.experts:
+        from zoo.training.experts import ExpertsAveraging
+
+        return ExpertsAveraging(settings.train)
     return None
 
 

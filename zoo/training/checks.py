@@ -79,6 +79,13 @@ def check_train(train: TrainConfig) -> None:
         _check_shrink(train)
     if train.elastic:
         _check_elastic(train)
+    if train.experts:
+        for key, off in (("qat", False), ("adapt", "none")):
+            if getattr(train, key) != off:
+                raise BadInput(
+                    f"train.{key}={getattr(train, key)} is not supported with train.experts; train"
+                    " with one of them after the other"
+                )
     _check_unused(train)
 
 
