@@ -20,7 +20,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith(("zoo ", "torchrun "))
 ]
-HYDRA = ("train", "eval", "benchmark", "export")
+HYDRA = ("train", "eval", "benchmark", "export", "prune")
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,6 +10,7 @@ import torch
 from macs_timer import MacsTimer
 
 import zoo
+from zoo.cli import execute
 from zoo.command_line.composition import run as run_command
 from zoo.commands import prune as prune_command
 from zoo.commands import resolve
@@ -61,7 +62,7 @@ def test_the_checkpoint_states_the_widths(base: Path, pruned: Path) -> None:
     assert pruned.parent == base.parent
 
 
-def test_eval_count_and_benchmark_take_it(pruned: Path, tmp_path: Path) -> None:
+def test_eval_count_and_benchmark_take_it(pruned: Path, tmp_path: Path, capsys: Any) -> None:
     report = zoo.eval(weights=pruned, out=tmp_path)
     top1 = json.loads((pruned / "pruning.json").read_text())["metrics"]["after"]["val/top1"]
     assert report["top1"]["value"] == pytest.approx(top1)
@@ -73,6 +74,8 @@ def test_eval_count_and_benchmark_take_it(pruned: Path, tmp_path: Path) -> None:
     state = content(pruned)["state_dict"]
     params = sum(value.numel() for value in state.values())
     assert records[0]["params"] == params
+    assert execute(["count", str(pruned)]) == 0
+    assert f"{params:,}" in capsys.readouterr().out
     whole = zoo.create_model(NAME, num_classes=10)
     assert params < sum(p.numel() for p in whole.parameters())
 

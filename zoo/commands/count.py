@@ -3,9 +3,11 @@
 import argparse
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from zoo import registry
-from zoo.errors import BadInput
+from zoo.errors import BadInput, BadWeights
 from zoo.quoting import command_line
 
 MAX_SIDE = 10**6  # pixels; the tensor of a larger image cannot even be described
@@ -16,7 +18,7 @@ LOADS_PYTORCH = True  # which takes seconds: the command line says so first
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("model", help="a registered name, or timm/<name>")
+    parser.add_argument("model", help="a registered name, timm/<name>, or a run folder")
     parser.add_argument("--encoder", help="backbone of a decoder such as unet, or of a detector")
     parser.add_argument(
         "--size", type=int, nargs="+", metavar="SIDE",
@@ -44,10 +46,14 @@ def run(args: argparse.Namespace) -> None:
 
     if args.depth < 0:
         raise BadInput(f"--depth={args.depth} is negative; 0 lists only the whole model")
-    registry.get_spec(args.model)  # raises for an unknown name
-    channels, *own = published_input(args.encoder or args.model)["size"] or (3, 224, 224)
-    sides = _sides(args.model, args.size, own)
-    model = create_model(args.model, encoder=args.encoder).eval()
+    if Path(args.model).expanduser().exists():
+        name, arguments, (channels, *own) = _of_run(args.model, args.encoder)
+    else:
+        registry.get_spec(args.model)  # raises for an unknown name
+        name, arguments = args.model, {"name": args.model, "encoder": args.encoder}
+        channels, *own = published_input(args.encoder or name)["size"] or (3, 224, 224)
+    sides = _sides(name, args.size, own)
+    model = create_model(**arguments).eval()
     if args.fused:
         model = reparameterize(model)
     counts = count(model, (1, channels, *sides))
@@ -63,11 +69,28 @@ def run(args: argparse.Namespace) -> None:
     )
     variant = "fused" if counts.fused else "unfused"
     encoder = {} if args.encoder is None else {"model.encoder": args.encoder}
-    title = args.model + "".join(f" on {name}" for name in encoder.values())
+    title = name + "".join(f" on {backbone}" for backbone in encoder.values())
     print_all(f"{title}, {variant}, one image of {shape(sides)}", table)
     if omitted:
         print_all(f"not shown for lack of width: {', '.join(omitted)}")
-    print_all(f"to time it: {command_line('benchmark', {'model': args.model, **encoder})}")
+    weights = {} if name == args.model else {"model.checkpoint_path": args.model}
+    print_all(f"to time it: {command_line('benchmark', {'model': name, **encoder, **weights})}")
+
+
+def _of_run(source: str, encoder: str | None) -> tuple[str, dict[str, Any], list[int]]:
+    """Return the name, the arguments and the image size C H W of the model of a run.
+
+    Raises:
+        ZooError: It is not a run of `zoo train` or `zoo prune`, or an encoder was given, too.
+    """
+    from zoo.commands.resolve import read_weights
+
+    saved = read_weights(source)
+    if not saved.is_run:
+        raise BadWeights(f"{source} is not a run of zoo train; give the name of a model")
+    if encoder is not None:
+        raise BadInput(f"--encoder={encoder} has no effect on {source}, which states its own")
+    return saved.model["name"], saved.model, list(saved.preprocessing["size"])
 
 
 def _sides(model: str, asked: Sequence[int] | None, own: Sequence[int]) -> list[int]:
