@@ -1,5 +1,6 @@
-"""Training with two processes on one machine, compared with one process."""
+"""Training with two processes, compared with one: two agents of torchrun, like two machines."""
 
+import contextlib
 import csv
 import os
 import socket
@@ -51,17 +52,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += [f"--master_port={port}", "train.py", *settings(root / "data", root / "two", 8)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test"]
+    command += ["--local_addr=127.0.0.1", "train.py", *settings(root / "data", root / "two", 8)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with contextlib.ExitStack() as stack:
+        nodes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, text=True
+                )
+            )
+            for log in [stack.enter_context((root / f"{n}.log").open("w")) for n in range(2)]
+        ]
+        codes = [node.wait(timeout=240) for node in nodes]
+    assert codes == [0, 0], [(root / f"{n}.log").read_text() for n in range(2)]
     run_command("train", settings(root / "data", root / "one", 16))
     (two,), (one,) = (root / "two").iterdir(), (root / "one").iterdir()
     return {"one": one, "two": two}
