@@ -296,6 +296,7 @@ def predict(
     batch: int = 8,
     out: str | os.PathLike[str] | None = None,
     gallery: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    tta: str = "none",
     threads: int | None = None,
 ) -> list[dict[str, Any]]:
     """Use an exported file on pictures, like `zoo predict`.
@@ -309,6 +310,7 @@ def predict(
             writes none.
         gallery: A picture, a folder of pictures, or several of them, to search with a retrieval
             model.
+        tta: `"flip"` averages the probabilities with those of the mirrored picture.
         threads: Number of threads; None for all cores.
 
     Returns:
@@ -324,7 +326,7 @@ def predict(
     searched = None if gallery is None else _files(gallery)
     return list(
         predict_files.predict(
-            Predictor(str(artefact), threads),
+            Predictor(str(artefact), threads, tta=tta),
             _files(images),
             batch_size=batch,
             top=top,

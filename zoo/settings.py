@@ -166,9 +166,8 @@ class TrainConfig:
     # output
     out: str = "runs"  # parent of the run folder
     sweep: str | None = None  # folder of many runs: a=1,2 is one run for each value
-    loggers: list[str] = field(
-        default_factory=lambda: ["csv", "tensorboard"]
-    )  # also: pictures, wandb, mlflow
+    # files of metrics, pictures of the run, services
+    loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])  # wandb, mlflow, ...
     log_every: int = 10  # updates between values in TensorBoard
     progress: bool = True  # show a progress bar
 
@@ -304,6 +303,7 @@ class EvalRun:
     batch_size: int = 64  # images per call
     fused: bool = False  # evaluate the re-parameterised model
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    tta: str = "none"  # flip: average the probabilities with those of mirrored images
     train_images: bool = False  # also look for wrong labels among the training images
     against: str | None = None  # run or checkpoint to compare an artefact with; null: its own, none
     out: str | None = None  # folder of the report; null: next to the weights or the artefact

@@ -92,6 +92,7 @@ def _evaluate_weights(settings: EvalRun, explicit: resolve.Explicit) -> dict[str
         title=name + form,
         next_commands=_next_commands(settings, saved, name, explicit),
         memory_format=layout,
+        tta=settings.tta,
         diagnosis=eval_diagnosis.of_model(settings, model, data, device),
     )
     return evaluate_on(target, out)
@@ -270,6 +271,7 @@ def _evaluate_artefact(settings: EvalRun, explicit: resolve.Explicit) -> dict[st
         },
         title=f"{title} in {runtime.name}",
         next_commands=[command_line("predict", {}, file.parent, "photo.jpg")],
+        tta=settings.tta,
         diagnosis=eval_diagnosis.of_artefact(settings, model, file, manifest, data),
         unavailable=("loss",) if model.postprocessing == "argmax" else (),
     )

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures to search, or folders of them, with a retrieval model",
     )
     parser.add_argument("--out", help="folder for masks or drawn boxes; default: masks, detections")
+    parser.add_argument(
+        "--tta", default="none", help="flip: average with the mirrored picture; default: none"
+    )
     parser.add_argument("--threads", type=int, help="default: all cores")
 
 
@@ -37,11 +40,11 @@ def run(args: argparse.Namespace) -> None:
     from zoo.deploy.predict_files import print_predictions
 
     if _is_artefact(args.artefact):
-        predictor = Predictor(args.artefact, args.threads)
+        predictor = Predictor(args.artefact, args.threads, tta=args.tta)
     else:
         from zoo.commands.checkpoint_predictor import CheckpointModel  # imports PyTorch
 
-        predictor = Predictor(CheckpointModel(args.artefact, args.threads))
+        predictor = Predictor(CheckpointModel(args.artefact, args.threads), tta=args.tta)
     print_predictions(
         predictor,
         args.images,

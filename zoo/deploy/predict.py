@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from PIL import Image
 
-from zoo.deploy import detections, files
+from zoo.deploy import detections, files, views
 from zoo.deploy.schema import FITTED
 from zoo.errors import BadInput
 from zoo.images import convert, open_image, reason, resize_and_crop
@@ -89,6 +89,8 @@ class Predictor:
     Args:
         source: What predicts, or the path of an artefact, as for `ArtefactFile`.
         threads: Number of threads per call of an artefact; None: all cores.
+        tta: `"flip"` averages the probabilities with those of the mirrored images; only for
+            classification and labels.
 
     Raises:
         BadInput: The source has another task, does not take grey or RGB images, or is an artefact
@@ -96,7 +98,9 @@ class Predictor:
         MissingExtra: A package of the runtime is not installed.
     """
 
-    def __init__(self, source: Classifier | str | Path, threads: int | None = None) -> None:
+    def __init__(
+        self, source: Classifier | str | Path, threads: int | None = None, *, tta: str = "none"
+    ) -> None:
         if not hasattr(source, "manifest"):
             source = ArtefactFile(cast(str, source), threads)
         source = cast(Classifier, source)
@@ -107,6 +111,9 @@ class Predictor:
                 f"{source.name} is a {self.task} model; predict only supports "
                 f"{', '.join(SUPPORTED[:-1])} and {SUPPORTED[-1]}"
             )
+        views.check("--tta", tta, self.task)
+        if tta == "flip":
+            self.source = views.Mirrored(source)
         self.input = self.manifest["input"]
         if len(self.input["shape"]) != 4 or self.input["size"][0] not in (1, 3):
             raise BadInput(

@@ -1,13 +1,15 @@
 """Evaluate a model or an artefact on a data set, print the result and write the report."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from zoo.deploy import views
 from zoo.progress import phase, track
 from zoo.training import checkpoint, confidence, logs, report_files, run_folder
 from zoo.training.faults import report_machine_faults
@@ -39,6 +41,7 @@ class EvaluationTarget:
         unavailable: Metrics that its outputs do not allow; they are None in the report.
         memory_format: Memory format of the images.
         next_commands: Commands to print at the end.
+        tta: `"flip"` averages the predictions with those of mirrored images.
         diagnosis: Looks at the single images; only called for classifiers with logits.
     """
 
@@ -51,6 +54,7 @@ class EvaluationTarget:
     memory_format: torch.memory_format = torch.contiguous_format
     next_commands: Sequence[str] = ()
     diagnosis: Diagnosis | None = None
+    tta: str = "none"
 
 
 def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
@@ -63,6 +67,11 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
     data, device = target.data, target.device
     task = get_task(data.task)
     console.print(data.describe(), markup=False)
+    views.check("tta", target.tta, data.task)
+    if target.tta != "none":
+        forward = mirrored(target.forward, data.task)
+        about = {**target.about, "tta": target.tta}
+        target = dataclasses.replace(target, forward=forward, about=about)
     found = confidence.Predictions(target.forward)
     result = _measured(task, target, found)
     has_shares = data.task == "classification" and "loss" not in target.unavailable
@@ -106,6 +115,22 @@ def evaluate_on(target: EvaluationTarget, out: Path) -> dict[str, Any]:
     for command in target.next_commands:
         console.print(f"next: {command}", markup=False)
     return report
+
+
+def mirrored(forward: Forward, task: str) -> Forward:
+    """Return a function that also predicts for the mirrored images, and averages.
+
+    Args:
+        forward: Maps images N C H W to logits N K.
+        task: `"classification"` or `"multi-label"`.
+    """
+
+    def both(images: Tensor) -> Tensor:
+        first, second = forward(images), forward(images.flip(3))
+        a, b = (outputs.float().cpu().numpy() for outputs in (first, second))
+        return torch.from_numpy(views.mean_logits(a, b, task)).to(first.device)
+
+    return both
 
 
 _MORE_MEMORY = "lower batch_size, data.image_size or data.num_workers"
