@@ -83,3 +83,10 @@ def test_a_pyramid_is_an_extractor_with_the_names_of_the_whole():
     assert isinstance(pyramid, FeatureExtractor)
     assert pyramid.feature_info.reduction() == [16, 32]
     assert not hasattr(pyramid, "head")
+
+
+def test_a_sequence_of_widths_is_the_own_argument_of_wavemix():
+    model = zoo.create_model("wavemix_sisr_144_4_l1", dim=16, depth=1, widths=[8])
+    assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 16, 16)
+    with pytest.raises(zoo.BadInput, match=r"widths=\[8\] must be a table"):
+        zoo.create_model("mobilenetv2_035", widths=[8])

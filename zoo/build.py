@@ -31,7 +31,7 @@ def build_backbone(
     out_indices: int | Sequence[int] | None = None,
     checkpoint_path: str | os.PathLike | Mapping[str, Any] | None = None,
     cache_dir: str | None = None,
-    widths: Mapping[str, int] | None = None,
+    widths: Mapping[str, int] | Sequence[int] | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """Build a registered model; arguments and errors are those of `zoo.create_model`.
@@ -48,6 +48,8 @@ def build_backbone(
     check_values(given)
     build = spec.builder()
     known = inspect.signature(build).parameters
+    if "widths" in known and widths is not None and not isinstance(widths, Mapping):
+        given["widths"], widths = widths, None  # WaveMix's own argument, a sequence
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         given = {
             key: value for key, value in given.items() if key in known or key not in RATES or value
@@ -62,8 +64,9 @@ def build_backbone(
         given.setdefault("dense", True)  # the family's public dense code computes differently
     model = build(**given)
     content, named = ({}, "") if checkpoint_path is None else opened(checkpoint_path)
-    if widths := saved_widths(content) if widths is None else widths:
-        apply_widths(model, widths)
+    cut: Any = saved_widths(content) if widths is None else widths
+    if cut:
+        apply_widths(model, cut)
     sizes = {
         "new_classes": arguments.get("num_classes") is not None,
         "new_channels": arguments.get("in_chans") is not None,

@@ -30,7 +30,7 @@ def create_model(
     checkpoint_path: str | os.PathLike | Mapping[str, Any] | None = None,
     base: str | os.PathLike | None = None,
     encoder: str | None = None,
-    widths: Mapping[str, int] | None = None,
+    widths: Mapping[str, int] | Sequence[int] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a registered model, one of timm's, a decoder or detector, or a model of the hub.
@@ -63,6 +63,7 @@ def create_model(
             `pretrained` then applies to the encoder.
         widths: Widths of a pruned model (`zoo prune`): number of units of each narrower group,
             and 0 for each dropped block. None takes those of the run that `checkpoint_path` names.
+            A sequence is WaveMix's own argument of this name.
         **kwargs: Arguments of one family only.
 
     Raises:
@@ -84,7 +85,7 @@ def create_model(
     arguments = {key: value for key, value in arguments.items() if value is not None}
     check_values(arguments)
     if widths:
-        if pretrained:
+        if pretrained and isinstance(widths, Mapping):
             raise BadInput(
                 "pretrained=True loads published weights, which have the full widths; leave widths"
                 " or pretrained out"

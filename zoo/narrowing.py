@@ -117,7 +117,8 @@ def apply_widths(model: nn.Module, widths: Mapping[str, Any]) -> None:
 def saved_widths(content: Mapping[str, Any]) -> dict[str, int] | None:
     """Return the widths of a pruned model that a checkpoint states; None if it states none."""
     model = content.get("model")
-    return model.get("widths") if isinstance(model, Mapping) else None
+    widths = model.get("widths") if isinstance(model, Mapping) else None
+    return widths if isinstance(widths, dict) else None  # WaveMix has a sequence of this name
 
 
 def table_of(before: nn.Module, after: nn.Module, dropped: Iterable[str] = ()) -> dict[str, int]:
