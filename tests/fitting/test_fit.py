@@ -142,6 +142,20 @@ def test_the_page_is_one_file_with_pictures_and_the_verdict(finished: Path) -> N
     assert all((finished / link).is_file() for link in links)
 
 
+def test_a_model_that_is_no_better_than_one_answer_is_not_recommended(finished: Path) -> None:
+    steps = steps_of(finished)
+    form = command.recommended(steps)
+    report = steps["evaluate"][form]["report"]
+    for row, n in zip(report["classes"], (60, 30, 10), strict=True):
+        row["n"] = n
+    report["images"] = 100
+    for value, is_used in ((0.6, False), (0.61, True)):
+        report["top1"]["value"] = value
+        text = " ".join(command.conclusion(steps))
+        assert ("do not use it: always answering ant is right for 60.00%" in text) != is_used
+        assert (f"use {form}" in text or "use onnx" in text) == is_used
+
+
 def test_all_images_are_ranked_by_their_labels(photos: Path, finished: Path) -> None:
     with (finished / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from zoo.commands import fit_steps
 from zoo.data.holdout import position
 from zoo.diagnosis import duplicates
 from zoo.errors import BadInput
@@ -79,6 +80,9 @@ def test_copies_across_a_split_that_exists_are_reported(tmp_path: Path) -> None:
     assert found.halves is None
     assert found.about["copies_across_split"] == [["train/a/1.png", "val/a/again.png"]]
     assert "the accuracy is too high" in " ".join(inspection.lines(found.about))
+    rare = {"class": "rare", "train": 3, "val": 0}
+    about = {**found.about, "classes": [*found.about["classes"], rare]}
+    assert "so never tested: class rare" in " ".join(inspection.lines(about))
 
 
 def test_folders_that_cannot_be_used_are_errors(tmp_path: Path) -> None:
@@ -92,3 +96,14 @@ def test_folders_that_cannot_be_used_are_errors(tmp_path: Path) -> None:
     (tmp_path / "a" / "1.png").write_bytes(b"nothing")
     with pytest.raises(BadInput, match="class a has fewer than two images that can be read"):
         inspection.inspect(str(tmp_path))
+
+
+def test_the_reason_for_random_weights_is_one_short_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def create(name: str, *, num_classes: int, pretrained: bool = False) -> None:
+        if pretrained:
+            raise BadInput(f"the weights of {name} cannot be fetched; give {'x' * 400}")
+
+    monkeypatch.setattr(fit_steps, "create_model", create)
+    assert fit_steps.first_weights("m", 3) == ("none", "the weights of m cannot be fetched")

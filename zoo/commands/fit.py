@@ -120,6 +120,13 @@ def conclusion(steps: dict[str, Any]) -> list[str]:
         f" {report['images']} images that were held out",
         f"use {found[form]['artefact']}, {found[form]['bytes'] / 1e6:.2f} MB",
     ]
+    most = max(report["classes"], key=lambda row: row["n"])
+    if report["images"] and top1["value"] <= most["n"] / report["images"]:
+        text[1:] = [
+            f"do not use it: always answering {most['class']} is right for"
+            f" {most['n'] / report['images']:.2%} of these images; start from published weights,"
+            " train longer, or add images"
+        ]
     if form == "float" and "int8" in found:
         other = found["int8"]["report"]["top1"]["value"]
         ratio = steps["int8"]["latency"]["ratio"]

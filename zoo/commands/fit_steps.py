@@ -107,7 +107,7 @@ def first_weights(model: str, classes: int) -> tuple[str, str]:
     try:
         create_model(model, num_classes=classes, pretrained=True)
     except ZooError as error:
-        return "none", first_line(error)
+        return "none", first_line(error).partition(";")[0]  # what to do follows, for others
     return "published", ""
 
 

@@ -176,7 +176,7 @@ class Predictor:
             output: The artefact's output for the image: K logits or probabilities.
             top: How many classes to return.
         """
-        if self.task == "multi-label":
+        if self.manifest.get("task") == "multi-label":
             return self._labels(output, top)
         is_probability = self.manifest["postprocessing"] == "softmax"
         if "temperature" in self.manifest:  # the logits of calibrated probabilities

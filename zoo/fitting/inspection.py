@@ -173,6 +173,8 @@ def lines(about: dict[str, Any]) -> list[str]:
             f"in both halves, so that the accuracy is too high: copies such as"
             f" {shortened(across[0])}, {len(across)} such groups"
         )
+    if untested := [row["class"] for row in about["classes"] if not row["val"]]:
+        text.append(f"not in the validation images, so never tested: class {shortened(untested)}")
     if several := about["copies_across_classes"]:
         text.append(f"in several classes: {shortened(several[0])}, {len(several)} such groups")
     if about["is_imbalanced"]:
