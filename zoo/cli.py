@@ -38,6 +38,7 @@ class Command:
 COMMANDS = {
     "fit": Command("from a folder of photographs to a tested file", "photos --ms 10"),
     "train": Command("train a model", "model=mobilenetv2_100 data=folder data.root=photos"),
+    "sweep": Command("what of many runs in one folder is finished", "runs/study"),
     "eval": Command("evaluate weights or an exported file", "weights=runs/<run>"),
     "export": Command("export, check and time a model", "weights=runs/<run> format=onnx"),
     "predict": Command("classify or segment pictures", "<exported file> photo.jpg"),

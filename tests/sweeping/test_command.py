@@ -221,3 +221,17 @@ def test_a_cross_validation_trains_every_fold_and_has_a_wider_interval(
     ]
     one = combinations(monkeypatch, "data.folds=3", "data.fold=1")
     assert [run.data.fold for run in one] == [1]
+
+
+def test_workers_that_a_cluster_starts_together_train_alone(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = {"JOB_ID": "7", "JOB_NAME": "study", "NTASKS": "4", "PROCID": "3", "LOCALID": "3"}
+    slurm |= {"NODELIST": "host1", "NODEID": "0", "NTASKS_PER_NODE": "4", "STEP_NUM_TASKS": "4"}
+    for key, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    sweep(tmp_path, *SMALL, "train.lr=1e-3")
+    (cell,) = cells_of(tmp_path)
+    assert cell.result() == json.loads(
+        (whole / "runs" / cell.setting / cell.name / "result.json").read_text()
+    )

@@ -350,3 +350,31 @@ def test_a_signal_between_two_cells_ends_the_worker_and_sigusr1_requeues_its_job
     assert end.value.code == 138
     assert lines[-1] == "requeued"
     assert [one.is_finished() for one in cells_of(tmp_path)] == [True, False]
+
+
+def test_the_state_of_a_sweep_is_printed(tmp_path, capsys):
+    from zoo.cli import execute
+
+    for seed in range(4):
+        cell(tmp_path, seed).add()
+
+    def first_only(one, turn, resumes):
+        if one.seed:
+            raise KeyboardInterrupt
+        return train(one, turn, resumes)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, first_only)
+    turn = Claims(host="elsewhere 12", beat=1000).claim(cell(tmp_path, 3).folder)
+    assert turn is not None
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.[cm]*")}
+    assert execute(["sweep", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "seed_3: taken by elsewhere, turn 1" in printed
+    assert "seed_2: left" in printed
+    assert "1 finished, 2 left, 1 taken" in printed
+    assert "| m | 1 of 4 |" in printed
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.[cm]*")} == before
+    turn.give_back()
+    assert execute(["sweep", str(tmp_path / "none")]) == 1
+    assert "has no sweep; give the folder of train.sweep" in capsys.readouterr().err

@@ -38,7 +38,7 @@ _REPEATED = ("train.seed", "data.fold")  # cells of one setting differ in these
 RESULT = "result.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """A training run of a sweep.
 

@@ -150,10 +150,13 @@ class Claims:
         os.fsync(handle)
         return Turn(folder, last + 1, handle, lock, self._beat)
 
-    def is_running(self, folder: Path) -> bool:
-        """Return whether a worker has its turn, as far as this worker has seen."""
+    def state(self, folder: Path) -> str:
+        """Return in words who trains a cell that is not finished, as far as this machine knows."""
         last = last_turn(folder)
-        return bool(last) and not self._is_over(turn_file(folder, last))
+        if not last or self._is_over(turn_file(folder, last)):
+            return "left"
+        host = _host_of(turn_file(folder, last).read_bytes())
+        return f"taken by {'an unknown machine' if host is None else host.split()[0]}, turn {last}"
 
     def _is_over(self, path: Path) -> bool:
         try:
