@@ -262,4 +262,4 @@ def test_a_write_replaces_the_file_only_when_it_is_complete(tmp_path: Path) -> N
     with disk.atomic_file(path, "w") as file:
         file.write("new")
     assert path.read_text() == "new"
-    assert fit._kept(tmp_path) == "no checkpoint was written"
+    assert fit._kept(tmp_path, "zoo train") == "no checkpoint was written"
