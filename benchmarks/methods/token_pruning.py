@@ -2,7 +2,7 @@
 
     python benchmarks/methods/token_pruning.py --out runs/token_pruning
 
-trains vit_2_4_32 (64 tokens) on digits_in_photos with several seeds, and drops tokens after its
+trains vit_2_4_32 (64 tokens) on digits with several seeds, and drops tokens after its
 first block in four ways: at random, by the attention of the class token, by importance alone, and
 by importance and similarity (`zoo.prune_tokens`). Times are paired with the whole model, one
 thread, in PyTorch and in ONNX Runtime; those of deit_small_patch16_224 have random weights.
@@ -64,7 +64,7 @@ def train(seed, options):
     made = sorted(out.glob("*/checkpoints/best.ckpt"))
     if not made:
         zoo.train(
-            model="vit_2_4_32", data="digits_in_photos", epochs=options.epochs, seed=seed,
+            model="vit_2_4_32", data="digits", epochs=options.epochs, seed=seed,
             progress=False, **{"train.out": str(out), "data.image_size": 32},
         )  # fmt: skip
         made = sorted(out.glob("*/checkpoints/best.ckpt"))
@@ -149,7 +149,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="runs/token_pruning")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--quick", action="store_true", help="one epoch, two seeds, no record")
     options = parser.parse_args()
     if options.quick:
@@ -158,7 +158,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    data = create_datamodule(DataConfig(name="digits_in_photos", image_size=32), batch_size=100)
+    data = create_datamodule(DataConfig(name="digits", image_size=32), batch_size=100)
     data.setup("validate")
     found = [
         once(folder, f"accuracy{seed}", lambda seed=seed: accuracies(seed, options, data))
@@ -175,8 +175,8 @@ def main():
         size = (1, 3, 224, 224)
         deit = timm.create_model("deit_small_patch16_224").eval()
         blocks = token_pruning.chosen_blocks(12)
-        measured["deit_small_patch16_224 0.85"] = once(
-            folder, "deit", lambda: times(deit, 0.85, size, blocks, folder)
+        measured["deit_small_patch16_224 0.75"] = once(
+            folder, "deit", lambda: times(deit, 0.75, size, blocks, folder)
         )
     drops = {
         name: interval([row[name] - row["whole"] for row in found])

@@ -111,12 +111,11 @@ def test_tokens_are_those_of_the_whole_block():
     assert pruned(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize(("name", "share"), [("vit_4_4_32", 0.7), ("cct_4_3x2_32", 0.85)])
-def test_a_schedule_costs_what_it_says(name, share):
-    model = trained(name)
-    pruned = prune_tokens(model, f"flops:{share}", SMALL)
+def test_a_schedule_costs_what_it_says():
+    model = trained("cct_4_3x2_32")
+    pruned = prune_tokens(model, "flops:0.85", SMALL)
     full, fewer = (zoo.count(m, SMALL).macs for m in (model, pruned))
-    assert fewer / full == pytest.approx(share, abs=0.02)
+    assert fewer / full == pytest.approx(0.85, abs=0.02)
     assert zoo.count(model, SMALL).macs == full, "the original is not changed"
 
 
