@@ -1,11 +1,15 @@
 """`train.batch_size=auto`: find the largest batch that fits, by doubling it on real updates."""
 
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from zoo.errors import BadInput
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 FIRST = 8  # images
 MOST = 512  # images; larger batches need settings of their own
@@ -64,7 +68,9 @@ def find(
 
 
 def peak_memory() -> float:
-    """Return the largest memory that this process has used on the CPU, in bytes."""
+    """Return the largest memory that this process has used, in bytes; 0 if unknown."""
+    if resource is None:
+        return 0.0
     unit = 1 if sys.platform == "darwin" else 1024
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
