@@ -82,7 +82,9 @@ def _disturb(sweep: Path, start: Start, args: argparse.Namespace, seconds: float
     workers += [start(sweep, number) for number in range(1, args.workers)]
     kills, begin = 0, time.monotonic()
     while kills < args.kills:
-        time.sleep(random.uniform(0.2, 1.8) * seconds / args.kills)
+        cells = cells_of(sweep)
+        is_late = sum(c.is_finished() for c in cells) * args.kills > kills * len(cells)
+        time.sleep(random.uniform(0.2, 1.8) * seconds / args.kills * (0.3 if is_late else 1))
         which = random.randrange(len(workers))
         os.kill(workers[which], signal.SIGKILL)
         if _code(workers[which]) == 0:
