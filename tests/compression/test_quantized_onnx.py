@@ -228,3 +228,19 @@ def test_mobilenet_takes_less_than_a_third(tmp_path):
     before, after = ((tmp_path / f"{kind}.onnx").stat().st_size for kind in ("float", "int8"))
     assert after < 0.30 * before
     assert len(dequantized(onnx.load(tmp_path / "int8.onnx"))) == 2 * 53  # weights and biases
+
+
+def test_a_runtime_does_not_round_a_layer_that_stays_in_float(tmp_path):
+    """ONNX Runtime would, between DequantizeLinear and QuantizeLinear, when it loads the file."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ).eval()
+    with torch.no_grad():  # zero in float; a scale for all weights would drown the others
+        model[0].weight[3], model[0].bias[3], model[2].weight[:, 3] = 0, -1, 300
+    file, images = tmp_path / "x.onnx", pictures(16)
+    convert(model, file, ExportSpec(SIZE, dynamic_batch=True), [images], Recipe(keep_float=("2",)))
+    noise = SignalToNoise()
+    with torch.no_grad():
+        noise.add(model(torch.from_numpy(images)).numpy(), answers(file, images))
+    assert noise.snr_db > 25

@@ -286,11 +286,48 @@ def _folded(graph: Any, chosen: Collection[str]) -> list[str]:
     ]
 
 
+def _keep_in_float(graph: Any) -> None:
+    """Separate layers in float from the integers that they read, in place.
+
+    ONNX Runtime rounds the weights of a layer between DequantizeLinear and QuantizeLinear when it
+    loads a file, with one scale for all channels. An operation in between prevents that.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    made = {name: node for node in graph.graph.node for name in node.output}
+    floats = {
+        tensor.name for tensor in graph.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    }  # fmt: skip
+    lowest = "lowest_float"
+    nodes = list(graph.graph.node)
+    del graph.graph.node[:]
+    for node in nodes:
+        source = made.get(node.input[0]) if node.input else None
+        if (
+            node.op_type in OPERATORS
+            and node.input[1] in floats
+            and source is not None
+            and source.op_type == "DequantizeLinear"
+        ):
+            separated = f"{node.output[0]}_float_input"
+            graph.graph.node.append(
+                onnx.helper.make_node("Max", [node.input[0], lowest], [separated])
+            )
+            node.input[0] = separated
+            if lowest not in {tensor.name for tensor in graph.graph.initializer}:
+                value = np.array(np.finfo(np.float32).min)
+                graph.graph.initializer.append(numpy_helper.from_array(value, lowest))
+        graph.graph.node.append(node)
+
+
 def _tidy(quantized: Path, file: Path) -> None:
     """Remove the notes on source files and shapes, which no runtime needs."""
     import onnx
 
     graph = onnx.load(quantized)
+    _keep_in_float(graph)
     for part in (*graph.graph.node, *graph.graph.value_info, graph.graph):
         del part.metadata_props[:]
     del graph.graph.value_info[:]
