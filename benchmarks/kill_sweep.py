@@ -84,7 +84,7 @@ def _disturb(sweep: Path, start: Start, args: argparse.Namespace, seconds: float
     while kills < args.kills:
         cells = cells_of(sweep)
         is_late = sum(c.is_finished() for c in cells) * args.kills > kills * len(cells)
-        time.sleep(random.uniform(0.2, 1.8) * seconds / args.kills * (0.3 if is_late else 1))
+        time.sleep(random.uniform(0.2, 1.8) * seconds / args.kills * (0.1 if is_late else 1))
         which = random.randrange(len(workers))
         os.kill(workers[which], signal.SIGKILL)
         if _code(workers[which]) == 0:
