@@ -20,7 +20,7 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith(("zoo ", "torchrun "))
 ]
-HYDRA = ("train", "eval", "benchmark", "export", "prune")
+HYDRA = tuple(cli.RUNS)
 
 
 class _Loader(yaml.SafeLoader):

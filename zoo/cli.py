@@ -107,7 +107,7 @@ def overview() -> str:
     """Return the list of commands with one example each."""
     lines = ["Efficient vision backbones: zoo <command> --help explains one command.", ""]
     for name, command in COMMANDS.items():
-        lines += [f"  {name:<11}{command.help}", f"  {'':<11}  {program(name)} {command.example}"]
+        lines += [f"  {name:<13}{command.help}", f"  {'':<13}  {program(name)} {command.example}"]
     return "\n".join(lines)
 
 

@@ -45,10 +45,8 @@ def test_an_evaluation_names_its_files_and_the_next_command(
 ) -> None:
     run_command("eval", [f"weights='{finished}'", f"out={tmp_path / 'e'}", "device=cpu"])
     printed = capsys.readouterr().out
-    assert (
-        f"{tmp_path / 'e'}: classes.csv, confusion.csv, confusion.png, images.csv, report.json"
-        in printed
-    )
+    files = "classes.csv, confusion.csv, confusion.png, images.csv, report.html, report.json"
+    assert f"{tmp_path / 'e'}: {files}" in printed
     assert f"next: zoo export \"weights='{finished}'\"" in printed
 
 
