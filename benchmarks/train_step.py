@@ -33,7 +33,7 @@ from timm.utils import AverageMeter, dispatch_clip_grad
 
 from zoo.command_line.composition import parse
 from zoo.environment import describe_machine, versions
-from zoo.training import builders, fit
+from zoo.training import assembly, builders, launch
 from zoo.training.loop import Loop
 from zoo.training.method import TrainingMethod
 
@@ -114,11 +114,11 @@ def zoos_step(name: str, args: argparse.Namespace) -> tuple[Callable[..., Any], 
             "train.warmup_epochs=0",
         ],
     )  # fmt: skip
-    fabric = fit._launch(run.train)
+    fabric = launch.launch(run.train)
     data = builders.build_data(run, fabric, None)
     quiet = logging.getLogger("quiet")
     quiet.disabled = True
-    components = fit._build(run, data, fabric, quiet, False, TrainingMethod())
+    components = assembly.build_components(run, data, fabric, quiet, False, TrainingMethod())
     loop = Loop(fabric, components, run.train, None, quiet)
     loop._enter_train_mode()
 

@@ -39,7 +39,7 @@ COMMANDS = [
     line.strip()
     for language, code in BLOCKS
     if language in ("bash", "sh", "")
-    for line in code.splitlines()
+    for line in code.replace("\\\n", " ").splitlines()
     if line.strip() and not line.strip().startswith("#")
 ]
 

@@ -8,29 +8,25 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn
+from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from zoo.data.datamodule import ImageData
 from zoo.data.samplers import mix
 from zoo.environment import is_out_of_memory
 from zoo.errors import BadWeights, ZooError
 from zoo.settings import TrainConfig
 from zoo.training import checkpoint, restore
-from zoo.training.freezing import Unfreezing
+from zoo.training.components import Components, Progress
 from zoo.training.interrupt import Interrupt
 from zoo.training.logs import MetricsLog, ProgressBar
 from zoo.training.losses import Distillation, StoredDistillation
-from zoo.training.method import TrainingMethod
-from zoo.training.mixing import Mixing
 from zoo.training.stopping import TimeLimit, reason_to_end
 from zoo.training.tasks import NotFinite, Result, get_task, sample_validation
 
@@ -54,66 +50,6 @@ class Interrupted(Exception):
 
 class _OutOfTime(Exception):
     """`train.max_time` is over within an epoch; the last checkpoint continues the run."""
-
-
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        epoch: Number of completed epochs, including their validation.
-        batch: Number of completed batches of the next epoch.
-        update: Number of completed updates.
-        world_size: Number of processes.
-        loss_sums: For each process, the sum of the losses of those `batch` batches.
-        best: The best score of a validation.
-        best_epoch: The epoch of the best score, counted from 1.
-        seconds: Time of training so far; 0 without `train.max_time`.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    update: int = 0
-    world_size: int = 1
-    loss_sums: list[float] = field(default_factory=list)
-    best: float = -1.0
-    best_epoch: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Components:
-    """Everything that `Loop` trains with; all but `data` is already on the device.
-
-    Attributes:
-        data: The data module.
-        net: The model; checkpoints save its weights.
-        forward: `net`, wrapped for several processes and mixed precision.
-        optimizer: The optimizer.
-        scheduler: The learning-rate schedule, or None.
-        criterion: The loss.
-        mixing: Mixes batches, or None.
-        ema: Averages the weights of `net`, or None.
-        frozen_norms: Batch norms of `net` that stay in evaluation mode.
-        clipped: Parameters whose gradients `train.clip_grad` clips.
-        about: Checkpoint entries that never change: model, data, config, versions.
-        method: The training method.
-        unfreezing: Trains frozen parameters after some epochs, or None.
-    """
-
-    data: ImageData
-    net: nn.Module
-    forward: Callable[[Tensor], Any]
-    optimizer: Optimizer
-    scheduler: Any
-    criterion: nn.Module
-    mixing: Mixing | None
-    ema: ModelEmaV3 | None
-    frozen_norms: list[nn.Module]
-    clipped: list[nn.Parameter]
-    about: dict[str, Any]
-    method: TrainingMethod
-    unfreezing: Unfreezing | None = None
 
 
 class Loop:
