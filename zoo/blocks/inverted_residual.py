@@ -30,6 +30,8 @@ class InvertedResidual(nn.Module):
         shortcut: Applied to the input before it is added; it returns the shape of the output.
     """
 
+    __jit_unused_properties__ = ["droppable"]  # TorchScript would compile it
+
     def __init__(
         self,
         in_channels: int,

@@ -133,6 +133,8 @@ class MobileBlock(Absorbing):
     absorbs_before = {"mixer": "norm"}
     absorbs_after = {"project": "scale"}
 
+    __jit_unused_properties__ = ["droppable"]  # TorchScript would compile it
+
     def __init__(
         self,
         in_channels: int,
