@@ -81,9 +81,6 @@ ALONE = {
     "group norm": nn.Sequential(nn.Conv2d(4, 6, 3), nn.GroupNorm(2, 6)),
     "another forward": Reordered(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)),
     "a hook between": nn.Sequential(hooked(nn.Conv2d(4, 6, 3)), nn.BatchNorm2d(6)),
-    "weight norm": nn.Sequential(
-        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)), nn.BatchNorm2d(6)
-    ),
     "a list": nn.ModuleList([nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)]),
 }
 
@@ -96,6 +93,21 @@ def test_what_cannot_be_folded_is_left_alone(kind):
     if not isinstance(model, nn.ModuleList):
         with torch.no_grad():
             torch.testing.assert_close(fused(x), model(x), rtol=0, atol=0)
+
+
+def test_a_weight_that_is_computed_from_others_is_computed_once_and_folded():
+    for computed in (
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ):
+        model = nn.Sequential(computed(nn.Conv2d(4, 6, 3)), nn.BatchNorm2d(6))
+        randomize_parameters(model.double()).eval()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        fused, x = zoo.reparameterize(model), noise(2, 4, 7, 7)
+        assert [type(layer) for layer in fused] == [nn.Conv2d, nn.Identity]
+        assert all(torch.equal(before[k], value) for k, value in model.state_dict().items())
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x), model(x))
 
 
 def test_a_linear_layer_on_tokens_keeps_the_norm_over_positions():

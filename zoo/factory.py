@@ -84,7 +84,7 @@ def create_model(
     }
     arguments = {key: value for key, value in arguments.items() if value is not None}
     check_values(arguments)
-    if widths:
+    if widths is not None and widths != {}:
         if pretrained and isinstance(widths, Mapping):
             raise BadInput(
                 "pretrained=True loads published weights, which have the full widths; leave widths"

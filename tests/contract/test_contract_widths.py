@@ -20,6 +20,8 @@ def test_a_model_without_units_computes_what_it_does_with_zeros(name: str) -> No
     x = inputs(name, batch=1, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     found = places(model)
+    if not found:
+        pytest.skip("no block declares hidden widths or heads")
     gone = {
         key: torch.randperm(place.group.width, generator=generator)[: place.group.width // 2]
         for key, place in found.items()
@@ -42,6 +44,6 @@ def test_a_model_without_units_computes_what_it_does_with_zeros(name: str) -> No
 
 
 def test_only_families_without_widths_inside_blocks_are_left_out() -> None:
-    for name in SMALLEST:
-        if name.startswith(WITHOUT):
-            assert widths_of(shaken(name, **quick(name))) == {}
+    declaring = [name for name in SMALLEST if widths_of(shaken(name, **quick(name)))]
+    assert not any(name.startswith(WITHOUT) for name in declaring)
+    assert len(declaring) >= 24

@@ -17,7 +17,7 @@ INVALID = [
     ({"name": "imagnet"}, "did you mean 'imagenet'"),
     (
         {"name": "zzzz"},
-        r"unknown data set 'zzzz'\. Choices: digits, digits_in_photos, folder, imagenet, cifar10",
+        r"unknown data set 'zzzz'\. Choices: digits, digits_in_photos, folder, multilabel, imagenet",
     ),
     ({"name": "hfds"}, "give hfds/<name>"),
     ({"name": "wds/"}, "give wds/<name>"),
