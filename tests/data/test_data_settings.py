@@ -17,7 +17,7 @@ INVALID = [
     ({"name": "imagnet"}, "did you mean 'imagenet'"),
     (
         {"name": "zzzz"},
-        r"unknown data set 'zzzz'\. Choices: digits, digits_in_photos, folder, multilabel, imagenet",
+        r"unknown data set 'zzzz'\. Choices: digits, digits_in_photos, folder, multilabel",
     ),
     ({"name": "hfds"}, "give hfds/<name>"),
     ({"name": "wds/"}, "give wds/<name>"),
