@@ -75,7 +75,7 @@ def test_labels_are_drawn_over_the_image_with_the_iou_of_the_row(
     assert np.isnan(pictures.mean_iou(nothing, predictions[0]))
 
 
-def test_enlargements_show_a_textured_detail_and_the_difference(
+def test_rows_of_images_show_a_textured_detail_and_the_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = drawn(monkeypatch)
@@ -89,7 +89,7 @@ def test_enlargements_show_a_textured_detail_and_the_difference(
     small = targets[:, :, ::2, ::2]
     enlarged = {"bicubic": targets, "model": (targets + 0.1).clamp(0, 1)}
     psnr = {name: [1.0, 2.0, 3.0] for name in enlarged}
-    pictures.draw_enlargements(tmp_path / "s.png", small, enlarged, targets, psnr, "title")
+    pictures.draw_images(tmp_path / "s.png", small, enlarged, targets, psnr, "title")
     names = [axes.get_title() for axes in figures[0].axes[:7]]
     assert names == ["input", "bicubic", "model", "target", "model, detail", "target, detail",
                      "difference"]  # fmt: skip
