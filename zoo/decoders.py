@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from zoo import encoders, light_decoders, registry
 from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput, first_line
-from zoo.narrowing import apply_widths
 
 # Decoders that need larger last feature maps: the encoder dilates instead of downsampling.
 DILATED = ("deeplabv3", "deeplabv3plus", "pan")
@@ -168,18 +167,15 @@ def create(
     classes = 1 if num_classes is None else whole_number(num_classes, "num_classes", 1)
     build = _build_light if is_light else _build_smp
     model = build(name, encoder, pretrained, classes, in_chans, **kwargs)
-    if widths:
-        apply_widths(model, widths)
-    if checkpoint_path is not None:
-        encoders.load(
-            model,
-            model.pyramid,
-            encoder,
-            checkpoint_path,
-            new_classes=new_classes,
-            new_channels=new_channels,
-            widths=widths,
-        )
+    encoders.finish(
+        model,
+        model.pyramid,
+        encoder,
+        checkpoint_path,
+        new_classes=new_classes,
+        new_channels=new_channels,
+        widths=widths,
+    )
     return model
 
 

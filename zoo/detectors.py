@@ -20,7 +20,6 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from zoo import encoders
 from zoo.blocks.sizes import whole_number
 from zoo.errors import BadInput, first_line
-from zoo.narrowing import apply_widths
 
 MIN_STRIDE = 4  # pixels, of the finest level
 WIDTH = 128  # channels of the pyramid of RetinaNet and FCOS
@@ -334,18 +333,15 @@ def create(
         raise BadInput(
             f"{name} with encoder={encoder} cannot be built: {first_line(error)}"
         ) from error
-    if widths:
-        apply_widths(model, widths)
-    if checkpoint_path is not None:
-        encoders.load(
-            model,
-            pyramid,
-            encoder,
-            checkpoint_path,
-            new_classes=num_classes is not None,
-            new_channels=in_chans is not None,
-            widths=widths,
-        )
+    encoders.finish(
+        model,
+        pyramid,
+        encoder,
+        checkpoint_path,
+        new_classes=num_classes is not None,
+        new_channels=in_chans is not None,
+        widths=widths,
+    )
     return model
 
 

@@ -66,30 +66,35 @@ def no_decay_names(model: nn.Module) -> set[str]:
     }
 
 
-def load(
+def finish(
     model: Any,
     pyramid: Any,
     encoder: str,
-    checkpoint_path: str | os.PathLike,
+    checkpoint_path: str | os.PathLike | None,
     *,
     new_classes: bool,
     new_channels: bool,
     widths: Mapping[str, int] | None = None,
 ) -> None:
-    """Load weights of a whole model or of its encoder.
+    """Cut a new model to its widths, and load weights of all of it or of its encoder.
 
     Args:
         model: A model with `encoder` and `in_chans`.
         pyramid: The feature pyramid in it.
         encoder: Name of the backbone.
-        checkpoint_path: The weights.
+        checkpoint_path: The weights; None leaves the model as it is.
         new_classes: Whether the number of classes was given.
         new_channels: Whether the number of channels was given.
-        widths: Widths to which the model was cut; None cuts it to those that the weights have.
+        widths: Widths of a pruned model; None for those that the weights have.
 
     Raises:
+        BadInput: The model has no such width.
         BadWeights: The weights cannot be read, or do not fit.
     """
+    if widths:
+        apply_widths(model, widths)
+    if checkpoint_path is None:
+        return
     content, named = opened(checkpoint_path)
     if widths is None and (saved := saved_widths(content)):
         apply_widths(model, saved)

@@ -19,7 +19,6 @@ from zoo import encoders
 from zoo.blocks.sizes import pair, whole_number
 from zoo.errors import BadInput, first_line
 from zoo.inputs import published_input
-from zoo.narrowing import apply_widths
 
 STRIDE = 16  # pixels: the paper takes the third of four stages of a ResNet
 CHANNELS, ROWS, DEPTH = 128, 4, 4  # embeddings of 512 numbers
@@ -185,18 +184,15 @@ def create(
             f"{name} with encoder={encoder} cannot be built for images of {size} pixels:"
             f" {first_line(error)}"
         ) from error
-    if widths:
-        apply_widths(model, widths)
-    if checkpoint_path is not None:
-        encoders.load(
-            model,
-            pyramid,
-            encoder,
-            checkpoint_path,
-            new_classes=False,
-            new_channels=in_chans is not None,
-            widths=widths,
-        )
+    encoders.finish(
+        model,
+        pyramid,
+        encoder,
+        checkpoint_path,
+        new_classes=False,
+        new_channels=in_chans is not None,
+        widths=widths,
+    )
     return model
 
 

@@ -8,22 +8,17 @@ the interval is over the seeds; times are paired with the float file. Finished p
 --out. The record goes to results/methods, the picture to docs/pictures.
 """
 
-import argparse
 import json
 import shutil
-import warnings
-from pathlib import Path
 
-import numpy as np
-import torch
-from scipy.stats import t as student
+import protocol
+from protocol import interval, once
 
 import zoo
 from zoo.compression import calibration
 from zoo.data.create import create_datamodule
 from zoo.settings import DataConfig
 
-ROOT = Path(__file__).parents[2]
 SIDE = 32
 RECIPES = {
     "nearest": {"repairs": []},
@@ -33,37 +28,13 @@ RECIPES = {
 FORMATS = ("onnx",)
 
 
-def train(seed, options):
-    """Return the model of a seed, trained once."""
-    out = Path(options.out) / f"seed{seed}"
-    made = sorted(out.glob("*/checkpoints/best.ckpt"))
-    if not made:
-        zoo.train(
-            model="mobilenetv2_035", data="digits", epochs=options.epochs, seed=seed,
-            progress=False, **{"train.out": str(out), "data.image_size": SIDE},
-        )  # fmt: skip
-        made = sorted(out.glob("*/checkpoints/best.ckpt"))
-    model = zoo.create_model("mobilenetv2_035", num_classes=10)
-    zoo.load_weights(model, made[0].parents[1])
-    return model.eval()
-
-
-def once(folder, name, compute):
-    """Return a part of the record, computed once."""
-    file = Path(folder) / f"{name}.json"
-    if not file.exists():
-        found = compute()
-        file.write_text(json.dumps(found), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def measured(seed, format, options, data):
     """Return drop and time of each recipe for one seed."""
-    model = train(seed, options)
+    model = protocol.trained("mobilenetv2_035", seed, options, SIDE)
     batches = calibration.calibration(data, 64)
     found = {}
     for name, recipe in RECIPES.items():
-        target = Path(options.out) / "artefact"
+        target = options.out / "artefact"
         made = zoo.quantize(
             model, format, target, batches=calibration.arrays(batches, data), data=data,
             input_size=(1, 3, SIDE, SIDE), **recipe,
@@ -77,13 +48,6 @@ def measured(seed, format, options, data):
         }
         shutil.rmtree(target)
     return found
-
-
-def interval(values):
-    """Return the mean and half of its 95 % interval over seeds."""
-    values = np.asarray(values)
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(half)
 
 
 def draw(record, file):
@@ -107,24 +71,13 @@ def draw(record, file):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default="runs/int8_budget")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one epoch, two seeds, no record")
-    options = parser.parse_args()
-    if options.quick:
-        options.seeds, options.epochs = 2, 1
-    folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    options = protocol.options("int8_budget", __doc__, epochs=3)
     data = create_datamodule(DataConfig(name="digits", image_size=SIDE), batch_size=100)
     data.setup("fit")
     seeds = range(options.seeds)
     found = {
         format: [
-            once(folder, f"{format}{seed}",
+            once(options.out, f"{format}{seed}",
                  lambda seed=seed, format=format: measured(seed, format, options, data))
             for seed in seeds
         ]
@@ -147,11 +100,8 @@ def main():
     print(json.dumps(record, indent=1))
     if options.quick:
         return
-    (ROOT / "results/methods").mkdir(exist_ok=True)
-    (ROOT / "docs/pictures").mkdir(exist_ok=True)
-    text = json.dumps(record, indent=1) + "\n"
-    (ROOT / "results/methods/int8_budget.json").write_text(text, encoding="utf-8")
-    draw(record, ROOT / "docs/pictures/int8_budget.svg")
+    protocol.write("int8_budget", record)
+    draw(record, protocol.PICTURES / "int8_budget.svg")
 
 
 if __name__ == "__main__":

@@ -9,22 +9,18 @@ thread, in PyTorch and in ONNX Runtime; those of deit_small_patch16_224 have ran
 Finished parts are kept in --out. The record goes to results/methods, the picture to docs/pictures.
 """
 
-import argparse
 import json
-import warnings
-from pathlib import Path
 
-import numpy as np
+import protocol
 import timm
 import torch
-from scipy.stats import t as student
+from protocol import interval, once
 
 import zoo
 from zoo.compression import token_pruning
 from zoo.data.create import create_datamodule
 from zoo.settings import DataConfig
 
-ROOT = Path(__file__).parents[2]
 SIZE = (1, 3, 32, 32)
 KEPT = (0.75, 0.5, 0.35)
 WAYS = ("random", "class attention", "importance", "importance and similarity")
@@ -58,32 +54,8 @@ def accuracy(model, data, way):
     return 100 * float(torch.cat(right).mean())
 
 
-def train(seed, options):
-    """Return the model of a seed, trained once."""
-    out = Path(options.out) / f"seed{seed}"
-    made = sorted(out.glob("*/checkpoints/best.ckpt"))
-    if not made:
-        zoo.train(
-            model="vit_2_4_32", data="digits", epochs=options.epochs, seed=seed,
-            progress=False, **{"train.out": str(out), "data.image_size": 32},
-        )  # fmt: skip
-        made = sorted(out.glob("*/checkpoints/best.ckpt"))
-    model = zoo.create_model("vit_2_4_32", num_classes=10)
-    zoo.load_weights(model, made[0].parents[1])
-    return model
-
-
-def once(folder, name, compute):
-    """Return a part of the record, computed once."""
-    file = Path(folder) / f"{name}.json"
-    if not file.exists():
-        found = compute()
-        file.write_text(json.dumps(found), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def accuracies(seed, options, data):
-    model = train(seed, options).eval()
+    model = protocol.trained("vit_2_4_32", seed, options, SIZE[-1])
     found = {"whole": accuracy(model, data, "whole")}
     for way in WAYS:
         for kept in KEPT:
@@ -117,13 +89,6 @@ def times(model, kept, size, blocks, folder):
     }
 
 
-def interval(values):
-    """Return the mean of paired differences and half of its 95 % interval."""
-    values = np.asarray(values)
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(half)
-
-
 def draw(record, file):
     import matplotlib
 
@@ -146,28 +111,19 @@ def draw(record, file):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default="runs/token_pruning")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--quick", action="store_true", help="one epoch, two seeds, no record")
-    options = parser.parse_args()
-    if options.quick:
-        options.seeds, options.epochs = 2, 1
-    folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    options = protocol.options("token_pruning", __doc__, epochs=6)
     data = create_datamodule(DataConfig(name="digits", image_size=32), batch_size=100)
     data.setup("validate")
     found = [
-        once(folder, f"accuracy{seed}", lambda seed=seed: accuracies(seed, options, data))
+        once(options.out, f"accuracy{seed}", lambda seed=seed: accuracies(seed, options, data))
         for seed in range(options.seeds)
     ]
-    small = train(0, options).eval()
+    small = protocol.trained("vit_2_4_32", 0, options, SIZE[-1])
     measured = {
         f"vit_2_4_32 {kept}": once(
-            folder, f"vit {kept}", lambda kept=kept: times(small, kept, SIZE, (0,), folder)
+            options.out,
+            f"vit {kept}",
+            lambda kept=kept: times(small, kept, SIZE, (0,), options.out),
         )
         for kept in KEPT
     }
@@ -176,7 +132,7 @@ def main():
         deit = timm.create_model("deit_small_patch16_224").eval()
         blocks = token_pruning.chosen_blocks(12)
         measured["deit_small_patch16_224 0.75"] = once(
-            folder, "deit", lambda: times(deit, 0.75, size, blocks, folder)
+            options.out, "deit", lambda: times(deit, 0.75, size, blocks, options.out)
         )
     drops = {
         name: interval([row[name] - row["whole"] for row in found])
@@ -189,11 +145,8 @@ def main():
     print(json.dumps(record, indent=1))
     if options.quick:
         return
-    (ROOT / "results/methods").mkdir(exist_ok=True)
-    (ROOT / "docs/pictures").mkdir(exist_ok=True)
-    text = json.dumps(record, indent=1) + "\n"
-    (ROOT / "results/methods/token_pruning.json").write_text(text, encoding="utf-8")
-    draw(record, ROOT / "docs/pictures/token_pruning.svg")
+    protocol.write("token_pruning", record)
+    draw(record, protocol.PICTURES / "token_pruning.svg")
 
 
 if __name__ == "__main__":

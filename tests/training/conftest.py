@@ -1,6 +1,9 @@
 """Helpers and fixtures: training runs of a tiny model with few batches."""
 
+import contextlib
 import csv
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from zoo.command_line.composition import run as run_command
+from zoo.training import loop
 
 TINY = [
     "model=mobilenetv2_035",
@@ -48,6 +52,23 @@ def tiny_run(*overrides: str) -> Path:
 def resume_run(folder: Path, *overrides: str) -> Path:
     """Resume a run, like `python train.py train.resume=...`."""
     return run_command("train", [f"train.resume={folder}", *overrides])
+
+
+@contextlib.contextmanager
+def signal_at(update: int, number: signal.Signals = signal.SIGINT) -> Iterator[None]:
+    """Send a signal to this process within the step of an update; the run must end by it."""
+    original = loop.Loop._update
+
+    def update_and_signal(self: loop.Loop) -> None:
+        original(self)
+        if self.progress.update + 1 == update:
+            os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Loop, "_update", update_and_signal)
+        with pytest.raises(SystemExit) as end:
+            yield
+    assert end.value.code == {"SIGINT": 130, "SIGUSR1": 138}[number.name]
 
 
 def checkpoint_of(folder: Path, which: str = "last") -> dict[str, Any]:

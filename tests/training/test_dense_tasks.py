@@ -3,8 +3,6 @@
 import csv
 import json
 import math
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -15,10 +13,10 @@ from torch.nn import functional as F
 from zoo.command_line.composition import run as run_command
 from zoo.data.create import create_datamodule
 from zoo.errors import BadInput
-from zoo.training import loop, super_resolution
+from zoo.training import super_resolution
 from zoo.training.tasks import get_task
 
-from .conftest import assert_same_run, checkpoint_of, resume_run
+from .conftest import assert_same_run, checkpoint_of, resume_run, signal_at
 
 COMMON = [
     "train.batch_size=4",
@@ -205,19 +203,10 @@ def test_a_resumed_run_equals_an_uninterrupted_run(finished, tmp_path):
     assert_same_run(whole, half)
 
 
-def test_a_run_interrupted_within_an_epoch_resumes_exactly(finished, tmp_path, monkeypatch):
+def test_a_run_interrupted_within_an_epoch_resumes_exactly(finished, tmp_path):
     task, whole = finished
-    update = loop.Loop._update
-
-    def update_and_interrupt(self):
-        update(self)
-        if self.progress.update == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(loop.Loop, "_update", update_and_interrupt)
-    with pytest.raises(SystemExit):
+    with signal_at(update=3):
         run(tmp_path, *TASKS[task])
-    monkeypatch.undo()
     (folder,) = tmp_path.iterdir()
     progress = checkpoint_of(folder)["progress"]
     assert (progress["epoch"], progress["batch"]) == (1, 1)

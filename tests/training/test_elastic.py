@@ -1,7 +1,5 @@
 """Elastic training: nested networks, their gradients, resumed runs, and networks taken out."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -18,10 +16,9 @@ from zoo.commands import prune as prune_command
 from zoo.errors import BadInput, ZooError
 from zoo.narrowing import cut, hidden_places, prefix, widths_of
 from zoo.reparam import randomize_parameters
-from zoo.training import loop
 from zoo.training.elastic import Elastic, Nested
 
-from .conftest import assert_same_run, checkpoint_of, resume_run
+from .conftest import assert_same_run, checkpoint_of, resume_run, signal_at
 
 RUN = (
     "model=cct_2_3x2_32",
@@ -133,17 +130,8 @@ def test_runs_resume_exactly_and_give_smaller_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run_command("train", [*RUN, f"train.out={tmp_path / 'whole'}"])
-    original = loop.Loop._update
-
-    def interrupted(self: loop.Loop) -> None:
-        original(self)
-        if self.progress.update + 1 == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(loop.Loop, "_update", interrupted)
-    with pytest.raises(SystemExit):
+    with signal_at(update=2):
         run_command("train", [*RUN, f"train.out={tmp_path / 'stopped'}"])
-    monkeypatch.undo()
     (folder,) = (tmp_path / "stopped").iterdir()
     resume_run(folder)
     assert_same_run(whole, folder)

@@ -13,6 +13,7 @@ from zoo.command_line.composition import run as run_command
 from zoo.errors import BadInput, ZooError
 from zoo.training import classification, loop, optim, segmentation
 from zoo.training.checks import check_train
+from zoo.training.divergence import Diverged
 from zoo.training.losses import create_loss
 from zoo.training.tasks import NotFinite
 
@@ -80,9 +81,7 @@ def test_a_diverged_validation_stops_the_run(
     monkeypatch.setattr(
         loop.Loop, "_eval_forward", lambda self, x: torch.full((len(x), 10), float("inf"))
     )
-    with pytest.raises(
-        loop.Diverged, match=r"validation: the outputs for .* Try a lower train\.lr"
-    ):
+    with pytest.raises(Diverged, match=r"validation: the outputs for .* Try a lower train\.lr"):
         run_command("train", [*FAST, f"train.out={tmp_path}"])
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from zoo.command_line.composition import run as run_command
-from zoo.training import loop, slurm
+from zoo.training import slurm
 from zoo.training.interrupt import Interrupt
 
-from .conftest import checkpoint_of, resume_run
+from .conftest import checkpoint_of, resume_run, signal_at
 from .test_stopping import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -43,19 +43,9 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return notes
 
 
-def interrupted_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    original = loop.Loop._update
-
-    def update_and_signal(self: loop.Loop) -> None:
-        original(self)
-        if self.progress.update + 1 == 2:
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "_update", update_and_signal)
-        with pytest.raises(SystemExit) as end:
-            run_command("train", [*SMALL, "train.epochs=1", f"train.out={out}"])
-    assert end.value.code == 138
+def interrupted_run(out: Path) -> Path:
+    with signal_at(2, signal.SIGUSR1):
+        run_command("train", [*SMALL, "train.epochs=1", f"train.out={out}"])
     (folder,) = out.iterdir()
     return folder
 
@@ -64,7 +54,7 @@ def test_a_run_is_saved_and_its_job_is_requeued(
     tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    folder = interrupted_run(tmp_path / "runs", monkeypatch)
+    folder = interrupted_run(tmp_path / "runs")
     assert scontrol.read_text() == "requeue 4711\n"
     printed = capsys.readouterr().out
     assert "stopped by SIGUSR1" in printed
@@ -77,7 +67,7 @@ def test_a_run_is_saved_and_its_job_is_requeued(
 def test_outside_slurm_the_run_is_only_saved(
     tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    interrupted_run(tmp_path / "runs", monkeypatch)
+    interrupted_run(tmp_path / "runs")
     assert not scontrol.exists()
     assert "not requeued: this is not a SLURM job" in capsys.readouterr().out
 

@@ -1,8 +1,6 @@
 """Quantisation-aware training: what is trained, what is kept, and what is exported of it."""
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,8 @@ from zoo.command_line.composition import run as run_command
 from zoo.data.create import create_datamodule
 from zoo.deploy import int8_graph
 from zoo.settings import DataConfig
-from zoo.training import loop
 
-from .conftest import assert_same_run, checkpoint_of, resume_run, rows_of
+from .conftest import assert_same_run, checkpoint_of, resume_run, rows_of, signal_at
 
 pytest.importorskip("torchao")
 pytest.importorskip("executorch")
@@ -156,20 +153,11 @@ def test_ranges_follow_for_half_of_the_updates(qat_run: Path, float_run: Path, t
 
 
 def test_two_halves_are_one_run_without_the_float_run(
-    float_run: Path, qat_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    float_run: Path, qat_run: Path, tmp_path: Path
 ) -> None:
     source = shutil.copytree(float_run, tmp_path / "source")
-    original = loop.Loop._update
-
-    def signalled(self: loop.Loop) -> None:
-        original(self)
-        if self.progress.update + 1 == 4:  # in the first epoch, of six
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(loop.Loop, "_update", signalled)
-    with pytest.raises(SystemExit):
+    with signal_at(update=4):  # in the first epoch, of six
         qat_from(source, tmp_path / "out")
-    monkeypatch.undo()
     shutil.rmtree(source)
     (folder,) = (tmp_path / "out").iterdir()
     resume_run(folder)

@@ -17,7 +17,7 @@ from zoo.command_line.composition import run as run_command
 from zoo.errors import BadInput, BadWeights
 from zoo.training import loop
 
-from .conftest import TINY, assert_same_run, checkpoint_of, resume_run, rows_of, tiny_run
+from .conftest import TINY, assert_same_run, checkpoint_of, resume_run, rows_of, signal_at, tiny_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,20 +37,10 @@ def test_resuming_after_two_epochs_equals_an_uninterrupted_run(
     "update", [1, 4, 6]
 )  # within an epoch (1, 4) and after its last update (6)
 def test_a_signal_saves_a_checkpoint_that_resumes_exactly(
-    update: int, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    update: int, whole_run: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    original = loop.Loop._update
-
-    def update_and_interrupt(self: loop.Loop) -> None:
-        original(self)
-        if self.progress.update + 1 == update:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(loop.Loop, "_update", update_and_interrupt)
-    with pytest.raises(SystemExit) as exit:
+    with signal_at(update):
         tiny_run(f"train.out={tmp_path}")
-    monkeypatch.undo()
-    assert exit.value.code == 130
     (folder,) = tmp_path.iterdir()
     assert f"zoo train train.resume={folder}" in capsys.readouterr().out
     assert checkpoint_of(folder)["progress"]["update"] == update

@@ -1,8 +1,6 @@
 """Units that shrink to zero during training: the schedule, cutting, averages and resuming."""
 
 import copy
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,9 @@ from zoo.command_line.composition import run as run_command
 from zoo.errors import BadInput
 from zoo.narrowing import cut, places
 from zoo.settings import TrainConfig
-from zoo.training import loop
 from zoo.training.shrinking import Shrinking
 
-from .conftest import assert_same_run, checkpoint_of, resume_run
+from .conftest import assert_same_run, checkpoint_of, resume_run, signal_at
 
 RUN = (
     "model=cct_2_3x2_32",
@@ -103,17 +100,8 @@ def test_runs_end_with_units_that_can_be_cut_and_resume_exactly(
         narrower = cut(net, kept).double()
         assert (narrower(x.double()) - net.double()(x.double())).abs().max() < 1e-10
 
-    original = loop.Loop._update
-
-    def interrupted(self: loop.Loop) -> None:
-        original(self)
-        if self.progress.update + 1 == 4:  # in the first step of the second period
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(loop.Loop, "_update", interrupted)
-    with pytest.raises(SystemExit):
+    with signal_at(update=4):  # in the first step of the second period
         run_command("train", [*RUN, f"train.out={tmp_path / 'stopped'}"])
-    monkeypatch.undo()
     (folder,) = (tmp_path / "stopped").iterdir()
     resume_run(folder)
     assert_same_run(whole, folder)

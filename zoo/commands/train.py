@@ -168,7 +168,7 @@ def _train_cell(
     """Train a cell in the folder of its turn, and return how it ended."""
     folder = turn.run_folder
     from zoo import tensor_files
-    from zoo.training import loop
+    from zoo.training.divergence import Diverged
 
     merged = resolve.merge(TrainRun(), cell.settings, of_machine, cell.folder / "cell.json")
     explicit = {key: cell.flat()[key] for key in cell.explicit} | dict(of_machine)
@@ -179,7 +179,7 @@ def _train_cell(
     try:
         command = command_line("train", {"train.sweep": cell.sweep})
         run(merged, explicit, run_folder.CellRun(folder, command, lambda: turn.is_lost))
-    except loop.Diverged as error:
+    except Diverged as error:
         return {"outcome": "diverged", "metrics": {}, "reason": str(error)}
     content = tensor_files.read(folder / "checkpoints" / "last.ckpt")
     return {

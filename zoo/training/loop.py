@@ -24,17 +24,12 @@ from zoo.errors import BadWeights, ZooError
 from zoo.settings import TrainConfig
 from zoo.training import checkpoint, restore
 from zoo.training.components import Components, Progress
+from zoo.training.divergence import Diverged, advice_on_divergence
 from zoo.training.interrupt import Interrupt
 from zoo.training.logs import MetricsLog, ProgressBar
 from zoo.training.losses import Distillation, StoredDistillation
 from zoo.training.stopping import TimeLimit, reason_to_end
-from zoo.training.tasks import NotFinite, Result, get_task, sample_validation
-
-LARGEST_PIXEL = 1e4  # of normalised images; beyond it, the normalisation is wrong
-
-
-class Diverged(ZooError):
-    """The loss or a weight is NaN or infinite."""
+from zoo.training.tasks import NotFinite, Result, get_task
 
 
 class Interrupted(Exception):
@@ -353,20 +348,8 @@ class Loop:
         epoch = self.progress.epoch + (self.progress.batch > 0)
         return Diverged(
             f"{reason} in epoch {epoch}, after update {self.progress.update}; training stopped"
-            f" (last good checkpoint: {kept}). {self._advice()}"
+            f" (last good checkpoint: {kept}). {advice_on_divergence(self.components.data)}"
         )
-
-    def _advice(self) -> str:
-        """Return what to do about numbers that are not finite."""
-        images, _ = sample_validation(self.components.data, 1)
-        largest = float(images.abs().max())
-        if not largest < LARGEST_PIXEL:
-            data = self.components.data
-            return (
-                f"Normalised pixels are as large as {largest:.3g}: check data.mean={data.mean} and"
-                f" data.std={data.std}, which are for values in 0..1"
-            )
-        return "Try a lower train.lr, train.clip_grad=1 or train.precision=32"
 
     def _stop_if_interrupted(self) -> None:
         """After an update, save and raise an error if a signal arrived, or the time is over."""

@@ -15,8 +15,9 @@ from zoo.settings import TrainRun
 from zoo.training import batch_size, dry_run, lr_range, optim
 from zoo.training.assembly import build_components
 from zoo.training.components import Components
+from zoo.training.divergence import Diverged
 from zoo.training.interrupt import Interrupt
-from zoo.training.loop import Diverged, Loop
+from zoo.training.loop import Loop
 from zoo.training.method import TrainingMethod
 
 
