@@ -104,6 +104,11 @@ def _fits(value: Tensor, parameter: Tensor, optimizer: Any) -> bool:
     return value.shape == parameter.shape and value.is_floating_point()
 
 
+def _check_keys(part: str, own: dict[str, Any], state: dict[str, Any], path: Path) -> None:
+    for key in own.keys() ^ state.keys():
+        raise damaged(path, f"{part}.{key} is {'missing' if key in own else 'unknown'}")
+
+
 def restore_scaler(precision: Any, state: dict[str, Any], path: Path) -> None:
     """Load the state of the gradient scaler of fp16; other precisions have none.
 
@@ -111,8 +116,7 @@ def restore_scaler(precision: Any, state: dict[str, Any], path: Path) -> None:
         BadWeights: It belongs to another precision, or is not valid.
     """
     own = precision.state_dict()
-    for key in own.keys() ^ state.keys():
-        raise damaged(path, f"scaler.{key} is {'missing' if key in own else 'unknown'}")
+    _check_keys("scaler", own, state, path)
     for key, value in own.items():
         saved = state[key]
         if _kind(saved) != _kind(value) or not 0 <= saved < float("inf"):
@@ -127,8 +131,7 @@ def restore_method(method: TrainingMethod, state: dict[str, Any], path: Path) ->
         BadWeights: It belongs to another method, or is not valid.
     """
     own = method.state_dict()
-    for key in own.keys() ^ state.keys():
-        raise damaged(path, f"method.{key} is {'missing' if key in own else 'unknown'}")
+    _check_keys("method", own, state, path)
     try:
         method.load_state_dict(state)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
